@@ -1,0 +1,240 @@
+"""What one trial trains, as frozen data. Standard library only: both columns of the project import it.
+
+A parameter is in `Shape` when it changes a tensor's size or the stream of batches, and in `Knobs` when it is a plain
+number per trial. Trials with equal shapes can share one training group.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from cifar_sweep.errors import UsageError, nearest
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a parameter of a trial may be. `low` and `high` are inclusive; `high` is exclusive where it says so."""
+
+    kind: type
+    default: Value
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Value, ...] = ()
+    high_is_open: bool = False
+    help: str = ""
+
+    def accepted(self) -> str:
+        """The accepted values, in words."""
+        if self.choices:
+            return "one of " + ", ".join(str(choice) for choice in self.choices)
+        if self.kind is bool:
+            return "true or false"
+        noun = "a whole number" if self.kind is int else "a number"
+        if self.low is None:
+            return noun
+        if self.high is None:
+            return f"{noun} of at least {self.low:g}"
+        return f"{noun} from {self.low:g} to {'below ' if self.high_is_open else ''}{self.high:g}"
+
+    def check(self, value: Any) -> Value:
+        """Return `value` in the parameter's own type, or raise ValueError with what would be accepted."""
+        refusal = ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
+        if self.kind is bool or isinstance(value, bool):
+            if not (self.kind is bool and isinstance(value, bool)):
+                raise refusal
+            return value
+        if self.kind is str:
+            if value not in self.choices:
+                raise refusal
+            return str(value)
+        if not isinstance(value, (int, float)) or value != value:
+            raise refusal
+        if self.kind is int and value != int(value):
+            raise refusal
+        number = self.kind(value)
+        too_high = self.high is not None and (number >= self.high if self.high_is_open else number > self.high)
+        if too_high or (self.low is not None and number < self.low):
+            raise refusal
+        return number  # type: ignore[no-any-return]
+
+
+VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
+MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", *VGG_MODELS)
+
+PARAMETERS: dict[str, Parameter] = {
+    "model": Parameter(str, "cnn3", choices=MODEL_NAMES, help="network"),
+    "activation": Parameter(str, "relu", choices=("relu", "leaky_relu", "sigmoid", "tanh"), help="activation function"),
+    "batch_norm": Parameter(bool, False, help="batch normalisation"),
+    "norm_position": Parameter(
+        str,
+        "before_activation",
+        choices=("before_activation", "after_activation"),
+        help="where batch normalisation stands: after_activation is layer, activation, dropout, norm",
+    ),
+    "hidden_units": Parameter(int, 100, low=1, high=65536, help="width of the last hidden fully connected layer"),
+    "padding_mode": Parameter(str, "zeros", choices=("zeros", "reflect"), help="padding of the first convolution"),
+    "init": Parameter(str, "default", choices=("default", "xavier"), help="initial weights"),
+    "softmax": Parameter(bool, False, help="a softmax before the cross-entropy loss, the mistake of two reports"),
+    "normalize": Parameter(bool, False, help="subtract the training images' channel mean, divide by their deviation"),
+    "optimizer": Parameter(str, "adam", choices=("sgd", "adam", "rmsprop"), help="optimizer"),
+    "batch_size": Parameter(int, 64, low=1, high=65536, help="images per step"),
+    "epochs": Parameter(int, 30, low=1, high=100_000, help="passes over the training images"),
+    "train_images": Parameter(int, 0, low=0, help="training images used, class by class alike; 0 is all"),
+    "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16"), help="arithmetic of the forward pass"),
+    "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000, help="step size"),
+    "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True, help="momentum of sgd and rmsprop"),
+    "weight_decay": Parameter(float, 0.0, low=0, high=1000, help="L2 penalty, added to the gradient"),
+    "dropout": Parameter(float, 0.0, low=0, high=1, high_is_open=True, help="share of activations zeroed"),
+    "step_size": Parameter(int, 20, low=1, high=100_000, help="StepLR: epochs between decays"),
+    "gamma": Parameter(float, 1.0, low=1e-6, high=1, help="StepLR: factor of each decay; 1 is none"),
+}
+
+_COMMON = frozenset(PARAMETERS) - {"hidden_units", "padding_mode", "norm_position", "dropout"}
+_VGG: tuple[frozenset[str], dict[str, Value]] = (
+    _COMMON | {"hidden_units", "dropout", "norm_position"},
+    {"batch_norm": True, "hidden_units": 500},
+)
+
+# For each model: the parameters it has, and its report's own settings where they differ from the defaults above.
+MODEL_TRAITS: dict[str, tuple[frozenset[str], dict[str, Value]]] = {
+    "lenet": (_COMMON | {"hidden_units", "dropout", "norm_position"}, {"hidden_units": 84}),
+    "convnet": (frozenset(PARAMETERS), {"batch_norm": True, "hidden_units": 84}),
+    "cnn3": (_COMMON | {"hidden_units", "dropout", "norm_position"}, {"norm_position": "after_activation"}),
+    "cnn1": (_COMMON | {"dropout", "norm_position"}, {}),
+    **dict.fromkeys(VGG_MODELS, _VGG),
+}
+
+
+def check_parameter(name: str, value: Any, *, where: str) -> Value:
+    """Return `value` as parameter `name` takes it.
+
+    Raises:
+        UsageError: the parameter is unknown or the value is out of its range; `where` says where it stood.
+    """
+    if name not in PARAMETERS:
+        raise UsageError(f"{where}: there is no parameter {name!r}; {nearest(name, PARAMETERS)}.")
+    try:
+        return PARAMETERS[name].check(value)
+    except ValueError as error:
+        raise UsageError(f"{where}: {name} = {error}.") from None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that changes a tensor's size or the stream of batches. The parameters' help is in `PARAMETERS`.
+
+    `classes` is the data's; `data_seed` orders the batches; `precision` is resolved (fp32 or bf16), never auto;
+    `train_images` 0 means all of the training part.
+    """
+
+    model: str
+    classes: int
+    activation: str
+    batch_norm: bool
+    norm_position: str
+    hidden_units: int
+    padding_mode: Literal["zeros", "reflect"]
+    init: str
+    softmax: bool
+    normalize: bool
+    optimizer: str
+    batch_size: int
+    epochs: int
+    train_images: int
+    data_seed: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The plain numbers of one trial. `seed` decides its initial weights and its dropout masks."""
+
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    dropout: float
+    step_size: int
+    gamma: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One trial, complete: nothing about it is decided later."""
+
+    shape: Shape
+    knobs: Knobs
+
+    @classmethod
+    def from_params(
+        cls, params: Mapping[str, Value], *, classes: int, precision: str, data_seed: int, seed: int
+    ) -> "TrialConfig":
+        """Complete `params` with the defaults of their model.
+
+        A parameter that the model or the optimizer does not have (dropout's place in the space of a sweep over
+        several models, say) falls back to its default, so that equal networks get equal configs.
+
+        Args:
+            params: parameter names of `PARAMETERS` to values.
+            classes: number of classes of the data.
+            precision: the arithmetic to use where `params` says ``auto`` or nothing: fp32 or bf16.
+            data_seed: orders the batches; shared by all trials of a sweep.
+            seed: the trial's own, for initial weights and dropout masks.
+
+        Raises:
+            UsageError: a parameter is unknown or out of range.
+        """
+        given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
+        model = str(given.get("model", PARAMETERS["model"].default))
+        has, defaults = MODEL_TRAITS[model]
+        values: dict[str, Value] = {name: parameter.default for name, parameter in PARAMETERS.items()} | defaults
+        values |= {name: value for name, value in given.items() if name in has}
+        if "hidden_units" not in has:
+            values["hidden_units"] = 0
+        if values["optimizer"] == "adam":
+            values["momentum"] = 0.0
+        if not values["batch_norm"]:
+            values["norm_position"] = defaults.get("norm_position", PARAMETERS["norm_position"].default)
+        if values["precision"] == "auto":
+            values["precision"] = precision
+        values |= {"classes": classes, "data_seed": data_seed, "seed": seed}
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
+        """Rebuild a config from `to_dict`'s result.
+
+        Raises:
+            UsageError: a value is missing, unknown, or out of range.
+        """
+        known = [field.name for part in (Shape, Knobs) for field in fields(part)]
+        for name in values:
+            if name not in known:
+                raise UsageError(f"trial config: there is no value {name!r}; {nearest(name, known)}.")
+        missing = [name for name in known if name not in values]
+        if missing:
+            raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(known)}.")
+        for name, value in values.items():
+            if name in PARAMETERS and not (name == "hidden_units" and value == 0):
+                check_parameter(name, value, where="trial config")
+        return cls(
+            Shape(**{field.name: values[field.name] for field in fields(Shape)}),
+            Knobs(**{field.name: values[field.name] for field in fields(Knobs)}),
+        )
+
+    def to_dict(self) -> dict[str, Value]:
+        """All values, flat, as plain data."""
+        return dataclasses.asdict(self.shape) | dataclasses.asdict(self.knobs)
+
+
+def derive_seed(*path: int | str) -> int:
+    """A seed of 32 bits for a place in the sweep, such as ``derive_seed(sweep_seed, "trial", 7)``.
+
+    A hash, not a sum: neighbouring seeds and numbers give unrelated streams, on every machine the same.
+    """
+    digest = hashlib.sha256(":".join(str(part) for part in path).encode()).digest()
+    return int.from_bytes(digest[:4], "big")

@@ -1,0 +1,44 @@
+"""The errors a user is meant to see: one sentence each, turned into an exit code by `cli.py` alone."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CifarSweepError(Exception):
+    """Something outside the command was wrong: the data, the storage, the device, the disk."""
+
+    exit_code = 1
+
+
+class UsageError(CifarSweepError):
+    """The command line or the sweep file asked for something that cannot be."""
+
+    exit_code = 2
+
+
+class DataError(CifarSweepError):
+    """The dataset is missing, incomplete, or not what it was."""
+
+
+class DeviceError(CifarSweepError):
+    """The device asked for cannot be used here."""
+
+
+class StorageError(CifarSweepError):
+    """The study database cannot be read or written."""
+
+
+class DiskError(CifarSweepError):
+    """A file could not be written, most often because the disk is full."""
+
+
+class StudyError(CifarSweepError):
+    """The study is missing, or does not fit what was asked of it."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A clause that names the nearest known words, and all of them: ``did you mean a? Known: a, b``."""
+    words = sorted(known)
+    close = get_close_matches(word, words, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{hint}known: {', '.join(words)}"

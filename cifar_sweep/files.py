@@ -1,0 +1,25 @@
+"""Writing a file whole or not at all."""
+
+import os
+from pathlib import Path
+
+from cifar_sweep.errors import DiskError
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` beside `path` and rename it into place, so that a reader sees the old file or the new one.
+
+    Raises:
+        DiskError: the file could not be written; what stood there before still stands.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DiskError(f"{path}: the file could not be written: {error.strerror or error}.") from error

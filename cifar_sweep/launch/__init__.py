@@ -1,0 +1,1 @@
+"""Where workers are started. Each way only starts `runner.work` somewhere."""

@@ -1,0 +1,125 @@
+"""What a person sees while a sweep runs: one live view in a terminal, plain lines elsewhere.
+
+Everything comes from the database, so that the view is right whoever trains.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from cifar_sweep.results.status import duration, params_text, seconds_left, seconds_spent
+from cifar_sweep.search.study import STATE_NAMES, SweepStudy, describe
+
+REFRESH_SECONDS = 1.0
+
+
+@contextmanager
+def shown(study: SweepStudy, console: Console) -> Iterator[None]:
+    """Show the study's progress while the body runs, and its last state when it ends."""
+    done = threading.Event()
+    view = _LiveView(study, console) if console.is_terminal else _Lines(study, console)
+
+    def refresh() -> None:
+        while not done.wait(REFRESH_SECONDS):
+            try:
+                view.refresh()
+            except Exception:  # noqa: S112  a busy or absent database: the workers say so, the view tries again
+                continue
+
+    thread = threading.Thread(target=refresh, name="progress", daemon=True)
+    with view.live:
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            view.refresh()
+
+
+class _LiveView:
+    """The whole state, drawn again and again in place."""
+
+    def __init__(self, study: SweepStudy, console: Console) -> None:
+        self.study = study
+        self.live = Live(self._draw(), console=console, auto_refresh=False, redirect_stdout=False)
+
+    def refresh(self) -> None:
+        self.live.update(self._draw(), refresh=True)
+
+    def _draw(self) -> RenderableType:
+        summary = self.study.summary()
+        counts = summary["trials"]
+        done = counts["complete"] + counts["pruned"]
+        facts = Table.grid(padding=(0, 2))
+        facts.add_row("trials", f"{done} of {summary['budget']} done, {_counts_text(counts)}")
+        facts.add_row("best", _best_text(summary["best"]))
+        for trial in self.study.trials():
+            if trial.state is TrialState.RUNNING:
+                facts.add_row("running", _running_text(trial))
+        facts.add_row("time left", _left_text(self.study))
+        bar = ProgressBar(total=summary["budget"], completed=done, width=60)
+        return Group(f"[bold]{summary['name']}[/bold] on {summary['data']}", bar, facts)
+
+
+class _Lines:
+    """A line for each trial that ends."""
+
+    def __init__(self, study: SweepStudy, console: Console) -> None:
+        self.study = study
+        self.console = console
+        self.live = _nothing()
+        self.said = {trial.number for trial in study.trials() if trial.state.is_finished()}
+
+    def refresh(self) -> None:
+        for trial in self.study.trials():
+            if trial.state.is_finished() and trial.number not in self.said:
+                self.said.add(trial.number)
+                self.console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, trial: FrozenTrial) -> str:
+        summary = self.study.summary()
+        done = summary["trials"]["complete"] + summary["trials"]["pruned"]
+        value = f" {trial.value:.2%}" if trial.value is not None else ""
+        reason = f" ({trial.user_attrs['reason']})" if "reason" in trial.user_attrs else ""
+        return (
+            f"[{done}/{summary['budget']}] trial {trial.number} {STATE_NAMES[trial.state]}{value} "
+            f"{params_text(describe(trial)['params'])} in {duration(seconds_spent(trial))}{reason}; "
+            f"best {_best_text(summary['best'])}; time left {_left_text(self.study)}"
+        )
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in ("pruned", "failed", "running", "waiting"))
+
+
+def _best_text(best: dict[str, Any] | None) -> str:
+    if best is None:
+        return "none yet"
+    return f"{best['value']:.2%} validation accuracy, trial {best['number']}: {params_text(best['params'])}"
+
+
+def _running_text(trial: FrozenTrial) -> str:
+    curve = trial.user_attrs.get("curve", [])
+    epochs = trial.user_attrs.get("config", {}).get("epochs", "?")
+    accuracy = f", {curve[-1]['validation_accuracy']:.2%}" if curve else ""
+    params = params_text(describe(trial)["params"])
+    since = duration(seconds_spent(trial))
+    return f"trial {trial.number}, epoch {len(curve)} of {epochs}{accuracy}, {since}: {params}"
+
+
+def _left_text(study: SweepStudy) -> str:
+    left = seconds_left(study)
+    return "known after two trials" if left is None else f"{duration(left[0])} to {duration(left[1])}"

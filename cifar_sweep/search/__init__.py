@@ -1,0 +1,1 @@
+"""The Optuna column: sweep files, spaces, storage and studies. It knows no tensor."""

@@ -1,0 +1,80 @@
+"""Samplers and pruners by name, and what a step is."""
+
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+from cifar_sweep.config import PARAMETERS, derive_seed
+from cifar_sweep.errors import UsageError
+from cifar_sweep.search.sweepfile import PrunerSettings, SamplerSettings, Sweep
+
+# Where epochs are searched, a report's step is a tenth of the trial's own schedule: short and long schedules are then
+# compared at the same place of their decay.
+STEPS_OF_A_SCHEDULE = 10
+
+
+def sampler_seed(seed: int, *, asked: int) -> int:
+    """The seed of the ask after `asked` trials, so that a resumed study goes on and does not begin again."""
+    return derive_seed(seed, "sampler", asked)
+
+
+def build_sampler(settings: SamplerSettings, *, seed: int) -> BaseSampler:
+    """The sampler for one ask. A sampler with a fixed seed would repeat itself after a restart and in every worker."""
+    if settings.name == "random":
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+
+
+def build_pruner(sweep: Sweep) -> BasePruner:
+    """The pruner of `sweep`, with whole numbers throughout: an automatic budget differs from worker to worker.
+
+    Raises:
+        UsageError: the pruner compares resources, and the sweep searches the number of epochs.
+    """
+    settings: PrunerSettings = sweep.pruner
+    if settings.name in ("asha", "hyperband") and "epochs" in sweep.space:
+        raise UsageError(
+            f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "
+            "holds epochs; accepted there: median, percentile, none."
+        )
+    common = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": settings.warmup_steps}
+    match settings.name:
+        case "none":
+            return NopPruner()
+        case "median":
+            return MedianPruner(**common)
+        case "percentile":
+            return PercentilePruner(settings.percentile, **common)
+        case "asha":
+            return SuccessiveHalvingPruner(min_resource=settings.min_steps, reduction_factor=settings.reduction_factor)
+        case "hyperband":
+            return HyperbandPruner(
+                min_resource=settings.min_steps,
+                max_resource=max(settings.min_steps, steps_in_all(sweep)),
+                reduction_factor=settings.reduction_factor,
+            )
+
+
+def steps_in_all(sweep: Sweep) -> int:
+    """The last step that a trial of `sweep` can report."""
+    if "epochs" in sweep.space:
+        return STEPS_OF_A_SCHEDULE
+    return int(sweep.fixed.get("epochs", PARAMETERS["epochs"].default))
+
+
+def step_of(epoch: int, *, epochs: int, searched: bool) -> int | None:
+    """The step to report after `epoch` of `epochs`, or None where the epoch ends no step.
+
+    The step is the epoch; where epochs are searched, the number of whole tenths of the schedule done.
+    """
+    if not searched:
+        return epoch
+    step = STEPS_OF_A_SCHEDULE * epoch // epochs
+    before = STEPS_OF_A_SCHEDULE * (epoch - 1) // epochs
+    return step if step > before else None

@@ -1,0 +1,384 @@
+"""A study and its trials: open or resume, claim, report, prune, finish.
+
+A trial is an Optuna trial from first to last. Interrupted, it goes back to WAITING under its own number, with its
+parameters and reports, and is claimed again; so a study holds exactly as many trials as were asked for.
+"""
+
+import json
+import platform
+import re
+import subprocess
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.search import space, strategy
+from cifar_sweep.search.storage import Owner, Storage, owner_attribute
+from cifar_sweep.search.sweepfile import Sweep, parse
+
+MAX_DEATHS = 3
+STATE_NAMES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+class TrialLostError(Exception):
+    """Another worker has taken this trial up, after the lease of this one ran out."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who trains, and on what: stored with each trial."""
+
+    owner: Owner
+    device: str
+    threads: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process holds."""
+
+    trial: optuna.Trial
+    trial_id: int
+    owner: Owner
+    config: TrialConfig
+
+    @property
+    def number(self) -> int:
+        """The trial's number in its study."""
+        return self.trial.number
+
+
+class SweepStudy:
+    """A sweep's study in a storage. Accuracies are fractions; the value of a trial is its best validation accuracy."""
+
+    def __init__(self, storage: Storage, study: optuna.Study) -> None:
+        self.storage = storage
+        self._study = study
+        self.name = study.study_name
+        attributes = study.user_attrs
+        if "sweep" not in attributes or "data" not in attributes:
+            raise StudyError(
+                f"{storage.shown}: study {self.name!r} was not made by cifar-sweep; choose another with --study."
+            )
+        self.sweep: Sweep = parse(attributes["sweep"], where=f"study {self.name!r}")
+        self.uid: str = attributes["uid"]
+        self.data: dict[str, Any] = attributes["data"]
+        self._study.pruner = strategy.build_pruner(self.sweep)
+        self._distributions = space.distributions(self.sweep)
+
+    @property
+    def budget(self) -> int:
+        """How many trials are to be finished (complete or pruned)."""
+        return self.sweep.trials
+
+    def trials(self) -> Sequence[FrozenTrial]:
+        """All trials as they stand, by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return _count(self.trials(), "complete", "pruned") >= self.budget
+
+    def claim(self, worker: Worker) -> Claim | None:
+        """Take an interrupted, an enqueued, or a new trial, exactly one, and hold it; None while all are taken."""
+        with self.storage.lock():
+            self._requeue_orphans()
+            trials = self.trials()
+            if _count(trials, "complete", "pruned", "running") >= self.budget:
+                return None
+            seed = strategy.sampler_seed(self.sweep.seed, asked=len(trials))
+            self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
+            with warnings.catch_warnings():
+                # Optuna warns that heartbeats belong to Study.optimize; ours are sent by Storage.heartbeat.
+                warnings.filterwarnings("ignore", message="Heartbeat of storage")
+                trial = self._study.ask(self._distributions)
+            return self._hold(trial, worker)
+
+    def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
+        stored = trial.user_attrs.get("config")
+        config = (
+            TrialConfig.from_dict(stored)
+            if stored
+            else space.to_config(
+                trial.params,
+                self.sweep,
+                number=trial.number,
+                classes=self.data["classes"],
+                precision=worker.precision,
+            )
+        )
+        trial.set_user_attr("config", config.to_dict())
+        trial.set_user_attr("device", worker.device)
+        trial.set_user_attr("threads", worker.threads)
+        trial.set_user_attr("owner", owner_attribute(worker.owner))
+        return Claim(trial, self.storage.trial_id(self._study, trial.number), worker.owner, config)
+
+    def _requeue_orphans(self) -> None:
+        """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""
+        for trial_id in self.storage.orphans(self._study):
+            deaths = self.storage.optuna.get_trial(trial_id).user_attrs.get("deaths", 0) + 1
+            self.storage.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
+            self.storage.optuna.set_trial_user_attr(trial_id, "owner", None)
+            if deaths <= MAX_DEATHS:
+                self.storage.set_waiting(trial_id)
+            else:
+                reason = f"its worker died {deaths} times while training it"
+                self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
+                self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
+
+    def report(self, claim: Claim, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Store a trial's learning curve, epoch by epoch, and report the steps that Optuna has not seen yet.
+
+        Raises:
+            TrialLostError: another worker holds the trial now.
+        """
+        searched = "epochs" in self.sweep.space
+        with self._held(claim):
+            claim.trial.set_user_attr("curve", list(curve))
+            seen = self.storage.optuna.get_trial(claim.trial_id).intermediate_values
+            for point in curve:
+                step = strategy.step_of(point["epoch"], epochs=claim.config.shape.epochs, searched=searched)
+                if step is not None and step not in seen:
+                    claim.trial.report(point["validation_accuracy"], step)
+
+    def should_prune(self, claim: Claim) -> bool:
+        """Whether the pruner would end this trial after its last report."""
+        return claim.trial.should_prune()
+
+    def complete(self, claim: Claim, value: float, **attributes: Any) -> None:
+        """End a trial with its best validation accuracy. Raises TrialLostError as `report` does."""
+        with self._held(claim):
+            _set(claim.trial, attributes)
+            self._study.tell(claim.trial, value)
+
+    def prune(self, claim: Claim, reason: str) -> None:
+        """End a trial early; its value is the last one reported. Raises TrialLostError as `report` does."""
+        with self._held(claim):
+            _set(claim.trial, {"reason": reason})
+            self._study.tell(claim.trial, state=TrialState.PRUNED)
+
+    def fail(self, claim: Claim, reason: str) -> None:
+        """End a trial without a value. Raises TrialLostError as `report` does."""
+        with self._held(claim):
+            _set(claim.trial, {"reason": reason})
+            self._study.tell(claim.trial, state=TrialState.FAIL)
+
+    def release(self, claim: Claim) -> None:
+        """Give an unfinished trial back to the queue. Raises TrialLostError as `report` does."""
+        with self._held(claim):
+            claim.trial.set_user_attr("owner", None)
+            self.storage.set_waiting(claim.trial_id)
+
+    def _held(self, claim: Claim) -> "_Held":
+        return _Held(self.storage, claim)
+
+    def ranked(self) -> list[FrozenTrial]:
+        """The complete trials, best validation accuracy first; of equals the earlier one."""
+        complete = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
+        return sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))
+
+    def note(self, key: str) -> Any:
+        """A fact stored with the study, such as `versions` or `commit`."""
+        return self._study.user_attrs.get(key)
+
+    def summary(self) -> dict[str, Any]:
+        """The study at a glance, as plain data; accuracies as fractions."""
+        counts = {name: _count(self.trials(), name) for name in STATE_NAMES.values()}
+        # Trials whose worker is gone wait for the next one, whatever the database says until then.
+        orphans = len(self.storage.orphans(self._study))
+        counts |= {"running": counts["running"] - orphans, "waiting": counts["waiting"] + orphans}
+        ranked = self.ranked()
+        return {
+            "name": self.name,
+            "description": self.sweep.description,
+            "trials": counts,
+            "budget": self.budget,
+            "best": describe(ranked[0]) if ranked else None,
+            "data": self.data["name"],
+            "data_fingerprint": self.data["fingerprint"],
+        }
+
+
+class _Held:
+    """The storage's lock, with the certainty that the claim still stands."""
+
+    def __init__(self, storage: Storage, claim: Claim) -> None:
+        self._storage = storage
+        self._claim = claim
+        self._lock = storage.lock()
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+        if self._storage.owner(self._claim.trial_id) != self._claim.owner.token:
+            self._lock.__exit__(None, None, None)
+            raise TrialLostError(f"trial {self._claim.number} was taken up by another worker")
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error)
+
+
+def describe(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial's number, value and parameters under their own names."""
+    return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params)}
+
+
+def _count(trials: Sequence[FrozenTrial], *states: str) -> int:
+    return sum(STATE_NAMES[trial.state] in states for trial in trials)
+
+
+def _set(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+
+
+def open_or_resume(storage: Storage, name: str, sweep: Sweep, *, data: Mapping[str, Any]) -> SweepStudy:
+    """The study `name`, made if it is not there, with the sweep's budget.
+
+    Args:
+        storage: where it is.
+        name: letters, digits, dots, dashes and underscores.
+        sweep: what it searches.
+        data: `name`, `fingerprint` and `classes` (their number) of the data.
+
+    Raises:
+        UsageError: the name, or the pruner in this space, is not accepted.
+        StudyError: the study is there with another space or other data.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UsageError(f"study {name!r}: accepted: letters, digits, dots, dashes and underscores.")
+    strategy.build_pruner(sweep)
+    with storage.lock():
+        study = _create_or_load(storage, name)
+        if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
+            raise StudyError(
+                f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study."
+            )
+        if "sweep" not in study.user_attrs:
+            _found(study, sweep, data)
+        else:
+            _check_same(study, sweep, data)
+            study.set_user_attr("sweep", sweep.model_dump(mode="json"))
+    return SweepStudy(storage, study)
+
+
+def _create_or_load(storage: Storage, name: str) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
+    )
+    if study.directions != [StudyDirection.MAXIMIZE]:
+        raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
+    return study
+
+
+def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
+    """Give a new study its facts and hand points. The sweep comes last: a study that has it is whole."""
+    study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex[:8]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(["validation accuracy"])
+    study.set_user_attr("data", dict(data))
+    study.set_user_attr("versions", versions())
+    study.set_user_attr("commit", commit())
+    for point in sweep.enqueue:
+        params = space.encode(point.params(), sweep)
+        label = {"label": point.label} if point.label else None
+        if params:
+            study.enqueue_trial(params, user_attrs=label, skip_if_exists=True)
+    study.set_user_attr("sweep", sweep.model_dump(mode="json"))
+
+
+def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
+    """Numbers that mean different things must not meet in one study."""
+    name = study.study_name
+    stored = parse(study.user_attrs["sweep"], where=f"study {name!r}").identity()
+    asked = sweep.identity()
+    differing = [key for key in asked if asked[key] != stored[key]]
+    if differing:
+        was, now = (
+            _difference(one[differing[0]], other[differing[0]]) for one, other in ((stored, asked), (asked, stored))
+        )
+        raise StudyError(
+            f"study {name!r} is there already with another {differing[0]}: it has {was}, this run has {now}; "
+            "run with the same settings to continue it, or name a new study with --study."
+        )
+    there = study.user_attrs["data"]
+    if there["fingerprint"] != data["fingerprint"]:
+        raise StudyError(
+            f"study {name!r} was run on other data: {there['name']} ({there['fingerprint']}), not {data['name']} "
+            f"({data['fingerprint']}); give the same --data to continue it, or name a new study with --study."
+        )
+
+
+def _difference(one: Any, other: Any) -> str:
+    """What `one` has that `other` has not, in short."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in one if one[key] != other.get(key)]
+        return json.dumps({key: one[key] for key in keys}) if keys else "less"
+    return json.dumps(one)
+
+
+def load(storage: Storage, name: str | None = None) -> SweepStudy:
+    """An existing study; with no name, the only one there is.
+
+    Raises:
+        StudyError: there is no such study, or no name was given and there are several.
+    """
+    known = optuna.get_all_study_names(storage.optuna)
+    if name is None:
+        if len(known) != 1:
+            raise StudyError(f"{storage.shown}: name one of its studies: {', '.join(sorted(known)) or 'it has none'}.")
+        name = known[0]
+    if name not in known:
+        there = nearest(name, known) if known else "it has no study"
+        raise StudyError(f"{storage.shown}: there is no study {name!r}; {there}.")
+    return SweepStudy(storage, optuna.load_study(storage=storage.optuna, study_name=name))
+
+
+def load_all(storage: Storage) -> list[SweepStudy]:
+    """Every study of ours, by name; others' studies in the same database are passed over."""
+    studies = [
+        optuna.load_study(storage=storage.optuna, study_name=name)
+        for name in sorted(optuna.get_all_study_names(storage.optuna))
+    ]
+    return [SweepStudy(storage, study) for study in studies if "sweep" in study.user_attrs]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a number."""
+    found = {"python": platform.python_version()}
+    for package in ("cifar-sweep", "torch", "torchvision", "optuna"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the source that runs, marked where it was changed; None outside of a checkout."""
+    root = Path(__file__).parent.parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

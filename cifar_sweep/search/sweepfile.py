@@ -1,0 +1,311 @@
+"""Sweep files: TOML to a validated `Sweep`. Errors name the file, the table and the key."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from cifar_sweep.config import MODEL_TRAITS, PARAMETERS, Value, check_parameter
+from cifar_sweep.errors import UsageError, nearest
+
+SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Range(_Table):
+    """A number from `low` to `high`, both included: `log` for a logarithmic scale, `base2` for powers of two only."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | None = Field(default=None, ge=1)
+    base2: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low:g} is above high = {self.high:g}; low must not be above high")
+        if (self.log or self.base2) and self.low <= 0:
+            raise ValueError(f"low = {self.low:g} has no logarithm; a log or base2 range starts above 0")
+        if self.base2 and not (_is_power_of_two(self.low) and _is_power_of_two(self.high)):
+            raise ValueError("a base2 range starts and ends at a power of two, such as 16 and 256")
+        if sum((self.log, self.base2, self.step is not None)) > 1:
+            raise ValueError("log, base2 and step exclude each other")
+        return self
+
+
+class Choices(_Table):
+    """One of a list of values, without order."""
+
+    choices: list[Value] = Field(min_length=1)
+
+
+class SamplerSettings(_Table):
+    """How new trials are chosen: `tpe` (Optuna's default) or `random`."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
+
+
+class PrunerSettings(_Table):
+    """When weak trials are stopped. Steps are epochs, or tenths of a trial's own schedule where epochs are searched."""
+
+    name: Literal["none", "median", "percentile", "asha", "hyperband"] = "median"
+    startup_trials: int = Field(default=5, ge=0, description="median, percentile: complete trials before any is pruned")
+    warmup_steps: int = Field(default=0, ge=0, description="median, percentile: steps before a trial may be pruned")
+    percentile: float = Field(default=25.0, gt=0, le=100, description="percentile: the best share that is kept, in %")
+    min_steps: int = Field(default=1, ge=1, description="asha, hyperband: steps before the first decision")
+    reduction_factor: int = Field(default=3, ge=2, description="asha, hyperband: one in so many goes on")
+
+
+class Preview(_Table):
+    """What `--preview` changes: the number of trials, and parameters fixed at other values."""
+
+    trials: int = Field(default=8, ge=1)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    def fixed(self) -> dict[str, Value]:
+        """The parameters that a preview fixes."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Point(_Table):
+    """A point of the space to try first. `label` says where it comes from, such as a report's run."""
+
+    label: str = ""
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    def params(self) -> dict[str, Value]:
+        """The point's parameters; those of the space that it leaves out are sampled."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _named(value: Any) -> Any:
+    """``pruner = "median"`` stands for ``pruner = { name = "median" }``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Sweep(_Table):
+    """A whole sweep. `fixed` and `space` take the names of `cifar_sweep.config.PARAMETERS`."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    trials: int = Field(default=50, ge=1)
+    seed: int = Field(default=0, ge=0)
+    keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
+    sampler: Annotated[SamplerSettings, BeforeValidator(_named)] = SamplerSettings()
+    pruner: Annotated[PrunerSettings, BeforeValidator(_named)] = PrunerSettings()
+    fixed: dict[str, Value] = Field(default_factory=dict)
+    space: dict[str, Range | Choices] = Field(default_factory=dict)
+    enqueue: list[Point] = Field(default_factory=list)
+    preview: Preview = Preview()
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change under a study: everything that decides what its numbers mean."""
+        return self.model_dump(mode="json", include={"seed", "sampler", "pruner", "fixed", "space"})
+
+
+def names() -> dict[str, Path]:
+    """Every sweep that can be run by name: those of ``sweeps/`` here, then those that come with the package."""
+    found: dict[str, Path] = {}
+    for folder in (Path("sweeps"), *SHIPPED):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> Path:
+    """The file of the sweep `name`, which may be a path.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name.endswith(".toml") or "/" in name:
+        if Path(name).is_file():
+            return Path(name)
+        raise UsageError(f"{name}: there is no such sweep file; give a path to a TOML file or one of {_list(names())}.")
+    known = names()
+    if name not in known:
+        raise UsageError(f"sweep {name!r} is unknown; {nearest(name, known)}; or give a path to a TOML file.")
+    return known[name]
+
+
+def load(path: Path, *, changes: Mapping[str, Value] | None = None, preview: bool = False) -> Sweep:
+    """Read a sweep file, apply its preview if asked, then `changes` as `--set` gives them.
+
+    A change named like a parameter fixes it; any other names a key of the sweep, with a dot below a table.
+
+    Raises:
+        UsageError: the file is not TOML, or a key or value is not accepted; the message says where.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the sweep file cannot be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}.") from None
+    sweep = parse({"name": path.stem} | raw, where=str(path))
+    if preview:
+        fixed = sweep.preview.fixed()
+        sweep = _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=f"{path}: [preview]")
+    return _changed(sweep, changes or {}, where="--set")
+
+
+def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
+    """Validate the plain data of a sweep. `where` begins every message.
+
+    Raises:
+        UsageError: a key or value is not accepted.
+    """
+    try:
+        sweep = Sweep.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UsageError(_sentence(error, raw, where=where)) from None
+    _check_parameters(sweep, where=where)
+    return sweep
+
+
+def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:
+    """`sweep` with parameters fixed and keys replaced."""
+    raw = sweep.model_dump(mode="json")
+    for key, value in changes.items():
+        table, _, inner = key.rpartition(".")
+        if key in PARAMETERS:
+            raw["space"].pop(key, None)
+            raw["fixed"][key] = check_parameter(key, value, where=where)
+        elif key in _SETTABLE:
+            raw[key] = value
+        elif table in ("sampler", "pruner") and inner:
+            raw[table][inner] = value
+        else:
+            raise UsageError(f"{where}: there is no key {key!r}; {nearest(key, [*PARAMETERS, *_SETTABLE])}.")
+    fixed = raw["fixed"]
+    # A hand point that contradicts what was just fixed would be a second name for another point.
+    raw["enqueue"] = [
+        point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed)
+    ]
+    return parse(raw, where=where)
+
+
+_SETTABLE = ("trials", "seed", "keep_weights", "sampler", "pruner")
+
+
+def _check_parameters(sweep: Sweep, *, where: str) -> None:
+    """Names and values of `fixed`, `space`, `enqueue` and `preview`, against `PARAMETERS` and the models in play."""
+    for name, value in sweep.fixed.items():
+        check_parameter(name, value, where=f"{where}: [fixed]")
+        if name in sweep.space:
+            raise UsageError(f"{where}: {name} stands in [fixed] and in [space]; it belongs in one of them.")
+    for name, domain in sweep.space.items():
+        _check_domain(name, domain, where=f"{where}: [space]")
+    for number, point in enumerate(sweep.enqueue, start=1):
+        for name, value in point.params().items():
+            place = f"{where}: [[enqueue]] {number}"
+            check_parameter(name, value, where=place)
+            if name not in sweep.space and name not in sweep.fixed:
+                raise UsageError(f"{place}: {name} is not in [space]; {nearest(name, sweep.space)}.")
+            if name in sweep.space and not contains(sweep.space[name], value):
+                raise UsageError(f"{place}: {name} = {value} is outside of its [space].")
+    for name, value in sweep.preview.fixed().items():
+        check_parameter(name, value, where=f"{where}: [preview]")
+    _check_used(sweep, where=where)
+
+
+def _check_domain(name: str, domain: Range | Choices, *, where: str) -> None:
+    values = domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]
+    for value in values:
+        check_parameter(name, value, where=where)
+    if isinstance(domain, Range) and PARAMETERS[name].kind is float and (domain.step or domain.base2):
+        raise UsageError(f"{where}: {name} is not a whole number; it takes low, high and log.")
+
+
+def _check_used(sweep: Sweep, *, where: str) -> None:
+    """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
+    models = _values(sweep, "model")
+    has = frozenset[str]().union(*(MODEL_TRAITS[str(model)][0] for model in models))
+    for table, names_in_table in (("fixed", sweep.fixed), ("space", sweep.space)):
+        for name in names_in_table:
+            if name not in has:
+                raise UsageError(
+                    f"{where}: [{table}]: {name} does nothing for {_list(models)}; "
+                    f"their parameters are {', '.join(sorted(has))}."
+                )
+            if name == "momentum" and _values(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
+                raise UsageError(f"{where}: [{table}]: momentum does nothing for adam; it belongs to sgd and rmsprop.")
+
+
+def _values(sweep: Sweep, name: str) -> list[Value]:
+    """The values that the categorical parameter `name` can take in this sweep."""
+    domain = sweep.space.get(name)
+    if isinstance(domain, Choices):
+        return domain.choices
+    return [sweep.fixed.get(name, PARAMETERS[name].default)]
+
+
+def contains(domain: Range | Choices, value: Value) -> bool:
+    """Whether `value` lies in `domain`."""
+    if isinstance(domain, Choices):
+        return value in domain.choices
+    if isinstance(value, str) or not domain.low <= value <= domain.high:
+        return False
+    if domain.base2:
+        return _is_power_of_two(value)
+    return domain.step is None or (value - domain.low) % domain.step == 0
+
+
+def _is_power_of_two(value: float) -> bool:
+    return value == int(value) and value >= 1 and int(value) & (int(value) - 1) == 0
+
+
+def _list(words: Iterable[Any]) -> str:
+    return ", ".join(str(word) for word in words)
+
+
+def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:
+    """Pydantic's first complaint as one sentence: file, table, key, what is wrong, what would be accepted."""
+    first = _most_telling(error)
+    path = [str(part) for part in first["loc"] if part not in ("Range", "Choices")]
+    key, table = path[-1], ".".join(path[:-1])
+    place = f"{where}: [{table}]" if table else where
+    if first["type"] == "extra_forbidden":
+        accepted = list(_accepted_keys(path, raw))
+        close = get_close_matches(key, accepted, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{place}: there is no key {key!r}; {hint}accepted: {', '.join(accepted)}."
+    if first["type"] == "missing":
+        return f"{place}: {key} is missing."
+    message = str(first["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return f"{place}: {key}{shown}: {message[:1].lower()}{message[1:]}."
+
+
+def _most_telling(error: ValidationError) -> Any:
+    """Of a union's complaints, those of the variant that the user meant: the one that knows the keys given."""
+    complaints = error.errors()
+    first = complaints[0]
+    if len(first["loc"]) > 2 and first["loc"][0] == "space":
+        given = set(_keys_at(complaints))
+        variant = "Choices" if "choices" in given else "Range"
+        return next((item for item in complaints if variant in item["loc"]), first)
+    return first
+
+
+def _keys_at(complaints: Iterable[Any]) -> Iterable[str]:
+    """Keys that some variant of the union did not know: ``choices`` among them means that a list was given."""
+    return [str(item["loc"][-1]) for item in complaints if item["type"] == "extra_forbidden"]
+
+
+def _accepted_keys(path: list[str], raw: Mapping[str, Any]) -> Iterable[str]:
+    tables: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": PrunerSettings}
+    if path[0] in tables and len(path) > 1:
+        return tables[path[0]].model_fields
+    if path[0] == "space" and len(path) > 2:
+        domain = raw["space"][path[1]]
+        return Choices.model_fields if "choices" in domain else Range.model_fields
+    return (name for name in Sweep.model_fields if name != "name")

@@ -1,0 +1,43 @@
+"""Named tensors in safetensors files, written beside and renamed into place, with a checksum on request."""
+
+import hashlib
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from cifar_sweep.files import replace_file
+
+
+class DamagedFileError(Exception):
+    """The file is not whole, or not a safetensors file."""
+
+
+def save(tensors: dict[str, torch.Tensor], path: Path) -> str:
+    """Write `tensors` to `path` and return the file's SHA-256, in hex.
+
+    Raises:
+        DiskError: the file could not be written; what stood there before still stands.
+    """
+    # A clone in the standard layout: safetensors refuses channels-last strides and shared storage.
+    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    content = safetensors.torch.save(plain)
+    replace_file(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """Read the tensors of `path`, onto the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file is not whole, or its checksum is not `sha256`.
+    """
+    content = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise DamagedFileError(f"{path}: the file's checksum is not the one noted when it was written")
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DamagedFileError(f"{path}: not a whole safetensors file ({error})") from error

@@ -1,0 +1,111 @@
+"""Which device trains, in which arithmetic, on how many threads."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cifar_sweep.errors import DeviceError, DiskError
+from cifar_sweep.files import replace_file
+from cifar_sweep.training.data import default_cache
+
+# bf16 must win by this much: below it, the wider mantissa of float32 is worth more than the time.
+WORTHWHILE_SPEEDUP = 1.15
+
+
+def resolve_device(name: str, *, worker: int = 0) -> torch.device:
+    """The device called `name`: auto (CUDA when there is one), cpu, cuda (worker k takes GPU k), or cuda:N.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if found else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda" or (name.startswith("cuda:") and name[5:].isdecimal()):
+        if not found:
+            raise DeviceError(f"device {name!r}: PyTorch sees no CUDA device here; accepted here: auto, cpu.")
+        index = worker % found if name == "cuda" else int(name[5:])
+        if index < found:
+            return torch.device("cuda", index)
+        names = ", ".join(f"cuda:{i}" for i in range(found))
+        raise DeviceError(f"device {name!r}: PyTorch sees {found} CUDA device(s) here: {names}.")
+    raise DeviceError(f"device {name!r} is unknown; accepted: auto, cpu, cuda, cuda:N.")
+
+
+def set_threads(threads: int, *, device: torch.device) -> int:
+    """Let PyTorch compute on `threads` threads (0: one per available core). Returns the number in force."""
+    if device.type == "cpu":
+        torch.set_num_threads(threads or available_cores())
+    return torch.get_num_threads()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """The device's own name, such as a GPU's or a processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tuple[str, float]:
+    """The faster useful arithmetic on this machine, measured once and remembered in the cache folder.
+
+    Returns:
+        ``fp32`` or ``bf16``, and how many times faster bf16 trained than float32.
+    """
+    key = f"{device.type} {device_name(device)}, torch {torch.__version__}"
+    path = (cache or default_cache()) / "precision.json"
+    known: dict[str, float] = {}
+    with suppress(OSError, ValueError, AttributeError, TypeError):  # none yet, or damaged: then it is measured again
+        known = {str(name): float(ratio) for name, ratio in json.loads(path.read_text()).items()}
+    if key not in known:
+        known[key] = round(_bf16_speedup(device), 2)
+        with suppress(DiskError):  # a read-only home: measured again next time
+            replace_file(path, json.dumps(known, indent=2).encode())
+    return ("bf16" if known[key] >= WORTHWHILE_SPEEDUP else "fp32"), known[key]
+
+
+def _bf16_speedup(device: torch.device) -> float:
+    """Training steps per second in bf16 over those in float32, for a small network; median of interleaved pairs."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1)]
+        network = nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(4096, 10))
+        images = torch.rand(64, 3, 32, 32)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
+
+    def seconds(bf16: bool) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(4):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = network(images).float().square().mean()
+            network.zero_grad()
+            loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    seconds(False), seconds(True)
+    return statistics.median(seconds(False) / seconds(True) for _ in range(7))

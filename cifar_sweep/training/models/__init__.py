@@ -1,0 +1,56 @@
+"""The reports' networks for 3x32x32 images, each a function from a `Shape` to a plain ``nn.Sequential``.
+
+Dropout layers are always there, with rate 0, so that a network's parameter names do not depend on the rate; the
+trainer sets each trial's own rate.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from cifar_sweep.config import MODEL_NAMES, Shape
+from cifar_sweep.training.models.cnn import cnn1, cnn3
+from cifar_sweep.training.models.convnet import convnet
+from cifar_sweep.training.models.lenet import lenet
+from cifar_sweep.training.models.vgg import VGG_LAYERS, vgg
+
+MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {
+    "lenet": lenet,
+    "convnet": convnet,
+    "cnn3": cnn3,
+    "cnn1": cnn1,
+    **dict.fromkeys(VGG_LAYERS, vgg),
+}
+assert set(MODELS) == set(MODEL_NAMES)
+
+
+def build(shape: Shape, *, seed: int) -> nn.Sequential:
+    """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
+
+    Returns:
+        A network from float images [batch, 3, 32, 32] to logits [batch, classes]; to probabilities where
+        ``shape.softmax`` is set.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = MODELS[shape.model](shape)
+        if shape.init == "xavier":
+            network.apply(_init_xavier)
+    if shape.softmax:
+        network.append(nn.Softmax(dim=1))
+    return network
+
+
+def _init_xavier(module: nn.Module) -> None:
+    """Report A: Xavier for convolutions and linear layers, a normal distribution for batch norm.
+
+    The report does not give the normal's numbers; mean 1 and deviation 0.02 (Radford et al., 2015) are the usual ones.
+    """
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        nn.init.normal_(module.weight, mean=1.0, std=0.02)
+        nn.init.zeros_(module.bias)
