@@ -17,6 +17,8 @@ from cifar_sweep.config import Value
 from cifar_sweep.errors import CifarSweepError, StudyError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from cifar_sweep.runner import Job
@@ -200,7 +202,7 @@ def train(
     with stop_on_signals() as stop:
         metrics = retrain(
             folder, trial_config, origin,
-            data=images, device=device, threads=threads, stop=stop, say=lambda line: console.print(line, highlight=False),
+            data=images, device=device, threads=threads, stop=stop, say=_printer(console),
         )  # fmt: skip
     if metrics is None:
         console.print("stopped; nothing was written.")
@@ -250,6 +252,11 @@ def _console() -> "Console":
     return Console(soft_wrap=not sys.stdout.isatty())
 
 
+def _printer(console: "Console") -> "Callable[[str], None]":
+    """Prints one line as it is."""
+    return lambda line: console.print(line, highlight=False, markup=False)
+
+
 def _settings(pairs: list[str]) -> dict[str, Value]:
     """The values of `--set key=value`, read as TOML; what is no TOML value is a word."""
     parsed: dict[str, Value] = {}
@@ -276,7 +283,7 @@ def _load_data(source: str, console: "Console", *, download: bool) -> "tuple[str
         console.print(
             "CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours)."
         )
-    return source, data.load(source, on_progress=lambda line: console.print(line, highlight=False))
+    return source, data.load(source, on_progress=_printer(console))
 
 
 def _say_start(study: "SweepStudy", jobs: "list[Job]", console: "Console") -> None:

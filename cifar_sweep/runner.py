@@ -7,6 +7,7 @@ reported, and the weights are on disk before the trial is told.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cifar_sweep.training import checkpoint
 from cifar_sweep.training import data as images
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision, set_threads
+from cifar_sweep.training.split import split
 from cifar_sweep.training.train import EpochInterruptedError, EpochResult, Run
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def check_images(sweep: Sweep, data: ImageData) -> None:
     Raises:
         UsageError: it does; the message says which.
     """
-    available = len(images.split(data.train_labels)[0])
+    available = len(split(data.train_labels)[0])
     asked = int(sweep.fixed.get("train_images", 0))
     if asked > available:
         raise UsageError(f"train_images = {asked}: {data.name} has {available} training images besides validation.")
@@ -158,7 +160,7 @@ def train_trial(
         _train_and_tell(study, claim, run, folder=folder, stop=stop)
         last.unlink(missing_ok=True)
     except EpochInterruptedError:
-        study.release(claim)
+        _give_back(study, claim)
     except TrialLostError as lost:
         log.warning("%s", lost)
     except CifarSweepError:
@@ -169,7 +171,8 @@ def train_trial(
             raise  # the database does not answer: the trial is continued when it does
         log.exception("trial %d failed", claim.number)
         reason = f"{type(error).__name__}: {error}"
-        study.fail(claim, reason)
+        with suppress(TrialLostError):
+            study.fail(claim, reason)
         last.unlink(missing_ok=True)
         return reason
     return None
@@ -221,7 +224,7 @@ def _complete(study: SweepStudy, claim: Claim, run: Run, folder: Path) -> None:
 
 
 def _give_back(study: SweepStudy, claim: Claim) -> None:
-    """Release a trial on the way out of an error, as far as the storage still answers."""
+    """Release an unfinished trial, as far as it is still ours and the storage answers; else it is found orphaned."""
     try:
         study.release(claim)
     except Exception as error:

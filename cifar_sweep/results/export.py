@@ -18,7 +18,8 @@ from cifar_sweep.results.card import model_card
 from cifar_sweep.runner import artifact_folder, trial_folder
 from cifar_sweep.search.study import SweepStudy, commit, describe, versions
 from cifar_sweep.training import checkpoint
-from cifar_sweep.training.data import Batches, ImageData
+from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, resolve_device, set_threads
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.models import build

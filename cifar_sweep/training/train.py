@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from cifar_sweep.config import TrialConfig, derive_seed
-from cifar_sweep.training.data import Batches, ImageData
+from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.dropout import seed_dropout
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.models import build
@@ -61,7 +62,7 @@ class Member:
         self.generator.manual_seed(derive_seed(config.knobs.seed, "dropout"))
         plain = build(config.shape, seed=derive_seed(config.knobs.seed, "init"))
         network = seed_dropout(plain, config.knobs.dropout, generator=self.generator)
-        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config, self.network.parameters())
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device)

@@ -22,9 +22,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifar_sweep.errors import DataError, DiskError, UsageError
+from cifar_sweep.training import batches as batches_module
 from cifar_sweep.training import data as data_module
-from cifar_sweep.training import synthetic
-from cifar_sweep.training.data import Batches, ImageData, default_cache, find_on_disk, load, split
+from cifar_sweep.training import sources, synthetic
+from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.data import ImageData, default_cache, find_on_disk, load
+from cifar_sweep.training.split import split
 
 CPU = torch.device("cpu")
 BATCH_FILES = [f"data_batch_{number}" for number in range(1, 6)]
@@ -216,7 +219,7 @@ def test_malformed_sources_are_usage_errors(source: str, cache: Path) -> None:
 
 def make_torchvision_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torchvision's layout with 20 images a file, and its MD5 sums to match."""
-    from torchvision.datasets import CIFAR10
+    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped, unused-ignore]
 
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -326,7 +329,7 @@ def test_second_load_reads_the_cache_alone(folder: Path, cache: Path, monkeypatc
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data_module, "_decode", refuse)
+    monkeypatch.setattr(sources, "_decode", refuse)
     started = time.perf_counter()
     second = load(str(folder), cache=cache, on_progress=refuse)
     assert time.perf_counter() - started < 1
@@ -605,7 +608,7 @@ def test_on_the_cpu_the_memory_map_is_not_copied(small: ImageData) -> None:
 def test_chunks_do_not_show(small: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(small, device=CPU)
     whole, _ = epoch_of(batches, 16)
-    monkeypatch.setattr(data_module, "_CHUNK_IMAGES", 40)
+    monkeypatch.setattr(batches_module, "_CHUNK_IMAGES", 40)
     assert torch.equal(epoch_of(batches, 16)[0], whole)
     assert [len(labels) for _, labels in batches.train(48, seed=0, epoch=0)] == [48] * 8 + [16]
 
@@ -639,7 +642,7 @@ def accuracy_after(model: nn.Module, data: ImageData, *, epochs: int, learning_r
     for epoch in range(epochs):
         for images, labels in batches.train(64, seed=0, epoch=epoch):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
+            nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     model.eval()
     with torch.no_grad():

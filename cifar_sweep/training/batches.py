@@ -1,0 +1,132 @@
+"""Batches by index from images that stay on the device as uint8."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cifar_sweep.config import derive_seed
+from cifar_sweep.errors import UsageError
+from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.split import split
+
+_CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
+
+
+class Batches:
+    """The training part of the data, resident on a device, handed out in batches by index.
+
+    Attributes:
+        train_images: number of training images used.
+        validation_images: number of validation images, always all.
+        classes: number of classes.
+        device: where the batches lie.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        device: torch.device,
+        train_images: int = 0,
+        normalize: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Move the images to `device` as uint8; on the CPU they stay in the memory map.
+
+        Args:
+            data: the dataset.
+            device: where to train.
+            train_images: training images to use, class by class alike; 0 is all of the training part.
+            normalize: subtract the training part's channel mean and divide by its deviation; else pixels in [0, 1].
+            dtype: of the batches' images.
+
+        Raises:
+            UsageError: there are fewer than `train_images`.
+        """
+        train_index, validation_index = split(data.train_labels)
+        if not 0 <= train_images <= len(train_index):
+            raise UsageError(
+                f"train_images = {train_images} is not accepted; the training part of {data.name} has "
+                f"{len(train_index):,} images, and 0 is all of them."
+            )
+        self.device = device
+        self.classes = len(data.classes)
+        self.train_images = train_images or len(train_index)
+        self.validation_images = len(validation_index)
+        self._data = data
+        self._train_index = train_index[: self.train_images]
+        self._validation_index = validation_index
+        self._images = data.train_images.to(device)
+        self._labels = data.train_labels.to(device)
+        self._dtype = dtype
+        self._normalize = normalize
+        self._mean = torch.tensor(data.channel_mean, dtype=self._arithmetic, device=device).view(3, 1, 1)
+        # A channel that is the same everywhere has no deviation; dividing by 1 leaves it at 0.
+        deviations = [deviation or 1.0 for deviation in data.channel_std]
+        self._std = torch.tensor(deviations, dtype=self._arithmetic, device=device).view(3, 1, 1)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise UsageError when `batch_size` is below 1 or above the number of training images used."""
+        if not 1 <= batch_size <= self.train_images:
+            raise UsageError(
+                f"batch_size = {batch_size} is not accepted; with {self.train_images:,} training images it takes 1 to "
+                f"{self.train_images:,}."
+            )
+
+    def steps(self, batch_size: int) -> int:
+        """The number of batches that `train` yields in an epoch."""
+        return -(-self._used(batch_size) // batch_size)
+
+    def train(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch of training batches in random order.
+
+        The order depends on `seed`, `epoch` and the images used alone: it is the same on every device, and an epoch
+        does not need the ones before it. The last batch may be smaller; a last batch of one image is left out, since
+        batch normalisation cannot train on one.
+
+        Yields:
+            Images [b, 3, 32, 32] in channels_last memory format, and labels int64 [b].
+
+        Raises:
+            UsageError: see `check_batch_size`.
+        """
+        self.check_batch_size(batch_size)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+        order = torch.randperm(self.train_images, generator=generator)[: self._used(batch_size)]
+        return self._batches(self._images, self._labels, index=self._train_index[order], batch_size=batch_size)
+
+    def validation(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all validation images in fixed order, as `train` does."""
+        return self._batches(self._images, self._labels, index=self._validation_index, batch_size=batch_size)
+
+    def test(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all test images in fixed order, as `train` does; only this call moves them to the device."""
+        images, labels = self._data.test_images.to(self.device), self._data.test_labels.to(self.device)
+        return self._batches(images, labels, index=torch.arange(len(labels)), batch_size=batch_size)
+
+    def _used(self, batch_size: int) -> int:
+        leaves_one = batch_size > 1 and self.train_images % batch_size == 1
+        return self.train_images - leaves_one
+
+    @property
+    def _arithmetic(self) -> torch.dtype:
+        """Where the pixels are converted: a half precision would round twice."""
+        return torch.float64 if self._dtype is torch.float64 else torch.float32
+
+    def _batches(
+        self, images: Tensor, labels: Tensor, *, index: Tensor, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gather and convert many batches at once: at small batches a step must not pay for it in tiny operations."""
+        per_chunk = max(1, _CHUNK_IMAGES // batch_size) * batch_size
+        for rows in torch.split(index.to(self.device), per_chunk):
+            pixels = self._convert(images.index_select(0, rows))
+            chosen = labels.index_select(0, rows)
+            yield from zip(torch.split(pixels, batch_size), torch.split(chosen, batch_size), strict=True)
+
+    def _convert(self, rows: Tensor) -> Tensor:
+        # The permuted NHWC rows are channels_last already, and `to` keeps that.
+        pixels = rows.permute(0, 3, 1, 2).to(self._arithmetic).div_(255)
+        if self._normalize:
+            pixels.sub_(self._mean).div_(self._std)
+        return pixels.to(self._dtype)

@@ -1,0 +1,70 @@
+"""The one division of the training images into training and validation part."""
+
+import heapq
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cifar_sweep.config import derive_seed
+from cifar_sweep.errors import DataError
+
+
+def split(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide the training images 80:20 into training and validation part, class by class.
+
+    The seed is fixed: every study splits the same data alike, so that the numbers of different sweeps compare.
+
+    Args:
+        labels: int64 [n], each class with 2 images or more.
+
+    Returns:
+        The indices of the training part, int64, ordered so that any prefix holds every class in its proportion to
+        within one image; and those of the validation part, ascending. Disjoint, and complete together.
+
+    Raises:
+        DataError: a class has fewer than 2 images.
+    """
+    classes = labels.cpu().numpy()
+    sizes = np.bincount(classes)
+    for number, size in enumerate(sizes):
+        if size < 2:
+            raise DataError(
+                f"Class number {number} has {size} training images; the split into training and validation part "
+                "takes 2 or more of each class."
+            )
+    if len(sizes) == 0:
+        raise DataError("There are no training images; the split takes 2 or more of each class.")
+    training, validation = [], []
+    for number, size in enumerate(sizes):
+        # RandomState, not Generator: its streams are frozen, so the split outlives every NumPy version.
+        order = np.random.RandomState(derive_seed("split", number)).permutation(size)
+        members = np.flatnonzero(classes == number)[order]
+        held_out = max(1, int(size) // 5)
+        validation.append(members[:held_out])
+        training.append(members[held_out:])
+    return torch.from_numpy(_interleave(training)), torch.from_numpy(np.sort(np.concatenate(validation)))
+
+
+def _interleave(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Merge the parts into one sequence whose every prefix holds each part in proportion to within one element.
+
+    Element j of a part with share w of the whole must come at a position p with (j - 1) / w < p < j / w + 1. Taking
+    the earliest deadline first always succeeds: Baruah, Cohen, Plaxton, Varvel, Proportionate progress (1996).
+    """
+    sizes = [len(part) for part in parts]
+    total = sum(sizes)
+    waiting = [(0, -(-total // size), number, 0) for number, size in enumerate(sizes)]  # release, deadline, part, j
+    ready: list[tuple[int, int, int]] = []
+    sequence = np.empty(total, dtype=np.int64)
+    for position in range(total):
+        while waiting and waiting[0][0] <= position:
+            _, deadline, number, j = heapq.heappop(waiting)
+            heapq.heappush(ready, (deadline, number, j))
+        _, number, j = heapq.heappop(ready)
+        sequence[position] = parts[number][j]
+        j, size = j + 1, sizes[number]
+        if j < size:
+            heapq.heappush(waiting, (j * total // size, -(-(j + 1) * total // size), number, j))
+    return sequence

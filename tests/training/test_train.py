@@ -1,0 +1,287 @@
+"""The invariants of the training loop. Exact where the arithmetic is exact; float32 on the CPU."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.errors import UsageError
+from cifar_sweep.training import batches, checkpoint, train
+from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.evaluate import evaluate
+from cifar_sweep.training.models import build
+from cifar_sweep.training.split import split
+from cifar_sweep.training.train import EpochInterruptedError, EpochResult, Run
+
+CPU = torch.device("cpu")
+
+
+def config(**params: Any) -> TrialConfig:
+    seed = params.pop("seed", 1)
+    small = {"model": "lenet", "batch_size": 32, "epochs": 3, "learning_rate": 1e-3}
+    return TrialConfig.from_params(small | params, classes=10, precision="fp32", data_seed=7, seed=seed)
+
+
+def trained(*configs: TrialConfig, data: ImageData, epochs: int = 2) -> Run:
+    run = Run(configs, data, device=CPU)
+    for _ in range(epochs):
+        run.epoch()
+    return run
+
+
+def without_time(results: list[EpochResult]) -> list[EpochResult]:
+    return [replace(result, seconds=0.0) for result in results]
+
+
+def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
+    assert without_time(one.members[k].history) == without_time(other.members[j].history)
+    mine, theirs = one.members[k].state(), other.members[j].state()
+    del mine["history"], theirs["history"]
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+VARIANTS = [
+    {},
+    {"model": "cnn3", "batch_norm": True, "dropout": 0.3, "activation": "leaky_relu", "weight_decay": 1e-3},
+    {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01, "normalize": True},
+    {"optimizer": "rmsprop", "model": "convnet", "step_size": 1, "gamma": 0.5},
+    {"precision": "bf16", "dropout": 0.2},
+]
+
+
+@pytest.mark.parametrize("params", VARIANTS)
+def test_same_seed_same_numbers(params: dict[str, Any], small_data: ImageData) -> None:
+    one = trained(config(**params), data=small_data)
+    torch.rand(5)  # no global random state matters
+    assert_equal(one, 0, trained(config(**params), data=small_data), 0)
+
+
+def test_another_seed_gives_other_numbers(small_data: ImageData) -> None:
+    one, other = (trained(config(seed=seed), data=small_data, epochs=1) for seed in (1, 2))
+    assert one.members[0].history[0].train_loss != other.members[0].history[0].train_loss
+
+
+@pytest.mark.parametrize("params", VARIANTS)
+def test_a_restored_run_goes_on_bit_for_bit(params: dict[str, Any], small_data: ImageData, tmp_path: Any) -> None:
+    unbroken = trained(config(**params), data=small_data, epochs=3)
+    first = trained(config(**params), data=small_data, epochs=2)
+    checkpoint.save(first.state(), tmp_path / "state.safetensors")
+    second = Run([config(**params)], small_data, device=CPU)
+    second.restore(checkpoint.load(tmp_path / "state.safetensors"))
+    assert second.epochs_done == 2
+    second.epoch()
+    assert_equal(second, 0, unbroken, 0)
+
+
+def test_a_restored_state_of_another_network_is_refused(small_data: ImageData) -> None:
+    state = trained(config(), data=small_data, epochs=1).state()
+    with pytest.raises(RuntimeError):
+        Run([config(model="convnet")], small_data, device=CPU).restore(state)
+
+
+def test_members_of_a_group_equal_their_solo_runs(small_data: ImageData) -> None:
+    configs = [config(dropout=0.2, learning_rate=rate, seed=seed) for seed, rate in enumerate((1e-3, 1e-2, 1e-4))]
+    group = trained(*configs, data=small_data)
+    for k, each in enumerate(configs):
+        assert_equal(group, k, trained(each, data=small_data), 0)
+
+
+def test_keep_equals_never_having_had_the_others(small_data: ImageData) -> None:
+    configs = [config(dropout=0.2, seed=seed) for seed in range(3)]
+    group = trained(*configs, data=small_data, epochs=1)
+    group.keep([2, 0])
+    results = group.epoch()
+    assert len(results) == 2
+    for k, each in enumerate((configs[2], configs[0])):
+        assert_equal(group, k, trained(each, data=small_data), 0)
+
+
+def test_a_diverged_member_leaves_its_siblings_as_they_were(small_data: ImageData) -> None:
+    calm, wild = config(optimizer="sgd"), config(optimizer="sgd", learning_rate=1000.0, seed=2)
+    group = trained(wild, calm, data=small_data)
+    assert group.members[0].history[-1].diverged
+    assert not math.isfinite(group.members[0].history[-1].train_loss)
+    assert_equal(group, 1, trained(calm, data=small_data), 0)
+
+
+def test_a_group_needs_one_shape(small_data: ImageData) -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        Run([config(), config(batch_size=16)], small_data, device=CPU)
+
+
+def test_training_learns(small_data: ImageData) -> None:
+    history = trained(config(model="convnet", epochs=12, batch_size=16), data=small_data, epochs=12).members[0].history
+    assert history[-1].train_loss < 0.7 * history[0].train_loss
+    assert history[-1].train_accuracy > history[0].train_accuracy
+    assert [result.epoch for result in history] == list(range(1, 13))
+    assert all(result.seconds > 0 for result in history)
+
+
+def test_the_first_steps_equal_plain_torch(small_data: ImageData) -> None:
+    """Against a loop as anyone would write it: float32, standard memory layout, unfused optimizer."""
+    run = Run([config(optimizer="adam", weight_decay=1e-2)], small_data, device=CPU)
+    reference = build(run.shape, seed=0)
+    reference.load_state_dict({k: v.clone().contiguous() for k, v in run.members[0].network.state_dict().items()})
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, weight_decay=1e-2, fused=False, foreach=False)
+    losses = []
+    for images, labels in run.batches.train(32, seed=run.shape.data_seed, epoch=1):
+        loss = torch.nn.functional.cross_entropy(reference(images.contiguous()), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item() * len(labels))
+    [result] = run.epoch()
+    assert result.train_loss == pytest.approx(sum(losses) / 400, rel=1e-4)
+    for name, value in run.members[0].network.state_dict().items():
+        torch.testing.assert_close(value.contiguous(), reference.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_step_lr(small_data: ImageData) -> None:
+    """The learning rate of each epoch is that of torch's StepLR."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.3)
+    run = Run([config(optimizer="sgd", learning_rate=0.1, step_size=2, gamma=0.3)], small_data, device=CPU)
+    for _ in range(5):
+        [result] = run.epoch()
+        assert result.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert run.members[0].optimizer.param_groups[0]["lr"] == result.learning_rate
+        optimizer.step()
+        schedule.step()
+
+
+def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
+    run = Run([config(optimizer="sgd", learning_rate=0.05, momentum=0.9, batch_size=16)], small_data, device=CPU)
+    seen: list[tuple[float, dict[str, torch.Tensor]]] = []
+    for _ in range(6):
+        [result] = run.epoch()
+        weights = {name: value.clone() for name, value in run.members[0].network.state_dict().items()}
+        seen.append((result.validation_accuracy, weights))
+    accuracy, weights = max(seen, key=lambda item: item[0])
+    kept = run.member(0)
+    for name, value in kept.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    measured = evaluate(kept, run.batches.validation(), precision="fp32", device=CPU)
+    assert measured.accuracy == pytest.approx(accuracy)
+    assert measured.images == 100
+
+
+def test_a_member_loads_into_the_plain_network(small_data: ImageData) -> None:
+    run = trained(config(model="cnn3", batch_norm=True, dropout=0.3), data=small_data, epochs=1)
+    build(run.shape, seed=3).load_state_dict(run.member(0).state_dict())
+    assert all(isinstance(layer, torch.nn.Module) for layer in run.member(0))
+    assert "SeededDropout" not in repr(run.member(0))
+
+
+def test_no_weights_before_an_epoch(small_data: ImageData) -> None:
+    with pytest.raises(ValueError, match="no epoch"):
+        Run([config()], small_data, device=CPU).member(0)
+
+
+def test_a_stop_ends_the_epoch_in_its_middle(small_data: ImageData) -> None:
+    asked = iter([False, False, True])
+    run = Run([config()], small_data, device=CPU)
+    with pytest.raises(EpochInterruptedError):
+        run.epoch(lambda: next(asked))
+    assert run.epochs_done == 0
+
+
+def test_a_batch_larger_than_the_training_images_is_refused(small_data: ImageData) -> None:
+    with pytest.raises(UsageError, match=r"batch_size = 401.*400"):
+        Run([config(batch_size=401)], small_data, device=CPU)
+
+
+def test_dropout_drops_at_its_rate_and_not_in_evaluation(small_data: ImageData) -> None:
+    run = Run([config(model="cnn3", dropout=0.4)], small_data, device=CPU)
+    layer = run.members[0].network[2]
+    ones = torch.ones(64, 50, 8, 8)
+    layer.train()
+    dropped = layer(ones)
+    share = (dropped[:, :, 0, 0] == 0).float().mean().item()
+    assert share == pytest.approx(0.4, abs=0.03)
+    assert torch.equal(dropped, dropped[:, :, :1, :1].expand_as(dropped)), "whole channels"
+    assert dropped.max().item() == pytest.approx(1 / 0.6)
+    layer.eval()
+    assert layer(ones) is ones
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the reads that make the host wait for the device, such as ``.item()``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def host_reads(data: ImageData, *, batch_size: int, read_each_step: bool = False) -> int:
+    run = Run([config(batch_size=batch_size, dropout=0.2)], data, device=CPU)
+    if read_each_step:
+        member = run.members[0]
+        step = member.step
+        member.step = lambda images, labels: (step(images, labels), member.loss_sum.item())  # type: ignore[assignment]
+    with HostReads() as reads:
+        run.epoch()
+    return reads.count
+
+
+def test_host_reads_do_not_grow_with_the_number_of_steps(small_data: ImageData) -> None:
+    assert host_reads(small_data, batch_size=4) == host_reads(small_data, batch_size=100)
+
+
+def test_the_count_of_host_reads_can_grow(small_data: ImageData) -> None:
+    few, many = (host_reads(small_data, batch_size=size, read_each_step=True) for size in (100, 4))
+    assert many - few == 96
+
+
+def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
+    """One forward pass and loss with everything on a CUDA device that is not there."""
+    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+    def build_real(shape: Shape, *, seed: int) -> torch.nn.Sequential:
+        with unset_fake_temporarily():
+            return build(shape, seed=seed)
+
+    parts = split(data.train_labels)
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
+        patch.setattr(batches, "split", lambda labels: parts)  # it reads the labels, which fakes do not have
+        patch.setattr(train, "build", build_real)  # a real parameter becomes a fake one only by being replaced
+        patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+        device = torch.device("cuda")
+        fake = replace(
+            data, **{name: torch.empty_like(getattr(data, name)) for name in ("train_images", "test_images")}
+        )
+        run = Run([config(**params)], fake, device=device)
+        images, labels = next(iter(run.batches.train(32, seed=0, epoch=1)))
+        assert images.device.type == "cuda"
+        loss, logits = run.members[0].loss(images, labels)
+        assert logits.shape == (32, 10)
+        return loss
+
+
+@pytest.mark.parametrize("model", ["lenet", "convnet", "cnn3", "vgg11"])
+def test_nothing_stays_on_the_cpu(model: str, small_data: ImageData) -> None:
+    loss = fake_cuda_loss(small_data, model=model, normalize=True, batch_norm=True)
+    assert loss.device.type == "cuda"
+
+
+def test_the_fake_device_catches_a_tensor_on_the_cpu(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaves_network_behind(network: torch.nn.Sequential, rate: float, *, generator: torch.Generator) -> Any:
+        class Behind(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x + torch.ones(x.shape)
+
+        return torch.nn.Sequential(Behind(), *network)
+
+    monkeypatch.setattr(train, "seed_dropout", leaves_network_behind)
+    with pytest.raises(RuntimeError, match="device"):
+        fake_cuda_loss(small_data)
