@@ -6,6 +6,7 @@ number per trial. Trials with equal shapes can share one training group.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -51,15 +52,13 @@ class Parameter:
             if value not in self.choices:
                 raise refusal
             return str(value)
-        if not isinstance(value, (int, float)) or value != value:
+        if not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
             raise refusal
-        if self.kind is int and value != int(value):
+        # The range first: an integer beyond the largest float has no float to convert to.
+        too_high = self.high is not None and (value >= self.high if self.high_is_open else value > self.high)
+        if too_high or (self.low is not None and value < self.low) or (self.kind is int and value != int(value)):
             raise refusal
-        number = self.kind(value)
-        too_high = self.high is not None and (number >= self.high if self.high_is_open else number > self.high)
-        if too_high or (self.low is not None and number < self.low):
-            raise refusal
-        return number  # type: ignore[no-any-return]
+        return self.kind(value)  # type: ignore[no-any-return]
 
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")

@@ -1,12 +1,16 @@
 """No test touches the user's own studies, data or cache: each runs in an empty folder with a clean environment."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from cifar_sweep.cli import main
 from cifar_sweep.training import data
 from cifar_sweep.training.data import ImageData
 
@@ -42,3 +46,67 @@ def real_data(session_cache: Path) -> ImageData:
     if REAL_DATA is None or REAL_DATA.startswith("synthetic"):
         pytest.skip("CIFAR_SWEEP_DATA names no real dataset")
     return data.load(REAL_DATA, cache=session_cache)
+
+
+TINY_SWEEP = """
+description = "a small one"
+trials = 4
+pruner = "none"
+
+[fixed]
+model = "lenet"
+precision = "fp32"
+batch_size = 32
+epochs = 3
+
+[space]
+learning_rate = { low = 1e-4, high = 1e-2, log = true }
+"""
+
+
+@pytest.fixture
+def tiny_sweep(tmp_path: Path) -> Path:
+    """A sweep of seconds on `small_data`."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_SWEEP)
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command came to."""
+
+    exit_code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Runs a command in this process, as the console script does."""
+
+    def run(*arguments: object) -> Finished:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Finished(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts a command in a process of its own; none survives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "cifar_sweep", *(str(argument) for argument in arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()

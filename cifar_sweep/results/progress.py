@@ -59,14 +59,14 @@ class _LiveView:
         counts = summary["trials"]
         done = counts["complete"] + counts["pruned"]
         facts = Table.grid(padding=(0, 2))
+        facts.add_row("", ProgressBar(total=summary["budget"], completed=done, width=60))
         facts.add_row("trials", f"{done} of {summary['budget']} done, {_counts_text(counts)}")
         facts.add_row("best", _best_text(summary["best"]))
         for trial in self.study.trials():
             if trial.state is TrialState.RUNNING:
                 facts.add_row("running", _running_text(trial))
         facts.add_row("time left", _left_text(self.study))
-        bar = ProgressBar(total=summary["budget"], completed=done, width=60)
-        return Group(f"[bold]{summary['name']}[/bold] on {summary['data']}", bar, facts)
+        return Group(f"[bold]{summary['name']}[/bold] on {summary['data']}", facts)
 
 
 class _Lines:

@@ -12,7 +12,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Owner:
 
     def is_dead(self) -> bool:
         """Whether the process surely runs no longer: it is of this host, and gone."""
-        return self.host == socket.gethostname() and _process_started(self.pid) != (self.started or None)
+        return self.host == socket.gethostname() and _process_started(self.pid) != self.started
 
 
 def _process_started(pid: int) -> str | None:
@@ -58,7 +58,7 @@ def _process_started(pid: int) -> str | None:
         # The name in parentheses may hold spaces; state and start time are fields 3 and 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before, or between, opening and reading
         if Path("/proc/self").exists():
             return None
     try:
@@ -79,9 +79,10 @@ class Storage:
     """
 
     def __init__(self, url: URL, rdb: RDBStorage) -> None:
-        self.shown = url.render_as_string(hide_password=True)
+        # libpq takes passwords as options, too, and those are not masked.
+        self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
-        self._lock_file = FileLock(f"{url.database}.lock", timeout=LOCK_SECONDS) if _is_sqlite(url) else None
+        self._lock_file = _sqlite_lock(url) if _is_sqlite(url) else None
 
     def lock(self) -> AbstractContextManager[Any]:
         """Hold all other workers of this database off what takes several transactions.
@@ -114,20 +115,24 @@ class Storage:
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         return [trial._trial_id for trial in running if trial._trial_id in stale or _is_abandoned(trial)]
 
+    def beat(self, trial_id: int) -> None:
+        """Say once that a trial is being trained."""
+        self.optuna.record_heartbeat(trial_id)
+
     @contextmanager
     def heartbeat(self, trial_id: int) -> Iterator[None]:
         """Say every few seconds that a trial is being trained. A failed beat is tried again at the next."""
         done = threading.Event()
 
-        def beat() -> None:
+        def beat_on() -> None:
             while not done.wait(HEARTBEAT_SECONDS):
                 try:
-                    self.optuna.record_heartbeat(trial_id)
+                    self.beat(trial_id)
                 except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError):
                     continue  # an outage: the lease is longer than several beats
 
-        self.optuna.record_heartbeat(trial_id)
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        self.beat(trial_id)
+        thread = threading.Thread(target=beat_on, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
@@ -158,9 +163,13 @@ def open_storage(url: str) -> Storage:
         StorageError: the database cannot be used; the message says why.
     """
     parsed = _parse(url)
-    if _is_sqlite(parsed):
-        _check_sqlite_file(parsed)
-    return _connect(parsed)
+    if not _is_sqlite(parsed):
+        return _connect(parsed, {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}})
+    _check_sqlite_file(parsed)
+    # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
+    with _file_lock(_sqlite_lock(parsed)):
+        _check_sqlite_content(Path(str(parsed.database)))
+        return _connect(parsed, {"connect_args": {"timeout": 60}})
 
 
 def open_existing(url: str) -> Storage:
@@ -186,10 +195,15 @@ def _parse(url: str) -> URL:
         raise UsageError(f"storage: not a database address; accepted: {ACCEPTED}.") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite":
+        if parsed.host or parsed.query:
+            raise UsageError("storage: an SQLite address names a file alone; accepted: sqlite:///FILE.")
         if not parsed.database or parsed.database == ":memory:":
             raise UsageError("storage: an in-memory SQLite database ends with its process; accepted: sqlite:///FILE.")
-        return parsed.set(database=str(Path(parsed.database).absolute()))
+        return parsed.set(drivername="sqlite", database=str(Path(parsed.database).absolute()))
     if backend == "postgresql":
+        if "@" in (parsed.host or ""):
+            # Not shown: what stands between the two @ is the end of the password.
+            raise UsageError("storage: the address has an @ too many; accepted: %40 for an @ in a password.")
         return parsed.set(drivername="postgresql+psycopg")
     raise UsageError(f"storage: {backend} databases are not supported; accepted: {ACCEPTED}.")
 
@@ -199,23 +213,31 @@ def _is_sqlite(url: URL) -> bool:
 
 
 def _check_sqlite_file(url: URL) -> None:
-    """Refuse what SQLite or Optuna would meet with a long traceback, or silently fill with tables."""
+    """Refuse a path where SQLite can keep no file."""
     path = Path(str(url.database))
     if path.is_dir():
         raise StorageError(f"{path}: the study database is a folder; a file is needed.")
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path}: the study database is no plain file; a plain file is needed.")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: the folder {path.parent} of the study database does not exist.")
-    target = path if path.exists() else path.parent
-    if not os.access(target, os.W_OK) or not os.access(path.parent, os.W_OK):
-        raise StorageError(f"{target}: the study database cannot be written: permission denied.")
+    for needed in (path, path.parent):  # the folder, too: SQLite keeps its log beside the file
+        if needed.exists() and not os.access(needed, os.R_OK | os.W_OK):
+            raise StorageError(f"{needed}: the study database cannot be read and written here: permission denied.")
     if path.exists() and path.stat().st_size:
-        _check_sqlite_content(path)
+        _check_sqlite_header(path)
 
 
-def _check_sqlite_content(path: Path) -> None:
+def _check_sqlite_header(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\0":
             raise StorageError(f"{path}: not an SQLite database; the study database is a file that cifar-sweep made.")
+
+
+def _check_sqlite_content(path: Path) -> None:
+    """Refuse what Optuna would meet with a long traceback, or silently fill with tables."""
+    if not path.exists():
+        return
     try:
         with closing(sqlite3.connect(path, timeout=60)) as connection:
             tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -223,7 +245,7 @@ def _check_sqlite_content(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise StorageError(f"{path}: the study database is damaged or locked: {error}.") from None
     if problem != "ok":
-        raise StorageError(f"{path}: the study database is damaged: {problem}.")
+        raise StorageError(f"{path}: the study database is damaged: {problem.splitlines()[-1].rstrip('.')}.")
     if tables and not {"studies", "trials", "version_info"} <= tables:
         raise StorageError(
             f"{path}: this database belongs to something else (its tables: {', '.join(sorted(tables)[:5])}); "
@@ -231,15 +253,12 @@ def _check_sqlite_content(path: Path) -> None:
         )
 
 
-def _connect(url: URL) -> Storage:
-    options: dict[str, Any] = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-    if _is_sqlite(url):
-        options = {"connect_args": {"timeout": 60}}
+def _connect(url: URL, options: dict[str, Any]) -> Storage:
     # Optuna formats the address with its schema version: braces of a password must survive that.
     address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live view says what Optuna would log
     try:
-        with warnings.catch_warnings():
+        with nullcontext() if _is_sqlite(url) else _server_lock(url, options), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are, and the lower bound is tested
             rdb = RDBStorage(
                 address, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=LEASE_SECONDS
@@ -264,17 +283,24 @@ def _on_sqlite_begin(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def _sqlite_lock(url: URL) -> FileLock:
+    return FileLock(f"{url.database}.lock", timeout=LOCK_SECONDS)
+
+
 @contextmanager
 def _file_lock(lock: FileLock) -> Iterator[None]:
     try:
-        with lock:
-            yield
+        lock.acquire()
     except Timeout:
         raise StorageError(
             f"{lock.lock_file}: another process has held the study database for {LOCK_SECONDS} s; end it and try again."
         ) from None
-    except PermissionError as error:
+    except OSError as error:
         raise StorageError(f"{lock.lock_file}: the study database cannot be locked: {error.strerror}.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -282,11 +308,32 @@ def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
     # "cifarswp" in ASCII: one lock for all studies of a database, held by the session until it says otherwise.
     key = {"key": int.from_bytes(b"cifarswp", "big")}
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
+        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
+        try:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
+        except sqlalchemy.exc.OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
+                raise
+            raise StorageError(
+                f"storage: another process has held the study database for {LOCK_SECONDS} s; end it and try again."
+            ) from None
+        finally:
+            connection.execute(sqlalchemy.text("RESET lock_timeout"))
         try:
             yield
         finally:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), key)
+
+
+@contextmanager
+def _server_lock(url: URL, options: dict[str, Any]) -> Iterator[None]:
+    """The advisory lock of a server whose tables may not be there yet."""
+    engine = sqlalchemy.create_engine(url, **options)
+    try:
+        with _advisory_lock(engine):
+            yield
+    finally:
+        engine.dispose()
 
 
 def explain(error: BaseException) -> StorageError | None:
@@ -300,14 +347,19 @@ def explain(error: BaseException) -> StorageError | None:
         seen.append(cause)
         cause = cause.__cause__ or cause.__context__
     ours = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
-    upgrade = isinstance(error, RuntimeError) and "optuna" in str(error) and "upgrade" in str(error)
+    schema = isinstance(error, RuntimeError) and "table schema" in str(error)
     # "Should not reach." is what Optuna says when a new trial cannot be written, on a full disk above all.
     unwritten = isinstance(error, AssertionError) and "Should not reach" in str(error)
-    if not (isinstance(error, ours) or upgrade or unwritten):
+    if not (isinstance(error, ours) or schema or unwritten):
         return None
-    if upgrade:
-        return StorageError(f"storage: {' '.join(str(error).split())}")
+    if schema:
+        # Optuna names one of two commands, by whether it knows the database's version.
+        older = "optuna storage upgrade" in str(error)
+        cure = "bring it up with `optuna storage upgrade --storage URL`" if older else "`pip install -U optuna` helps"
+        found = f"an {'older' if older else 'unknown'} version of Optuna"
+        return StorageError(f"storage: the database was made by {found}, this is {optuna.__version__}; {cure}.")
     if unwritten:
         return StorageError("storage: a new trial could not be written; the disk may be full.")
     word = next((str(item.orig) for item in seen if isinstance(item, sqlalchemy.exc.DBAPIError)), str(seen[-1]))
-    return StorageError(f"storage: the database refused: {' '.join(word.split())}.")
+    first_line = (word.strip().splitlines() or ["no reason given"])[0]
+    return StorageError(f"storage: the database refused: {first_line.rstrip('.')}.")

@@ -19,9 +19,9 @@ from cifar_sweep.search.sweepfile import PrunerSettings, SamplerSettings, Sweep
 STEPS_OF_A_SCHEDULE = 10
 
 
-def sampler_seed(seed: int, *, asked: int) -> int:
-    """The seed of the ask after `asked` trials, so that a resumed study goes on and does not begin again."""
-    return derive_seed(seed, "sampler", asked)
+def sampler_seed(seed: int, *, number: int) -> int:
+    """The seed of the ask for trial `number`, so that a resumed study goes on and does not begin again."""
+    return derive_seed(seed, "sampler", number)
 
 
 def build_sampler(settings: SamplerSettings, *, seed: int) -> BaseSampler:

@@ -10,7 +10,8 @@ import re
 import subprocess
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,7 +105,10 @@ class SweepStudy:
             trials = self.trials()
             if _count(trials, "complete", "pruned", "running") >= self.budget:
                 return None
-            seed = strategy.sampler_seed(self.sweep.seed, asked=len(trials))
+            # Optuna takes the first waiting trial. Not the count of trials: it stands still while the queue is emptied,
+            # and points that leave a parameter open would all get the same value for it.
+            waiting = (trial.number for trial in trials if trial.state is TrialState.WAITING)
+            seed = strategy.sampler_seed(self.sweep.seed, number=next(waiting, len(trials)))
             self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
             with warnings.catch_warnings():
                 # Optuna warns that heartbeats belong to Study.optimize; ours are sent by Storage.heartbeat.
@@ -113,6 +117,9 @@ class SweepStudy:
             return self._hold(trial, worker)
 
     def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
+        trial_id = self.storage.trial_id(self._study, trial.number)
+        # Before the lock is given up: an interrupted trial's last heartbeat is old, and the next claim would take it.
+        self.storage.beat(trial_id)
         stored = trial.user_attrs.get("config")
         config = (
             TrialConfig.from_dict(stored)
@@ -129,7 +136,7 @@ class SweepStudy:
         trial.set_user_attr("device", worker.device)
         trial.set_user_attr("threads", worker.threads)
         trial.set_user_attr("owner", owner_attribute(worker.owner))
-        return Claim(trial, self.storage.trial_id(self._study, trial.number), worker.owner, config)
+        return Claim(trial, trial_id, worker.owner, config)
 
     def _requeue_orphans(self) -> None:
         """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""
@@ -187,8 +194,13 @@ class SweepStudy:
             claim.trial.set_user_attr("owner", None)
             self.storage.set_waiting(claim.trial_id)
 
-    def _held(self, claim: Claim) -> "_Held":
-        return _Held(self.storage, claim)
+    @contextmanager
+    def _held(self, claim: Claim) -> Iterator[None]:
+        """The storage's lock, with the certainty that the claim still stands."""
+        with self.storage.lock():
+            if self.storage.owner(claim.trial_id) != claim.owner.token:
+                raise TrialLostError(f"trial {claim.number} was taken up by another worker")
+            yield
 
     def ranked(self) -> list[FrozenTrial]:
         """The complete trials, best validation accuracy first; of equals the earlier one."""
@@ -202,8 +214,9 @@ class SweepStudy:
     def summary(self) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions."""
         counts = {name: _count(self.trials(), name) for name in STATE_NAMES.values()}
-        # Trials whose worker is gone wait for the next one, whatever the database says until then.
-        orphans = len(self.storage.orphans(self._study))
+        # Trials whose worker is gone wait for the next one, whatever the database says until then. Without the lock a
+        # claim under way looks like one, too, for a moment; at most what runs is counted.
+        orphans = min(len(self.storage.orphans(self._study)), counts["running"])
         counts |= {"running": counts["running"] - orphans, "waiting": counts["waiting"] + orphans}
         ranked = self.ranked()
         return {
@@ -215,24 +228,6 @@ class SweepStudy:
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
         }
-
-
-class _Held:
-    """The storage's lock, with the certainty that the claim still stands."""
-
-    def __init__(self, storage: Storage, claim: Claim) -> None:
-        self._storage = storage
-        self._claim = claim
-        self._lock = storage.lock()
-
-    def __enter__(self) -> None:
-        self._lock.__enter__()
-        if self._storage.owner(self._claim.trial_id) != self._claim.owner.token:
-            self._lock.__exit__(None, None, None)
-            raise TrialLostError(f"trial {self._claim.number} was taken up by another worker")
-
-    def __exit__(self, *error: Any) -> None:
-        self._lock.__exit__(*error)
 
 
 def describe(trial: FrozenTrial) -> dict[str, Any]:

@@ -1,17 +1,46 @@
 """Sweep files: TOML to a validated `Sweep`. Errors name the file, the table and the key."""
 
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from cifar_sweep.config import MODEL_TRAITS, PARAMETERS, Value, check_parameter
 from cifar_sweep.errors import UsageError, nearest
 
 SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise PydanticCustomError("number", "not a number")
+    return value
+
+
+def _plain(value: Any) -> Value:
+    if not isinstance(value, (bool, int, float, str)):
+        raise PydanticCustomError("plain", "not a plain value")
+    return value
+
+
+# Unions of types would complain once per type; these complain once, and `_ACCEPTED` has the words.
+Number = Annotated[int | float, PlainValidator(_number)]
+Plain = Annotated[Value, PlainValidator(_plain)]
 
 
 class _Table(BaseModel):
@@ -21,8 +50,8 @@ class _Table(BaseModel):
 class Range(_Table):
     """A number from `low` to `high`, both included: `log` for a logarithmic scale, `base2` for powers of two only."""
 
-    low: int | float
-    high: int | float
+    low: Number
+    high: Number
     log: bool = False
     step: int | None = Field(default=None, ge=1)
     base2: bool = False
@@ -30,20 +59,50 @@ class Range(_Table):
     @model_validator(mode="after")
     def _check(self) -> "Range":
         if self.low > self.high:
-            raise ValueError(f"low = {self.low:g} is above high = {self.high:g}; low must not be above high")
+            raise ValueError(f"low = {self.low} is above high = {self.high}; low must not be above high")
         if (self.log or self.base2) and self.low <= 0:
-            raise ValueError(f"low = {self.low:g} has no logarithm; a log or base2 range starts above 0")
+            raise ValueError(f"low = {self.low} has no logarithm; a log or base2 range starts above 0")
         if self.base2 and not (_is_power_of_two(self.low) and _is_power_of_two(self.high)):
-            raise ValueError("a base2 range starts and ends at a power of two, such as 16 and 256")
+            raise ValueError(
+                f"low = {self.low} and high = {self.high} are not both powers of two; "
+                "a base2 range starts and ends at one, such as 16 and 256"
+            )
         if sum((self.log, self.base2, self.step is not None)) > 1:
-            raise ValueError("log, base2 and step exclude each other")
+            raise ValueError("log, base2 and step exclude each other; a range takes one of them or none")
+        if self.step is not None and (self.high - self.low) % self.step:
+            last = self.high - (self.high - self.low) % self.step
+            raise ValueError(f"steps of {self.step} from {self.low} do not end at high = {self.high} but at {last}")
         return self
+
+    def __str__(self) -> str:
+        kind = ", powers of two" if self.base2 else f", in steps of {self.step}" if self.step else ""
+        return f"{self.low} to {self.high}{kind}"
 
 
 class Choices(_Table):
     """One of a list of values, without order."""
 
-    choices: list[Value] = Field(min_length=1)
+    choices: list[Plain] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Choices":
+        twice = [choice for place, choice in enumerate(self.choices) if choice in self.choices[:place]]
+        if twice:
+            raise ValueError(f"choices has {_shown(twice[0])} twice; each value stands there once")
+        return self
+
+    def __str__(self) -> str:
+        return f"one of {_list(self.choices)}"
+
+
+def _kind_of_domain(value: Any) -> str | None:
+    """Which of `Range` and `Choices` a table of [space] is meant to be, so that only that one complains."""
+    if isinstance(value, (Range, Choices)):
+        return type(value).__name__
+    return ("Choices" if "choices" in value else "Range") if isinstance(value, dict) else None
+
+
+Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind_of_domain)]
 
 
 class SamplerSettings(_Table):
@@ -101,8 +160,8 @@ class Sweep(_Table):
     keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
     sampler: Annotated[SamplerSettings, BeforeValidator(_named)] = SamplerSettings()
     pruner: Annotated[PrunerSettings, BeforeValidator(_named)] = PrunerSettings()
-    fixed: dict[str, Value] = Field(default_factory=dict)
-    space: dict[str, Range | Choices] = Field(default_factory=dict)
+    fixed: dict[str, Plain] = Field(default_factory=dict)
+    space: dict[str, Domain] = Field(default_factory=dict)
     enqueue: list[Point] = Field(default_factory=list)
     preview: Preview = Preview()
 
@@ -146,8 +205,10 @@ def load(path: Path, *, changes: Mapping[str, Value] | None = None, preview: boo
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the sweep file cannot be read: {error}.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: the sweep file cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: the sweep file cannot be read: it is not text in UTF-8.") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
     sweep = parse({"name": path.stem} | raw, where=str(path))
@@ -182,7 +243,8 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
         elif key in _SETTABLE:
             raw[key] = value
         elif table in ("sampler", "pruner") and inner:
-            raw[table][inner] = value
+            settings = _named(raw[table])
+            raw[table] = settings | {inner: value} if isinstance(settings, dict) else settings
         else:
             raise UsageError(f"{where}: there is no key {key!r}; {nearest(key, [*PARAMETERS, *_SETTABLE])}.")
     fixed = raw["fixed"]
@@ -210,8 +272,12 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
             check_parameter(name, value, where=place)
             if name not in sweep.space and name not in sweep.fixed:
                 raise UsageError(f"{place}: {name} is not in [space]; {nearest(name, sweep.space)}.")
+            if name in sweep.fixed and value != sweep.fixed[name]:
+                fixed = _shown(sweep.fixed[name])
+                raise UsageError(f"{place}: {name} = {_shown(value)} contradicts [fixed], where it is {fixed}.")
             if name in sweep.space and not contains(sweep.space[name], value):
-                raise UsageError(f"{place}: {name} = {value} is outside of its [space].")
+                domain = sweep.space[name]
+                raise UsageError(f"{place}: {name} = {_shown(value)} is outside of its [space]: {domain}.")
     for name, value in sweep.preview.fixed().items():
         check_parameter(name, value, where=f"{where}: [preview]")
     _check_used(sweep, where=where)
@@ -222,7 +288,7 @@ def _check_domain(name: str, domain: Range | Choices, *, where: str) -> None:
     for value in values:
         check_parameter(name, value, where=where)
     if isinstance(domain, Range) and PARAMETERS[name].kind is float and (domain.step or domain.base2):
-        raise UsageError(f"{where}: {name} is not a whole number; it takes low, high and log.")
+        raise UsageError(f"{where}: {name} is no whole number, so base2 and step do not fit; accepted: low, high, log.")
 
 
 def _check_used(sweep: Sweep, *, where: str) -> None:
@@ -232,10 +298,8 @@ def _check_used(sweep: Sweep, *, where: str) -> None:
     for table, names_in_table in (("fixed", sweep.fixed), ("space", sweep.space)):
         for name in names_in_table:
             if name not in has:
-                raise UsageError(
-                    f"{where}: [{table}]: {name} does nothing for {_list(models)}; "
-                    f"their parameters are {', '.join(sorted(has))}."
-                )
+                place = f"{where}: [{table}]"
+                raise UsageError(f"{place}: {name} does nothing for {_list(models)}; accepted: {_list(sorted(has))}.")
             if name == "momentum" and _values(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
                 raise UsageError(f"{where}: [{table}]: momentum does nothing for adam; it belongs to sgd and rmsprop.")
 
@@ -267,45 +331,76 @@ def _list(words: Iterable[Any]) -> str:
     return ", ".join(str(word) for word in words)
 
 
+def _shown(value: Any) -> str:
+    """A value as TOML writes it, nearly."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+# What is accepted instead, by the type of pydantic's complaint; braces are filled from its context.
+_ACCEPTED = {
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "string_type": "a text in quotes",
+    "string_too_short": "a text that is not empty",
+    "number": "a number",
+    "plain": "a number, a text, true or false",
+    "list_type": "a list",
+    "too_short": "at least one value",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "greater_than_equal": "a whole number of at least {ge}",
+    "greater_than": "a number above {gt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "union_tag_not_found": "a table with low and high, or with choices; a single value belongs in [fixed]",
+}
+_SETTINGS: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": PrunerSettings}
+
+
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:
-    """Pydantic's first complaint as one sentence: file, table, key, what is wrong, what would be accepted."""
-    first = _most_telling(error)
-    path = [str(part) for part in first["loc"] if part not in ("Range", "Choices")]
-    key, table = path[-1], ".".join(path[:-1])
-    place = f"{where}: [{table}]" if table else where
+    """Pydantic's most telling complaint as one sentence: file, table, key, what is wrong, what would be accepted."""
+    complaints = error.errors()
+    # A misspelt key is also a missing one: the unknown key tells more.
+    first = next((item for item in complaints if item["type"] == "extra_forbidden"), complaints[0])
+    place, path = _place(first["loc"], where=where)
+    key, value = path[-1], first["input"]
     if first["type"] == "extra_forbidden":
         accepted = list(_accepted_keys(path, raw))
         close = get_close_matches(key, accepted, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
-        return f"{place}: there is no key {key!r}; {hint}accepted: {', '.join(accepted)}."
+        return f"{place}: there is no key {key!r}; {hint}accepted: {_list(accepted)}."
     if first["type"] == "missing":
-        return f"{place}: {key} is missing."
-    message = str(first["msg"]).removeprefix("Value error, ")
-    shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    return f"{place}: {key}{shown}: {message[:1].lower()}{message[1:]}."
+        return f"{place}: {key} is missing; accepted: low and high, or choices."
+    if first["type"] == "literal_error":
+        known = get_args(_SETTINGS[path[0]].model_fields["name"].annotation)
+        return f"{where}: there is no {path[0]} {_shown(value)}; {nearest(str(value), known)}."
+    if first["type"] == "value_error":
+        return f"{place}: {key}: {first['ctx']['error']}."
+    if isinstance(first["loc"][-1], int):
+        key = f"a value of {key}"
+    accepts = _ACCEPTED.get(first["type"], str(first["msg"])).format_map(first.get("ctx", {}))
+    if first["type"] == "model_type" and key in _SETTINGS:
+        accepts = f"the name of a {key} or a table with it"
+    if first["type"] == "list_type" and key == "enqueue":
+        accepts = "a list of points, each begun by [[enqueue]]"
+    shown = "" if isinstance(value, dict) else f" = {_shown(value)}"
+    return f"{place}: {key}{shown} is not accepted; it takes {accepts}."
 
 
-def _most_telling(error: ValidationError) -> Any:
-    """Of a union's complaints, those of the variant that the user meant: the one that knows the keys given."""
-    complaints = error.errors()
-    first = complaints[0]
-    if len(first["loc"]) > 2 and first["loc"][0] == "space":
-        given = set(_keys_at(complaints))
-        variant = "Choices" if "choices" in given else "Range"
-        return next((item for item in complaints if variant in item["loc"]), first)
-    return first
+def _place(loc: Sequence[int | str], *, where: str) -> tuple[str, list[str]]:
+    """Where a complaint stands, in words; and its path of keys, without pydantic's own names and places in lists."""
+    path = [str(part) for part in loc if isinstance(part, str) and part not in ("Range", "Choices")]
+    if path[0] == "enqueue" and len(path) > 1:
+        return f"{where}: [[enqueue]] {int(loc[1]) + 1}", path
+    table = ".".join(path[:-1])
+    return f"{where}: [{table}]" if table else where, path
 
 
-def _keys_at(complaints: Iterable[Any]) -> Iterable[str]:
-    """Keys that some variant of the union did not know: ``choices`` among them means that a list was given."""
-    return [str(item["loc"][-1]) for item in complaints if item["type"] == "extra_forbidden"]
-
-
-def _accepted_keys(path: list[str], raw: Mapping[str, Any]) -> Iterable[str]:
-    tables: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": PrunerSettings}
-    if path[0] in tables and len(path) > 1:
-        return tables[path[0]].model_fields
+def _accepted_keys(path: Sequence[str], raw: Mapping[str, Any]) -> Iterable[str]:
+    if path[0] in _SETTINGS and len(path) > 1:
+        return _SETTINGS[path[0]].model_fields
     if path[0] == "space" and len(path) > 2:
-        domain = raw["space"][path[1]]
-        return Choices.model_fields if "choices" in domain else Range.model_fields
+        return Choices.model_fields if "choices" in raw["space"][path[1]] else (*Range.model_fields, "choices")
     return (name for name in Sweep.model_fields if name != "name")

@@ -1,0 +1,198 @@
+"""An export is whole, true, loads without us, and trains again to the same numbers."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_sweep.config import MODEL_NAMES, TrialConfig
+from cifar_sweep.results.card import layer_source, loading_code
+from cifar_sweep.results.export import Provenance, read_config, write
+from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.models import build
+
+RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1)
+EXPORT = ("export", "tiny", "--data", "synthetic:500")
+VARIANTS = [
+    {},
+    {"--set": ["model=cnn3", "batch_norm=true", "dropout=0.3", "normalize=true", "precision=bf16"]},
+    {"--set": ["model=convnet", "padding_mode=reflect", "softmax=true", "init=xavier", "hidden_units=80"]},
+]
+
+
+def settings(variant: dict[str, list[str]]) -> list[str]:
+    return [word for pair in variant.get("--set", []) for word in ("--set", pair)]
+
+
+@pytest.fixture(params=VARIANTS, ids=["lenet", "cnn3 normalised", "convnet of report C"])
+def exported(request: pytest.FixtureRequest, tiny_sweep: Path, cli: Any) -> Path:
+    assert cli(*RUN, "--trials", 2, *settings(request.param)).exit_code == 0
+    finished = cli(*EXPORT)
+    assert finished.exit_code == 0, finished.err
+    [folder] = Path("exports").iterdir()
+    assert str(folder) in finished.out
+    return folder
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
+
+
+def test_the_folder_is_whole_and_consistent(exported: Path, cli: Any) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "MODEL_CARD.md",
+        "config.toml",
+        "metrics.json",
+        "weights.safetensors",
+    ]
+    metrics = metrics_of(exported)
+    [study] = json.loads(cli("status", "--json").out)["studies"]
+    assert metrics["validation_accuracy"] == study["best"]["value"]
+    assert metrics["params"] == study["best"]["params"]
+    assert metrics["data"]["fingerprint"] == study["data_fingerprint"]
+    assert 0 <= metrics["test_accuracy"] <= 1
+    assert metrics["test_images"] == 100
+    assert [point["epoch"] for point in metrics["curve"]] == [1, 2, 3]
+    assert metrics["environment"]["threads"] == 1
+    assert {"python", "torch", "optuna", "cifar-sweep", "device"} <= metrics["environment"].keys()
+    assert "commit" in metrics
+    origin = tomllib.loads((exported / "config.toml").read_text())["origin"]
+    assert origin["trial"] == study["best"]["number"]
+
+
+def card_code(folder: Path) -> str:
+    [code] = re.findall(r"```python\n(.*?)```", (folder / "MODEL_CARD.md").read_text(), re.DOTALL)
+    return str(code)
+
+
+def test_the_cards_lines_load_the_weights_without_us(exported: Path, small_data: ImageData) -> None:
+    """Run as printed, on the test images, they give the test accuracy of metrics.json."""
+    torch.save({"images": small_data.test_images, "labels": small_data.test_labels}, "test.pt")
+    code = card_code(exported)
+    assert len(code.splitlines()) <= 12
+    mine = "images = torch.load('../../test.pt')['images'].permute(0, 3, 1, 2) / 255"
+    code = code.replace("images = torch.rand(8, 3, 32, 32)  # yours go here", mine)
+    assert mine in code
+    check = """
+import sys
+labels = torch.load('../../test.pt')['labels']
+assert torch.allclose(probabilities.sum(dim=1), torch.ones(len(labels)))
+assert not any(name.startswith("cifar_sweep") for name in sys.modules)
+print((probabilities.argmax(dim=1) == labels).float().mean().item())
+"""
+    command = [sys.executable, "-c", code + check]
+    result = subprocess.run(command, cwd=exported, capture_output=True, text=True, check=True)
+    assert float(result.stdout) == pytest.approx(metrics_of(exported)["test_accuracy"], abs=1e-6)
+
+
+def test_training_it_again_gives_the_same_numbers(exported: Path, cli: Any) -> None:
+    finished = cli("train", exported, "--data", "synthetic:500")
+    assert finished.exit_code == 0, finished.err
+    assert "compared with the export's: the same" in finished.out
+    again = exported.with_name(exported.name + "-again")
+    before, after = metrics_of(exported), metrics_of(again)
+    for name in ("test_accuracy", "test_loss", "validation_accuracy", "best_epoch"):
+        assert before[name] == after[name]
+    losses = [[point["train_loss"] for point in metrics["curve"]] for metrics in (before, after)]
+    assert losses[0] == losses[1]
+    assert (exported / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
+
+
+def test_a_trial_by_its_number_and_a_folder_by_name(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*RUN, "--trials", 2).exit_code == 0
+    assert cli(*EXPORT, "--trial", 1, "--out", "here").exit_code == 0
+    assert metrics_of(Path("here"))["trial"] == 1
+    missing = cli(*EXPORT, "--trial", 7)
+    assert missing.exit_code == 1
+    assert "no complete trial 7; complete are: " in missing.err
+
+
+def test_weights_that_are_gone_or_damaged(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*RUN, "--trials", 1).exit_code == 0
+    [weights] = Path("artifacts").rglob("weights.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    damaged = cli(*EXPORT)
+    assert damaged.exit_code == 1
+    assert "checksum" in damaged.err
+    weights.unlink()
+    gone = cli(*EXPORT)
+    assert gone.exit_code == 1
+    assert "there are no weights of trial 0" in gone.err
+    assert not Path("exports").exists()
+
+
+def test_other_data_than_the_studys(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*RUN, "--trials", 1).exit_code == 0
+    finished = cli("export", "tiny", "--data", "synthetic:600")
+    assert finished.exit_code == 1
+    assert "synthetic images (500 + 100), not on synthetic images (600 + 120)" in finished.err
+    assert cli(*EXPORT, "--out", "here").exit_code == 0
+    elsewhere = cli("train", "here", "--data", "synthetic:600")
+    assert elsewhere.exit_code == 0
+    assert "numbers will differ" in elsewhere.out
+
+
+def test_a_config_by_hand_is_checked(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*RUN, "--trials", 1).exit_code == 0
+    assert cli(*EXPORT, "--out", "here").exit_code == 0
+    config = Path("here/config.toml")
+    text = config.read_text()
+    for old, new, words in (
+        ("epochs = 3", "epochs = -1", "epochs = -1"),
+        ("epochs = 3", "", "epochs is missing"),
+        ("epochs = 3", "epoch = 3", "'epoch'"),
+    ):
+        config.write_text(text.replace(old, new))
+        finished = cli("train", "here", "--data", "synthetic:500")
+        assert finished.exit_code == 2
+        assert "config.toml" in finished.err
+        assert words in finished.err
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_printed_layers_are_the_networks(model: str, batch_norm: bool) -> None:
+    params = {"model": model, "batch_norm": batch_norm, "activation": "leaky_relu"}
+    config = TrialConfig.from_params(params, classes=7, precision="fp32", data_seed=0, seed=0)
+    network = build(config.shape, seed=0)
+    printed = eval(f"Sequential({', '.join(map(layer_source, network))})", dict(vars(torch.nn)))
+    assert {name: value.shape for name, value in printed.state_dict().items()} == {
+        name: value.shape for name, value in network.state_dict().items()
+    }
+    printed.load_state_dict(network.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(printed.eval()(images), network.eval()(images))
+
+
+def test_an_unknown_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="Bilinear"):
+        layer_source(torch.nn.Bilinear(1, 1, 1))
+
+
+def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
+    params = {"model": "vgg11", "learning_rate": 1.5e-5, "hidden_units": 8}
+    config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=3, seed=4)
+    curve = [{"epoch": 1, "validation_accuracy": 0.1}]
+    provenance = Provenance('a "name"', 3, {"learning_rate": 1.5e-5}, "cpu", 2)
+    network = build(config.shape, seed=0)
+    write(
+        tmp_path / "out",
+        config,
+        network.state_dict(),
+        curve=curve,
+        data=small_data,
+        device=torch.device("cpu"),
+        provenance=provenance,
+    )
+    read, origin = read_config(tmp_path / "out")
+    assert read == config
+    assert origin["study"] == 'a "name"'
+    assert "Conv2d(3, 64, 3, padding=1)" in loading_code(config, network, data=small_data)

@@ -1,0 +1,345 @@
+"""The commands as a person types them, above all with bad input: one sentence, the right exit code, nothing lost."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cifar_sweep import cli as cli_module
+from cifar_sweep.errors import UsageError
+
+RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """An image folder of two classes."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 4)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return tmp_path / "images"
+
+
+def assert_one_sentence(finished: Any, exit_code: int, *words: str) -> None:
+    assert finished.exit_code == exit_code
+    lines = finished.err.strip().splitlines()
+    assert len(lines) == 1, finished.err
+    assert lines[0].startswith("error: ")
+    assert lines[0].endswith(".")
+    assert "Traceback" not in finished.out
+    for word in words:
+        assert word in lines[0]
+
+
+# --- Usage: exit code 2 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "lr_bach"), ("'lr_bach'", "did you mean lr_batch")),
+        (("run", "missing.toml"), ("missing.toml", "no such sweep file", "lr_batch")),
+        (("run", "tiny.toml", "--set", "batchsize=32"), ("--set", "batchsize", "batch_size")),
+        (("run", "tiny.toml", "--set", "batch_size"), ("--set batch_size", "key and a value")),
+        (("run", "tiny.toml", "--set", "batch_size=many"), ("batch_size", "'many'", "whole number from 1 to 65536")),
+        (("run", "tiny.toml", "--set", "dropout=1.0"), ("dropout", "1.0", "from 0 to below 1")),
+        (("run", "tiny.toml", "--set", "pruner=medium"), ("pruner", "medium", "median")),
+        (("run", "tiny.toml", "--data", "synthetic:5"), ("synthetic:5", "from 100")),
+        (("run", "tiny.toml", "--data", "synthetic:500", "--set", "batch_size=512"), ("batch_size = 512", "400")),
+        (("run", "tiny.toml", "--data", "synthetic:500", "--train-images", 9), ("batch_size = 32", "9 training")),
+        (("run", "tiny.toml", "--data", "synthetic:500", "--study", "a/b"), ("a/b", "letters")),
+        (("run", "tiny.toml", "--data", "synthetic:500", "--storage", "mysql://x/y"), ("mysql", "sqlite:///")),
+        (("run", "tiny.toml", "--data", "synthetic:500", "--storage", "studies.db"), ("storage", "sqlite:///FILE")),
+        (("train", "nothing"), ("nothing", "config.toml")),
+        (("train", "tiny.toml"), ("tiny.toml", "[config] and [origin]")),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_wrong_usage(arguments: tuple[Any, ...], words: tuple[str, ...], tiny_sweep: Path, cli: Any) -> None:
+    assert_one_sentence(cli(*arguments), 2, *words)
+    assert not list(Path().glob("studies.db*")), "no study was made"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("trials = 4", "trails = 4", ("tiny.toml", "'trails'", "trials")),
+        ("trials = 4", "trials = 0", ("tiny.toml", "trials = 0", "at least 1")),
+        ("[space]", "[spice]", ("tiny.toml", "'spice'", "space")),
+        ("learning_rate =", "learning_rat =", ("[space]", "'learning_rat'", "did you mean learning_rate")),
+        ("low = 1e-4, high = 1e-2", "low = 1e-2, high = 1e-4", ("[space", "low = 0.01", "high = 0.0001")),
+        ("low = 1e-4", "low = 0.0", ("[space", "low = 0", "above 0")),
+        ("high = 1e-2", "high = 1e9", ("[space]", "learning_rate", "1e-12 to 1000")),
+        ("log = true", "lag = true", ("[space.learning_rate]", "'lag'", "log")),
+        ('model = "lenet"', 'model = "lanet"', ("[fixed]", "'lanet'", "lenet, convnet")),
+        ("epochs = 3", "epochs = 0", ("[fixed]", "epochs", "from 1 to")),
+        ("epochs = 3", "epochs = 3\npadding_mode = 'reflect'", ("padding_mode", "does nothing for lenet")),
+        ("[fixed]", "[fixed", ("tiny.toml", "not valid TOML")),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else None,
+)
+def test_wrong_sweep_file(old: str, new: str, words: tuple[str, ...], tiny_sweep: Path, cli: Any) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text().replace(old, new))
+    assert_one_sentence(cli(*RUN), 2, *words)
+    assert not Path("studies.db").exists()
+
+
+def test_an_unknown_option_and_command_are_usage_errors(cli: Any) -> None:
+    for arguments in (("run", "lr_batch", "--trails", "3"), ("rum",), ("run", "lr_batch", "--trials", "0")):
+        finished = cli(*arguments)
+        assert finished.exit_code == 2
+        assert "Traceback" not in finished.err
+
+
+# --- The world: exit code 1 ------------------------------------------------------------------------------------------
+
+
+def spoil_nothing(images: Path) -> None:
+    shutil.rmtree(images)
+
+
+def spoil_half(images: Path) -> None:
+    shutil.rmtree(images / "test")
+
+
+def spoil_image(images: Path) -> None:
+    path = images / "train" / "dog" / "07.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def spoil_class(images: Path) -> None:
+    (images / "test" / "dog").rename(images / "test" / "dig")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_nothing, ("images", "does not exist", "synthetic")),
+        (spoil_half, ("no test/",)),
+        (spoil_image, ("train/dog/07.png", "corrupt")),
+        (spoil_class, ("dig", "dog")),
+    ],
+)
+def test_wrong_data(
+    spoil: Callable[[Path], None], words: tuple[str, ...], images: Path, tiny_sweep: Path, cli: Any
+) -> None:
+    spoil(images)
+    assert_one_sentence(cli("run", "tiny.toml", "--data", images, "--set", "batch_size=8"), 1, *words)
+    assert not Path("studies.db").exists()
+
+
+def test_an_image_folder_of_two_classes_runs(images: Path, tiny_sweep: Path, cli: Any) -> None:
+    finished = cli("run", "tiny.toml", "--data", images, "--set", "batch_size=8", "--trials", 2, "--threads", 1)
+    assert finished.exit_code == 0, finished.err
+    assert "2 of 2 trials finished" in finished.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_no_cuda(tiny_sweep: Path, cli: Any) -> None:
+    assert_one_sentence(cli(*RUN, "--device", "cuda"), 1, "'cuda'", "no CUDA device", "cpu")
+    assert not Path("studies.db").exists()
+
+
+def text_file() -> None:
+    Path("studies.db").write_text("my notes, not a database, and long enough to be read as one")
+
+
+def other_program() -> None:
+    with sqlite3.connect("studies.db") as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+
+
+def a_folder() -> None:
+    Path("studies.db").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (text_file, ("studies.db", "not an SQLite database")),
+        (other_program, ("studies.db", "recipes", "--storage")),
+        (a_folder, ("studies.db", "folder")),
+    ],
+)
+@pytest.mark.parametrize("command", [RUN, ("status",), ("export", "tiny"), ("dashboard",)], ids=lambda c: c[0])
+def test_wrong_database(
+    command: tuple[Any, ...], make: Callable[[], None], words: tuple[str, ...], tiny_sweep: Path, cli: Any
+) -> None:
+    make()
+    before = Path("studies.db").read_bytes() if Path("studies.db").is_file() else None
+    finished = cli(*command)
+    if make is a_folder and command != RUN:
+        words = ("studies.db",)
+    assert_one_sentence(finished, 1, *words)
+    assert before is None or Path("studies.db").read_bytes() == before, "not a byte was changed"
+
+
+def test_a_database_in_a_missing_folder(tiny_sweep: Path, cli: Any) -> None:
+    assert_one_sentence(cli(*RUN, "--storage", "sqlite:///no/where.db"), 1, "no/where.db", "does not exist")
+    assert not Path("no").exists()
+
+
+def test_an_unreachable_server_says_so_without_its_password(tiny_sweep: Path, cli: Any) -> None:
+    finished = cli(*RUN, "--storage", "postgresql://me:secret@127.0.0.1:1/studies")
+    assert_one_sentence(finished, 1, "127.0.0.1")
+    assert "secret" not in finished.out + finished.err
+
+
+@pytest.mark.parametrize("command", [("status",), ("export", "tiny"), ("dashboard",)], ids=lambda c: c[0])
+def test_no_database_yet(command: tuple[str, ...], cli: Any) -> None:
+    assert_one_sentence(cli(*command), 1, "no study database here yet")
+    assert not Path("studies.db").exists()
+
+
+def test_the_same_study_with_another_space_or_other_data(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*RUN, "--trials", 1).exit_code == 0
+    database = Path("studies.db")
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("high = 1e-2", "high = 2e-2"))
+    assert_one_sentence(cli(*RUN), 1, "'tiny'", "another space", "0.02", "--study")
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("high = 2e-2", "high = 1e-2"))
+    assert_one_sentence(cli("run", "tiny.toml", "--data", "synthetic:600"), 1, "other data", "--study")
+    assert_one_sentence(cli(*RUN, "--epochs", 9), 1, "another fixed", '"epochs": 9')
+    assert cli(*RUN, "--trials", 2).exit_code == 0, "more trials of the same are welcome"
+    assert database.exists()
+
+
+def test_export_before_a_trial_is_finished(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*RUN, "--max-hours", 0).exit_code == 0
+    assert_one_sentence(cli("export", "tiny", "--data", "synthetic:500"), 1, "no finished trial")
+    assert_one_sentence(cli("export", "tidy"), 1, "'tidy'", "did you mean tiny")
+    assert not Path("exports").exists()
+
+
+def mounted(path: Path, size: str) -> bool:
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["database", "artifacts"])
+def test_a_full_disk(what: str, tiny_sweep: Path, cli: Any, tmp_path: Path) -> None:
+    """A real one, of a few hundred kilobytes; then more room, and the sweep goes on."""
+    small = tmp_path / "small"
+    if sys.platform != "linux" or os.geteuid() != 0 or not mounted(small, "900k"):
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        places = {
+            "database": ("--storage", f"sqlite:///{small}/studies.db"),
+            "artifacts": ("--artifacts", small / "artifacts"),
+        }
+        filler = small / "filler"
+        filler.write_bytes(b"0" * (100 if what == "artifacts" else 400) * 1024)
+        command = (*RUN, "--trials", 6, *places[what])
+        first = cli(*command)
+        assert_one_sentence(first, 1)
+        assert "full" in first.err or "No space left" in first.err
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
+        second = cli(*command)
+        assert second.exit_code == 0, second.err
+        assert "6 of 6 trials finished" in second.out
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+# --- The commands ----------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cifar_sweep", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(4)) < 0.5
+
+
+def test_list_shows_every_sweep(cli: Any) -> None:
+    out = cli("list").out
+    assert "lr_batch" in out
+    assert "learning_rate, batch_size" in out
+
+
+def test_run_says_where_everything_is(tiny_sweep: Path, cli: Any) -> None:
+    finished = cli(*RUN)
+    assert finished.exit_code == 0, finished.err
+    for words in ("4 of 4 trials finished", "best: trial", "studies.db", "artifacts/tiny-", "cifar-sweep export tiny"):
+        assert words in finished.out
+    assert finished.out.count("trial 0 complete") == 1, "one plain line for a trial that ends"
+    again = cli(*RUN)
+    assert again.exit_code == 0
+    assert "complete" not in again.out.split("4 of 4")[0], "nothing was left to do"
+
+
+def test_options_reach_the_trials(tiny_sweep: Path, cli: Any) -> None:
+    options = ("--epochs", 2, "--train-images", 100, "--seed", 5, "--trials", 1, "--study", "mine", "--set", "pruner=none")
+    assert cli(*RUN, *options, "--set", "learning_rate=0.002", "--set", "optimizer=sgd").exit_code == 0
+    connection = sqlite3.connect("studies.db")
+    [(text,)] = connection.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'config'").fetchall()
+    connection.close()
+    config = json.loads(text)
+    asked = {"epochs": 2, "train_images": 100, "learning_rate": 0.002, "optimizer": "sgd"}
+    assert {name: config[name] for name in asked} == asked
+    assert [study["name"] for study in json.loads(cli("status", "--json").out)["studies"]] == ["mine"]
+
+
+def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(
+    tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text() + "\n[preview]\ntrials = 2\nepochs = 1\ntrain_images = 64\n")
+    from cifar_sweep.training import data
+
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda source, **rest: load(source.replace("synthetic", "synthetic:500"), **rest))
+    finished = cli("run", "tiny.toml", "--preview")
+    assert finished.exit_code == 0, finished.err
+    assert "synthetic images" in finished.out
+    assert "tiny-preview: 2 trials" in finished.out
+    assert "2 of 2 trials finished" in finished.out
+
+
+def test_settings_are_read_as_toml() -> None:
+    parsed = cli_module._settings(["batch_size=32", "learning_rate=1e-3", "pruner=none", "batch_norm=true", "init='xavier'"])
+    assert parsed == {"batch_size": 32, "learning_rate": 1e-3, "pruner": "none", "batch_norm": True, "init": "xavier"}
+    with pytest.raises(UsageError, match="a number, a word"):
+        cli_module._settings(["batch_size=[1, 2]"])
+
+
+def test_status_of_one_study_and_of_none(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*RUN, "--trials", 1).exit_code == 0
+    assert "tiny" in cli("status").out
+    assert_one_sentence(cli("status", "other"), 1, "'other'", "tiny")
+
+
+def test_doctor(cli: Any) -> None:
+    finished = cli("doctor", "--data", "synthetic:500")
+    assert finished.exit_code == 0, finished.out
+    for subject in ("Python", "torch", "device", "bf16", "data", "storage", "disk"):
+        assert subject in finished.out
+    assert not Path("studies.db").exists()
+
+
+def test_doctor_finds_faults(cli: Any) -> None:
+    text_file()
+    finished = cli("doctor", "--data", "/no/where")
+    assert finished.exit_code == 1
+    assert finished.out.count("FAULT") == 2
+    assert "not an SQLite database" in finished.out
+    assert "/no/where" in finished.out

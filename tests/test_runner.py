@@ -1,0 +1,406 @@
+"""Whole sweeps on small data: what is stored, what survives, and what goes on."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep import files
+from cifar_sweep.errors import DiskError, StudyError, UsageError
+from cifar_sweep.runner import Job, artifact_folder, check_images, facts, trial_folder, work
+from cifar_sweep.search.storage import open_existing, open_storage
+from cifar_sweep.search.study import SweepStudy, load, open_or_resume
+from cifar_sweep.search.sweepfile import parse
+from cifar_sweep.training import checkpoint
+from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.train import EpochResult, Run
+
+URL = "sqlite:///studies.db"
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "trials": 3,
+    "pruner": "none",
+    "fixed": {"model": "lenet", "precision": "fp32", "batch_size": 32, "epochs": 3, "dropout": 0.1},
+    "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+}
+
+
+def study_of(data: ImageData, **changes: Any) -> SweepStudy:
+    return open_or_resume(open_storage(URL), "tiny", parse(TINY | changes, where="test"), data=facts(data))
+
+
+def job(**changes: Any) -> Job:
+    return Job(**({"storage": URL, "study": "tiny", "data": "synthetic:500", "artifacts": Path("artifacts"), "threads": 1} | changes))
+
+
+def states(trials: Sequence[FrozenTrial]) -> list[TrialState]:
+    return [trial.state for trial in trials]
+
+
+def weights_file(study: SweepStudy, number: int) -> Path:
+    return artifact_folder(Path("artifacts"), study) / trial_folder(number) / "weights.safetensors"
+
+
+def after(epochs: int) -> Callable[[], bool]:
+    """A request to stop that comes in the epoch after so many: an epoch here asks 13 times, once per step."""
+    asked = iter(range(10_000))
+    return lambda: next(asked) > 13 * epochs + 3
+
+
+def test_a_sweep_finishes_exactly_its_trials(small_data: ImageData) -> None:
+    study = study_of(small_data)
+    work(job())
+    trials = study.trials()
+    assert states(trials) == [TrialState.COMPLETE] * 3
+    for trial in trials:
+        curve = trial.user_attrs["curve"]
+        assert [point["epoch"] for point in curve] == [1, 2, 3]
+        assert trial.value == max(point["validation_accuracy"] for point in curve)
+        assert trial.intermediate_values == {point["epoch"]: point["validation_accuracy"] for point in curve}
+        checkpoint.load(weights_file(study, trial.number), sha256=trial.user_attrs["weights_sha256"])
+    assert not list(Path("artifacts").rglob("checkpoint*")), "checkpoints of finished trials are gone"
+    work(job())
+    assert len(study.trials()) == 3, "a finished study stays as it is"
+
+
+def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[bool] = []
+    complete = SweepStudy.complete
+
+    def watched(study: SweepStudy, claim: Any, value: float, **attributes: Any) -> None:
+        there.append(weights_file(study, claim.number).is_file())
+        complete(study, claim, value, **attributes)
+
+    monkeypatch.setattr(SweepStudy, "complete", watched)
+    study_of(small_data)
+    work(job())
+    assert there == [True] * 3
+
+
+def test_weights_of_the_best_trials_alone_are_kept(small_data: ImageData) -> None:
+    study = study_of(small_data, keep_weights=2, trials=4)
+    work(job())
+    kept = {trial.number for trial in study.ranked()[:2]}
+    assert {trial.number for trial in study.trials() if weights_file(study, trial.number).exists()} == kept
+
+
+def test_an_interrupted_trial_goes_on_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=1)
+    work(job(), stop=after(epochs=2))
+    [trial] = study.trials()
+    assert trial.state is TrialState.WAITING
+    before = trial.user_attrs["curve"]
+    assert len(before) == 2
+    assert study.summary()["trials"] == {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
+    work(job())
+    [trial] = study.trials()
+    assert trial.state is TrialState.COMPLETE
+    assert trial.user_attrs["curve"][:2] == before, "even their seconds: they were not trained again"
+    assert_as_unbroken(study, trial, small_data)
+
+
+def assert_as_unbroken(study: SweepStudy, trial: FrozenTrial, data: ImageData) -> None:
+    """The trial's curve and kept weights equal those of its config trained in one go."""
+    from cifar_sweep.config import TrialConfig
+    from cifar_sweep.training.device import resolve_device
+
+    config = TrialConfig.from_dict(trial.user_attrs["config"])
+    unbroken = Run([config], data, device=resolve_device("cpu"))
+    for _ in range(config.shape.epochs):
+        unbroken.epoch()
+    losses = [point["train_loss"] for point in trial.user_attrs["curve"]]
+    assert losses == [result.train_loss for result in unbroken.members[0].history]
+    kept = checkpoint.load(weights_file(study, trial.number))
+    for name, value in unbroken.member(0).state_dict().items():
+        assert kept[name].equal(value), name
+
+
+def test_a_checkpoint_that_was_not_reported_yet_is_not_lost(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the checkpoint of epoch 2 and its report: the next holder reports it without training it."""
+    study = study_of(small_data, trials=1)
+    report = SweepStudy.report
+
+    def killed(study: SweepStudy, claim: Any, curve: Any) -> None:
+        if len(curve) == 2:
+            raise KeyboardInterrupt
+        report(study, claim, curve)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SweepStudy, "report", killed)
+        work(job())
+    trained: list[int] = []
+    epoch = Run.epoch
+
+    def counted(run: Run, *arguments: Any) -> list[EpochResult]:
+        trained.append(run.epochs_done + 1)
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", counted)
+    monkeypatch.setattr("cifar_sweep.search.storage.Owner.is_dead", lambda _: True)
+    work(job())
+    assert trained == [3]
+    assert list(study.trials()[0].intermediate_values) == [1, 2, 3]
+
+
+def test_a_damaged_checkpoint_restarts_the_trial(small_data: ImageData, caplog: pytest.LogCaptureFixture) -> None:
+    study = study_of(small_data, trials=1)
+    work(job(), stop=after(epochs=2))
+    [saved] = Path("artifacts").rglob("checkpoint.safetensors")
+    saved.write_bytes(saved.read_bytes()[:1000])
+    work(job())
+    assert "starts again from its first epoch" in caplog.text
+    assert_as_unbroken(study, study.trials()[0], small_data)
+
+
+def test_a_trial_that_raises_fails_and_the_sweep_goes_on(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = Run.epoch
+    calls = iter(range(100))
+
+    def sometimes(run: Run, *arguments: Any) -> list[EpochResult]:
+        if next(calls) == 0:
+            raise MemoryError("DefaultCPUAllocator: can't allocate memory")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", sometimes)
+    study = study_of(small_data)
+    work(job())
+    assert states(study.trials()) == [TrialState.FAIL] + [TrialState.COMPLETE] * 3
+    assert study.trials()[0].user_attrs["reason"] == "MemoryError: DefaultCPUAllocator: can't allocate memory"
+
+
+def test_a_sweep_whose_trials_all_fail_ends(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(run: Run, *arguments: Any) -> list[EpochResult]:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(Run, "epoch", always)
+    study = study_of(small_data)
+    with pytest.raises(StudyError, match=r"5 trials in a row failed; the last one: RuntimeError: no luck"):
+        work(job())
+    assert states(study.trials()) == [TrialState.FAIL] * 5
+
+
+def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
+    """Every trial's weights become NaN before this epoch."""
+    epoch = Run.epoch
+
+    def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
+        if run.epochs_done == in_epoch - 1:
+            for parameter in run.members[0].network.parameters():
+                parameter.data.fill_(float("nan"))
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", diverging)
+
+
+def test_a_diverged_trial_is_told_with_its_last_finite_accuracy(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverge(monkeypatch, in_epoch=3)
+    study = study_of(small_data, trials=1)
+    work(job())
+    [trial] = study.trials()
+    assert trial.state is TrialState.PRUNED
+    assert trial.user_attrs["reason"].startswith("diverged in epoch 3")
+    assert trial.value == trial.user_attrs["curve"][1]["validation_accuracy"]
+    assert trial.value is not None
+    assert trial.value == trial.value
+
+
+def test_a_trial_that_diverges_at_once_counts_and_has_a_reason(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverge(monkeypatch, in_epoch=1)
+    study = study_of(small_data, trials=2)
+    work(job())
+    assert states(study.trials()) == [TrialState.PRUNED] * 2
+    assert all(trial.user_attrs["reason"].startswith("diverged in epoch 1") for trial in study.trials())
+    assert study.finished()
+    assert study.summary()["best"] is None
+
+
+def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
+    points = [{"learning_rate": rate} for rate in (3e-3, 2e-3, 1e-4, 1.1e-4, 1.2e-4)]
+    study = study_of(
+        small_data,
+        trials=5,
+        enqueue=points,
+        pruner={"name": "median", "startup_trials": 2},
+        fixed=TINY["fixed"] | {"epochs": 8, "batch_size": 16},
+    )
+    work(job())
+    pruned = [trial for trial in study.trials() if trial.state is TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        assert trial.user_attrs["reason"].startswith("median pruner: validation accuracy")
+        assert len(trial.user_attrs["curve"]) < 8
+        assert not weights_file(study, trial.number).exists()
+    assert study.finished()
+
+
+def test_searched_epochs_report_tenths(small_data: ImageData) -> None:
+    fixed = {name: value for name, value in TINY["fixed"].items() if name != "epochs"}
+    study = study_of(small_data, fixed=fixed, space=TINY["space"] | {"epochs": {"choices": [2, 5]}}, trials=4)
+    work(job())
+    for trial in study.trials():
+        steps = {2: [5, 10], 5: [2, 4, 6, 8, 10]}[trial.params["epochs"]]
+        assert list(trial.intermediate_values) == steps
+
+
+def test_a_full_disk_gives_the_trial_back(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(small_data)
+    replace = os.replace
+    calls = iter(range(100))
+
+    def full_after_five(*arguments: Any) -> None:
+        if next(calls) >= 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full_after_five)
+        with pytest.raises(DiskError, match="No space left on device"):
+            work(job())
+    assert states(study.trials()) == [TrialState.COMPLETE, TrialState.WAITING]
+    assert not list(Path("artifacts").rglob("*.tmp")), "nothing half written"
+    work(job())
+    assert states(study.trials()) == [TrialState.COMPLETE] * 3
+
+
+def test_the_deadline_ends_the_work(small_data: ImageData) -> None:
+    study = study_of(small_data)
+    work(job(deadline=time.time() - 1))
+    assert not study.trials()
+
+
+def test_other_data_is_refused(small_data: ImageData) -> None:
+    study_of(small_data)
+    with pytest.raises(StudyError, match="run on synthetic images"):
+        work(job(data="synthetic:200"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fixed": {"batch_size": 500}}, r"batch_size = 500: more than the 400 training images"),
+        ({"fixed": {"batch_size": 64, "train_images": 32}}, r"batch_size = 64: more than the 32"),
+        ({"fixed": {"train_images": 401}}, r"train_images = 401: synthetic images .* has 400 training images"),
+        ({"space": {"batch_size": {"low": 256, "high": 512, "base2": True}}, "fixed": {}}, r"batch_size = 512"),
+        ({"space": {"batch_size": {"choices": [16, 401]}}, "fixed": {}}, r"batch_size = 401"),
+    ],
+)
+def test_too_few_images_are_refused_before_the_study_is_made(
+    changes: dict[str, Any], message: str, small_data: ImageData
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_images(parse(TINY | changes, where="test"), small_data)
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+COMMAND = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1)
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def running_curve(minimum: int) -> Callable[[], bool]:
+    """Whether some trial is in the middle of its epochs, at `minimum` or later."""
+
+    def check() -> bool:
+        if not Path("studies.db").exists():
+            return False
+        try:
+            trials = load(open_existing(URL), "tiny").trials()
+        except StudyError:
+            return False
+        return any(
+            trial.state is TrialState.RUNNING and len(trial.user_attrs.get("curve", [])) >= minimum for trial in trials
+        )
+
+    return check
+
+
+@pytest.fixture
+def long_sweep(tiny_sweep: Path) -> Iterator[Path]:
+    """Trials of 25 epochs: long enough to be hit in the middle."""
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("epochs = 3", "epochs = 25"))
+    yield tiny_sweep
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_run_again(workers: int, long_sweep: Path, start: Any, small_data: ImageData) -> None:
+    first = start(*COMMAND, "--workers", workers)
+    wait_for(running_curve(5), first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    study = load(open_existing(URL), "tiny")
+    time.sleep(1.0 if workers > 1 else 0)  # workers notice that their parent is gone
+    cut = {trial.number: trial.user_attrs["curve"] for trial in study.trials() if trial.state is TrialState.RUNNING}
+    assert cut
+    second = start(*COMMAND, "--workers", workers)
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    for number, curve in cut.items():
+        assert study.trials()[number].user_attrs["curve"][: len(curve)] == curve, "not trained again"
+        assert study.trials()[number].user_attrs["deaths"] == 1
+        torch.set_num_threads(1)
+        assert_as_unbroken(study, study.trials()[number], small_data)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_cleanly(number: signal.Signals, long_sweep: Path, start: Any) -> None:
+    process = start(*COMMAND, "--workers", 2 if number is signal.SIGTERM else 1)
+    wait_for(running_curve(3), process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in out
+    assert "Traceback" not in out + err
+    study = load(open_existing(URL), "tiny")
+    assert TrialState.RUNNING not in states(study.trials())
+    assert TrialState.WAITING in states(study.trials())
+    assert all("deaths" not in trial.user_attrs for trial in study.trials())
+
+
+def test_two_runs_at_once_share_the_trials(tiny_sweep: Path, start: Any) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("trials = 4", "trials = 12"))
+    processes = [start(*COMMAND) for _ in range(2)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "12 of 12 trials finished" in out
+        assert err == ""
+    trials = load(open_existing(URL), "tiny").trials()
+    assert states(trials) == [TrialState.COMPLETE] * 12
+    assert len({trial.user_attrs["owner"]["token"] for trial in trials}) == 2, "both worked"
+    assert len({trial.params["learning_rate"] for trial in trials}) == 12
+    for trial in trials:
+        assert [point["epoch"] for point in trial.user_attrs["curve"]] == [1, 2, 3]
+
+
+def test_status_during_and_after(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*COMMAND).exit_code == 0
+    [study] = json.loads(cli("status", "--json").out)["studies"]
+    assert study["name"] == "tiny"
+    assert study["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+    assert study["budget"] == 4
+    assert 0 < study["best"]["value"] <= 1
+    assert set(study["best"]["params"]) == {"learning_rate"}
+
