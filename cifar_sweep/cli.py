@@ -81,7 +81,7 @@ def run(
     from cifar_sweep.results.progress import shown
     from cifar_sweep.runner import check_images, facts, local_jobs
     from cifar_sweep.search.storage import open_storage
-    from cifar_sweep.search.study import open_or_resume
+    from cifar_sweep.search.study import check_request, open_or_resume
     from cifar_sweep.search.sweepfile import find, load
     from cifar_sweep.training.device import resolve_device
 
@@ -93,12 +93,11 @@ def run(
     console = _console()
     source, images = _load_data(data, console, download=not preview)
     check_images(chosen, images)
-    opened = open_storage(storage)
-    the_study = open_or_resume(
-        opened, study or chosen.name + ("-preview" if preview else ""), chosen, data=facts(images)
-    )
+    name = study or chosen.name + ("-preview" if preview else "")
+    check_request(name, chosen)
+    the_study = open_or_resume(open_storage(storage), name, chosen, data=facts(images))
     jobs = local_jobs(
-        storage, the_study.name, source,
+        storage, name, source,
         artifacts=artifacts, device=device, threads=threads, deadline=deadline, workers=workers,
     )  # fmt: skip
     _say_start(the_study, jobs, console)

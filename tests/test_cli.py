@@ -289,7 +289,20 @@ def test_run_says_where_everything_is(tiny_sweep: Path, cli: Any) -> None:
 
 
 def test_options_reach_the_trials(tiny_sweep: Path, cli: Any) -> None:
-    options = ("--epochs", 2, "--train-images", 100, "--seed", 5, "--trials", 1, "--study", "mine", "--set", "pruner=none")
+    options = (
+        "--epochs",
+        2,
+        "--train-images",
+        100,
+        "--seed",
+        5,
+        "--trials",
+        1,
+        "--study",
+        "mine",
+        "--set",
+        "pruner=none",
+    )
     assert cli(*RUN, *options, "--set", "learning_rate=0.002", "--set", "optimizer=sgd").exit_code == 0
     connection = sqlite3.connect("studies.db")
     [(text,)] = connection.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'config'").fetchall()
@@ -316,7 +329,9 @@ def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(
 
 
 def test_settings_are_read_as_toml() -> None:
-    parsed = cli_module._settings(["batch_size=32", "learning_rate=1e-3", "pruner=none", "batch_norm=true", "init='xavier'"])
+    parsed = cli_module._settings(
+        ["batch_size=32", "learning_rate=1e-3", "pruner=none", "batch_norm=true", "init='xavier'"]
+    )
     assert parsed == {"batch_size": 32, "learning_rate": 1e-3, "pruner": "none", "batch_norm": True, "init": "xavier"}
     with pytest.raises(UsageError, match="a number, a word"):
         cli_module._settings(["batch_size=[1, 2]"])

@@ -65,7 +65,9 @@ def loaded_by(statement: str, *names: str) -> set[str]:
     return set(result.stdout.splitlines()[-1].split())
 
 
-HELP = "sys.argv = ['cifar-sweep', '--help']\ntry:\n    from cifar_sweep.cli import main; main()\nexcept SystemExit: pass"
+HELP = (
+    "sys.argv = ['cifar-sweep', '--help']\ntry:\n    from cifar_sweep.cli import main; main()\nexcept SystemExit: pass"
+)
 
 
 def test_help_loads_nothing_heavy() -> None:

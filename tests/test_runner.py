@@ -39,7 +39,12 @@ def study_of(data: ImageData, **changes: Any) -> SweepStudy:
 
 
 def job(**changes: Any) -> Job:
-    return Job(**({"storage": URL, "study": "tiny", "data": "synthetic:500", "artifacts": Path("artifacts"), "threads": 1} | changes))
+    return Job(
+        **(
+            {"storage": URL, "study": "tiny", "data": "synthetic:500", "artifacts": Path("artifacts"), "threads": 1}
+            | changes
+        )
+    )
 
 
 def states(trials: Sequence[FrozenTrial]) -> list[TrialState]:
@@ -163,7 +168,9 @@ def test_a_damaged_checkpoint_restarts_the_trial(small_data: ImageData, caplog: 
     assert_as_unbroken(study, study.trials()[0], small_data)
 
 
-def test_a_trial_that_raises_fails_and_the_sweep_goes_on(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_raises_fails_and_the_sweep_goes_on(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     epoch = Run.epoch
     calls = iter(range(100))
 
@@ -403,4 +410,3 @@ def test_status_during_and_after(tiny_sweep: Path, cli: Any) -> None:
     assert study["budget"] == 4
     assert 0 < study["best"]["value"] <= 1
     assert set(study["best"]["params"]) == {"learning_rate"}
-

@@ -43,7 +43,8 @@ def build_pruner(sweep: Sweep) -> BasePruner:
             f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "
             "holds epochs; accepted there: median, percentile, none."
         )
-    common = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": settings.warmup_steps}
+    # Optuna counts steps from 0 and may prune at step n_warmup_steps; ours begin at 1.
+    common = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": settings.warmup_steps + 1}
     match settings.name:
         case "none":
             return NopPruner()

@@ -244,6 +244,17 @@ def _set(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
         trial.set_user_attr(name, value)
 
 
+def check_request(name: str, sweep: Sweep) -> None:
+    """Refuse what no study can be made of, before a database is.
+
+    Raises:
+        UsageError: the name, or the pruner in this space, is not accepted.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UsageError(f"study {name!r}: accepted: letters, digits, dots, dashes and underscores.")
+    strategy.build_pruner(sweep)
+
+
 def open_or_resume(storage: Storage, name: str, sweep: Sweep, *, data: Mapping[str, Any]) -> SweepStudy:
     """The study `name`, made if it is not there, with the sweep's budget.
 
@@ -257,9 +268,7 @@ def open_or_resume(storage: Storage, name: str, sweep: Sweep, *, data: Mapping[s
         UsageError: the name, or the pruner in this space, is not accepted.
         StudyError: the study is there with another space or other data.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UsageError(f"study {name!r}: accepted: letters, digits, dots, dashes and underscores.")
-    strategy.build_pruner(sweep)
+    check_request(name, sweep)
     with storage.lock():
         study = _create_or_load(storage, name)
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):

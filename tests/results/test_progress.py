@@ -61,9 +61,7 @@ def test_plain_lines_name_each_trial_once(study: SweepStudy) -> None:
     assert len(text(screen).splitlines()) == 4, "trials of an earlier run are not told again"
 
 
-def test_the_live_view_of_a_running_and_of_a_finished_study(
-    study: SweepStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_live_view_of_a_running_and_of_a_finished_study(study: SweepStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     complete = SweepStudy.complete
 

@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -665,6 +667,22 @@ def test_processes_at_once_finish_exactly_the_budget_and_no_trial_twice(
     labels = [trial.user_attrs.get("label") for trial in study.trials()]
     assert labels == [str(number) for number in range(1, 41)] + [None] * 20
     assert len({trial.params["learning_rate"] for trial in study.trials()}) == 60
+
+
+def test_a_new_database_of_a_server_may_be_opened_by_several_at_once(
+    postgres_url: str, postgres_storage: Storage, name: str
+) -> None:
+    with postgres_storage.optuna.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+    url = sqlalchemy.make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+    start = threading.Barrier(4)
+
+    def open_it(_: int) -> None:
+        start.wait()
+        open_storage(url).close()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(open_it, range(4))) == [None] * 4
 
 
 # A database with one study or none

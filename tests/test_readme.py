@@ -1,0 +1,43 @@
+"""What the README says is so."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import typer
+
+from cifar_sweep.cli import app
+from cifar_sweep.search.sweepfile import Choices, Range, parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_sweep_file_is_accepted() -> None:
+    [text] = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    sweep = parse({"name": "readme"} | tomllib.loads(text), where="README.md")
+    assert isinstance(sweep.space["batch_size"], Range)
+    assert isinstance(sweep.space["activation"], Choices)
+    assert sweep.enqueue[0].label == "report A"
+
+
+def test_every_command_and_option_exists() -> None:
+    group = typer.main.get_command(app)
+    commands = group.commands  # type: ignore[attr-defined]
+    named = set(re.findall(r"cifar-sweep (\w+)", README)) - {"study"}
+    assert named >= {"run", "status", "dashboard", "export", "train", "doctor"}
+    assert named <= set(commands)
+    options = {name for command in commands.values() for option in command.params for name in option.opts}
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert {"--trials", "--set", "--max-hours"} <= mentioned <= options
+
+
+def test_its_links_to_files_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_its_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
