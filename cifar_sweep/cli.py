@@ -41,6 +41,9 @@ Data = Annotated[
         "synthetic, or synthetic:N for N training images.",
     ),
 ]
+SameData = Annotated[
+    str | None, typer.Option("--data", envvar="CIFAR_SWEEP_DATA", help="As in `run`; the same data if not given.")
+]
 StorageUrl = Annotated[
     str,
     typer.Option("--storage", envvar="CIFAR_SWEEP_STORAGE", help="sqlite:///FILE or postgresql://USER@HOST/DATABASE."),
@@ -95,7 +98,7 @@ def run(
     check_images(chosen, images)
     name = study or chosen.name + ("-preview" if preview else "")
     check_request(name, chosen)
-    the_study = open_or_resume(open_storage(storage), name, chosen, data=facts(images))
+    the_study = open_or_resume(open_storage(storage), name, chosen, data=facts(images, source=source))
     jobs = local_jobs(
         storage, name, source,
         artifacts=artifacts, device=device, threads=threads, deadline=deadline, workers=workers,
@@ -147,7 +150,7 @@ def export(
     trial: Annotated[int | None, typer.Option(min=0, help="Its number; the best complete trial if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; exports/STUDY-TRIAL if not given.")] = None,
     device: Device = "auto",
-    data: Data = "auto",
+    data: SameData = None,
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
 ) -> None:
@@ -163,7 +166,7 @@ def export(
     weights = stored_weights(the_study, chosen, artifacts)
     on = resolve_device(device)
     console = _console()
-    _, images = _load_data(data, console, download=True)
+    _, images = _load_data(data or the_study.data["source"], console, download=True)
     if images.fingerprint != the_study.data["fingerprint"]:
         raise StudyError(
             f"study {the_study.name!r} was run on {the_study.data['name']}, not on {images.name}; "
@@ -184,7 +187,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder to write; the export's, with -again, if not given.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
     device: Device = "auto",
-    data: Data = "auto",
+    data: SameData = None,
 ) -> None:
     """Train an exported config again, from its first epoch, and write it as an export of its own."""
     from cifar_sweep.launch.local import stop_on_signals
@@ -193,7 +196,7 @@ def train(
     trial_config, origin = read_config(config)
     known = known_metrics(config)
     console = _console()
-    _, images = _load_data(data, console, download=True)
+    _, images = _load_data(data or origin["data_source"], console, download=True)
     if images.fingerprint != origin["data_fingerprint"]:
         console.print(f"note: the export was trained on {origin['data']}, this is {images.name}: numbers will differ.")
     source = config if config.is_dir() else config.parent
@@ -315,9 +318,10 @@ def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
             f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {params_text(best['params'])}"
         )
     at = "" if job.storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
+    kept = "" if job.artifacts == DEFAULT_ARTIFACTS else f" --artifacts {job.artifacts}"
     lines += [
         f"study: {study.storage.shown}, weights: {artifact_folder(job.artifacts, study)}",
-        f"next: cifar-sweep export {study.name}{at}   config, weights and test accuracy",
+        f"next: cifar-sweep export {study.name}{at}{kept}   config, weights and test accuracy",
         f"      cifar-sweep dashboard{at}   every trial, in a browser",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

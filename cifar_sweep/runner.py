@@ -6,6 +6,7 @@ reported, and the weights are on disk before the trial is told.
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 MAX_CONSECUTIVE_FAILURES = 5
+TRACEBACK_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def local_jobs(
     return [Job(storage, study, data, artifacts, device, share, deadline, worker) for worker in range(workers)]
 
 
-def facts(data: ImageData) -> dict[str, str | int]:
-    """What a study stores of its data."""
-    return {"name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes)}
+def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
+    """What a study stores of its data; `source` is where to find it again, unless told otherwise."""
+    there = str(Path(source).absolute()) if Path(source).exists() else source
+    return {"name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes), "source": there}
 
 
 def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
@@ -169,10 +172,10 @@ def train_trial(
     except Exception as error:
         if explain(error) is not None:
             raise  # the database does not answer: the trial is continued when it does
-        log.exception("trial %d failed", claim.number)
         reason = f"{type(error).__name__}: {error}"
+        log.warning("trial %d failed: %s", claim.number, reason)
         with suppress(TrialLostError):
-            study.fail(claim, reason)
+            study.fail(claim, reason, traceback="".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:])
         last.unlink(missing_ok=True)
         return reason
     return None

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ TINY: dict[str, Any] = {
 
 
 def study_of(data: ImageData, **changes: Any) -> SweepStudy:
-    return open_or_resume(open_storage(URL), "tiny", parse(TINY | changes, where="test"), data=facts(data))
+    return open_or_resume(
+        open_storage(URL), "tiny", parse(TINY | changes, where="test"), data=facts(data, source="synthetic:500")
+    )
 
 
 def job(**changes: Any) -> Job:
@@ -141,9 +143,10 @@ def test_a_checkpoint_that_was_not_reported_yet_is_not_lost(
             raise KeyboardInterrupt
         report(study, claim, curve)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SweepStudy, "report", killed)
+    monkeypatch.setattr(SweepStudy, "report", killed)
+    with pytest.raises(KeyboardInterrupt):
         work(job())
+    monkeypatch.setattr(SweepStudy, "report", report)
     trained: list[int] = []
     epoch = Run.epoch
 
@@ -344,10 +347,10 @@ def running_curve(minimum: int) -> Callable[[], bool]:
 
 
 @pytest.fixture
-def long_sweep(tiny_sweep: Path) -> Iterator[Path]:
+def long_sweep(tiny_sweep: Path) -> Path:
     """Trials of 25 epochs: long enough to be hit in the middle."""
     tiny_sweep.write_text(tiny_sweep.read_text().replace("epochs = 3", "epochs = 25"))
-    yield tiny_sweep
+    return tiny_sweep
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -361,7 +364,7 @@ def test_killed_and_run_again(workers: int, long_sweep: Path, start: Any, small_
     cut = {trial.number: trial.user_attrs["curve"] for trial in study.trials() if trial.state is TrialState.RUNNING}
     assert cut
     second = start(*COMMAND, "--workers", workers)
-    out, err = second.communicate(timeout=120)
+    _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
     assert states(study.trials()) == [TrialState.COMPLETE] * 4
     for number, curve in cut.items():

@@ -25,18 +25,22 @@ from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.models import build
 from cifar_sweep.training.train import EpochInterruptedError, Run
 
+ORIGIN_KEYS = ("study", "trial", "data", "data_source", "data_fingerprint", "device", "threads", "params")
+
 
 @dataclass(frozen=True)
 class Provenance:
     """Where an export comes from, and on what it was trained.
 
-    `study` and `trial` name the trial; `params` are its searched parameters. `threads` and `device` are the training's:
+    `study` and `trial` name the trial; `params` are its searched parameters; `source` is where its data is found:
+    synthetic images by their name, anything else as auto. `threads` and `device` are the training's:
     the same numbers come out again on the same machine with as many threads.
     """
 
     study: str
     trial: int
     params: Mapping[str, Value]
+    source: str
     device: str
     threads: int
 
@@ -158,7 +162,14 @@ def retrain(
                 raise StudyError(f"the training diverged in epoch {result.epoch}: the loss is not a finite number.")
     except EpochInterruptedError:
         return None
-    provenance = Provenance(origin["study"], origin["trial"], {}, f"{on.type} ({device_name(on)})", used)
+    provenance = Provenance(
+        origin["study"],
+        origin["trial"],
+        origin["params"],
+        origin["data_source"],
+        f"{on.type} ({device_name(on)})",
+        used,
+    )
     weights = dict(run.member(0).state_dict())
     curve = [asdict(result) for result in run.members[0].history]
     return write(folder, config, weights, curve=curve, data=data, device=on, provenance=provenance)
@@ -176,9 +187,13 @@ def config_toml(config: TrialConfig, *, data: ImageData, provenance: Provenance)
         f"study = {json.dumps(provenance.study)}",
         f"trial = {provenance.trial}",
         f"data = {json.dumps(data.name)}",
+        f"data_source = {json.dumps(provenance.source)}",
         f"data_fingerprint = {json.dumps(data.fingerprint)}",
         f"device = {json.dumps(provenance.device)}",
         f"threads = {provenance.threads}",
+        "",
+        "[origin.params]",
+        *(f"{name} = {json.dumps(value)}" for name, value in provenance.params.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -198,6 +213,9 @@ def read_config(path: Path) -> tuple[TrialConfig, dict[str, Any]]:
         raise UsageError(f"{file}: not a readable TOML file: {error}.") from None
     if not isinstance(raw.get("config"), dict) or not isinstance(raw.get("origin"), dict):
         raise UsageError(f"{file}: not an exported config: it needs the tables [config] and [origin].")
+    missing = [key for key in ORIGIN_KEYS if key not in raw["origin"]]
+    if missing:
+        raise UsageError(f"{file}: [origin]: {', '.join(missing)} is missing; it has all of {', '.join(ORIGIN_KEYS)}.")
     try:
         return TrialConfig.from_dict(raw["config"]), raw["origin"]
     except UsageError as error:
@@ -216,6 +234,13 @@ def known_metrics(path: Path) -> dict[str, Any] | None:
 def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
     """The provenance of a study's trial."""
     attributes = trial.user_attrs
+    # An export is handed on: a folder of its maker's is of no use to others, and none of their business.
+    source = str(study.data["source"]) if str(study.data["source"]).startswith("synthetic") else "auto"
     return Provenance(
-        study.name, trial.number, describe(trial)["params"], attributes["device"], int(attributes["threads"])
+        study=study.name,
+        trial=trial.number,
+        params=describe(trial)["params"],
+        source=source,
+        device=attributes["device"],
+        threads=int(attributes["threads"]),
     )

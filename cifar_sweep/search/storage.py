@@ -224,18 +224,14 @@ def _check_sqlite_file(url: URL) -> None:
     for needed in (path, path.parent):  # the folder, too: SQLite keeps its log beside the file
         if needed.exists() and not os.access(needed, os.R_OK | os.W_OK):
             raise StorageError(f"{needed}: the study database cannot be read and written here: permission denied.")
-    if path.exists() and path.stat().st_size:
-        _check_sqlite_header(path)
-
-
-def _check_sqlite_header(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(16) != b"SQLite format 3\0":
-            raise StorageError(f"{path}: not an SQLite database; the study database is a file that cifar-sweep made.")
 
 
 def _check_sqlite_content(path: Path) -> None:
-    """Refuse what Optuna would meet with a long traceback, or silently fill with tables."""
+    """Refuse what Optuna would meet with a long traceback, or silently fill with tables.
+
+    Through SQLite alone: to close a file of our own here would drop the locks of this process's other connections
+    (POSIX locks are per process), and another process could then delete the log that they write to.
+    """
     if not path.exists():
         return
     try:
@@ -243,6 +239,9 @@ def _check_sqlite_content(path: Path) -> None:
             tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            made = "the study database is a file that cifar-sweep made"
+            raise StorageError(f"{path}: not an SQLite database; {made}.") from None
         raise StorageError(f"{path}: the study database is damaged or locked: {error}.") from None
     if problem != "ok":
         raise StorageError(f"{path}: the study database is damaged: {problem.splitlines()[-1].rstrip('.')}.")

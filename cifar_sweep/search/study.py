@@ -182,10 +182,10 @@ class SweepStudy:
             _set(claim.trial, {"reason": reason})
             self._study.tell(claim.trial, state=TrialState.PRUNED)
 
-    def fail(self, claim: Claim, reason: str) -> None:
+    def fail(self, claim: Claim, reason: str, **attributes: Any) -> None:
         """End a trial without a value. Raises TrialLostError as `report` does."""
         with self._held(claim):
-            _set(claim.trial, {"reason": reason})
+            _set(claim.trial, {"reason": reason} | attributes)
             self._study.tell(claim.trial, state=TrialState.FAIL)
 
     def release(self, claim: Claim) -> None:

@@ -89,7 +89,7 @@ def load(source: str = "auto", *, cache: Path | None = None, on_progress: Progre
 
 def find_on_disk() -> str | None:
     """The source that ``auto`` uses without a download, or None where it would download."""
-    return sources.DOWNLOAD_ROOT if (Path(sources.DOWNLOAD_ROOT) / sources.TORCHVISION_FOLDER).is_dir() else None
+    return sources.DOWNLOAD_ROOT if sources.is_complete() else None
 
 
 def default_cache() -> Path:

@@ -18,7 +18,7 @@ from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.models import build
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1)
-EXPORT = ("export", "tiny", "--data", "synthetic:500")
+EXPORT = ("export", "tiny")
 VARIANTS = [
     {},
     {"--set": ["model=cnn3", "batch_norm=true", "dropout=0.3", "normalize=true", "precision=bf16"]},
@@ -92,7 +92,7 @@ print((probabilities.argmax(dim=1) == labels).float().mean().item())
 
 
 def test_training_it_again_gives_the_same_numbers(exported: Path, cli: Any) -> None:
-    finished = cli("train", exported, "--data", "synthetic:500")
+    finished = cli("train", exported)
     assert finished.exit_code == 0, finished.err
     assert "compared with the export's: the same" in finished.out
     again = exported.with_name(exported.name + "-again")
@@ -181,7 +181,7 @@ def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     params = {"model": "vgg11", "learning_rate": 1.5e-5, "hidden_units": 8}
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=3, seed=4)
     curve = [{"epoch": 1, "validation_accuracy": 0.1}]
-    provenance = Provenance('a "name"', 3, {"learning_rate": 1.5e-5}, "cpu", 2)
+    provenance = Provenance('a "name"', 3, {"learning_rate": 1.5e-5}, "auto", "cpu", 2)
     network = build(config.shape, seed=0)
     write(
         tmp_path / "out",
@@ -195,4 +195,5 @@ def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     read, origin = read_config(tmp_path / "out")
     assert read == config
     assert origin["study"] == 'a "name"'
+    assert origin["params"] == {"learning_rate": 1.5e-5}
     assert "Conv2d(3, 64, 3, padding=1)" in loading_code(config, network, data=small_data)

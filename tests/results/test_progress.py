@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def study(small_data: ImageData) -> SweepStudy:
     storage = open_storage("sqlite:///studies.db")
-    return open_or_resume(storage, "tiny", parse(TINY, where="test"), data=facts(small_data))
+    return open_or_resume(storage, "tiny", parse(TINY, where="test"), data=facts(small_data, source="synthetic:500"))
 
 
 def go_on(study: SweepStudy, *, steps: int = 10_000) -> None:
