@@ -64,7 +64,10 @@ def run(
     trials: Annotated[int | None, typer.Option(min=1, help="Finish exactly so many trials, restarts included.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each trial.")] = None,
     train_images: Annotated[int | None, typer.Option(min=1, help="Train on so many of the training images.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Trials trained at a time, each in its own process.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Trials trained at a time, each in a process; 0: one per GPU or core, up to 4."),
+    ] = 0,
     threads: Threads = 0,
     device: Device = "auto",
     data: Data = "auto",

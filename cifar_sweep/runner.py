@@ -22,7 +22,14 @@ from cifar_sweep.search.sweepfile import Range, Sweep
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training import data as images
 from cifar_sweep.training.data import ImageData
-from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision, set_threads
+from cifar_sweep.training.device import (
+    available_cores,
+    default_workers,
+    device_name,
+    resolve_device,
+    resolve_precision,
+    set_threads,
+)
 from cifar_sweep.training.split import split
 from cifar_sweep.training.train import EpochInterruptedError, EpochResult, Run
 
@@ -94,6 +101,7 @@ def local_jobs(
     workers: int,
 ) -> list[Job]:
     """One job per worker on this machine, with the cores shared out among them."""
+    workers = workers or default_workers(resolve_device(device))
     share = threads or max(1, available_cores() // workers)
     return [Job(storage, study, data, artifacts, device, share, deadline, worker) for worker in range(workers)]
 

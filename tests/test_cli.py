@@ -19,7 +19,7 @@ from PIL import Image
 from cifar_sweep import cli as cli_module
 from cifar_sweep.errors import UsageError
 
-RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1)
+RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 
 
 @pytest.fixture
@@ -145,7 +145,9 @@ def test_wrong_data(
 
 
 def test_an_image_folder_of_two_classes_runs(images: Path, tiny_sweep: Path, cli: Any) -> None:
-    finished = cli("run", "tiny.toml", "--data", images, "--set", "batch_size=8", "--trials", 2, "--threads", 1)
+    finished = cli(
+        "run", "tiny.toml", "--data", images, "--set", "batch_size=8", "--trials", 2, "--workers", 1, "--threads", 1
+    )
     assert finished.exit_code == 0, finished.err
     assert "2 of 2 trials finished" in finished.out
 

@@ -318,7 +318,7 @@ def test_too_few_images_are_refused_before_the_study_is_made(
 
 # --- Processes -------------------------------------------------------------------------------------------------------
 
-COMMAND = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1)
+COMMAND = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 60) -> None:

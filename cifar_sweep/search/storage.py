@@ -31,6 +31,8 @@ ACCEPTED = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 HEARTBEAT_SECONDS = 15
 LEASE_SECONDS = 120
 LOCK_SECONDS = 120
+SMALLEST_SQLITE_BYTES = 512  # one page of the smallest size
+NO_SQLITE = "not an SQLite database; the study database is a file that cifar-sweep made"
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,8 @@ def _check_sqlite_file(url: URL) -> None:
     for needed in (path, path.parent):  # the folder, too: SQLite keeps its log beside the file
         if needed.exists() and not os.access(needed, os.R_OK | os.W_OK):
             raise StorageError(f"{needed}: the study database cannot be read and written here: permission denied.")
+    if path.exists() and 0 < path.stat().st_size < SMALLEST_SQLITE_BYTES:  # SQLite would begin anew in it
+        raise StorageError(f"{path}: {NO_SQLITE}.")
 
 
 def _check_sqlite_content(path: Path) -> None:
@@ -240,8 +244,7 @@ def _check_sqlite_content(path: Path) -> None:
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            made = "the study database is a file that cifar-sweep made"
-            raise StorageError(f"{path}: not an SQLite database; {made}.") from None
+            raise StorageError(f"{path}: {NO_SQLITE}.") from None
         raise StorageError(f"{path}: the study database is damaged or locked: {error}.") from None
     if problem != "ok":
         raise StorageError(f"{path}: the study database is damaged: {problem.splitlines()[-1].rstrip('.')}.")
@@ -289,7 +292,7 @@ def _sqlite_lock(url: URL) -> FileLock:
 @contextmanager
 def _file_lock(lock: FileLock) -> Iterator[None]:
     try:
-        lock.acquire()
+        lock.acquire(poll_interval=0.01)  # who comes back at once wins over who polls: often is fairer
     except Timeout:
         raise StorageError(
             f"{lock.lock_file}: another process has held the study database for {LOCK_SECONDS} s; end it and try again."

@@ -53,6 +53,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers(device: torch.device) -> int:
+    """How many trials to train at a time: one per GPU, or one per core up to 4.
+
+    Networks this small gain little from a second thread, and lose most of their speed when another program takes one
+    of the cores that the threads wait for each other on.
+    """
+    return torch.cuda.device_count() if device.type == "cuda" else min(available_cores(), 4)
+
+
 def device_name(device: torch.device) -> str:
     """The device's own name, such as a GPU's or a processor's."""
     if device.type == "cuda":

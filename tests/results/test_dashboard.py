@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1, "--trials", 2)
+RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--trials", 2)
 
 
 @pytest.fixture

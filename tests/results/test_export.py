@@ -17,7 +17,7 @@ from cifar_sweep.results.export import Provenance, read_config, write
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.models import build
 
-RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--threads", 1)
+RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 EXPORT = ("export", "tiny")
 VARIANTS = [
     {},

@@ -33,6 +33,7 @@ def finish_one(study: SweepStudy, worker: Worker) -> int | None:
     claim = study.claim(worker)
     if claim is None:
         return None
+    time.sleep(0.05)  # the training, in which others claim
     study.complete(claim, claim.number / 1000)
     return claim.number
 

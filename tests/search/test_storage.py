@@ -314,6 +314,27 @@ def test_a_new_database_may_be_opened_by_several_at_once(path: Path, _: int) -> 
         assert list(pool.map(open_it, range(6))) == [None] * 6
 
 
+OTHER_PROCESS = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+print(connection.execute("SELECT count(*) FROM trial_user_attributes").fetchone()[0])
+connection.close()
+"""
+
+
+def attributes_seen_by_another_process(path: Path) -> int:
+    command = [sys.executable, "-c", OTHER_PROCESS, str(path)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_opening_again_leaves_the_first_connection_its_locks(storage: Storage, trial_id: int, path: Path) -> None:
+    """Without its locks, the other process takes itself for the last one and deletes the log that is written to."""
+    open_storage(f"sqlite:///{path}").close()
+    assert attributes_seen_by_another_process(path) == 0
+    storage.optuna.set_trial_user_attr(trial_id, "a", 1)
+    assert attributes_seen_by_another_process(path) == 1
+
+
 # Explanations
 
 
