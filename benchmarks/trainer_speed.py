@@ -1,17 +1,20 @@
 """How many images per second the trainer takes, against a plain loop as the reports wrote it, side by side.
 
 The plain loop: torchvision's PIL images through ToTensor in a DataLoader, float32, the default optimizer, ``.item()``
-each step. Both train the same network on the same images in one process on the same threads, one after the other in
-turn; the ratio of each turn is taken, then the median. Validation is in neither.
+each step. Both train the same network on the same images on as many threads, each in a process of its own that waits
+while the other works; they take turns, the ratio of each turn is taken, then the median. Validation is in neither.
 
     python benchmarks/trainer_speed.py [--data FOLDER] [--repeats 7] [--json]
 """
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import torch
 from PIL import Image
@@ -22,7 +25,7 @@ from torchvision import transforms
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.search.study import commit, versions
 from cifar_sweep.training import data
-from cifar_sweep.training.device import device_name, resolve_device, resolve_precision, set_threads
+from cifar_sweep.training.device import available_cores, device_name, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.models import build
 from cifar_sweep.training.train import Run
 
@@ -87,16 +90,34 @@ def our_rate(config: TrialConfig, images: data.ImageData, device: torch.device, 
     return count / (time.perf_counter() - started)
 
 
-def measure(params: dict[str, object], batch_size: int, images: data.ImageData, arguments: argparse.Namespace) -> dict:
+def plain_process(connection: Connection, source: str, device: torch.device, threads: int) -> None:
+    """Answers each config with the plain loop's rate. Sets the threads and nothing else, as a plain script would."""
+    torch.set_num_threads(threads)
+    answer(connection, plain_rate, data.load(source), device)
+
+
+def our_process(connection: Connection, source: str, device: torch.device, threads: int) -> None:
+    """Answers each config with our loop's rate."""
+    prepare_process(device, threads=threads)
+    answer(connection, our_rate, data.load(source), device)
+
+
+def answer(connection: Connection, rate: Callable[..., float], images: data.ImageData, device: torch.device) -> None:
+    while (config := connection.recv()) is not None:
+        connection.send(rate(config, images, device, config.shape.train_images))
+
+
+def measure(params: dict[str, object], batch_size: int, sides: list[Connection], arguments: argparse.Namespace) -> dict:
     """One row: medians over the repeats, and the spread of the ratio."""
-    device = resolve_device(arguments.device)
-    precision, _ = resolve_precision(device)
-    count = 2048 if batch_size < 64 else 6144
-    settings = params | {"batch_size": batch_size, "train_images": count}
-    config = TrialConfig.from_params(settings, classes=len(images.classes), precision=precision, data_seed=0, seed=0)
+    precision, _ = resolve_precision(resolve_device(arguments.device))
+    settings = params | {"batch_size": batch_size, "train_images": 2048 if batch_size < 64 else 6144}
+    config = TrialConfig.from_params(settings, classes=10, precision=precision, data_seed=0, seed=0)
     pairs = []
     for turn in range(arguments.repeats + 1):
-        pair = [rate(config, images, device, count) for rate in (plain_rate, our_rate)]
+        pair = []
+        for side in sides:
+            side.send(config)
+            pair.append(side.recv())
         if turn:  # the first turn warms both up
             pairs.append(pair)
     ratios = [ours / plain for plain, ours in pairs]
@@ -120,13 +141,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
-    threads = set_threads(arguments.threads, device=device)
+    threads = arguments.threads or available_cores()
     images = data.load(arguments.data)
+    sides = []
+    for target in (plain_process, our_process):
+        mine, theirs = multiprocessing.Pipe()
+        arguments_of_side = (theirs, arguments.data, device, threads)
+        multiprocessing.get_context("spawn").Process(target=target, args=arguments_of_side, daemon=True).start()
+        sides.append(mine)
     where = f"{device.type} ({device_name(device)}), {threads} threads, {platform.system()}"
     rows = []
     for name, params in SETTINGS.items():
         for batch_size in BATCH_SIZES:
-            rows.append({"model": name} | measure(params, batch_size, images, arguments))
+            rows.append({"model": name} | measure(params, batch_size, sides, arguments))
             if not arguments.json:
                 row = rows[-1]
                 print(
@@ -135,6 +162,8 @@ def main() -> None:
                     f"({row['ratio_min']} to {row['ratio_max']}, n = {arguments.repeats})",
                     flush=True,
                 )
+    for side in sides:
+        side.send(None)
     if arguments.json:
         environment = versions() | {"device": where, "commit": commit(), "data": images.name}
         print(json.dumps({"rows": rows, "repeats": arguments.repeats, "environment": environment}, indent=2))

@@ -162,7 +162,7 @@ def export(
     from cifar_sweep.results.export import pick, provenance_of, stored_weights, write
     from cifar_sweep.search.storage import open_existing
     from cifar_sweep.search.study import load
-    from cifar_sweep.training.device import resolve_device, set_threads
+    from cifar_sweep.training.device import prepare_process, resolve_device
 
     the_study = load(open_existing(storage), study)
     chosen = pick(the_study, trial)
@@ -176,7 +176,7 @@ def export(
             "name its data with --data."
         )
     provenance = provenance_of(the_study, chosen)
-    set_threads(provenance.threads, device=on)
+    prepare_process(on, threads=provenance.threads)
     folder = out or Path("exports") / f"{the_study.name}-{chosen.number}"
     config = TrialConfig.from_dict(chosen.user_attrs["config"])
     curve = chosen.user_attrs["curve"]
@@ -247,7 +247,7 @@ def doctor(
     view = Table.grid(padding=(0, 2))
     for finding in findings:
         view.add_row("ok" if finding.well else "FAULT", finding.subject, finding.found)
-    _console().print(view, highlight=False)
+    _console().print(view, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
 
 

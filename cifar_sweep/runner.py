@@ -26,9 +26,9 @@ from cifar_sweep.training.device import (
     available_cores,
     default_workers,
     device_name,
+    prepare_process,
     resolve_device,
     resolve_precision,
-    set_threads,
 )
 from cifar_sweep.training.split import split
 from cifar_sweep.training.train import EpochInterruptedError, EpochResult, Run
@@ -127,7 +127,7 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
     if data.fingerprint != study.data["fingerprint"]:
         raise StudyError(f"study {study.name!r} was run on {study.data['name']}, this worker has {data.name}.")
     device = resolve_device(job.device, worker=job.worker)
-    threads = set_threads(job.threads, device=device)
+    threads = prepare_process(device, threads=job.threads)
     precision, _ = resolve_precision(device)
     owner = Owner.current()
     worker = Worker(owner, f"{device.type} ({device_name(device)})", threads, precision)

@@ -323,7 +323,7 @@ def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(
 
     load = data.load
     monkeypatch.setattr(data, "load", lambda source, **rest: load(source.replace("synthetic", "synthetic:500"), **rest))
-    finished = cli("run", "tiny.toml", "--preview")
+    finished = cli("run", "tiny.toml", "--preview", "--workers", 1, "--threads", 1)
     assert finished.exit_code == 0, finished.err
     assert "synthetic images" in finished.out
     assert "tiny-preview: 2 trials" in finished.out

@@ -20,7 +20,7 @@ from cifar_sweep.search.study import SweepStudy, commit, describe, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.data import ImageData
-from cifar_sweep.training.device import device_name, resolve_device, set_threads
+from cifar_sweep.training.device import device_name, prepare_process, resolve_device
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.models import build
 from cifar_sweep.training.train import EpochInterruptedError, Run
@@ -149,7 +149,7 @@ def retrain(
         CifarSweepError: the device or the disk is at fault, or the data is too small.
     """
     on = resolve_device(device)
-    used = set_threads(threads or int(origin["threads"]), device=on)
+    used = prepare_process(on, threads=threads or int(origin["threads"]))
     run = Run([config], data, device=on)
     try:
         while run.epochs_done < config.shape.epochs:

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -105,11 +105,33 @@ def _kind_of_domain(value: Any) -> str | None:
 Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind_of_domain)]
 
 
+_PRUNER_KEYS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "median": ("startup_trials", "warmup_steps"),
+    "percentile": ("startup_trials", "warmup_steps", "percentile"),
+    "asha": ("min_steps", "reduction_factor"),
+    "hyperband": ("min_steps", "reduction_factor"),
+}
+Settings = TypeVar("Settings", "SamplerSettings", "PrunerSettings")
+
+
+def _refuse_idle(settings: Settings, used: tuple[str, ...]) -> Settings:
+    """Refuse a key that was changed and would do nothing."""
+    for key, field in type(settings).model_fields.items():
+        if key not in ("name", *used) and getattr(settings, key) != field.default:
+            raise ValueError(f"{key} does nothing for {settings.name!r}; it takes {_list(used) or 'no other key'}")
+    return settings
+
+
 class SamplerSettings(_Table):
     """How new trials are chosen: `tpe` (Optuna's default) or `random`."""
 
     name: Literal["tpe", "random"] = "tpe"
     startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SamplerSettings":
+        return _refuse_idle(self, ("startup_trials",) if self.name == "tpe" else ())
 
 
 class PrunerSettings(_Table):
@@ -121,6 +143,10 @@ class PrunerSettings(_Table):
     percentile: float = Field(default=25.0, gt=0, le=100, description="percentile: the best share that is kept, in %")
     min_steps: int = Field(default=1, ge=1, description="asha, hyperband: steps before the first decision")
     reduction_factor: int = Field(default=3, ge=2, description="asha, hyperband: one in so many goes on")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PrunerSettings":
+        return _refuse_idle(self, _PRUNER_KEYS[self.name])
 
 
 class Preview(_Table):

@@ -60,6 +60,8 @@ class Batches:
         self._images = data.train_images.to(device)
         self._labels = data.train_labels.to(device)
         self._dtype = dtype
+        # Where nothing is learnt the batch is free: few calls on a GPU; on a CPU, what fits into its caches.
+        self._evaluation_batch = 2000 if device.type == "cuda" else 200
         self._normalize = normalize
         self._mean = torch.tensor(data.channel_mean, dtype=self._arithmetic, device=device).view(3, 1, 1)
         # A channel that is the same everywhere has no deviation; dividing by 1 leaves it at 0.
@@ -96,14 +98,17 @@ class Batches:
         order = torch.randperm(self.train_images, generator=generator)[: self._used(batch_size)]
         return self._batches(self._images, self._labels, index=self._train_index[order], batch_size=batch_size)
 
-    def validation(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+    def validation(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all validation images in fixed order, as `train` does."""
+        batch_size = batch_size or self._evaluation_batch
         return self._batches(self._images, self._labels, index=self._validation_index, batch_size=batch_size)
 
-    def test(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all test images in fixed order, as `train` does; only this call moves them to the device."""
         images, labels = self._data.test_images.to(self.device), self._data.test_labels.to(self.device)
-        return self._batches(images, labels, index=torch.arange(len(labels)), batch_size=batch_size)
+        return self._batches(
+            images, labels, index=torch.arange(len(labels)), batch_size=batch_size or self._evaluation_batch
+        )
 
     def _used(self, batch_size: int) -> int:
         leaves_one = batch_size > 1 and self.train_images % batch_size == 1

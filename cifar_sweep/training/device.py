@@ -1,5 +1,6 @@
 """Which device trains, in which arithmetic, on how many threads."""
 
+import ctypes
 import json
 import os
 import platform
@@ -41,11 +42,30 @@ def resolve_device(name: str, *, worker: int = 0) -> torch.device:
     raise DeviceError(f"device {name!r} is unknown; accepted: auto, cpu, cuda, cuda:N.")
 
 
-def set_threads(threads: int, *, device: torch.device) -> int:
-    """Let PyTorch compute on `threads` threads (0: one per available core). Returns the number in force."""
+def prepare_process(device: torch.device, *, threads: int) -> int:
+    """Ready this process for training: `threads` threads on the CPU (0: one per available core), and its memory.
+
+    Returns:
+        The number of threads in force.
+    """
     if device.type == "cpu":
         torch.set_num_threads(threads or available_cores())
+        _keep_freed_memory()
     return torch.get_num_threads()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next tensor of that size, instead of giving it back to the kernel.
+
+    By default each activation of 128 KB to 32 MB is mapped, zeroed and unmapped again in every step: a sixth of the
+    time at batch 128, measured on 2 cores.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    library = ctypes.CDLL(None)
+    library.mallopt(mmap_threshold, 32 * 1024 * 1024)  # the most that glibc takes
+    library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def available_cores() -> int:

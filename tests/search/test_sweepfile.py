@@ -70,6 +70,14 @@ REFUSED = {
         'pruner = { name = "median", warmup = 3 }',
         "lr.toml: [pruner]: there is no key 'warmup'; did you mean warmup_steps? accepted: name, startup_trials,",
     ),
+    "pruner, idle key": (
+        'pruner = { name = "asha", warmup_steps = 3 }',
+        "lr.toml: pruner: warmup_steps does nothing for 'asha'; it takes min_steps, reduction_factor.",
+    ),
+    "sampler, idle key": (
+        'sampler = { name = "random", startup_trials = 3 }',
+        "lr.toml: sampler: startup_trials does nothing for 'random'; it takes no other key.",
+    ),
     "pruner, below": (
         'pruner = { name = "median", warmup_steps = -3 }',
         "lr.toml: [pruner]: warmup_steps = -3 is not accepted; it takes a whole number of at least 0.",
