@@ -5,7 +5,7 @@ Everything comes from the database, so that the view is right whoever trains.
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -27,13 +27,14 @@ def shown(study: SweepStudy, console: Console) -> Iterator[None]:
     view = _LiveView(study, console) if console.is_terminal else _Lines(study, console)
 
     def refresh() -> None:
-        while not done.wait(REFRESH_SECONDS):
-            try:
-                view.refresh()
-            except Exception:  # noqa: S112  a busy or absent database: the workers say so, the view tries again
-                continue
+        with suppress(Exception):  # a busy or absent database: the workers say so, the view tries again
+            view.refresh()
 
-    thread = threading.Thread(target=refresh, name="progress", daemon=True)
+    def refresh_on() -> None:
+        while not done.wait(REFRESH_SECONDS):
+            refresh()
+
+    thread = threading.Thread(target=refresh_on, name="progress", daemon=True)
     with view.live:
         thread.start()
         try:
@@ -41,7 +42,7 @@ def shown(study: SweepStudy, console: Console) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-            view.refresh()
+            refresh()
 
 
 class _LiveView:
