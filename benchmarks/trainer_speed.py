@@ -148,6 +148,7 @@ def main() -> None:
         mine, theirs = multiprocessing.Pipe()
         arguments_of_side = (theirs, arguments.data, device, threads)
         multiprocessing.get_context("spawn").Process(target=target, args=arguments_of_side, daemon=True).start()
+        theirs.close()  # so that a side that ends is noticed
         sides.append(mine)
     where = f"{device.type} ({device_name(device)}), {threads} threads, {platform.system()}"
     rows = []

@@ -157,7 +157,7 @@ def export(
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
 ) -> None:
-    """Write a trial's config, weights, metrics and model card, with its test accuracy, measured here and only here."""
+    """Write a trial's config, weights, metrics and model card, with its test accuracy, measured here."""
     from cifar_sweep.config import TrialConfig
     from cifar_sweep.results.export import pick, provenance_of, stored_weights, write
     from cifar_sweep.search.storage import open_existing
@@ -189,7 +189,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="The config.toml of an export, or its folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; the export's, with -again, if not given.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
-    device: Device = "auto",
+    device: Annotated[str | None, typer.Option(help="As in `run`; the export's kind if not given.")] = None,
     data: SameData = None,
 ) -> None:
     """Train an exported config again, from its first epoch, and write it as an export of its own."""
@@ -207,7 +207,8 @@ def train(
     with stop_on_signals() as stop:
         metrics = retrain(
             folder, trial_config, origin,
-            data=images, device=device, threads=threads, stop=stop, say=_printer(console),
+            data=images, device=device or origin["device"].split()[0], threads=threads,
+            stop=stop, say=_printer(console),
         )  # fmt: skip
     if metrics is None:
         console.print("stopped; nothing was written.")

@@ -36,6 +36,12 @@ class StudyError(CifarSweepError):
     """The study is missing, or does not fit what was asked of it."""
 
 
+def one_line(error: BaseException) -> str:
+    """An unforeseen error's kind and the first line of its words, without a full stop."""
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0].rstrip('.')}" if words else type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known words, and all of them: ``did you mean a? Known: a, b``."""
     words = sorted(known)

@@ -1,6 +1,7 @@
 """Writing a file whole or not at all."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from cifar_sweep.errors import DiskError
@@ -21,5 +22,6 @@ def replace_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise DiskError(f"{path}: the file could not be written: {error.strerror or error}.") from error

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from cifar_sweep.errors import CifarSweepError, StudyError, UsageError
+from cifar_sweep.config import PARAMETERS
+from cifar_sweep.errors import CifarSweepError, DiskError, StudyError, UsageError, one_line
 from cifar_sweep.search import study as studies
 from cifar_sweep.search.storage import Owner, explain, open_existing
 from cifar_sweep.search.study import Claim, SweepStudy, TrialLostError, Worker
-from cifar_sweep.search.sweepfile import Range, Sweep
+from cifar_sweep.search.sweepfile import Range, Sweep, values_of
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training import data as images
 from cifar_sweep.training.data import ImageData
@@ -50,6 +51,7 @@ class Job:
         data: where the images are, as `training.data.load` takes it.
         artifacts: the folder that holds checkpoints and weights.
         device: auto, cpu, cuda or cuda:N.
+        precision: the arithmetic of trials whose sweep leaves it to the machine: fp32 or bf16.
         threads: threads to compute on, on the CPU; 0 is one per core.
         deadline: when to stop, in seconds since the epoch; None is never.
         worker: the worker's position among those started together.
@@ -60,6 +62,7 @@ class Job:
     data: str
     artifacts: Path
     device: str = "auto"
+    precision: str = "fp32"
     threads: int = 0
     deadline: float | None = None
     worker: int = 0
@@ -76,17 +79,29 @@ def check_images(sweep: Sweep, data: ImageData) -> None:
         UsageError: it does; the message says which.
     """
     available = len(split(data.train_labels)[0])
-    asked = int(sweep.fixed.get("train_images", 0))
-    if asked > available:
-        raise UsageError(f"train_images = {asked}: {data.name} has {available} training images besides validation.")
-    used = asked or available
-    domain = sweep.space.get("batch_size")
-    if domain is None:
-        largest = int(sweep.fixed.get("batch_size", 1))
-    else:
-        largest = int(domain.high if isinstance(domain, Range) else max(map(int, domain.choices)))
+    fewest, most = _bounds(sweep, "train_images")
+    if most > available:
+        raise UsageError(f"train_images = {most}: {data.name} has {available} training images besides validation.")
+    used = fewest or most or available
+    smallest, largest = _bounds(sweep, "batch_size")
     if largest > used:
         raise UsageError(f"batch_size = {largest}: more than the {used} training images; accepted: at most {used}.")
+    if smallest == 1 and _may_normalize_features(sweep):
+        raise UsageError("batch_size = 1: batch norm after a hidden layer of cnn3 needs two images; accepted: from 2.")
+
+
+def _bounds(sweep: Sweep, name: str) -> tuple[int, int]:
+    """The least and the greatest value that a whole-numbered parameter takes in this sweep."""
+    domain = sweep.space.get(name)
+    if domain is None:
+        value = int(sweep.fixed.get(name, PARAMETERS[name].default))
+        return value, value
+    values = [domain.low, domain.high] if isinstance(domain, Range) else [float(value) for value in domain.choices]
+    return int(min(values)), int(max(values))
+
+
+def _may_normalize_features(sweep: Sweep) -> bool:
+    return "cnn3" in values_of(sweep, "model") and True in values_of(sweep, "batch_norm")
 
 
 def local_jobs(
@@ -101,9 +116,14 @@ def local_jobs(
     workers: int,
 ) -> list[Job]:
     """One job per worker on this machine, with the cores shared out among them."""
-    workers = workers or default_workers(resolve_device(device))
+    workers = workers or default_workers(device)
     share = threads or max(1, available_cores() // workers)
-    return [Job(storage, study, data, artifacts, device, share, deadline, worker) for worker in range(workers)]
+    first = resolve_device(device)
+    prepare_process(first, threads=share)  # as the workers will be, so that what is measured here holds there
+    precision, _ = resolve_precision(first)
+    return [
+        Job(storage, study, data, artifacts, device, precision, share, deadline, worker) for worker in range(workers)
+    ]
 
 
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
@@ -128,9 +148,7 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
         raise StudyError(f"study {study.name!r} was run on {study.data['name']}, this worker has {data.name}.")
     device = resolve_device(job.device, worker=job.worker)
     threads = prepare_process(device, threads=job.threads)
-    precision, _ = resolve_precision(device)
-    owner = Owner.current()
-    worker = Worker(owner, f"{device.type} ({device_name(device)})", threads, precision)
+    worker = Worker(Owner.current(), f"{device.type} ({device_name(device)})", threads, job.precision)
     folder = artifact_folder(job.artifacts, study)
 
     def stopped() -> bool:
@@ -169,7 +187,7 @@ def train_trial(
         if run.epochs_done:
             study.report(claim, _curve(run))
         _train_and_tell(study, claim, run, folder=folder, stop=stop)
-        last.unlink(missing_ok=True)
+        _discard(last)
     except EpochInterruptedError:
         _give_back(study, claim)
     except TrialLostError as lost:
@@ -180,12 +198,7 @@ def train_trial(
     except Exception as error:
         if explain(error) is not None:
             raise  # the database does not answer: the trial is continued when it does
-        reason = f"{type(error).__name__}: {error}"
-        log.warning("trial %d failed: %s", claim.number, reason)
-        with suppress(TrialLostError):
-            study.fail(claim, reason, traceback="".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:])
-        last.unlink(missing_ok=True)
-        return reason
+        return _fail(study, claim, error, last)
     return None
 
 
@@ -197,6 +210,7 @@ def _train_and_tell(study: SweepStudy, claim: Claim, run: Run, *, folder: Path, 
         if result.diverged:
             study.prune(claim, f"diverged in epoch {result.epoch}: the loss is no longer a finite number")
             return
+        study.check_held(claim)
         checkpoint.save(run.state(), folder / trial_folder(claim.number) / "checkpoint.safetensors")
         study.report(claim, _curve(run))
         if run.epochs_done < epochs and study.should_prune(claim):
@@ -205,15 +219,38 @@ def _train_and_tell(study: SweepStudy, claim: Claim, run: Run, *, folder: Path, 
     _complete(study, claim, run, folder)
 
 
+def _fail(study: SweepStudy, claim: Claim, error: Exception, last: Path) -> str | None:
+    """End a trial that raised. Returns the reason; None where the trial was no longer ours."""
+    reason = one_line(error)
+    details = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+    try:
+        study.fail(claim, reason, traceback=details)
+    except TrialLostError as lost:
+        log.warning("%s", lost)
+        return None
+    log.warning("trial %d failed: %s", claim.number, reason)
+    _discard(last)
+    return reason
+
+
+def _discard(path: Path) -> None:
+    """Remove a file that nobody needs any more; one that cannot be removed is in nobody's way."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
 def take_up(run: Run, path: Path) -> None:
     """Continue from the checkpoint at `path`, if there is a whole one; from the first epoch otherwise."""
     try:
         run.restore(checkpoint.load(path))
     except FileNotFoundError:
         pass
-    except (checkpoint.DamagedFileError, KeyError, ValueError, RuntimeError) as error:
-        log.warning("%s: not usable (%s); the trial starts again from its first epoch", path, error)
-        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(f"{path}: the checkpoint cannot be read: {error.strerror}.") from None
+    except torch.OutOfMemoryError:
+        raise  # the checkpoint is sound
+    except (checkpoint.DamagedFileError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        log.warning("%s: not usable (%s); the trial starts again from its first epoch", path, one_line(error))
         run.restart()
 
 
@@ -222,6 +259,7 @@ def _complete(study: SweepStudy, claim: Claim, run: Run, folder: Path) -> None:
     weights = folder / trial_folder(claim.number) / "weights.safetensors"
     curve = run.members[0].history
     best = max(curve, key=lambda result: (result.validation_accuracy, -result.epoch))
+    study.check_held(claim)
     digest = checkpoint.save(dict(run.member(0).state_dict()), weights)
     study.complete(
         claim,
@@ -231,7 +269,7 @@ def _complete(study: SweepStudy, claim: Claim, run: Run, folder: Path) -> None:
         weights_sha256=digest,
     )
     for trial in study.ranked()[study.sweep.keep_weights :]:
-        (folder / trial_folder(trial.number) / "weights.safetensors").unlink(missing_ok=True)
+        _discard(folder / trial_folder(trial.number) / "weights.safetensors")
 
 
 def _give_back(study: SweepStudy, claim: Claim) -> None:

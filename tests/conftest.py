@@ -102,7 +102,9 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     def run(*arguments: object) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "cifar_sweep", *(str(argument) for argument in arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         started.append(process)
         return process
 

@@ -20,8 +20,9 @@ from cifar_sweep.runner import Job, artifact_folder, check_images, facts, trial_
 from cifar_sweep.search.storage import open_existing, open_storage
 from cifar_sweep.search.study import SweepStudy, load, open_or_resume
 from cifar_sweep.search.sweepfile import parse
-from cifar_sweep.training import checkpoint
+from cifar_sweep.training import checkpoint, device
 from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.device import default_workers
 from cifar_sweep.training.train import EpochResult, Run
 
 URL = "sqlite:///studies.db"
@@ -287,6 +288,45 @@ def test_a_full_disk_gives_the_trial_back(small_data: ImageData, monkeypatch: py
     assert states(study.trials()) == [TrialState.COMPLETE] * 3
 
 
+def test_artifacts_that_cannot_be_are_no_fault_of_the_trial(small_data: ImageData) -> None:
+    study = study_of(small_data)
+    Path("artifacts").write_text("a file where a folder is needed")
+    with pytest.raises(DiskError, match="artifacts"):
+        work(job())
+    assert states(study.trials()) == [TrialState.WAITING]
+
+
+def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(small_data, trials=1, fixed=TINY["fixed"] | {"epochs": 8})
+    release = SweepStudy.release
+    monkeypatch.setattr("cifar_sweep.search.storage.Owner.is_dead", lambda _: True)
+    for _ in range(6):
+        with monkeypatch.context() as patch:
+            patch.setattr(SweepStudy, "release", lambda *_: None)  # as if killed
+            work(job(), stop=after(epochs=1))
+        assert study.trials()[0].state is TrialState.RUNNING
+    assert SweepStudy.release is release
+    work(job())
+    assert states(study.trials()) == [TrialState.COMPLETE]
+    assert study.trials()[0].user_attrs["deaths"] == 1
+
+
+def test_points_added_to_the_file_later_are_tried(small_data: ImageData) -> None:
+    study_of(small_data, enqueue=[{"learning_rate": 1e-3}])
+    study = study_of(small_data, enqueue=[{"learning_rate": 1e-3}, {"learning_rate": 2e-3}])
+    work(job())
+    assert [trial.params["learning_rate"] for trial in study.trials()][:2] == [1e-3, 2e-3]
+    assert len(study.trials()) == 3
+
+
+def test_one_worker_where_one_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [default_workers(name) for name in ("cuda:1", "cuda", "auto")] == [1, 4, 4]
+    monkeypatch.setattr(device, "available_cores", lambda: 64)
+    assert default_workers("cpu") == 4
+
+
 def test_the_deadline_ends_the_work(small_data: ImageData) -> None:
     study = study_of(small_data)
     work(job(deadline=time.time() - 1))
@@ -306,6 +346,13 @@ def test_other_data_is_refused(small_data: ImageData) -> None:
         ({"fixed": {"batch_size": 64, "train_images": 32}}, r"batch_size = 64: more than the 32"),
         ({"fixed": {"train_images": 401}}, r"train_images = 401: synthetic images .* has 400 training images"),
         ({"space": {"batch_size": {"low": 256, "high": 512, "base2": True}}, "fixed": {}}, r"batch_size = 512"),
+        ({"fixed": {"train_images": 50}}, r"batch_size = 64: more than the 50"),
+        (
+            {"space": {"train_images": {"low": 10, "high": 100}}, "fixed": {"batch_size": 16}},
+            r"batch_size = 16: more than the 10 training images",
+        ),
+        ({"space": {"train_images": {"low": 100, "high": 500}}, "fixed": {}}, r"train_images = 500"),
+        ({"fixed": {"model": "cnn3", "batch_norm": True, "batch_size": 1}}, r"batch_size = 1: batch norm"),
         ({"space": {"batch_size": {"choices": [16, 401]}}, "fixed": {}}, r"batch_size = 401"),
     ],
 )
@@ -375,10 +422,14 @@ def test_killed_and_run_again(workers: int, long_sweep: Path, start: Any, small_
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_cleanly(number: signal.Signals, long_sweep: Path, start: Any) -> None:
-    process = start(*COMMAND, "--workers", 2 if number is signal.SIGTERM else 1)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_to_the_whole_group_ends_cleanly(
+    number: signal.Signals, workers: int, long_sweep: Path, start: Any
+) -> None:
+    """As a terminal sends Ctrl-C, and `timeout` SIGTERM: to the workers, too."""
+    process = start(*COMMAND, "--workers", workers)
     wait_for(running_curve(3), process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert "the same command goes on" in out

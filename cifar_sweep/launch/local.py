@@ -7,11 +7,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from cifar_sweep.errors import CifarSweepError, StudyError
+from cifar_sweep.errors import CifarSweepError, StudyError, one_line
 from cifar_sweep.runner import Job, work
+from cifar_sweep.search.storage import explain
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +34,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(*signals: signal.Signals) -> Iterator[StopRequest]:
-    """Turn the first of these signals (SIGINT and SIGTERM, if none is named) into a request to stop."""
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C, SIGTERM or hang-up into a request to stop."""
     request = StopRequest()
-    caught = signals or (signal.SIGINT, signal.SIGTERM)
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        caught.append(signal.SIGHUP)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         request.signal = number
@@ -58,22 +63,50 @@ def run_workers(jobs: Sequence[Job], *, stop: Callable[[], bool]) -> None:
     if len(jobs) == 1:
         work(jobs[0], stop=stop)
         return
-    context = multiprocessing.get_context("spawn")
-    workers: dict[multiprocessing.process.BaseProcess, Connection] = {}
-    for job in jobs:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work_in_process, args=(job, sender), name=f"worker-{job.worker}")
-        process.start()
-        sender.close()
-        workers[process] = receiver
-    error = _watch(workers, stop=stop)
+    workers: dict[BaseProcess, Connection] = {}
+    try:
+        with _ctrl_c_held_back():
+            for job in jobs:
+                process, receiver = _start(job)
+                workers[process] = receiver
+        error = _watch(workers, stop=stop)
+    except BaseException:
+        for process in workers:
+            process.terminate()
+        for process in workers:
+            process.join()
+        raise
     if error is not None:
         raise error
 
 
-def _watch(
-    workers: dict[multiprocessing.process.BaseProcess, Connection], *, stop: Callable[[], bool]
-) -> CifarSweepError | None:
+def _start(job: Job) -> tuple[BaseProcess, Connection]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work_in_process, args=(job, sender), name=f"worker-{job.worker}")
+    try:
+        process.start()
+    except OSError as error:
+        raise StudyError(f"worker {job.worker} could not be started: {error.strerror}.") from None
+    sender.close()
+    return process, receiver
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: a terminal sends it to all, and only the parent is to act on it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would undo the mask when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _watch(workers: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) -> CifarSweepError | None:
     """Wait for all workers; pass a stop request on, and stop all when one reports an error."""
     error: CifarSweepError | None = None
     killed = 0
@@ -90,7 +123,7 @@ def _watch(
             try:
                 error = error or receiver.recv()
             except EOFError:
-                if process.exitcode and not asked:
+                if process.exitcode and not (asked or stop()):
                     killed += 1
                     log.warning("%s ended with exit code %s; its trial goes to another", process.name, process.exitcode)
     if killed == len(workers):
@@ -99,8 +132,12 @@ def _watch(
 
 
 def _work_in_process(job: Job, sender: Connection) -> None:
-    """A worker process: stops on SIGTERM, leaves Ctrl-C to its parent, and ends when its parent is gone."""
+    """A worker process: stops on SIGTERM, however often, leaves all else to its parent, and ends when that is gone."""
+    stop = StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _frame: setattr(stop, "signal", number))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -109,17 +146,12 @@ def _work_in_process(job: Job, sender: Connection) -> None:
         os._exit(1)  # killed with no word: the trial is taken up from its last epoch, as after any kill
 
     threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
-    with stop_on_signals(signal.SIGTERM) as stop:
-        try:
-            work(job, stop=stop)
-        except CifarSweepError as error:
-            sender.send(error)
-        except Exception as error:
-            from cifar_sweep.search.storage import explain
-
-            known = explain(error)
-            if known is None:
-                log.exception("worker %d failed", job.worker)
-            sender.send(known or StudyError(f"worker {job.worker} failed: {type(error).__name__}: {error}."))
-        else:
-            sender.send(None)
+    try:
+        work(job, stop=stop)
+    except CifarSweepError as error:
+        sender.send(error)
+    except Exception as error:
+        sender.send(explain(error) or StudyError(f"worker {job.worker} failed: {one_line(error)}."))
+        log.debug("worker %d failed", job.worker, exc_info=True)
+    else:
+        sender.send(None)

@@ -54,7 +54,8 @@ def loading_code(config: TrialConfig, network: nn.Sequential, *, data: ImageData
     layers = textwrap.fill(", ".join(layer_source(layer) for layer in network), width=240, break_long_words=False)
     images = "images = torch.rand(8, 3, 32, 32)  # yours go here"
     if config.shape.normalize:
-        mean, std = ([round(value, 6) for value in values] for values in (data.channel_mean, data.channel_std))
+        deviations = [value or 1.0 for value in data.channel_std]  # as `Batches` does with a constant channel
+        mean, std = ([round(value, 6) for value in values] for values in (data.channel_mean, deviations))
         images += f"\nimages = (images - torch.tensor({mean}).view(3, 1, 1)) / torch.tensor({std}).view(3, 1, 1)"
     probabilities = "network(images)" if config.shape.softmax else "network(images).softmax(dim=1)"
     return f"""import torch

@@ -43,6 +43,8 @@ class Provenance:
     source: str
     device: str
     threads: int
+    versions: Mapping[str, str]
+    commit: str | None
 
 
 def pick(study: SweepStudy, number: int | None) -> FrozenTrial:
@@ -115,9 +117,9 @@ def write(
         "params": dict(provenance.params),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "curve": [dict(point) for point in curve],
-        "environment": versions() | {"device": provenance.device, "threads": provenance.threads},
+        "environment": {**provenance.versions, "device": provenance.device, "threads": provenance.threads},
         "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
-        "commit": commit(),
+        "commit": provenance.commit,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     files = {
@@ -163,12 +165,14 @@ def retrain(
     except EpochInterruptedError:
         return None
     provenance = Provenance(
-        origin["study"],
-        origin["trial"],
-        origin["params"],
-        origin["data_source"],
-        f"{on.type} ({device_name(on)})",
-        used,
+        study=origin["study"],
+        trial=origin["trial"],
+        params=origin["params"],
+        source=origin["data_source"],
+        device=f"{on.type} ({device_name(on)})",
+        threads=used,
+        versions=versions(),
+        commit=commit(),
     )
     weights = dict(run.member(0).state_dict())
     curve = [asdict(result) for result in run.members[0].history]
@@ -181,21 +185,26 @@ def config_toml(config: TrialConfig, *, data: ImageData, provenance: Provenance)
         f"# Trial {provenance.trial} of study {provenance.study}. Train it again: cifar-sweep train config.toml",
         "",
         "[config]",
-        *(f"{name} = {json.dumps(value)}" for name, value in config.to_dict().items()),
+        *(f"{name} = {_toml(value)}" for name, value in config.to_dict().items()),
         "",
         "[origin]",
-        f"study = {json.dumps(provenance.study)}",
+        f"study = {_toml(provenance.study)}",
         f"trial = {provenance.trial}",
-        f"data = {json.dumps(data.name)}",
-        f"data_source = {json.dumps(provenance.source)}",
-        f"data_fingerprint = {json.dumps(data.fingerprint)}",
-        f"device = {json.dumps(provenance.device)}",
+        f"data = {_toml(data.name)}",
+        f"data_source = {_toml(provenance.source)}",
+        f"data_fingerprint = {_toml(data.fingerprint)}",
+        f"device = {_toml(provenance.device)}",
         f"threads = {provenance.threads}",
         "",
         "[origin.params]",
-        *(f"{name} = {json.dumps(value)}" for name, value in provenance.params.items()),
+        *(f"{name} = {_toml(value)}" for name, value in provenance.params.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: Value) -> str:
+    """A plain value in TOML: as in JSON, but for characters beyond 16 bits, which TOML does not take as two escapes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_config(path: Path) -> tuple[TrialConfig, dict[str, Any]]:
@@ -243,4 +252,6 @@ def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
         source=source,
         device=attributes["device"],
         threads=int(attributes["threads"]),
+        versions=attributes["versions"],
+        commit=attributes["commit"],
     )

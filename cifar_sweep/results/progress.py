@@ -82,8 +82,8 @@ class _Lines:
     def refresh(self) -> None:
         for trial in self.study.trials():
             if trial.state.is_finished() and trial.number not in self.said:
-                self.said.add(trial.number)
                 self.console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
+                self.said.add(trial.number)
 
     def _line(self, trial: FrozenTrial) -> str:
         summary = self.study.summary()

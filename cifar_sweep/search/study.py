@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -135,19 +136,25 @@ class SweepStudy:
         trial.set_user_attr("config", config.to_dict())
         trial.set_user_attr("device", worker.device)
         trial.set_user_attr("threads", worker.threads)
+        trial.set_user_attr("versions", versions())
+        trial.set_user_attr("commit", commit())
         trial.set_user_attr("owner", owner_attribute(worker.owner))
         return Claim(trial, trial_id, worker.owner, config)
 
     def _requeue_orphans(self) -> None:
         """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""
         for trial_id in self.storage.orphans(self._study):
-            deaths = self.storage.optuna.get_trial(trial_id).user_attrs.get("deaths", 0) + 1
+            attributes = self.storage.optuna.get_trial(trial_id).user_attrs
+            # Only deaths in the same epoch count: a long trial on a machine that often goes away gets on all the same.
+            reached = len(attributes.get("curve", []))
+            deaths = 1 + (attributes.get("deaths", 0) if attributes.get("died_after") == reached else 0)
+            self.storage.optuna.set_trial_user_attr(trial_id, "died_after", reached)
             self.storage.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
             self.storage.optuna.set_trial_user_attr(trial_id, "owner", None)
             if deaths <= MAX_DEATHS:
                 self.storage.set_waiting(trial_id)
             else:
-                reason = f"its worker died {deaths} times while training it"
+                reason = f"its worker died {deaths} times without finishing epoch {reached + 1}"
                 self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
                 self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
 
@@ -194,6 +201,11 @@ class SweepStudy:
             claim.trial.set_user_attr("owner", None)
             self.storage.set_waiting(claim.trial_id)
 
+    def check_held(self, claim: Claim) -> None:
+        """Raise TrialLostError if another worker has taken the trial up, whose files must not be overwritten."""
+        with self._held(claim):
+            pass
+
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[None]:
         """The storage's lock, with the certainty that the claim still stands."""
@@ -204,8 +216,7 @@ class SweepStudy:
 
     def ranked(self) -> list[FrozenTrial]:
         """The complete trials, best validation accuracy first; of equals the earlier one."""
-        complete = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
-        return sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))
+        return _ranked(self.trials())
 
     def note(self, key: str) -> Any:
         """A fact stored with the study, such as `versions` or `commit`."""
@@ -213,12 +224,13 @@ class SweepStudy:
 
     def summary(self) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions."""
-        counts = {name: _count(self.trials(), name) for name in STATE_NAMES.values()}
+        trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
+        counts = {name: _count(trials, name) for name in STATE_NAMES.values()}
         # Trials whose worker is gone wait for the next one, whatever the database says until then. Without the lock a
         # claim under way looks like one, too, for a moment; at most what runs is counted.
         orphans = min(len(self.storage.orphans(self._study)), counts["running"])
         counts |= {"running": counts["running"] - orphans, "waiting": counts["waiting"] + orphans}
-        ranked = self.ranked()
+        ranked = _ranked(trials)
         return {
             "name": self.name,
             "description": self.sweep.description,
@@ -233,6 +245,11 @@ class SweepStudy:
 def describe(trial: FrozenTrial) -> dict[str, Any]:
     """A trial's number, value and parameters under their own names."""
     return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params)}
+
+
+def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))
 
 
 def _count(trials: Sequence[FrozenTrial], *states: str) -> int:
@@ -279,6 +296,7 @@ def open_or_resume(storage: Storage, name: str, sweep: Sweep, *, data: Mapping[s
             _found(study, sweep, data)
         else:
             _check_same(study, sweep, data)
+            _enqueue(study, sweep)
             study.set_user_attr("sweep", sweep.model_dump(mode="json"))
     return SweepStudy(storage, study)
 
@@ -301,12 +319,17 @@ def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
     study.set_user_attr("data", dict(data))
     study.set_user_attr("versions", versions())
     study.set_user_attr("commit", commit())
+    _enqueue(study, sweep)
+    study.set_user_attr("sweep", sweep.model_dump(mode="json"))
+
+
+def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
+    """Queue the sweep's own points, those that the study does not have yet."""
     for point in sweep.enqueue:
         params = space.encode(point.params(), sweep)
         label = {"label": point.label} if point.label else None
         if params:
             study.enqueue_trial(params, user_attrs=label, skip_if_exists=True)
-    study.set_user_attr("sweep", sweep.model_dump(mode="json"))
 
 
 def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
@@ -365,6 +388,7 @@ def load_all(storage: Storage) -> list[SweepStudy]:
     return [SweepStudy(storage, study) for study in studies if "sweep" in study.user_attrs]
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what decides a number."""
     found = {"python": platform.python_version()}
@@ -376,6 +400,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str | None:
     """The commit of the source that runs, marked where it was changed; None outside of a checkout."""
     root = Path(__file__).parent.parent.parent

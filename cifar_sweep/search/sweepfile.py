@@ -319,18 +319,18 @@ def _check_domain(name: str, domain: Range | Choices, *, where: str) -> None:
 
 def _check_used(sweep: Sweep, *, where: str) -> None:
     """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
-    models = _values(sweep, "model")
+    models = values_of(sweep, "model")
     has = frozenset[str]().union(*(MODEL_TRAITS[str(model)][0] for model in models))
     for table, names_in_table in (("fixed", sweep.fixed), ("space", sweep.space)):
         for name in names_in_table:
             if name not in has:
                 place = f"{where}: [{table}]"
                 raise UsageError(f"{place}: {name} does nothing for {_list(models)}; accepted: {_list(sorted(has))}.")
-            if name == "momentum" and _values(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
+            if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
                 raise UsageError(f"{where}: [{table}]: momentum does nothing for adam; it belongs to sgd and rmsprop.")
 
 
-def _values(sweep: Sweep, name: str) -> list[Value]:
+def values_of(sweep: Sweep, name: str) -> list[Value]:
     """The values that the categorical parameter `name` can take in this sweep."""
     domain = sweep.space.get(name)
     if isinstance(domain, Choices):

@@ -61,7 +61,7 @@ class Batches:
         self._labels = data.train_labels.to(device)
         self._dtype = dtype
         # Where nothing is learnt the batch is free: few calls on a GPU; on a CPU, what fits into its caches.
-        self._evaluation_batch = 2000 if device.type == "cuda" else 200
+        self._evaluation_batch = 500 if device.type == "cuda" else 200
         self._normalize = normalize
         self._mean = torch.tensor(data.channel_mean, dtype=self._arithmetic, device=device).view(3, 1, 1)
         # A channel that is the same everywhere has no deviation; dividing by 1 leaves it at 0.

@@ -45,12 +45,18 @@ def resolve_device(name: str, *, worker: int = 0) -> torch.device:
 def prepare_process(device: torch.device, *, threads: int) -> int:
     """Ready this process for training: `threads` threads on the CPU (0: one per available core), and its memory.
 
+    On a GPU: convolutions in true float32 where bf16 is not asked for, and by the same algorithm each time. Pooling and
+    reflection padding still add up in any order there, so a GPU's numbers repeat nearly, the CPU's exactly.
+
     Returns:
         The number of threads in force.
     """
     if device.type == "cpu":
         torch.set_num_threads(threads or available_cores())
         _keep_freed_memory()
+    else:
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
     return torch.get_num_threads()
 
 
@@ -73,13 +79,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers(device: torch.device) -> int:
-    """How many trials to train at a time: one per GPU, or one per core up to 4.
+def default_workers(name: str) -> int:
+    """How many trials to train at a time on the device called `name`: one per GPU, or one per core up to 4.
 
     Networks this small gain little from a second thread, and lose most of their speed when another program takes one
     of the cores that the threads wait for each other on.
     """
-    return torch.cuda.device_count() if device.type == "cuda" else min(available_cores(), 4)
+    if resolve_device(name).type == "cpu":
+        return min(available_cores(), 4)
+    return 1 if name.startswith("cuda:") else torch.cuda.device_count()
 
 
 def device_name(device: torch.device) -> str:
@@ -99,7 +107,7 @@ def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tup
     Returns:
         ``fp32`` or ``bf16``, and how many times faster bf16 trained than float32.
     """
-    key = f"{device.type} {device_name(device)}, torch {torch.__version__}"
+    key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     path = (cache or default_cache()) / "precision.json"
     known: dict[str, float] = {}
     with suppress(OSError, ValueError, AttributeError, TypeError):  # none yet, or damaged: then it is measured again

@@ -181,7 +181,7 @@ def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     params = {"model": "vgg11", "learning_rate": 1.5e-5, "hidden_units": 8}
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=3, seed=4)
     curve = [{"epoch": 1, "validation_accuracy": 0.1}]
-    provenance = Provenance('a "name"', 3, {"learning_rate": 1.5e-5}, "auto", "cpu", 2)
+    provenance = Provenance('a "name" 🐱', 3, {"learning_rate": 1.5e-5}, "auto", "cpu", 2, {"torch": "0"}, None)
     network = build(config.shape, seed=0)
     write(
         tmp_path / "out",
@@ -194,6 +194,6 @@ def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     )
     read, origin = read_config(tmp_path / "out")
     assert read == config
-    assert origin["study"] == 'a "name"'
+    assert origin["study"] == 'a "name" 🐱'
     assert origin["params"] == {"learning_rate": 1.5e-5}
     assert "Conv2d(3, 64, 3, padding=1)" in loading_code(config, network, data=small_data)

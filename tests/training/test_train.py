@@ -175,7 +175,6 @@ def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
 def test_a_member_loads_into_the_plain_network(small_data: ImageData) -> None:
     run = trained(config(model="cnn3", batch_norm=True, dropout=0.3), data=small_data, epochs=1)
     build(run.shape, seed=3).load_state_dict(run.member(0).state_dict())
-    assert all(isinstance(layer, torch.nn.Module) for layer in run.member(0))
     assert "SeededDropout" not in repr(run.member(0))
 
 
