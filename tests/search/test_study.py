@@ -391,7 +391,7 @@ def test_a_trial_that_kills_its_workers_is_failed(make: Callable[..., SweepStudy
     assert claimed(study).number == 1
     first = study.trials()[0]
     assert first.state is TrialState.FAIL
-    assert first.user_attrs["reason"] == f"its worker died {deaths} times while training it"
+    assert first.user_attrs["reason"] == f"its worker died {deaths} times without finishing epoch 1"
 
 
 ENDS: dict[str, Callable[[SweepStudy, Claim], None]] = {
