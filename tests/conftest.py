@@ -41,11 +41,11 @@ def small_data(session_cache: Path) -> ImageData:
 
 
 @pytest.fixture(scope="session")
-def real_data(session_cache: Path) -> ImageData:
-    """CIFAR-10, where CIFAR_SWEEP_DATA says that it is."""
+def real_source() -> str:
+    """Where CIFAR-10 is, if CIFAR_SWEEP_DATA says so."""
     if REAL_DATA is None or REAL_DATA.startswith("synthetic"):
         pytest.skip("CIFAR_SWEEP_DATA names no real dataset")
-    return data.load(REAL_DATA, cache=session_cache)
+    return str(Path(REAL_DATA).absolute())
 
 
 TINY_SWEEP = """

@@ -360,3 +360,17 @@ def test_doctor_finds_faults(cli: Any) -> None:
     assert finished.out.count("FAULT") == 2
     assert "not an SQLite database" in finished.out
     assert "/no/where" in finished.out
+
+
+def test_a_sweep_on_real_images(real_source: str, cli: Any) -> None:
+    """CIFAR-10 itself, a few hundred images of it: learnt beyond chance, exported, and trained again to the same."""
+    run = ("run", "lr_batch", "--trials", 1, "--epochs", 2, "--train-images", 2000, "--workers", 1, "--threads", 1)
+    finished = cli(*run, "--data", real_source, "--set", "batch_size=64", "--set", "learning_rate=0.002")
+    assert finished.exit_code == 0, finished.err
+    assert "1 of 1 trials finished" in finished.out
+    assert cli("export", "lr_batch", "--out", "here").exit_code == 0
+    metrics = json.loads(Path("here/metrics.json").read_text())
+    assert metrics["test_images"] == 10_000
+    assert 0.25 < metrics["test_accuracy"] < 0.6
+    assert abs(metrics["test_accuracy"] - metrics["validation_accuracy"]) < 0.03
+    assert "the same" in cli("train", "here", "--data", real_source).out.splitlines()[-1]

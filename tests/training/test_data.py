@@ -669,12 +669,10 @@ def test_a_small_network_learns_the_synthetic_images_and_a_linear_model_does_not
 # --- The real images -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.environ.get("CIFAR_SWEEP_DATA"), reason="CIFAR_SWEEP_DATA names no folder")
-def test_the_real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> None:
-    source, cache = os.environ["CIFAR_SWEEP_DATA"], tmp_path_factory.mktemp("real")
-    data = load(source, cache=cache)
+def test_the_real_cifar10(real_source: str, session_cache: Path) -> None:
+    data = load(real_source, cache=session_cache)
     started = time.perf_counter()
-    assert load(source, cache=cache).fingerprint == data.fingerprint
+    assert load(real_source, cache=session_cache).fingerprint == data.fingerprint
     assert time.perf_counter() - started < 2  # a third of a second, on a quiet machine
     assert (len(data.train_images), len(data.test_images), len(data.classes)) == (50_000, 10_000, 10)
     assert data.classes[0] == "airplane"
