@@ -255,7 +255,8 @@ def doctor(
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty())
+    # Elsewhere than in a terminal nobody sees 80 columns: a table must not be cut there.
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def _printer(console: "Console") -> "Callable[[str], None]":

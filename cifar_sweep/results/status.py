@@ -14,6 +14,7 @@ from cifar_sweep.search.study import SweepStudy
 def table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """The summaries of several studies for a terminal."""
     view = Table("study", "complete", "pruned", "failed", "running", "waiting", "budget", "best", "with", box=None)
+    view.columns[0].overflow = "fold"  # a name is needed whole
     for summary in summaries:
         counts = summary["trials"]
         best = summary["best"]
