@@ -218,10 +218,6 @@ class SweepStudy:
         """The complete trials, best validation accuracy first; of equals the earlier one."""
         return _ranked(self.trials())
 
-    def note(self, key: str) -> Any:
-        """A fact stored with the study, such as `versions` or `commit`."""
-        return self._study.user_attrs.get(key)
-
     def summary(self) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions."""
         trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere

@@ -457,9 +457,8 @@ def test_a_study_is_resumed_with_its_trials_and_facts(make: Callable[..., SweepS
     again = make()
     assert (again.uid, again.data, again.sweep) == (study.uid, DATA, study.sweep)
     assert again.ranked()[0].value == 0.5
-    assert again.note("versions")["optuna"] == optuna.__version__
-    assert again.note("commit") == "0123456789ab-dirty"
-    assert again.note("nothing") is None
+    assert again._study.user_attrs["versions"]["optuna"] == optuna.__version__
+    assert again._study.user_attrs["commit"] == "0123456789ab-dirty"
     assert len(again.uid) == 8
 
 
