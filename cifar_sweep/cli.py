@@ -76,6 +76,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Fix a parameter (batch_size=32) or a key (pruner=none)."),
     ] = None,
+    only: Annotated[str | None, typer.Option(help="Of a sweep of given runs these, as in B-009,C-1.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="The same sweep at a small part of its cost.")] = False,
     max_hours: Annotated[float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; the sweep's name if not given.")] = None,
@@ -94,7 +95,8 @@ def run(
     options = {"trials": trials, "epochs": epochs, "train_images": train_images, "seed": seed}
     changes = _settings(settings or []) | {name: value for name, value in options.items() if value is not None}
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
-    chosen = load(find(sweep), changes=changes, preview=preview)
+    labels = [label.strip() for label in only.split(",")] if only is not None else []
+    chosen = load(find(sweep), changes=changes, preview=preview, only=labels)
     resolve_device(device)
     console = _console()
     source, images = _load_data(data, console, download=not preview)
@@ -123,7 +125,7 @@ def list_sweeps() -> None:
     view = Table("sweep", "trials", "searches", "what for", box=None)
     for name, path in names().items():
         sweep = load(path)
-        view.add_row(name, str(sweep.trials), ", ".join(sweep.space), sweep.description)
+        view.add_row(name, str(sweep.size), ", ".join(sweep.space), sweep.description)
     _console().print(view)
 
 

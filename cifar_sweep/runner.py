@@ -92,6 +92,9 @@ def check_images(sweep: Sweep, data: ImageData) -> None:
 
 def _bounds(sweep: Sweep, name: str) -> tuple[int, int]:
     """The least and the greatest value that a whole-numbered parameter takes in this sweep."""
+    if sweep.given:
+        taken = [int(point.params().get(name, PARAMETERS[name].default)) for point in sweep.enqueue]
+        return min(taken), max(taken)
     domain = sweep.space.get(name)
     if domain is None:
         value = int(sweep.fixed.get(name, PARAMETERS[name].default))

@@ -50,11 +50,15 @@ def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
 
 
 def to_config(params: Mapping[str, Any], sweep: Sweep, *, number: int, classes: int, precision: str) -> TrialConfig:
-    """The complete config of trial `number` with these Optuna parameters."""
+    """The complete config of trial `number` with these Optuna parameters.
+
+    Given points all start from one seed: two that differ in one setting then differ by it alone, and a point's result
+    does not depend on which others were run before it.
+    """
     return TrialConfig.from_params(
         sweep.fixed | decode(params),
         classes=classes,
         precision=precision,
         data_seed=derive_seed(sweep.seed, "data"),
-        seed=derive_seed(sweep.seed, "trial", number),
+        seed=derive_seed(sweep.seed, "trial", 0 if sweep.given else number),
     )

@@ -26,7 +26,7 @@ def sampler_seed(seed: int, *, number: int) -> int:
 
 def build_sampler(settings: SamplerSettings, *, seed: int) -> BaseSampler:
     """The sampler for one ask. A sampler with a fixed seed would repeat itself after a restart and in every worker."""
-    if settings.name == "random":
+    if settings.name in ("random", "given"):  # nothing is left to sample in a given point
         return RandomSampler(seed=seed)
     return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
 

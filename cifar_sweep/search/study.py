@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -88,7 +89,12 @@ class SweepStudy:
 
     @property
     def budget(self) -> int:
-        """How many trials are to be finished (complete or pruned)."""
+        """How many trials are to be finished (complete or pruned); of given points, all that were ever asked for."""
+        return self._budget(self.trials())
+
+    def _budget(self, trials: Sequence[FrozenTrial]) -> int:
+        if self.sweep.given:
+            return _count(trials, "complete", "pruned", "running", "waiting")
         return self.sweep.trials
 
     def trials(self) -> Sequence[FrozenTrial]:
@@ -97,25 +103,34 @@ class SweepStudy:
 
     def finished(self) -> bool:
         """Whether the budget is spent."""
-        return _count(self.trials(), "complete", "pruned") >= self.budget
+        trials = self.trials()
+        return _count(trials, "complete", "pruned") >= self._budget(trials)
 
     def claim(self, worker: Worker) -> Claim | None:
         """Take an interrupted, an enqueued, or a new trial, exactly one, and hold it; None while all are taken."""
         with self.storage.lock():
             self._requeue_orphans()
             trials = self.trials()
-            if _count(trials, "complete", "pruned", "running") >= self.budget:
+            if _count(trials, "complete", "pruned", "running") >= self._budget(trials):
                 return None
             # Optuna takes the first waiting trial. Not the count of trials: it stands still while the queue is emptied,
             # and points that leave a parameter open would all get the same value for it.
-            waiting = (trial.number for trial in trials if trial.state is TrialState.WAITING)
-            seed = strategy.sampler_seed(self.sweep.seed, number=next(waiting, len(trials)))
+            waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
+            number = waiting.number if waiting else len(trials)
+            seed = strategy.sampler_seed(self.sweep.seed, number=number)
             self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
             with warnings.catch_warnings():
                 # Optuna warns that heartbeats belong to Study.optimize; ours are sent by Storage.heartbeat.
                 warnings.filterwarnings("ignore", message="Heartbeat of storage")
-                trial = self._study.ask(self._distributions)
+                trial = self._study.ask(self._distributions_of(waiting))
             return self._hold(trial, worker)
+
+    def _distributions_of(self, waiting: FrozenTrial | None) -> dict[str, BaseDistribution]:
+        """The space; for a given point, as much of it as the point names."""
+        if waiting is None or not self.sweep.given:
+            return self._distributions
+        named = space.encode(waiting.user_attrs["given"], self.sweep)
+        return {name: self._distributions[name] for name in named}
 
     def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
         trial_id = self.storage.trial_id(self._study, trial.number)
@@ -231,7 +246,7 @@ class SweepStudy:
             "name": self.name,
             "description": self.sweep.description,
             "trials": counts,
-            "budget": self.budget,
+            "budget": self._budget(trials),
             "best": describe(ranked[0]) if ranked else None,
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
@@ -320,12 +335,24 @@ def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
 
 
 def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
-    """Queue the sweep's own points, those that the study does not have yet."""
+    """Queue the sweep's own points, those that the study does not have yet.
+
+    Given points are told apart by their labels, too: two reports may have run the same. One that failed is run again.
+    """
+    there = [
+        (trial.user_attrs.get("label"), trial.user_attrs.get("given"))
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state is not TrialState.FAIL
+    ]
     for point in sweep.enqueue:
         params = space.encode(point.params(), sweep)
-        label = {"label": point.label} if point.label else None
+        attributes: dict[str, Any] = {"label": point.label} if point.label else {}
+        if sweep.given:
+            attributes["given"] = point.params()
+            if (point.label, point.params()) in there:
+                continue
         if params:
-            study.enqueue_trial(params, user_attrs=label, skip_if_exists=True)
+            study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
 
 
 def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:

@@ -124,9 +124,9 @@ def _refuse_idle(settings: Settings, used: tuple[str, ...]) -> Settings:
 
 
 class SamplerSettings(_Table):
-    """How new trials are chosen: `tpe` (Optuna's default) or `random`."""
+    """How trials are chosen: `tpe` (Optuna's default), `random`, or `given`: the sweep's own points and no others."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "random", "given"] = "tpe"
     startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
 
     @model_validator(mode="after")
@@ -161,14 +161,29 @@ class Preview(_Table):
 
 
 class Point(_Table):
-    """A point of the space to try first. `label` says where it comes from, such as a report's run."""
+    """A point of the space to try first. `label` says where it comes from, such as a report's run.
+
+    The claim is what somebody else says of this point. It stays in the sweep file: no trial ever gets it as a value.
+    """
 
     label: str = ""
+    claimed: Number | None = Field(default=None, description="test accuracy, in percent")
+    claimed_seconds: Number | None = Field(default=None, description="training time")
+    note: str = Field(default="", description="what its source says besides, or leaves open")
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     def params(self) -> dict[str, Value]:
         """The point's parameters; those of the space that it leaves out are sampled."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class ClaimedEnsemble(_Table):
+    """A claim about the averaged probabilities of several given points, by their labels."""
+
+    label: str = Field(min_length=1)
+    members: list[str] = Field(min_length=2)
+    claimed: Number | None = None
+    note: str = ""
 
 
 def _named(value: Any) -> Any:
@@ -189,7 +204,31 @@ class Sweep(_Table):
     fixed: dict[str, Plain] = Field(default_factory=dict)
     space: dict[str, Domain] = Field(default_factory=dict)
     enqueue: list[Point] = Field(default_factory=list)
+    ensemble: list[ClaimedEnsemble] = Field(default_factory=list)
     preview: Preview = Preview()
+
+    @property
+    def given(self) -> bool:
+        """Whether its own points are all that is run."""
+        return self.sampler.name == "given"
+
+    @property
+    def size(self) -> int:
+        """How many trials it has."""
+        return len(self.enqueue) if self.given else self.trials
+
+    @model_validator(mode="after")
+    def _check_given(self) -> "Sweep":
+        if not self.given:
+            if self.ensemble:
+                raise ValueError("an [[ensemble]] is of given points; accepted with sampler = 'given'")
+            return self
+        if self.pruner.name != "none":
+            raise ValueError(f"pruner {self.pruner.name!r} would end given points early; accepted: pruner = 'none'")
+        labels = [point.label for point in self.enqueue]
+        if not labels or "" in labels or len(set(labels)) < len(labels):
+            raise ValueError("sampler 'given' needs points in [[enqueue]], each with a label of its own")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What must not change under a study: everything that decides what its numbers mean."""
@@ -221,10 +260,13 @@ def find(name: str) -> Path:
     return known[name]
 
 
-def load(path: Path, *, changes: Mapping[str, Value] | None = None, preview: bool = False) -> Sweep:
+def load(
+    path: Path, *, changes: Mapping[str, Value] | None = None, preview: bool = False, only: Sequence[str] = ()
+) -> Sweep:
     """Read a sweep file, apply its preview if asked, then `changes` as `--set` gives them.
 
-    A change named like a parameter fixes it; any other names a key of the sweep, with a dot below a table.
+    A change named like a parameter fixes it; any other names a key of the sweep, with a dot below a table. Of a sweep
+    of given points, `only` takes those labels; `epochs` and `train_images` then shorten each point that has more.
 
     Raises:
         UsageError: the file is not TOML, or a key or value is not accepted; the message says where.
@@ -238,10 +280,37 @@ def load(path: Path, *, changes: Mapping[str, Value] | None = None, preview: boo
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
     sweep = parse({"name": path.stem} | raw, where=str(path))
+    if sweep.given and "trials" in raw:
+        raise UsageError(f"{path}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points.")
+    sweep = _only(sweep, only)
     if preview:
-        fixed = sweep.preview.fixed()
-        sweep = _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=f"{path}: [preview]")
+        sweep = _previewed(sweep, where=f"{path}: [preview]")
     return _changed(sweep, changes or {}, where="--set")
+
+
+def _only(sweep: Sweep, labels: Sequence[str]) -> Sweep:
+    """`sweep` with the given points of these labels alone; a claimed ensemble's label stands for its members."""
+    if not labels:
+        return sweep
+    if not sweep.given:
+        raise UsageError(f"--only: sweep {sweep.name!r} has no given points; accepted for sweeps of sampler 'given'.")
+    ensembles = {ensemble.label: ensemble.members for ensemble in sweep.ensemble}
+    known = {point.label: point for point in sweep.enqueue}
+    chosen: dict[str, Point] = {}
+    for label in labels:
+        if label not in known and label not in ensembles:
+            raise UsageError(f"--only: sweep {sweep.name!r} has no {label!r}; {nearest(label, [*known, *ensembles])}.")
+        for member in ensembles.get(label, [label]):
+            chosen[member] = known[member]
+    return sweep.model_copy(update={"enqueue": list(chosen.values())})
+
+
+def _previewed(sweep: Sweep, *, where: str) -> Sweep:
+    """`sweep` as its [preview] has it; of given points the first ones."""
+    fixed = sweep.preview.fixed()
+    if not sweep.given:
+        return _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=where)
+    return _changed(sweep.model_copy(update={"enqueue": sweep.enqueue[: sweep.preview.trials]}), fixed, where=where)
 
 
 def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
@@ -260,10 +329,16 @@ def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
 
 def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:
     """`sweep` with parameters fixed and keys replaced."""
-    raw = sweep.model_dump(mode="json")
+    raw = sweep.model_dump(mode="json", exclude_none=True)
     for key, value in changes.items():
         table, _, inner = key.rpartition(".")
-        if key in PARAMETERS:
+        if sweep.given and key == "trials":
+            raise UsageError(f"{where}: sweep {sweep.name!r} has given points; choose among them with --only.")
+        if sweep.given and key in _SHORTENS:
+            check_parameter(key, value, where=where)
+            for point in raw["enqueue"]:
+                point[key] = _shorter(point.get(key, PARAMETERS[key].default), value)
+        elif key in PARAMETERS:
             raw["space"].pop(key, None)
             raw["fixed"][key] = check_parameter(key, value, where=where)
         elif key in _SETTABLE:
@@ -279,6 +354,15 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
         point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed)
     ]
     return parse(raw, where=where)
+
+
+# What shortens a given point. Both are then in the point: a study holds whole and shortened runs and knows which is which.
+_SHORTENS = ("epochs", "train_images")
+
+
+def _shorter(own: Any, cap: Any) -> Any:
+    """The smaller one; 0 (of train_images) is all there are."""
+    return min(own, cap) if own and cap else own or cap
 
 
 _SETTABLE = ("trials", "seed", "keep_weights", "sampler", "pruner")
