@@ -122,6 +122,21 @@ def check_parameter(name: str, value: Any, *, where: str) -> Value:
         raise UsageError(f"{where}: {name} = {error}.") from None
 
 
+def applies(name: str, values: Mapping[str, Value]) -> bool:
+    """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default.
+
+    It does not where the model lacks it, momentum for adam, and the place of batch norm where there is none.
+    """
+    model = str(values.get("model", PARAMETERS["model"].default))
+    has, defaults = MODEL_TRAITS[model]
+    if name == "momentum":
+        return values.get("optimizer", PARAMETERS["optimizer"].default) != "adam"
+    if name == "norm_position":
+        norm = values.get("batch_norm", defaults.get("batch_norm", PARAMETERS["batch_norm"].default))
+        return name in has and bool(norm)
+    return name in has
+
+
 @dataclass(frozen=True)
 class Shape:
     """Everything that changes a tensor's size or the stream of batches. The parameters' help is in `PARAMETERS`.
@@ -191,13 +206,10 @@ class TrialConfig:
         model = str(given.get("model", PARAMETERS["model"].default))
         has, defaults = MODEL_TRAITS[model]
         values: dict[str, Value] = {name: parameter.default for name, parameter in PARAMETERS.items()} | defaults
-        values |= {name: value for name, value in given.items() if name in has}
+        complete = values | given
+        values |= {name: value for name, value in given.items() if applies(name, complete)}
         if "hidden_units" not in has:
             values["hidden_units"] = 0
-        if values["optimizer"] == "adam":
-            values["momentum"] = 0.0
-        if not values["batch_norm"]:
-            values["norm_position"] = defaults.get("norm_position", PARAMETERS["norm_position"].default)
         if values["precision"] == "auto":
             values["precision"] = precision
         values |= {"classes": classes, "data_seed": data_seed, "seed": seed}

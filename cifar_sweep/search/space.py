@@ -4,20 +4,16 @@ A `base2` range is searched as its exponent, an integer parameter named ``log2_<
 the sampler, and free to be widened later, which a categorical one is not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from cifar_sweep.config import PARAMETERS, TrialConfig, Value, derive_seed
+from cifar_sweep.config import PARAMETERS, TrialConfig, Value, applies, derive_seed
 from cifar_sweep.search.sweepfile import Choices, Range, Sweep
 
 EXPONENT = "log2_"
-
-
-def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
-    """Optuna's distributions for the space of `sweep`."""
-    return dict(_distribution(name, domain) for name, domain in sweep.space.items())
 
 
 def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribution]:
@@ -30,6 +26,33 @@ def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribu
     return name, FloatDistribution(float(domain.low), float(domain.high), log=domain.log)
 
 
+# What decides whether others apply is suggested first.
+_DECIDING = ("model", "optimizer", "batch_norm")
+
+
+def suggest(trial: optuna.Trial, sweep: Sweep, *, named: Collection[str] | None = None) -> None:
+    """Give `trial` a value for each parameter of the space that does something beside those it has got already.
+
+    A VGG's hidden units are so never sampled for a network without them, and Optuna's importances and plots know the
+    values of those trials alone that used one. `named` limits it to these parameters: those of a given point.
+    """
+    taken: dict[str, Value] = dict(sweep.fixed)
+    for name in sorted(sweep.space, key=lambda name: name not in _DECIDING):
+        if applies(name, taken) and (named is None or name in named):
+            taken |= decode(_suggest(trial, *_distribution(name, sweep.space[name])))
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> dict[str, Any]:
+    match distribution:
+        case CategoricalDistribution():
+            trial.suggest_categorical(name, distribution.choices)
+        case IntDistribution():
+            trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+        case FloatDistribution():
+            trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+    return {name: trial.params[name]}
+
+
 def decode(params: Mapping[str, Any]) -> dict[str, Value]:
     """A trial's Optuna parameters under their own names: ``log2_batch_size = 5`` is ``batch_size = 32``."""
     return {
@@ -38,10 +61,10 @@ def decode(params: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
-    """A point of the space as Optuna stores it, without the parameters that are not in the space."""
+    """A point of the space as Optuna stores it, without what is not in the space and what does nothing beside the rest."""
     encoded: dict[str, Value] = {}
     for name, value in point.items():
-        domain = sweep.space.get(name)
+        domain = sweep.space.get(name) if applies(name, sweep.fixed | dict(point)) else None
         if isinstance(domain, Range) and domain.base2:
             encoded[EXPONENT + name] = int(value).bit_length() - 1
         elif domain is not None:

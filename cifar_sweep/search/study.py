@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -85,7 +84,6 @@ class SweepStudy:
         self.uid: str = attributes["uid"]
         self.data: dict[str, Any] = attributes["data"]
         self._study.pruner = strategy.build_pruner(self.sweep)
-        self._distributions = space.distributions(self.sweep)
 
     @property
     def budget(self) -> int:
@@ -122,15 +120,9 @@ class SweepStudy:
             with warnings.catch_warnings():
                 # Optuna warns that heartbeats belong to Study.optimize; ours are sent by Storage.heartbeat.
                 warnings.filterwarnings("ignore", message="Heartbeat of storage")
-                trial = self._study.ask(self._distributions_of(waiting))
+                trial = self._study.ask()
+            space.suggest(trial, self.sweep, named=waiting.user_attrs["given"] if waiting and self.sweep.given else None)
             return self._hold(trial, worker)
-
-    def _distributions_of(self, waiting: FrozenTrial | None) -> dict[str, BaseDistribution]:
-        """The space; for a given point, as much of it as the point names."""
-        if waiting is None or not self.sweep.given:
-            return self._distributions
-        named = space.encode(waiting.user_attrs["given"], self.sweep)
-        return {name: self._distributions[name] for name in named}
 
     def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
         trial_id = self.storage.trial_id(self._study, trial.number)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -35,11 +36,57 @@ def sweep() -> Sweep:
     ],
 )
 def test_every_kind_of_domain_has_its_distribution(sweep: Sweep, name: str, expected: BaseDistribution) -> None:
-    assert space.distributions(sweep)[name] == expected
+    assert suggested(sweep).distributions[name] == expected
 
 
-def test_only_the_space_has_distributions(sweep: Sweep) -> None:
-    assert len(space.distributions(sweep)) == len(SPACE)
+def suggested(sweep: Sweep, *, named: list[str] | None = None, **point: Any) -> optuna.Trial:
+    """A trial with these Optuna parameters given and the others sampled."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(point)
+    trial = study.ask()
+    space.suggest(trial, sweep, named=named)
+    return trial
+
+
+def test_the_whole_space_is_suggested_and_nothing_else(sweep: Sweep) -> None:
+    assert set(space.decode(suggested(sweep).params)) == set(SPACE)
+
+
+def test_only_what_a_given_point_names_is_suggested(sweep: Sweep) -> None:
+    assert suggested(sweep, named=["dropout"], dropout=0.25).params == {"dropout": 0.25}
+
+
+CONDITIONAL = {
+    "momentum": {"low": 0, "high": 0.9},
+    "hidden_units": {"low": 16, "high": 512},
+    "norm_position": {"choices": ["before_activation", "after_activation"]},
+    "batch_norm": {"choices": [False, True]},
+    "optimizer": {"choices": ["sgd", "adam"]},
+    "model": {"choices": ["cnn1", "vgg11"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "batch_norm", "others"),
+    [
+        ("cnn1", "adam", False, set()),
+        ("cnn1", "sgd", False, {"momentum"}),
+        ("cnn1", "adam", True, {"norm_position"}),
+        ("vgg11", "sgd", True, {"momentum", "norm_position", "hidden_units"}),
+    ],
+)
+def test_a_parameter_that_would_do_nothing_is_not_suggested(
+    model: str, optimizer: str, batch_norm: bool, others: set[str]
+) -> None:
+    sweep = parse({"name": "s", "space": CONDITIONAL}, where="test")
+    trial = suggested(sweep, model=model, optimizer=optimizer, batch_norm=batch_norm)
+    assert set(trial.params) - {"model", "optimizer", "batch_norm"} == others
+
+
+def test_a_point_is_encoded_without_what_does_nothing_in_it() -> None:
+    sweep = parse({"name": "s", "space": CONDITIONAL}, where="test")
+    point = {"model": "cnn1", "optimizer": "adam", "hidden_units": 20, "momentum": 0.5}
+    assert space.encode(point, sweep) == {"model": "cnn1", "optimizer": "adam"}
 
 
 @pytest.mark.parametrize(("batch", "exponent"), [(16, 4), (32, 5), (256, 8), (64.0, 6)])
