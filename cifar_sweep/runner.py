@@ -132,7 +132,13 @@ def local_jobs(
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
     """What a study stores of its data; `source` is where to find it again, unless told otherwise."""
     there = str(Path(source).absolute()) if Path(source).exists() else source
-    return {"name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes), "source": there}
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "classes": len(data.classes),
+        "train_images": len(split(data.train_labels)[0]),
+        "source": there,
+    }
 
 
 def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:

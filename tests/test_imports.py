@@ -22,7 +22,7 @@ ALLOWED = {
     "runner": {"training", "search", "config", "files", "errors"},
     "launch": {"runner", "search", "errors"},
     "results": {"results", "runner", "training", "search", "config", "files", "errors"},
-    "cli": {"launch", "results", "runner", "training", "search", "config", "errors"},
+    "cli": {"cli", "launch", "results", "runner", "training", "search", "config", "errors"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,13 +1,15 @@
 """The model card: what the network is, how good, and ten lines that load it without this package."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.training.data import ImageData
+
+IMAGES = "images = torch.rand(8, 3, 32, 32)  # yours go here"
 
 
 def model_card(config: TrialConfig, network: nn.Sequential, *, metrics: Mapping[str, Any], data: ImageData) -> str:
@@ -49,14 +51,79 @@ Environment:
 """
 
 
+def ensemble_card(
+    configs: Sequence[TrialConfig], networks: Sequence[nn.Sequential], *, metrics: Mapping[str, Any], data: ImageData
+) -> str:
+    """The text of an ensemble's ``MODEL_CARD.md``."""
+    members = "\n".join(
+        f"| {config.shape.model} | study {member['study']}, trial {member['trial']} | "
+        f"{member['validation_accuracy']:.4f} | {member['test_accuracy']:.4f} |"
+        for config, member in zip(configs, metrics["members"], strict=True)
+    )
+    return f"""# Ensemble of {len(configs)} networks on {data.name}
+
+The mean of the members' probabilities. The members were chosen by validation accuracy.
+
+| | |
+|---|---|
+| validation accuracy | {metrics["validation_accuracy"]:.4f} |
+| test accuracy (measured once, in float32) | {metrics["test_accuracy"]:.4f} |
+| test images | {metrics["test_images"]} |
+| parameters | {metrics["parameters"]:,} |
+| data | {data.name}, fingerprint {data.fingerprint} |
+| classes | {", ".join(data.classes)} |
+
+| member | origin | validation accuracy | test accuracy |
+|---|---|---|---|
+{members}
+
+## Load it
+
+With torch and safetensors alone; images are RGB, 32x32, from 0 to 1, channels first.
+
+```python
+{ensemble_code(configs, networks, data=data)}
+```
+
+`cifar-sweep train config.toml` trains all members again.
+"""
+
+
+def ensemble_code(configs: Sequence[TrialConfig], networks: Sequence[nn.Sequential], *, data: ImageData) -> str:
+    """Python that builds the members, loads ``weights.safetensors`` and averages their probabilities."""
+    members = [
+        textwrap.fill(f"    Sequential({', '.join(map(layer_source, network))}),", width=240, break_long_words=False)
+        for network in networks
+    ]
+    inputs = ["normalized" if config.shape.normalize else "images" for config in configs]
+    terms = [
+        f"members[{k}]({inputs[k]})" + ("" if config.shape.softmax else ".softmax(dim=1)")
+        for k, config in enumerate(configs)
+    ]
+    normalized = f"normalized = {_normalized(data)}\n" if "normalized" in inputs else ""
+    return f"""import torch
+from safetensors.torch import load_file
+from torch.nn import *
+members = ModuleList([
+{chr(10).join(members)}
+])
+members.load_state_dict(load_file("weights.safetensors"))
+members.eval()
+{IMAGES}
+{normalized}probabilities = ({" + ".join(terms)}) / {len(terms)}"""
+
+
+def _normalized(data: ImageData) -> str:
+    """The expression that normalises `images`."""
+    deviations = [value or 1.0 for value in data.channel_std]  # as `Batches` does with a constant channel
+    mean, std = ([round(value, 6) for value in values] for values in (data.channel_mean, deviations))
+    return f"(images - torch.tensor({mean}).view(3, 1, 1)) / torch.tensor({std}).view(3, 1, 1)"
+
+
 def loading_code(config: TrialConfig, network: nn.Sequential, *, data: ImageData) -> str:
     """Python that builds the network and loads ``weights.safetensors`` from the current folder."""
     layers = textwrap.fill(", ".join(layer_source(layer) for layer in network), width=240, break_long_words=False)
-    images = "images = torch.rand(8, 3, 32, 32)  # yours go here"
-    if config.shape.normalize:
-        deviations = [value or 1.0 for value in data.channel_std]  # as `Batches` does with a constant channel
-        mean, std = ([round(value, 6) for value in values] for values in (data.channel_mean, deviations))
-        images += f"\nimages = (images - torch.tensor({mean}).view(3, 1, 1)) / torch.tensor({std}).view(3, 1, 1)"
+    images = IMAGES + (f"\nimages = {_normalized(data)}" if config.shape.normalize else "")
     probabilities = "network(images)" if config.shape.softmax else "network(images).softmax(dim=1)"
     return f"""import torch
 from safetensors.torch import load_file

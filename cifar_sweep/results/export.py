@@ -1,31 +1,27 @@
 """A trained network as a folder that others can use without us: config, weights, metrics, model card."""
 
+import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.config import TrialConfig, Value
-from cifar_sweep.errors import StudyError, UsageError
+from cifar_sweep.errors import StudyError
 from cifar_sweep.files import replace_file
-from cifar_sweep.results.card import model_card
-from cifar_sweep.runner import artifact_folder, trial_folder
+from cifar_sweep.results.card import ensemble_card, model_card
+from cifar_sweep.results.classifier import Classifier, accuracy, loss, predict, resident
+from cifar_sweep.runner import artifact_folder, take_up, trial_folder
 from cifar_sweep.search.study import SweepStudy, commit, describe, versions
 from cifar_sweep.training import checkpoint
-from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
-from cifar_sweep.training.evaluate import evaluate
-from cifar_sweep.training.models import build
 from cifar_sweep.training.train import EpochInterruptedError, Run
-
-ORIGIN_KEYS = ("study", "trial", "data", "data_source", "data_fingerprint", "device", "threads", "params")
 
 
 @dataclass(frozen=True)
@@ -85,66 +81,151 @@ def stored_weights(study: SweepStudy, trial: FrozenTrial, artifacts: Path) -> di
         raise StudyError(f"{error}; export another trial with --trial.") from None
 
 
-def write(
-    folder: Path,
-    config: TrialConfig,
-    weights: dict[str, torch.Tensor],
-    *,
-    curve: Sequence[Mapping[str, Any]],
-    data: ImageData,
-    device: torch.device,
-    provenance: Provenance,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """A training that is over: its best weights, and its curve epoch by epoch (see `EpochResult`)."""
+
+    config: TrialConfig
+    weights: Mapping[str, torch.Tensor]
+    curve: Sequence[Mapping[str, Any]]
+    provenance: Provenance
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The epoch of the best validation accuracy; of equals the first."""
+        return max(self.curve, key=lambda point: (point["validation_accuracy"], -point["epoch"]))
+
+
+def write(folder: Path, trained: Trained, *, data: ImageData, device: torch.device) -> dict[str, Any]:
     """Measure the test set, once, in float32, and write the folder. Returns the metrics.
 
     Raises:
         DiskError: a file could not be written.
     """
-    network = build(config.shape, seed=0)
-    network.load_state_dict(weights)
-    batches = Batches(data, device=device, normalize=config.shape.normalize, dtype=torch.float32)
-    on_device = network.to(device).to(memory_format=torch.channels_last)
-    test = evaluate(on_device, batches.test(), precision="fp32", device=device)
-    best = max(curve, key=lambda point: (point["validation_accuracy"], -point["epoch"]))
+    classifier = Classifier([trained.config], [trained.weights], mean=data.channel_mean, std=data.channel_std)
+    test = predict(classifier, resident(data, device=device).test(), device=device)
+    provenance = trained.provenance
     metrics = {
-        "validation_accuracy": best["validation_accuracy"],
-        "test_accuracy": test.accuracy,
-        "test_loss": test.loss,
-        "test_images": test.images,
-        "best_epoch": best["epoch"],
+        "validation_accuracy": trained.best["validation_accuracy"],
+        "test_accuracy": accuracy(test.mean, test.labels),
+        "test_loss": loss(test.mean, test.labels),
+        "test_images": len(test.labels),
+        "best_epoch": trained.best["epoch"],
         "study": provenance.study,
         "trial": provenance.trial,
         "params": dict(provenance.params),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "curve": [dict(point) for point in curve],
+        "parameters": _parameters(classifier),
+        "curve": [dict(point) for point in trained.curve],
+        **_surroundings(provenance, data),
+    }
+    network = classifier.members[0].cpu()
+    assert isinstance(network, torch.nn.Sequential)
+    put(
+        folder,
+        trained.weights,
+        metrics=metrics,
+        config=config_toml(trained, data=data),
+        card=model_card(trained.config, network, metrics=metrics, data=data),
+    )
+    return metrics
+
+
+def write_ensemble(
+    folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device
+) -> dict[str, Any]:
+    """Measure the members' mean probabilities, and write them as one folder. Returns the metrics.
+
+    The test set is read once, for the ensemble and its members together.
+
+    Raises:
+        DiskError: a file could not be written.
+    """
+    configs = [member.config for member in members]
+    classifier = Classifier(
+        configs, [member.weights for member in members], mean=data.channel_mean, std=data.channel_std
+    )
+    batches = resident(data, device=device)
+    validation = predict(classifier, batches.validation(), device=device)
+    test = predict(classifier, batches.test(), device=device)
+    metrics = {
+        "validation_accuracy": accuracy(validation.mean, validation.labels),
+        "test_accuracy": accuracy(test.mean, test.labels),
+        "test_loss": loss(test.mean, test.labels),
+        "test_images": len(test.labels),
+        "parameters": _parameters(classifier),
+        "members": [
+            {
+                "study": member.provenance.study,
+                "trial": member.provenance.trial,
+                "params": dict(member.provenance.params),
+                "best_epoch": member.best["epoch"],
+                "validation_accuracy": accuracy(validation.member(k), validation.labels),
+                "test_accuracy": accuracy(test.member(k), test.labels),
+            }
+            for k, member in enumerate(members)
+        ],
+        **_surroundings(members[0].provenance, data),
+    }
+    networks = [cast(torch.nn.Sequential, network) for network in classifier.cpu().members]
+    put(
+        folder,
+        {f"{k}.{name}": value for k, member in enumerate(members) for name, value in member.weights.items()},
+        metrics=metrics,
+        config=ensemble_toml(members, data=data),
+        card=ensemble_card(configs, networks, metrics=metrics, data=data),
+    )
+    return metrics
+
+
+def _parameters(classifier: Classifier) -> int:
+    return sum(parameter.numel() for parameter in classifier.parameters())
+
+
+def _surroundings(provenance: Provenance, data: ImageData) -> dict[str, Any]:
+    return {
         "environment": {**provenance.versions, "device": provenance.device, "threads": provenance.threads},
         "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
         "commit": provenance.commit,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def put(
+    folder: Path, weights: Mapping[str, torch.Tensor], *, metrics: Mapping[str, Any], config: str, card: str
+) -> None:
+    """Write an export's four files, the weights first: a folder with a config has all it speaks of."""
+    digest = checkpoint.save(dict(weights), folder / "weights.safetensors")
     files = {
-        "config.toml": config_toml(config, data=data, provenance=provenance),
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
-        "MODEL_CARD.md": model_card(config, network.cpu(), metrics=metrics, data=data),
+        "MODEL_CARD.md": card,
+        "config.toml": f"{config}\n[weights]\nsha256 = {_toml(digest)}\n",
     }
-    checkpoint.save(weights, folder / "weights.safetensors")
     for name, text in files.items():
         replace_file(folder / name, text.encode())
-    return metrics
 
 
-def retrain(
-    folder: Path,
+def train_again(
     config: TrialConfig,
     origin: Mapping[str, Any],
     *,
     data: ImageData,
     device: str,
     threads: int,
+    unfinished: Path,
     stop: Callable[[], bool],
     say: Callable[[str], None],
-) -> dict[str, Any] | None:
-    """Train an exported config from its first epoch and write the result as an export. None where `stop` said yes.
+) -> Trained | None:
+    """Train an exported config from its first epoch, or on from where this was stopped. None where `stop` said yes.
+
+    Args:
+        config: what to train.
+        origin: of the export, as `exported.read` gives it.
+        data: the images.
+        device: as `resolve_device` takes it.
+        threads: CPU threads; 0 takes the origin's number.
+        unfinished: a folder for the checkpoint of a training that is stopped.
+        stop: asked before every step.
+        say: takes a line per epoch.
 
     Raises:
         StudyError: the training diverged before any epoch ended well.
@@ -153,6 +234,11 @@ def retrain(
     on = resolve_device(device)
     used = prepare_process(on, threads=threads or int(origin["threads"]))
     run = Run([config], data, device=on)
+    identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used]).encode()
+    last = unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
+    take_up(run, last)
+    if run.epochs_done:
+        say(f"going on after epoch {run.epochs_done}")
     try:
         while run.epochs_done < config.shape.epochs:
             [result] = run.epoch(stop)
@@ -162,6 +248,7 @@ def retrain(
             )
             if result.diverged:
                 raise StudyError(f"the training diverged in epoch {result.epoch}: the loss is not a finite number.")
+            checkpoint.save(run.state(), last)
     except EpochInterruptedError:
         return None
     provenance = Provenance(
@@ -174,70 +261,76 @@ def retrain(
         versions=versions(),
         commit=commit(),
     )
-    weights = dict(run.member(0).state_dict())
     curve = [asdict(result) for result in run.members[0].history]
-    return write(folder, config, weights, curve=curve, data=data, device=on, provenance=provenance)
+    return Trained(config, run.member(0).state_dict(), curve, provenance)
 
 
-def config_toml(config: TrialConfig, *, data: ImageData, provenance: Provenance) -> str:
+def discard_unfinished(folder: Path) -> None:
+    """Remove the checkpoints of trainings that `folder` now holds the result of."""
+    for path in folder.glob(".training-*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def config_toml(trained: Trained, *, data: ImageData) -> str:
     """A file that `cifar-sweep train` runs again."""
-    lines = [
-        f"# Trial {provenance.trial} of study {provenance.study}. Train it again: cifar-sweep train config.toml",
+    provenance = trained.provenance
+    return "\n".join(
+        [
+            f"# Trial {provenance.trial} of study {provenance.study}. Train it again: cifar-sweep train config.toml",
+            *_tables(trained, data=data, below=""),
+        ]
+    )
+
+
+def ensemble_toml(members: Sequence[Trained], *, data: ImageData) -> str:
+    """As `config_toml`, a [[member]] for each network of an ensemble."""
+    lines = ["# The mean of the members' probabilities. Train them again: cifar-sweep train config.toml"]
+    for member in members:
+        lines += ["", "[[member]]", *_tables(member, data=data, below="member.")]
+    return "\n".join(lines)
+
+
+def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
+    provenance = trained.provenance
+    return [
         "",
-        "[config]",
-        *(f"{name} = {_toml(value)}" for name, value in config.to_dict().items()),
+        f"[{below}config]",
+        *(f"{name} = {_toml(value)}" for name, value in trained.config.to_dict().items()),
         "",
-        "[origin]",
+        f"[{below}origin]",
         f"study = {_toml(provenance.study)}",
         f"trial = {provenance.trial}",
         f"data = {_toml(data.name)}",
         f"data_source = {_toml(provenance.source)}",
         f"data_fingerprint = {_toml(data.fingerprint)}",
+        f"classes = {_toml(list(data.classes))}",
+        f"channel_mean = {_toml(list(data.channel_mean))}",
+        f"channel_std = {_toml(list(data.channel_std))}",
         f"device = {_toml(provenance.device)}",
         f"threads = {provenance.threads}",
         "",
-        "[origin.params]",
+        f"[{below}origin.params]",
         *(f"{name} = {_toml(value)}" for name, value in provenance.params.items()),
+        "",
     ]
-    return "\n".join(lines) + "\n"
 
 
-def _toml(value: Value) -> str:
-    """A plain value in TOML: as in JSON, but for characters beyond 16 bits, which TOML does not take as two escapes."""
+def _toml(value: Value | list[str] | list[float]) -> str:
+    """A plain value, or a list of such, in TOML: as in JSON.
+
+    But for characters beyond 16 bits, which TOML does not take as two escapes.
+    """
     return json.dumps(value, ensure_ascii=False)
 
 
-def read_config(path: Path) -> tuple[TrialConfig, dict[str, Any]]:
-    """The config and the origin of an exported ``config.toml``, or of the folder that holds it.
-
-    Raises:
-        UsageError: there is no such file, or it is not one of ours.
-    """
-    file = path / "config.toml" if path.is_dir() else path
-    try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{file}: there is no such file; give the config.toml of an export, or its folder.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file}: not a readable TOML file: {error}.") from None
-    if not isinstance(raw.get("config"), dict) or not isinstance(raw.get("origin"), dict):
-        raise UsageError(f"{file}: not an exported config: it needs the tables [config] and [origin].")
-    missing = [key for key in ORIGIN_KEYS if key not in raw["origin"]]
-    if missing:
-        raise UsageError(f"{file}: [origin]: {', '.join(missing)} is missing; it has all of {', '.join(ORIGIN_KEYS)}.")
-    try:
-        return TrialConfig.from_dict(raw["config"]), raw["origin"]
-    except UsageError as error:
-        raise UsageError(f"{file}: {error}") from None
-
-
-def known_metrics(path: Path) -> dict[str, Any] | None:
-    """The metrics that lie beside an exported config, if any."""
-    file = (path if path.is_dir() else path.parent) / "metrics.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+def trained_trial(study: SweepStudy, trial: FrozenTrial, artifacts: Path) -> Trained:
+    """A complete trial with the weights that were kept of it. Raises StudyError as `stored_weights` does."""
+    return Trained(
+        TrialConfig.from_dict(trial.user_attrs["config"]),
+        stored_weights(study, trial, artifacts),
+        trial.user_attrs["curve"],
+        provenance_of(study, trial),
+    )
 
 
 def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:

@@ -61,7 +61,7 @@ def decode(params: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
-    """A point of the space as Optuna stores it, without what is not in the space and what does nothing beside the rest."""
+    """A point of the space as Optuna stores it, without what is not in the space or does nothing beside the rest."""
     encoded: dict[str, Value] = {}
     for name, value in point.items():
         domain = sweep.space.get(name) if applies(name, sweep.fixed | dict(point)) else None

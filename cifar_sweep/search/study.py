@@ -121,7 +121,9 @@ class SweepStudy:
                 # Optuna warns that heartbeats belong to Study.optimize; ours are sent by Storage.heartbeat.
                 warnings.filterwarnings("ignore", message="Heartbeat of storage")
                 trial = self._study.ask()
-            space.suggest(trial, self.sweep, named=waiting.user_attrs["given"] if waiting and self.sweep.given else None)
+            space.suggest(
+                trial, self.sweep, named=waiting.user_attrs["given"] if waiting and self.sweep.given else None
+            )
             return self._hold(trial, worker)
 
     def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
@@ -221,6 +223,17 @@ class SweepStudy:
                 raise TrialLostError(f"trial {claim.number} was taken up by another worker")
             yield
 
+    def test_accuracy(self, numbers: Sequence[int]) -> float | None:
+        """The remembered test accuracy of these trials' mean probabilities, one trial being the plain case."""
+        found: dict[str, float] = self._study.user_attrs.get("test_accuracy", {})
+        return found.get(_joined(numbers))
+
+    def record_test(self, numbers: Sequence[int], accuracy: float) -> None:
+        """Remember a test accuracy, so that the test set is not read again; what is there already stays."""
+        with self.storage.lock():
+            there = self._study.user_attrs.get("test_accuracy", {})
+            self._study.set_user_attr("test_accuracy", {_joined(numbers): accuracy} | there)
+
     def ranked(self) -> list[FrozenTrial]:
         """The complete trials, best validation accuracy first; of equals the earlier one."""
         return _ranked(self.trials())
@@ -248,6 +261,10 @@ class SweepStudy:
 def describe(trial: FrozenTrial) -> dict[str, Any]:
     """A trial's number, value and parameters under their own names."""
     return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params)}
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return "+".join(map(str, numbers))
 
 
 def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

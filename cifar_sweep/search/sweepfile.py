@@ -217,19 +217,6 @@ class Sweep(_Table):
         """How many trials it has."""
         return len(self.enqueue) if self.given else self.trials
 
-    @model_validator(mode="after")
-    def _check_given(self) -> "Sweep":
-        if not self.given:
-            if self.ensemble:
-                raise ValueError("an [[ensemble]] is of given points; accepted with sampler = 'given'")
-            return self
-        if self.pruner.name != "none":
-            raise ValueError(f"pruner {self.pruner.name!r} would end given points early; accepted: pruner = 'none'")
-        labels = [point.label for point in self.enqueue]
-        if not labels or "" in labels or len(set(labels)) < len(labels):
-            raise ValueError("sampler 'given' needs points in [[enqueue]], each with a label of its own")
-        return self
-
     def identity(self) -> dict[str, Any]:
         """What must not change under a study: everything that decides what its numbers mean."""
         return self.model_dump(mode="json", include={"seed", "sampler", "pruner", "fixed", "space"})
@@ -281,7 +268,10 @@ def load(
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
     sweep = parse({"name": path.stem} | raw, where=str(path))
     if sweep.given and "trials" in raw:
-        raise UsageError(f"{path}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points.")
+        raise UsageError(
+            f"{path}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points."
+        )
+    _check_ensembles(sweep, where=str(path))
     sweep = _only(sweep, only)
     if preview:
         sweep = _previewed(sweep, where=f"{path}: [preview]")
@@ -323,8 +313,34 @@ def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
         sweep = Sweep.model_validate(dict(raw))
     except ValidationError as error:
         raise UsageError(_sentence(error, raw, where=where)) from None
+    _check_given(sweep, where=where)
     _check_parameters(sweep, where=where)
     return sweep
+
+
+def _check_given(sweep: Sweep, *, where: str) -> None:
+    """What a sweep of given points needs, and what no other can have."""
+    if not sweep.given:
+        if sweep.ensemble:
+            raise UsageError(f"{where}: [[ensemble]] is of given points; accepted with sampler = 'given'.")
+        return
+    if sweep.pruner.name != "none":
+        raise UsageError(
+            f"{where}: pruner {sweep.pruner.name!r} would end given points early; accepted: pruner = 'none'."
+        )
+    labels = [point.label for point in sweep.enqueue]
+    if not labels or "" in labels or len(set(labels)) < len(labels):
+        raise UsageError(f"{where}: sampler 'given' needs points in [[enqueue]], each with a label of its own.")
+
+
+def _check_ensembles(sweep: Sweep, *, where: str) -> None:
+    """Refuse a claimed ensemble of a point that is not there; with `--only`, some of them are not, afterwards."""
+    labels = [point.label for point in sweep.enqueue]
+    for ensemble in sweep.ensemble:
+        for member in ensemble.members:
+            if member not in labels:
+                place = f"{where}: [[ensemble]] {ensemble.label}"
+                raise UsageError(f"{place}: there is no point {member!r}; {nearest(member, labels)}.")
 
 
 def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:
@@ -356,7 +372,7 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
     return parse(raw, where=where)
 
 
-# What shortens a given point. Both are then in the point: a study holds whole and shortened runs and knows which is which.
+# What shortens a given point. Both are then in the point, so that a study can hold whole and shortened runs.
 _SHORTENS = ("epochs", "train_images")
 
 

@@ -13,7 +13,8 @@ import torch
 
 from cifar_sweep.config import MODEL_NAMES, TrialConfig
 from cifar_sweep.results.card import layer_source, loading_code
-from cifar_sweep.results.export import Provenance, read_config, write
+from cifar_sweep.results.export import Provenance, Trained, write
+from cifar_sweep.results.exported import read
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.models import build
 
@@ -183,17 +184,12 @@ def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     curve = [{"epoch": 1, "validation_accuracy": 0.1}]
     provenance = Provenance('a "name" 🐱', 3, {"learning_rate": 1.5e-5}, "auto", "cpu", 2, {"torch": "0"}, None)
     network = build(config.shape, seed=0)
-    write(
-        tmp_path / "out",
-        config,
-        network.state_dict(),
-        curve=curve,
-        data=small_data,
-        device=torch.device("cpu"),
-        provenance=provenance,
-    )
-    read, origin = read_config(tmp_path / "out")
-    assert read == config
+    trained = Trained(config, network.state_dict(), curve, provenance)
+    write(tmp_path / "out", trained, data=small_data, device=torch.device("cpu"))
+    [member] = read(tmp_path / "out").members
+    assert member.config == config
+    origin = member.origin
+    assert origin["channel_mean"] == list(small_data.channel_mean)
     assert origin["study"] == 'a "name" 🐱'
     assert origin["params"] == {"learning_rate": 1.5e-5}
     assert "Conv2d(3, 64, 3, padding=1)" in loading_code(config, network, data=small_data)

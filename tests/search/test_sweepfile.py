@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.config import PARAMETERS
+from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.errors import UsageError
 from cifar_sweep.search import strategy, sweepfile
 from cifar_sweep.search.sweepfile import Choices, Range, Sweep, contains, find, load, names, parse
@@ -43,7 +43,9 @@ def assert_one_sentence(message: str) -> None:
     assert not JARGON.search(message), message
 
 
-TOP_LEVEL = "accepted: description, trials, seed, keep_weights, sampler, pruner, fixed, space, enqueue, preview"
+TOP_LEVEL = (
+    "accepted: description, trials, seed, keep_weights, sampler, pruner, fixed, space, enqueue, ensemble, preview"
+)
 
 REFUSED = {
     "not TOML": ("trials = = 3", "lr.toml: not valid TOML: Invalid value (at line 1, column 10)"),
@@ -96,8 +98,8 @@ REFUSED = {
         "pruner = { reduction_factor = 1 }",
         "reduction_factor = 1 is not accepted; it takes a whole number of",
     ),
-    "sampler, string": ('sampler = "tpee"', "there is no sampler 'tpee'; did you mean tpe? known: random, tpe."),
-    "sampler, table": ('sampler = { name = "cma" }', "lr.toml: there is no sampler 'cma'; known: random, tpe."),
+    "sampler, string": ('sampler = "tpee"', "there is no sampler 'tpee'; did you mean tpe? known: given, random, tpe."),
+    "sampler, table": ('sampler = { name = "cma" }', "lr.toml: there is no sampler 'cma'; known: given, random, tpe."),
     "sampler, key": ("sampler = { startup = 3 }", "[sampler]: there is no key 'startup'; did you mean startup_trials?"),
     "fixed, name": (
         "[fixed]\nlearning_rat = 0.1",
@@ -564,10 +566,56 @@ def test_lr_batch_tries_every_point_of_the_reports_first() -> None:
     assert all(point.label for point in points)
 
 
+# The space of the reports, parameter by parameter.
+RANGES = {
+    "learning_rate": Range(low=1e-5, high=0.1, log=True),
+    "batch_size": Range(low=16, high=256, base2=True),
+    "epochs": Range(low=3, high=300, log=True),
+    "optimizer": Choices(choices=["sgd", "adam", "rmsprop"]),
+    "momentum": Range(low=0.0, high=0.9),
+    "weight_decay": Range(low=0.0, high=1e-5),
+    "dropout": Range(low=0.0, high=0.5),
+    "batch_norm": Choices(choices=[False, True]),
+    "activation": Choices(choices=["relu", "leaky_relu", "sigmoid", "tanh"]),
+    "gamma": Range(low=0.1, high=1.0),
+    "normalize": Choices(choices=[False, True]),
+    "init": Choices(choices=["default", "xavier"]),
+    "softmax": Choices(choices=[False, True]),
+    "padding_mode": Choices(choices=["zeros", "reflect"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "searched"),
+    [
+        ("lr_batch", {"learning_rate", "batch_size"}),
+        ("schedule", {"epochs", "step_size", "gamma", "learning_rate"}),
+        ("regularization", {"dropout", "batch_norm", "activation", "weight_decay"}),
+        ("optimizer", {"optimizer", "learning_rate", "momentum"}),
+        ("vgg_depth", {"model", "hidden_units", "batch_norm", "activation", "dropout", "optimizer", "learning_rate",
+                       "momentum"}),
+        ("full", {*RANGES, "model", "hidden_units"}),
+    ],
+)  # fmt: skip
+def test_the_shipped_sweeps_search_the_reports_ranges(name: str, searched: set[str]) -> None:
+    sweep = load(find(name))
+    assert set(sweep.space) == searched
+    for parameter, domain in sweep.space.items():
+        if parameter in RANGES:
+            assert domain == RANGES[parameter], parameter
+    assert sweep.enqueue
+    assert all(point.label for point in sweep.enqueue)
+    # A hand point is a whole one: nothing that would matter in it is left to the sampler.
+    for point in sweep.enqueue:
+        values = sweep.fixed | point.params()
+        assert {parameter for parameter in sweep.space if applies(parameter, values)} <= set(point.params())
+
+
 @pytest.mark.parametrize("name", sorted(names()))
 @pytest.mark.parametrize("preview", [False, True])
 def test_every_shipped_sweep_loads_says_what_it_is_for_and_has_a_pruner(name: str, preview: bool) -> None:
     sweep = load(find(name), preview=preview)
     assert sweep.description
+    assert sweep.size >= 4
     assert sweep.space.keys() | sweep.fixed.keys() <= PARAMETERS.keys()
     strategy.build_pruner(sweep)

@@ -1,0 +1,270 @@
+"""Trained networks: `export`, `train`, `ensemble`, `evaluate`, `predict`, `model`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cifar_sweep.cli.options import (
+    DEFAULT_ARTIFACTS,
+    DEFAULT_STORAGE,
+    Artifacts,
+    Device,
+    SameData,
+    StorageUrl,
+    StudyName,
+    Threads,
+    data_of_export,
+    data_of_study,
+    printer,
+    settings_of,
+    terminal,
+)
+from cifar_sweep.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ExportFolder = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write; one named after what is in it if not given.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
+
+
+def export(
+    study: StudyName = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Its number; the best complete trial if not given.")] = None,
+    out: Out = None,
+    device: Device = "auto",
+    data: SameData = None,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+) -> None:
+    """Write a trial's config, weights, metrics and model card, with its test accuracy, measured here."""
+    from cifar_sweep.results.export import pick, trained_trial, write
+    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.search.study import load
+    from cifar_sweep.training.device import prepare_process, resolve_device
+
+    the_study = load(open_existing(storage), study)
+    chosen = pick(the_study, trial)
+    trained = trained_trial(the_study, chosen, artifacts)
+    on = resolve_device(device)
+    console = terminal()
+    images = data_of_study(the_study, data, console)
+    prepare_process(on, threads=trained.provenance.threads)
+    folder = out or Path("exports") / f"{the_study.name}-{chosen.number}"
+    _say_export(folder, write(folder, trained, data=images, device=on), console)
+
+
+def ensemble(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="So many of the study's best trials, by validation accuracy.")] = 3,
+    trials: Annotated[str | None, typer.Option(help="These trials of the study instead, as in 3,5,8.")] = None,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="Train each of them again under so many other seeds; 0 takes their weights.")
+    ] = 0,
+    out: Out = None,
+    threads: Threads = 0,
+    device: Device = "auto",
+    data: SameData = None,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+) -> None:
+    """Average the probabilities of several networks, and write them as one export."""
+    from cifar_sweep.launch.local import stop_on_signals
+    from cifar_sweep.results.ensemble import check_size, choose, joined, train_copies
+    from cifar_sweep.results.export import discard_unfinished, trained_trial, write_ensemble
+    from cifar_sweep.results.exported import read
+    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.search.study import load
+    from cifar_sweep.training.device import prepare_process, resolve_device
+
+    on = resolve_device(device)
+    console = terminal()
+    given = sources or []
+    numbers = _numbers(trials)
+    if any((Path(source) / "config.toml").is_file() for source in given):
+        exports = [read(Path(source)) for source in given]
+        members, name = joined(exports), exports[0].folder.name
+        images = data_of_export(exports[0], data, console, must_match=True)
+    elif len(given) > 1:
+        raise UsageError(
+            f"{', '.join(given)}: no export folders; accepted: one study, or folders that hold a config.toml."
+        )
+    else:
+        the_study = load(open_existing(storage), given[0] if given else None)
+        chosen = choose(the_study, top=top, numbers=numbers)
+        members, name = [trained_trial(the_study, trial, artifacts) for trial in chosen], the_study.name
+        images = data_of_study(the_study, data, console)
+    check_size(len(members) * (seeds or 1))
+    folder = out or Path("exports") / f"{name}-ensemble"
+    if seeds:
+        with stop_on_signals() as stop:
+            copies = train_copies(
+                members, seeds=seeds, data=images, device=device, threads=threads, unfinished=folder,
+                stop=stop, say=printer(console),
+            )  # fmt: skip
+        if copies is None:
+            console.print("stopped; the same command goes on from the last epoch.")
+            raise typer.Exit(stop.exit_code())
+        members = copies
+    prepare_process(on, threads=threads or members[0].provenance.threads)
+    metrics = write_ensemble(folder, members, data=images, device=on)
+    discard_unfinished(folder)
+    for member in metrics["members"]:
+        printer(console)(
+            f"study {member['study']}, trial {member['trial']}: validation accuracy "
+            f"{member['validation_accuracy']:.2%}, test accuracy {member['test_accuracy']:.2%}"
+        )
+    _say_export(folder, metrics, console)
+
+
+def _numbers(trials: str | None) -> list[int]:
+    try:
+        return [int(word) for word in trials.split(",")] if trials is not None else []
+    except ValueError:
+        raise UsageError(f"--trials {trials}: accepted: trial numbers with commas between them, as in 3,5,8.") from None
+
+
+def evaluate(
+    export: ExportFolder,
+    device: Device = "auto",
+    data: SameData = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an export on the test set: accuracy, each class's, and the confusion matrix."""
+    from cifar_sweep.results.evaluation import evaluate_export, table
+    from cifar_sweep.results.exported import read
+    from cifar_sweep.training.device import prepare_process, resolve_device
+
+    chosen = read(export)
+    on = resolve_device(device)
+    console = terminal()
+    images = data_of_export(chosen, data, console, quiet=as_json)
+    prepare_process(on, threads=int(chosen.origin["threads"]))
+    evaluation = evaluate_export(chosen, images, device=on)
+    if as_json:
+        typer.echo(json.dumps(evaluation, indent=2))
+        return
+    console.print(table(evaluation))
+    console.print(
+        f"\n{export}: test accuracy {evaluation['test_accuracy']:.2%} "
+        f"({evaluation['test_images']:,} images of {images.name})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def predict(
+    export: ExportFolder,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files of any size.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another export, side by side on the same images.")] = None,
+    test: Annotated[int, typer.Option(min=0, help="So many images of the test set besides.")] = 0,
+    page: Annotated[Path | None, typer.Option(help="HTML file to write, with the pictures.")] = None,
+    data: SameData = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what pictures show. Each is resized as a whole to 32x32."""
+    from cifar_sweep.files import replace_file
+    from cifar_sweep.results import pictures as looks
+    from cifar_sweep.results.exported import read
+
+    console = terminal()
+    exports = {str(path): read(path) for path in (export, against) if path is not None}
+    pictures = [looks.read_picture(path) for path in images or []]
+    if test:
+        pictures += looks.some_of_test(data_of_export(exports[str(export)], data, console, quiet=as_json), test)
+    if not pictures:
+        raise UsageError("predict: give image files, or --test N for images of the test set.")
+    said = {name: looks.answers(each, pictures) for name, each in exports.items()}
+    if page is not None:
+        replace_file(page, looks.page(pictures, said).encode())
+    if as_json:
+        typer.echo(json.dumps(looks.as_json(pictures, said), indent=2))
+        return
+    console.print(looks.table(pictures, said), soft_wrap=True)
+    if page is not None:
+        console.print(f"written: {page}", highlight=False, soft_wrap=True)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="The config.toml of an export, or its folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; the export's, with -again, if not given.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
+    device: Annotated[str | None, typer.Option(help="As in `run`; the export's kind if not given.")] = None,
+    data: SameData = None,
+) -> None:
+    """Train an exported config again, from its first epoch, and write it as an export of its own."""
+    from cifar_sweep.launch.local import stop_on_signals
+    from cifar_sweep.results.export import discard_unfinished, train_again, write, write_ensemble
+    from cifar_sweep.results.exported import known_metrics, read
+    from cifar_sweep.training.device import resolve_device
+
+    export = read(config)
+    console = terminal()
+    images = data_of_export(export, data, console)
+    source = export.folder.absolute()
+    folder = out or source.with_name(source.name + "-again")
+    kind = device or str(export.origin["device"]).split()[0]
+    with stop_on_signals() as stop:
+        trained = []
+        for member in export.members:
+            done = train_again(
+                member.config, member.origin,
+                data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=printer(console),
+            )  # fmt: skip
+            if done is None:
+                console.print("stopped; the same command goes on from the last epoch.")
+                raise typer.Exit(stop.exit_code())
+            trained.append(done)
+    on = resolve_device(kind)
+    if len(trained) == 1:
+        metrics = write(folder, trained[0], data=images, device=on)
+    else:
+        metrics = write_ensemble(folder, trained, data=images, device=on)
+    discard_unfinished(folder)
+    _say_export(folder, metrics, console)
+    known = known_metrics(export.folder)
+    if known is not None:
+        difference = metrics["test_accuracy"] - known["test_accuracy"]
+        same = "the same" if difference == 0 else f"{difference:+.2%} against {known['test_accuracy']:.2%}"
+        console.print(f"test accuracy compared with the export's: {same}", highlight=False)
+
+
+def model(
+    name: Annotated[str | None, typer.Argument(help="A network; all of them at a glance if not given.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set hidden_units=4000.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show a network's layers with their output shapes and parameter counts."""
+    from cifar_sweep.results import model as models
+
+    if name is None:
+        if settings:
+            raise UsageError("--set: name the network that it changes, as in `cifar-sweep model vgg13 --set ...`.")
+        overview = models.overview()
+        if as_json:
+            typer.echo(json.dumps({"models": overview}, indent=2))
+        else:
+            terminal().print(models.overview_table(overview))
+        return
+    described = models.describe_model({"model": name} | settings_of(settings or []))
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+    else:
+        terminal().print(models.table(described))
+
+
+def _say_export(folder: Path, metrics: dict[str, Any], console: "Console") -> None:
+    console.print(
+        f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md\n"
+        f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%} "
+        f"({metrics['test_images']:,} images)",
+        highlight=False,
+        soft_wrap=True,
+    )

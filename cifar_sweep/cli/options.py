@@ -1,0 +1,124 @@
+"""What several commands share: their options, the console, and loading the images."""
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cifar_sweep.config import Value
+from cifar_sweep.errors import StudyError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from cifar_sweep.results.exported import Exported
+    from cifar_sweep.search.study import SweepStudy
+    from cifar_sweep.training.data import ImageData
+
+Data = Annotated[
+    str,
+    typer.Option(
+        envvar="CIFAR_SWEEP_DATA",
+        help="auto (CIFAR-10 in data/, else downloaded), a folder (torchvision's, or {train,test}/CLASS/*), "
+        "synthetic, or synthetic:N for N training images.",
+    ),
+]
+SameData = Annotated[
+    str | None, typer.Option("--data", envvar="CIFAR_SWEEP_DATA", help="As in `run`; the same data if not given.")
+]
+StorageUrl = Annotated[
+    str,
+    typer.Option("--storage", envvar="CIFAR_SWEEP_STORAGE", help="sqlite:///FILE or postgresql://USER@HOST/DATABASE."),
+]
+Artifacts = Annotated[
+    Path, typer.Option(envvar="CIFAR_SWEEP_ARTIFACTS", help="Folder of checkpoints and kept weights.")
+]
+Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, or cuda:N.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of each worker; 0 shares the cores out.")]
+StudyName = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Study; the only one, if there is one.")]
+DEFAULT_STORAGE = "sqlite:///studies.db"
+DEFAULT_ARTIFACTS = Path("artifacts")
+
+
+def terminal() -> "Console":
+    """Where to print: as wide as the terminal is."""
+    from rich.console import Console
+
+    # Elsewhere than in a terminal nobody sees 80 columns: a table must not be cut there.
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def printer(console: "Console") -> "Callable[[str], None]":
+    """Prints one line as it is."""
+    return lambda line: console.print(line, highlight=False, markup=False)
+
+
+def settings_of(pairs: list[str]) -> dict[str, Value]:
+    """The values of `--set key=value`, read as TOML; what is no TOML value is a word."""
+    parsed: dict[str, Value] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals and text):
+            raise UsageError(f"--set {pair}: a key and a value are needed, as in --set batch_size=32.")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        if not isinstance(value, (bool, int, float, str)):
+            raise UsageError(f"--set {pair}: a number, a word, true or false is needed.")
+        parsed[key.strip()] = value
+    return parsed
+
+
+def load_data(source: str, console: "Console", *, download: bool, quiet: bool = False) -> "tuple[str, ImageData]":
+    """The images, and the source that finds them again; the synthetic ones where nothing may be downloaded."""
+    from cifar_sweep.training import data
+
+    if source == "auto" and not download and data.find_on_disk() is None:
+        source = "synthetic"
+        console.print(
+            "CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours)."
+        )
+    return source, data.load(source, on_progress=None if quiet else printer(console))
+
+
+def data_of_study(study: "SweepStudy", source: str | None, console: "Console", *, quiet: bool = False) -> "ImageData":
+    """The images that a study was run on, from `source` or from where the study found them.
+
+    Raises:
+        StudyError: they are other images.
+    """
+    _, images = load_data(source or study.data["source"], console, download=True, quiet=quiet)
+    if images.fingerprint != study.data["fingerprint"]:
+        raise StudyError(
+            f"study {study.name!r} was run on {study.data['name']}, not on {images.name}; name its data with --data."
+        )
+    return images
+
+
+def data_of_export(
+    export: "Exported", source: str | None, console: "Console", *, must_match: bool = False, quiet: bool = False
+) -> "ImageData":
+    """The images that an export was trained on, from `source` or from where its kind is found.
+
+    Other images of as many classes are only remarked on, unless they `must_match`; not even that where `quiet`.
+
+    Raises:
+        UsageError: they have another number of classes, or are others where they must not be.
+    """
+    origin = export.origin
+    _, images = load_data(source or origin["data_source"], console, download=True, quiet=quiet)
+    if images.fingerprint == origin["data_fingerprint"]:
+        return images
+    if must_match or len(images.classes) != len(export.classes):
+        raise UsageError(
+            f"{export.folder}: trained on {origin['data']} ({len(export.classes)} classes), not on {images.name} "
+            f"({len(images.classes)} classes); name its data with --data."
+        )
+    if not quiet:
+        console.print(f"note: the export was trained on {origin['data']}, this is {images.name}: numbers will differ.")
+    return images

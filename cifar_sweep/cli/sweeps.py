@@ -1,0 +1,155 @@
+"""Running sweeps: `run`, `list`, `doctor`."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cifar_sweep.cli.options import (
+    DEFAULT_ARTIFACTS,
+    DEFAULT_STORAGE,
+    Artifacts,
+    Data,
+    Device,
+    StorageUrl,
+    Threads,
+    load_data,
+    printer,
+    settings_of,
+    terminal,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cifar_sweep.runner import Job
+    from cifar_sweep.search.study import SweepStudy
+
+
+def run(
+    sweep: Annotated[str, typer.Argument(help="A sweep by name (see `cifar-sweep list`), or a path to a TOML file.")],
+    trials: Annotated[int | None, typer.Option(min=1, help="Finish exactly so many trials, restarts included.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each trial.")] = None,
+    train_images: Annotated[int | None, typer.Option(min=1, help="Train on so many of the training images.")] = None,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Trials trained at a time, each in a process; 0: one per GPU or core, up to 4."),
+    ] = 0,
+    threads: Threads = 0,
+    device: Device = "auto",
+    data: Data = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole sweep.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Fix a parameter (batch_size=32) or a key (pruner=none)."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Of a sweep of given runs these, as in B-009,C-1.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="The same sweep at a small part of its cost.")] = False,
+    max_hours: Annotated[float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study; the sweep's name if not given.")] = None,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+) -> None:
+    """Run a sweep, or continue it: the same command goes on where the last one stopped."""
+    from cifar_sweep.launch.local import run_workers, stop_on_signals
+    from cifar_sweep.results.progress import shown
+    from cifar_sweep.runner import check_images, facts, local_jobs
+    from cifar_sweep.search.storage import open_storage
+    from cifar_sweep.search.study import check_request, open_or_resume
+    from cifar_sweep.search.sweepfile import find, load
+    from cifar_sweep.training.device import resolve_device
+
+    options = {"trials": trials, "epochs": epochs, "train_images": train_images, "seed": seed}
+    changes = settings_of(settings or []) | {name: value for name, value in options.items() if value is not None}
+    deadline = time.time() + 3600 * max_hours if max_hours is not None else None
+    labels = [label.strip() for label in only.split(",")] if only is not None else []
+    chosen = load(find(sweep), changes=changes, preview=preview, only=labels)
+    resolve_device(device)
+    console = terminal()
+    source, images = load_data(data, console, download=not preview)
+    check_images(chosen, images)
+    name = study or chosen.name + ("-preview" if preview else "")
+    check_request(name, chosen)
+    the_study = open_or_resume(open_storage(storage), name, chosen, data=facts(images, source=source))
+    jobs = local_jobs(
+        storage, name, source,
+        artifacts=artifacts, device=device, threads=threads, deadline=deadline, workers=workers,
+    )  # fmt: skip
+    _say_start(the_study, jobs, console)
+    with stop_on_signals() as stop, shown(the_study, console):
+        run_workers(jobs, stop=stop)
+    _say_end(the_study, jobs[0], console)
+    raise typer.Exit(stop.exit_code())
+
+
+def list_sweeps() -> None:
+    """Show the sweeps that can be run by name, and about how long each takes on this machine if nothing is pruned."""
+    from rich.table import Table
+
+    from cifar_sweep.results.cost import estimates
+    from cifar_sweep.results.status import duration
+    from cifar_sweep.search.sweepfile import load, names
+
+    console = terminal()
+    sweeps = {name: load(path) for name, path in names().items()}
+    seconds = estimates(sweeps, say=printer(console))
+    view = Table("sweep", "trials", "at most about", "searches", "what for", box=None)
+    for name, sweep in sweeps.items():
+        searched = "given runs" if sweep.given else ", ".join(sweep.space)
+        view.add_row(name, str(sweep.size), duration(seconds[name]), searched, sweep.description)
+    console.print(view)
+
+
+def doctor(
+    data: Data = "auto", storage: StorageUrl = DEFAULT_STORAGE, artifacts: Artifacts = DEFAULT_ARTIFACTS
+) -> None:
+    """Check Python, torch, the device, bf16, the data, the storage and the disk."""
+    from rich.table import Table
+
+    from cifar_sweep.results.doctor import examine
+
+    findings = examine(storage=storage, data=data, artifacts=artifacts)
+    view = Table.grid(padding=(0, 2))
+    for finding in findings:
+        view.add_row("ok" if finding.well else "FAULT", finding.subject, finding.found)
+    terminal().print(view, highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+
+
+def _say_start(study: "SweepStudy", jobs: "list[Job]", console: "Console") -> None:
+    from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
+
+    device = resolve_device(jobs[0].device)
+    precision, ratio = resolve_precision(device)
+    asked = study.sweep.fixed.get("precision", "auto")
+    chosen = f"auto is {precision} (bf16 is {ratio:.1f} times as fast here)" if asked == "auto" else asked
+    workers = f"{len(jobs)} worker(s)" + (f" x {jobs[0].threads} thread(s)" if device.type == "cpu" else "")
+    console.print(
+        f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
+        f"device {device.type}: {device_name(device)}; {workers}; precision {chosen}",
+        highlight=False,
+    )
+
+
+def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
+    from cifar_sweep.results.status import params_text
+    from cifar_sweep.runner import artifact_folder
+
+    summary = study.summary()
+    counts, best = summary["trials"], summary["best"]
+    finished = counts["complete"] + counts["pruned"]
+    lines = [f"{finished} of {study.budget} trials finished: {counts['complete']} complete, {counts['pruned']} pruned"]
+    if finished < study.budget:
+        lines.append("stopped before the end; the same command goes on from each trial's last epoch")
+    if best is not None:
+        lines.append(
+            f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {params_text(best['params'])}"
+        )
+    at = "" if job.storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
+    kept = "" if job.artifacts == DEFAULT_ARTIFACTS else f" --artifacts {job.artifacts}"
+    lines += [
+        f"study: {study.storage.shown}, weights: {artifact_folder(job.artifacts, study)}",
+        f"next: cifar-sweep export {study.name}{at}{kept}   config, weights and test accuracy",
+        f"      cifar-sweep dashboard{at}   every trial, in a browser",
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)

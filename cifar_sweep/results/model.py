@@ -1,0 +1,105 @@
+"""The networks in words and numbers: one layer by layer, or all of them at a glance."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from cifar_sweep.config import MODEL_NAMES, MODEL_TRAITS, PARAMETERS, TrialConfig, Value
+from cifar_sweep.training.models import build
+from cifar_sweep.training.models.summary import macs, summarize
+
+_IN_EVERY_MODEL = frozenset(PARAMETERS).intersection(*(has for has, _ in MODEL_TRAITS.values()))
+
+
+def describe_model(params: Mapping[str, Value]) -> dict[str, Any]:
+    """The network of a trial with these parameters, for ten classes, as plain data.
+
+    Returns:
+        ``model``, ``parameters`` (their number), ``multiply_accumulates`` (forward, of one image), and ``layers``: for
+        each ``layer``, ``detail``, ``output_shape`` (without the batch axis) and ``parameters``.
+
+    Raises:
+        UsageError: a parameter is unknown or out of range.
+    """
+    config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=0)
+    network = build(config.shape, seed=0)
+    for layer in network:
+        if isinstance(layer, (nn.Dropout, nn.Dropout2d)):
+            layer.p = config.knobs.dropout  # `build` leaves it at 0: the trainer sets it
+    rows = summarize(network)
+    return {
+        "model": config.shape.model,
+        "parameters": sum(row.parameters for row in rows),
+        "multiply_accumulates": macs(network),
+        "layers": [
+            {
+                "layer": row.name,
+                "detail": row.detail,
+                "output_shape": list(row.output_shape),
+                "parameters": row.parameters,
+            }
+            for row in rows
+        ],
+    }
+
+
+def table(description: Mapping[str, Any]) -> Table:
+    """`describe_model`'s result for a terminal."""
+    view = Table(box=None)
+    for heading in ("layer", "detail", "output"):
+        view.add_column(heading)
+    view.add_column("parameters", justify="right")
+    for row in description["layers"]:
+        output = " x ".join(str(length) for length in row["output_shape"])
+        view.add_row(row["layer"], row["detail"], output, f"{row['parameters']:,}")
+    view.add_row("total", "", "", f"{description['parameters']:,}")
+    return view
+
+
+def overview() -> list[dict[str, Any]]:
+    """Every model with its report's own settings, as plain data.
+
+    Returns:
+        For each, ``model``, ``parameters`` (their number), ``multiply_accumulates`` (forward, of one image),
+        ``defaults`` (its settings that differ from the general ones), and ``beyond_common``: the names of the sweepable
+        parameters it has beyond those that every model has.
+    """
+    rows = []
+    for model in MODEL_NAMES:
+        config = TrialConfig.from_params({"model": model}, classes=10, precision="fp32", data_seed=0, seed=0)
+        with torch.device("meta"):  # shapes without numbers: ten networks in the time of one
+            network = build(config.shape, seed=0)
+        has, defaults = MODEL_TRAITS[model]
+        rows.append(
+            {
+                "model": model,
+                "parameters": sum(row.parameters for row in summarize(network)),
+                "multiply_accumulates": macs(network),
+                "defaults": dict(defaults),
+                "beyond_common": sorted(has - _IN_EVERY_MODEL),
+            }
+        )
+    return rows
+
+
+def overview_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """`overview`'s result for a terminal."""
+    view = Table(box=None)
+    view.add_column("model", no_wrap=True)
+    for heading in ("parameters", "multiply-accumulates"):
+        view.add_column(heading, justify="right")
+    for heading in ("own defaults", "also takes"):
+        view.add_column(heading)
+    for row in rows:
+        defaults = " ".join(f"{name}={str(value).lower()}" for name, value in row["defaults"].items())
+        view.add_row(
+            row["model"],
+            f"{row['parameters']:,}",
+            f"{row['multiply_accumulates']:,}",
+            defaults or "-",
+            ", ".join(row["beyond_common"]) or "-",
+        )
+    return view

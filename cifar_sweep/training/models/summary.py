@@ -1,0 +1,68 @@
+"""What a network is made of, layer by layer."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: its class, what it does, its output for one image (without the batch axis), its trained numbers."""
+
+    name: str
+    detail: str
+    output_shape: tuple[int, ...]
+    parameters: int
+
+
+def summarize(network: nn.Sequential) -> list[LayerRow]:
+    """One row per layer, from one zero image [1, 3, 32, 32] on the network's own device.
+
+    Leaves the network as it was: no gradient, no batch norm statistics, every layer's training flag put back.
+    """
+    like = next(network.parameters())
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    rows = []
+    try:
+        with torch.no_grad():
+            x = torch.zeros(1, 3, 32, 32, device=like.device, dtype=like.dtype)
+            for layer in network:
+                x = layer(x)
+                parameters = sum(parameter.numel() for parameter in layer.parameters())
+                rows.append(LayerRow(type(layer).__name__, _detail(layer), tuple(x.shape[1:]), parameters))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return rows
+
+
+def macs(network: nn.Sequential) -> int:
+    """Multiply-accumulates of the convolutions and linear layers for one image, forward."""
+    return sum(
+        layer.weight.numel() * (math.prod(row.output_shape[1:]) if isinstance(layer, nn.Conv2d) else 1)
+        for layer, row in zip(network, summarize(network), strict=True)
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    )
+
+
+def _detail(layer: nn.Module) -> str:
+    """What the layer's class does not say; empty where it says all."""
+    if isinstance(layer, nn.Conv2d):
+        padding = f"padding {layer.padding[0]}" if any(layer.padding) else "no padding"
+        mode = "" if layer.padding_mode == "zeros" else f", {layer.padding_mode}"
+        kernel = f"{layer.kernel_size[0]}x{layer.kernel_size[1]}"
+        return f"{layer.in_channels} -> {layer.out_channels}, {kernel}, {padding}{mode}"
+    if isinstance(layer, nn.Linear):
+        return f"{layer.in_features} -> {layer.out_features}"
+    if isinstance(layer, nn.BatchNorm2d):
+        return f"{layer.num_features} channels"
+    if isinstance(layer, nn.BatchNorm1d):
+        return f"{layer.num_features} features"
+    if isinstance(layer, nn.MaxPool2d):
+        return f"{layer.kernel_size}x{layer.kernel_size}"
+    if isinstance(layer, nn.Dropout2d):
+        return f"rate {layer.p:g}, whole channels"
+    return f"rate {layer.p:g}" if isinstance(layer, nn.Dropout) else ""
