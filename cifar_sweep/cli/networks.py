@@ -168,7 +168,6 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what pictures show. Each is resized as a whole to 32x32."""
-    from cifar_sweep.files import replace_file
     from cifar_sweep.results import pictures as looks
     from cifar_sweep.results.exported import read
 
@@ -181,7 +180,7 @@ def predict(
         raise UsageError("predict: give image files, or --test N for images of the test set.")
     said = {name: looks.answers(each, pictures) for name, each in exports.items()}
     if page is not None:
-        replace_file(page, looks.page(pictures, said).encode())
+        looks.write_page(page, pictures, said)
     if as_json:
         typer.echo(json.dumps(looks.as_json(pictures, said), indent=2))
         return
@@ -261,10 +260,12 @@ def model(
 
 
 def _say_export(folder: Path, metrics: dict[str, Any], console: "Console") -> None:
+    cut = {part["shortened"] for part in metrics.get("members", [metrics]) if part["shortened"]}
+    shortened = f"; shortened: {'; '.join(sorted(cut))}" if cut else ""
     console.print(
         f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md\n"
         f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%} "
-        f"({metrics['test_images']:,} images)",
+        f"({metrics['test_images']:,} images){shortened}",
         highlight=False,
         soft_wrap=True,
     )

@@ -132,7 +132,7 @@ def _say_start(study: "SweepStudy", jobs: "list[Job]", console: "Console") -> No
 
 
 def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
-    from cifar_sweep.results.status import params_text
+    from cifar_sweep.results.status import setting_text
     from cifar_sweep.runner import artifact_folder
 
     summary = study.summary()
@@ -142,9 +142,7 @@ def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
     if finished < study.budget:
         lines.append("stopped before the end; the same command goes on from each trial's last epoch")
     if best is not None:
-        lines.append(
-            f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {params_text(best['params'])}"
-        )
+        lines.append(f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {setting_text(best)}")
     at = "" if job.storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
     kept = "" if job.artifacts == DEFAULT_ARTIFACTS else f" --artifacts {job.artifacts}"
     lines += [

@@ -26,7 +26,7 @@ def model_card(config: TrialConfig, network: nn.Sequential, *, metrics: Mapping[
 | parameters | {metrics["parameters"]:,} |
 | data | {data.name}, fingerprint {data.fingerprint} |
 | classes | {", ".join(data.classes)} |
-| origin | study {metrics["study"]}, trial {metrics["trial"]}, epoch {metrics["best_epoch"]} |
+| origin | {_origin(metrics)}, epoch {metrics["best_epoch"]} |
 
 ## Load it
 
@@ -56,7 +56,7 @@ def ensemble_card(
 ) -> str:
     """The text of an ensemble's ``MODEL_CARD.md``."""
     members = "\n".join(
-        f"| {config.shape.model} | study {member['study']}, trial {member['trial']} | "
+        f"| {config.shape.model} | {_origin(member)} | "
         f"{member['validation_accuracy']:.4f} | {member['test_accuracy']:.4f} |"
         for config, member in zip(configs, metrics["members"], strict=True)
     )
@@ -111,6 +111,13 @@ members.load_state_dict(load_file("weights.safetensors"))
 members.eval()
 {IMAGES}
 {normalized}probabilities = ({" + ".join(terms)}) / {len(terms)}"""
+
+
+def _origin(metrics: Mapping[str, Any]) -> str:
+    """Where a network comes from, in words."""
+    label = f" ({metrics['label']})" if metrics["label"] else ""
+    shortened = f", shortened: {metrics['shortened']}" if metrics["shortened"] else ""
+    return f"study {metrics['study']}, trial {metrics['trial']}{label}{shortened}"
 
 
 def _normalized(data: ImageData) -> str:

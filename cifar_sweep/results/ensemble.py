@@ -72,6 +72,8 @@ def train_copies(
         origin = {
             "study": provenance.study,
             "trial": provenance.trial,
+            "label": provenance.label,
+            "shortened": provenance.shortened,
             "params": provenance.params,
             "data_source": provenance.source,
             "threads": provenance.threads,

@@ -28,8 +28,9 @@ from cifar_sweep.training.train import EpochInterruptedError, Run
 class Provenance:
     """Where an export comes from, and on what it was trained.
 
-    `study` and `trial` name the trial; `params` are its searched parameters; `source` is where its data is found:
-    synthetic images by their name, anything else as auto. `threads` and `device` are the training's:
+    `study` and `trial` name the trial, and `label` a given point; `shortened` says in what that was cut short;
+    `params` are its searched parameters; `source` is where its data is found: synthetic images by their name, anything
+    else as auto. `threads` and `device` are the training's:
     the same numbers come out again on the same machine with as many threads.
     """
 
@@ -41,6 +42,8 @@ class Provenance:
     threads: int
     versions: Mapping[str, str]
     commit: str | None
+    label: str = ""
+    shortened: str = ""
 
 
 def pick(study: SweepStudy, number: int | None) -> FrozenTrial:
@@ -111,9 +114,7 @@ def write(folder: Path, trained: Trained, *, data: ImageData, device: torch.devi
         "test_loss": loss(test.mean, test.labels),
         "test_images": len(test.labels),
         "best_epoch": trained.best["epoch"],
-        "study": provenance.study,
-        "trial": provenance.trial,
-        "params": dict(provenance.params),
+        **_origin(provenance),
         "parameters": _parameters(classifier),
         "curve": [dict(point) for point in trained.curve],
         **_surroundings(provenance, data),
@@ -155,9 +156,7 @@ def write_ensemble(
         "parameters": _parameters(classifier),
         "members": [
             {
-                "study": member.provenance.study,
-                "trial": member.provenance.trial,
-                "params": dict(member.provenance.params),
+                **_origin(member.provenance),
                 "best_epoch": member.best["epoch"],
                 "validation_accuracy": accuracy(validation.member(k), validation.labels),
                 "test_accuracy": accuracy(test.member(k), test.labels),
@@ -175,6 +174,12 @@ def write_ensemble(
         card=ensemble_card(configs, networks, metrics=metrics, data=data),
     )
     return metrics
+
+
+def _origin(provenance: Provenance) -> dict[str, Any]:
+    return {name: getattr(provenance, name) for name in ("study", "trial", "label", "shortened")} | {
+        "params": dict(provenance.params)
+    }
 
 
 def _parameters(classifier: Classifier) -> int:
@@ -260,6 +265,8 @@ def train_again(
         threads=used,
         versions=versions(),
         commit=commit(),
+        label=origin["label"],
+        shortened=origin["shortened"],
     )
     curve = [asdict(result) for result in run.members[0].history]
     return Trained(config, run.member(0).state_dict(), curve, provenance)
@@ -300,6 +307,8 @@ def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
         f"[{below}origin]",
         f"study = {_toml(provenance.study)}",
         f"trial = {provenance.trial}",
+        f"label = {_toml(provenance.label)}",
+        f"shortened = {_toml(provenance.shortened)}",
         f"data = {_toml(data.name)}",
         f"data_source = {_toml(provenance.source)}",
         f"data_fingerprint = {_toml(data.fingerprint)}",
@@ -347,4 +356,6 @@ def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
         threads=int(attributes["threads"]),
         versions=attributes["versions"],
         commit=attributes["commit"],
+        label=attributes.get("label", ""),
+        shortened=attributes.get("shortened", ""),
     )

@@ -16,7 +16,8 @@ from cifar_sweep.results.export import Provenance, Trained
 from cifar_sweep.training import checkpoint
 
 ORIGIN_KEYS = (
-    "study", "trial", "data", "data_source", "data_fingerprint", "classes", "channel_mean", "channel_std", "device",
+    "study", "trial", "label", "shortened", "data", "data_source", "data_fingerprint", "classes", "channel_mean",
+    "channel_std", "device",
     "threads", "params",
 )  # fmt: skip
 
@@ -117,6 +118,8 @@ def provenance_from(origin: Mapping[str, Any], metrics: Mapping[str, Any]) -> Pr
         threads=int(origin["threads"]),
         versions=versions,
         commit=metrics["commit"],
+        label=origin["label"],
+        shortened=origin["shortened"],
     )
 
 

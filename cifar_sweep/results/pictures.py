@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from cifar_sweep.errors import UsageError
+from cifar_sweep.files import replace_file
 from cifar_sweep.results.exported import Exported
 from cifar_sweep.training.data import ImageData
 
@@ -150,10 +151,14 @@ def _words(answer: Answer) -> str:
     return ", ".join(f"{name} {probability:.1%}" for name, probability in answer.ranked[:SHOWN])
 
 
-def page(pictures: Sequence[Picture], said: Mapping[str, Sequence[Answer]]) -> str:
-    """One HTML file that opens offline: each picture, enlarged, with what every export says of it."""
+def write_page(path: Path, pictures: Sequence[Picture], said: Mapping[str, Sequence[Answer]]) -> None:
+    """Write one HTML file that opens offline: each picture, enlarged, with what every export says of it.
+
+    Raises:
+        DiskError: the file could not be written.
+    """
     figures = "\n".join(_figure(picture, index, said) for index, picture in enumerate(pictures))
-    return f"""<!doctype html>
+    text = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Predictions</title><style>
 :root {{ color-scheme: light dark; }}
@@ -166,6 +171,7 @@ img {{ width: 8rem; height: 8rem; image-rendering: pixelated; }}
 {figures}
 </main></body></html>
 """
+    replace_file(path, text.encode(errors="replace"))
 
 
 def _figure(picture: Picture, index: int, said: Mapping[str, Sequence[Answer]]) -> str:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cifar_sweep.results.status import duration, params_text, seconds_left, seconds_spent
+from cifar_sweep.results.status import duration, seconds_left, seconds_spent, setting_text
 from cifar_sweep.search.study import STATE_NAMES, SweepStudy, describe
 
 REFRESH_SECONDS = 1.0
@@ -92,7 +92,7 @@ class _Lines:
         reason = f" ({trial.user_attrs['reason']})" if "reason" in trial.user_attrs else ""
         return (
             f"[{done}/{summary['budget']}] trial {trial.number} {STATE_NAMES[trial.state]}{value} "
-            f"{params_text(describe(trial)['params'])} in {duration(seconds_spent(trial))}{reason}; "
+            f"{setting_text(describe(trial))} in {duration(seconds_spent(trial))}{reason}; "
             f"best {_best_text(summary['best'])}; time left {_left_text(self.study)}"
         )
 
@@ -109,14 +109,14 @@ def _counts_text(counts: dict[str, int]) -> str:
 def _best_text(best: dict[str, Any] | None) -> str:
     if best is None:
         return "none yet"
-    return f"{best['value']:.2%} validation accuracy, trial {best['number']}: {params_text(best['params'])}"
+    return f"{best['value']:.2%} validation accuracy, trial {best['number']}: {setting_text(best)}"
 
 
 def _running_text(trial: FrozenTrial) -> str:
     curve = trial.user_attrs.get("curve", [])
     epochs = trial.user_attrs.get("config", {}).get("epochs", "?")
     accuracy = f", {curve[-1]['validation_accuracy']:.2%}" if curve else ""
-    params = params_text(describe(trial)["params"])
+    params = setting_text(describe(trial))
     since = duration(seconds_spent(trial))
     return f"trial {trial.number}, epoch {len(curve)} of {epochs}{accuracy}, {since}: {params}"
 

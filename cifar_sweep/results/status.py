@@ -23,9 +23,17 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> Table:
             *(str(counts[name]) for name in ("complete", "pruned", "failed", "running", "waiting")),
             str(summary["budget"]),
             f"{best['value']:.2%}" if best else "-",
-            f"trial {best['number']}: {params_text(best['params'])}" if best else "-",
+            f"trial {best['number']}: {setting_text(best)}" if best else "-",
         )
     return view
+
+
+def setting_text(described: Mapping[str, Any]) -> str:
+    """What a trial (see `study.describe`) tried: its parameters; of a given point its label."""
+    if "label" not in described:
+        return params_text(described["params"])
+    shortened = f", shortened: {described['shortened']}" if "shortened" in described else ""
+    return f"{described['label']}{shortened}"
 
 
 def params_text(params: Mapping[str, Any]) -> str:

@@ -259,8 +259,13 @@ class SweepStudy:
 
 
 def describe(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial's number, value and parameters under their own names."""
-    return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params)}
+    """A trial's number, value and parameters under their own names.
+
+    Of a given point, its label, too, and in what it was shortened, if it was.
+    """
+    own = ("label", "shortened") if "given" in trial.user_attrs else ()
+    known = {name: trial.user_attrs[name] for name in own if trial.user_attrs.get(name)}
+    return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params), **known}
 
 
 def _joined(numbers: Sequence[int]) -> str:
@@ -357,7 +362,7 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
         params = space.encode(point.params(), sweep)
         attributes: dict[str, Any] = {"label": point.label} if point.label else {}
         if sweep.given:
-            attributes["given"] = point.params()
+            attributes |= {"given": point.params(), "shortened": point.shortened}
             if (point.label, point.params()) in there:
                 continue
         if params:

@@ -160,6 +160,10 @@ class Preview(_Table):
         return dict(self.__pydantic_extra__ or {})
 
 
+# What shortens a given point. Both are then in the point, so that a study can hold whole and shortened runs.
+_SHORTENS = {"epochs": "epochs", "train_images": "training images"}
+
+
 class Point(_Table):
     """A point of the space to try first. `label` says where it comes from, such as a report's run.
 
@@ -170,11 +174,22 @@ class Point(_Table):
     claimed: Number | None = Field(default=None, description="test accuracy, in percent")
     claimed_seconds: Number | None = Field(default=None, description="training time")
     note: str = Field(default="", description="what its source says besides, or leaves open")
+    whole: dict[str, int] = Field(default_factory=dict, description="what a shortened point had before")
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     def params(self) -> dict[str, Value]:
         """The point's parameters; those of the space that it leaves out are sampled."""
         return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def shortened(self) -> str:
+        """In what the point was cut short, as in "3 of 30 epochs"; empty where it was not."""
+        has = self.params()
+        words = []
+        for name, noun in _SHORTENS.items():
+            if name in self.whole:
+                words.append(f"{has[name]:,} of {format(self.whole[name], ',') if self.whole[name] else 'all'} {noun}")
+        return ", ".join(words)
 
 
 class ClaimedEnsemble(_Table):
@@ -353,7 +368,10 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
         if sweep.given and key in _SHORTENS:
             check_parameter(key, value, where=where)
             for point in raw["enqueue"]:
-                point[key] = _shorter(point.get(key, PARAMETERS[key].default), value)
+                own = point.get(key, PARAMETERS[key].default)
+                point[key] = _shorter(own, value)
+                if point[key] != own:
+                    point["whole"].setdefault(key, own)
         elif key in PARAMETERS:
             raw["space"].pop(key, None)
             raw["fixed"][key] = check_parameter(key, value, where=where)
@@ -370,10 +388,6 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
         point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed)
     ]
     return parse(raw, where=where)
-
-
-# What shortens a given point. Both are then in the point, so that a study can hold whole and shortened runs.
-_SHORTENS = ("epochs", "train_images")
 
 
 def _shorter(own: Any, cap: Any) -> Any:

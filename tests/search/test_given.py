@@ -9,6 +9,8 @@ import pytest
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError
+from cifar_sweep.results.status import setting_text
+from cifar_sweep.search.study import describe
 from cifar_sweep.search.sweepfile import Sweep, find, load, parse
 from cifar_sweep.training.models import build
 
@@ -109,6 +111,8 @@ def test_shortening_touches_only_what_is_longer() -> None:
     sweep = load(find("reports"), only=["B-001", "B-002"], changes={"epochs": 10, "train_images": 500})
     assert [point.params()["epochs"] for point in sweep.enqueue] == [3, 10]
     assert [point.params()["train_images"] for point in sweep.enqueue] == [500, 500]
+    shortened = [point.shortened for point in sweep.enqueue]
+    assert shortened == ["500 of all training images", "10 of 100 epochs, 500 of all training images"]
     again = parse(sweep.model_dump(mode="json"), where="again")
     assert again == sweep
 
@@ -204,6 +208,11 @@ def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert [(trial.user_attrs["label"], trial.params.get("train_images")) for trial in trials()] == [
         ("two", None), ("one", 200), ("two", 200),
     ]  # fmt: skip
+    words = "shortened: 1 of 2 epochs, 200 of all training images"
+    assert words in cli("export", "--trial", 1, "--out", "short").out
+    assert words in setting_text(describe(trials()[1]))
+    assert setting_text(describe(trials()[0])) == "two"
+    assert "shortened: 1 of 2 epochs" in Path("short/MODEL_CARD.md").read_text()
     assert cli(*RUN).exit_code == 0
     assert [trial.user_attrs["label"] for trial in trials()][3:] == ["one", "the same as two"]
     assert trials()[4].value == alone
