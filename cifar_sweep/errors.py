@@ -1,4 +1,4 @@
-"""The errors a user is meant to see: one sentence each, turned into an exit code by `cli.py` alone."""
+"""The errors a user is meant to see: one sentence each, turned into an exit code by `cli` alone."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -288,9 +289,13 @@ def test_help_answers_at_once() -> None:
 
 
 def test_list_shows_every_sweep(cli: Any) -> None:
-    out = cli("list").out
-    assert "lr_batch" in out
-    assert "learning_rate, batch_size" in out
+    first, second = cli("list").out, cli("list").out
+    for name in ("lr_batch", "schedule", "regularization", "optimizer", "vgg_depth", "full", "reports"):
+        [line] = [line for line in first.splitlines() if line.split()[:1] == [name]]
+        assert re.search(r" \d+(\.\d)? (s|min|h) ", line), line
+    assert "learning_rate, batch_size" in first
+    assert "timing a training step" in first
+    assert "timing a training step" not in second
 
 
 def test_run_says_where_everything_is(tiny_sweep: Path, cli: Any) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -60,3 +61,30 @@ def test_the_overview_has_every_model() -> None:
     shown = lines(overview_table(list(rows.values())))
     assert "vgg11 9,487,494 153,025,416 batch_norm=true hidden_units=500 hidden_units" in shown
     assert "cnn1 1,067,018 421,855,232 - -" in shown
+
+
+def test_the_command_shows_one_network_or_all(cli: Any) -> None:
+    shown = cli("model", "vgg13", "--set", "hidden_units=4000")
+    assert shown.exit_code == 0
+    for words in ("Conv2d", "512 x 2 x 2", "2,052,000", "total"):
+        assert words in shown.out
+    described = json.loads(cli("model", "vgg13", "--set", "hidden_units=4000", "--json").out)
+    assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"])
+    overview = json.loads(cli("model", "--json").out)["models"]
+    assert [row["model"] for row in overview] == list(MODEL_NAMES)
+    table = cli("model").out
+    assert all(name in table for name in MODEL_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("vgg12",), "model = 'vgg12' is not accepted; it takes one of lenet"),
+        (("vgg13", "--set", "hidden=3"), "there is no parameter 'hidden'"),
+        (("--set", "hidden_units=3"), "name the network that it changes"),
+    ],
+)
+def test_the_command_refuses(cli: Any, arguments: Any, words: str) -> None:
+    refused = cli("model", *arguments)
+    assert refused.exit_code == 2
+    assert words in refused.err
