@@ -49,7 +49,7 @@ def hand_sweep(train_images: int) -> Sweep:
     del raw["space"]["train_images"]
     raw["ensemble"] = []
     raw["enqueue"] = [
-        point | {"epochs": math.ceil(point["epochs"] / SHORTER)}
+        point | {"epochs": math.ceil(point["epochs"] / SHORTER), "whole": {"epochs": point["epochs"]}}
         for point in raw["enqueue"]
         if point["label"].startswith("B-")
     ]

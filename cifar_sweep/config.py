@@ -229,6 +229,11 @@ class TrialConfig:
         missing = [name for name in known if name not in values]
         if missing:
             raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(known)}.")
+        for name, least in (("classes", 2), ("data_seed", 0), ("seed", 0)):
+            if type(values[name]) is not int or values[name] < least:
+                raise UsageError(
+                    f"trial config: {name} = {values[name]!r} is not accepted; a whole number from {least}."
+                )
         for name, value in values.items():
             if name in PARAMETERS and not (name == "hidden_units" and value == 0):
                 check_parameter(name, value, where="trial config")

@@ -54,14 +54,18 @@ def export(
     images = data_of_study(the_study, data, console)
     prepare_process(on, threads=trained.provenance.threads)
     folder = out or Path("exports") / f"{the_study.name}-{chosen.number}"
-    _say_export(folder, write(folder, trained, data=images, device=on), console)
+    metrics = write(folder, trained, data=images, device=on)
+    the_study.record_test([chosen.number], metrics["test_accuracy"])
+    _say_export(folder, metrics, console)
 
 
 def ensemble(
     sources: Annotated[
         list[str] | None, typer.Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="So many of the study's best trials, by validation accuracy.")] = 3,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="So many of the study's best trials, by validation accuracy; 3 of them.")
+    ] = None,
     trials: Annotated[str | None, typer.Option(help="These trials of the study instead, as in 3,5,8.")] = None,
     seeds: Annotated[
         int, typer.Option(min=0, help="Train each of them again under so many other seeds; 0 takes their weights.")
@@ -77,7 +81,7 @@ def ensemble(
     from cifar_sweep.launch.local import stop_on_signals
     from cifar_sweep.results.ensemble import check_size, choose, joined, train_copies
     from cifar_sweep.results.export import discard_unfinished, trained_trial, write_ensemble
-    from cifar_sweep.results.exported import read
+    from cifar_sweep.results.exported import is_export, read
     from cifar_sweep.search.storage import open_existing
     from cifar_sweep.search.study import load
     from cifar_sweep.training.device import prepare_process, resolve_device
@@ -86,7 +90,9 @@ def ensemble(
     console = terminal()
     given = sources or []
     numbers = _numbers(trials)
-    if any((Path(source) / "config.toml").is_file() for source in given):
+    if any(is_export(Path(source)) for source in given):
+        if top is not None or trials is not None:
+            raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
         exports = [read(Path(source)) for source in given]
         members, name = joined(exports), exports[0].folder.name
         images = data_of_export(exports[0], data, console, must_match=True)
@@ -96,7 +102,7 @@ def ensemble(
         )
     else:
         the_study = load(open_existing(storage), given[0] if given else None)
-        chosen = choose(the_study, top=top, numbers=numbers)
+        chosen = choose(the_study, top=top or 3, numbers=numbers)
         members, name = [trained_trial(the_study, trial, artifacts) for trial in chosen], the_study.name
         images = data_of_study(the_study, data, console)
     check_size(len(members) * (seeds or 1))
@@ -115,8 +121,9 @@ def ensemble(
     metrics = write_ensemble(folder, members, data=images, device=on)
     discard_unfinished(folder)
     for member in metrics["members"]:
+        label = f" ({member['label']})" if member["label"] else ""
         printer(console)(
-            f"study {member['study']}, trial {member['trial']}: validation accuracy "
+            f"study {member['study']}, trial {member['trial']}{label}: validation accuracy "
             f"{member['validation_accuracy']:.2%}, test accuracy {member['test_accuracy']:.2%}"
         )
     _say_export(folder, metrics, console)
@@ -124,9 +131,12 @@ def ensemble(
 
 def _numbers(trials: str | None) -> list[int]:
     try:
-        return [int(word) for word in trials.split(",")] if trials is not None else []
+        numbers = [int(word) for word in trials.split(",")] if trials is not None else []
     except ValueError:
-        raise UsageError(f"--trials {trials}: accepted: trial numbers with commas between them, as in 3,5,8.") from None
+        numbers = [0, 0]
+    if len(set(numbers)) < len(numbers):
+        raise UsageError(f"--trials {trials}: accepted: different trial numbers with commas between them, as in 3,5,8.")
+    return numbers
 
 
 def evaluate(
@@ -144,17 +154,15 @@ def evaluate(
     on = resolve_device(device)
     console = terminal()
     images = data_of_export(chosen, data, console, quiet=as_json)
-    prepare_process(on, threads=int(chosen.origin["threads"]))
+    prepare_process(on, threads=chosen.origin.threads)
     evaluation = evaluate_export(chosen, images, device=on)
     if as_json:
         typer.echo(json.dumps(evaluation, indent=2))
         return
     console.print(table(evaluation))
-    console.print(
+    printer(console)(
         f"\n{export}: test accuracy {evaluation['test_accuracy']:.2%} "
-        f"({evaluation['test_images']:,} images of {images.name})",
-        highlight=False,
-        soft_wrap=True,
+        f"({evaluation['test_images']:,} images of {images.name})" + _shortened_words(chosen.shortened)
     )
 
 
@@ -173,6 +181,8 @@ def predict(
 
     console = terminal()
     exports = {str(path): read(path) for path in (export, against) if path is not None}
+    if against is not None and len(exports) == 1:
+        raise UsageError(f"--against {against}: that is the same export; accepted: another one.")
     pictures = [looks.read_picture(path) for path in images or []]
     if test:
         pictures += looks.some_of_test(data_of_export(exports[str(export)], data, console, quiet=as_json), test)
@@ -185,8 +195,11 @@ def predict(
         typer.echo(json.dumps(looks.as_json(pictures, said), indent=2))
         return
     console.print(looks.table(pictures, said), soft_wrap=True)
+    for name, each in exports.items():
+        if each.shortened:
+            printer(console)(name + _shortened_words(each.shortened))
     if page is not None:
-        console.print(f"written: {page}", highlight=False, soft_wrap=True)
+        printer(console)(f"written: {page}")
 
 
 def train(
@@ -199,7 +212,7 @@ def train(
     """Train an exported config again, from its first epoch, and write it as an export of its own."""
     from cifar_sweep.launch.local import stop_on_signals
     from cifar_sweep.results.export import discard_unfinished, train_again, write, write_ensemble
-    from cifar_sweep.results.exported import known_metrics, read
+    from cifar_sweep.results.exported import known_test_accuracy, read
     from cifar_sweep.training.device import resolve_device
 
     export = read(config)
@@ -207,12 +220,12 @@ def train(
     images = data_of_export(export, data, console)
     source = export.folder.absolute()
     folder = out or source.with_name(source.name + "-again")
-    kind = device or str(export.origin["device"]).split()[0]
+    kind = device or export.origin.device.split()[0]
     with stop_on_signals() as stop:
         trained = []
         for member in export.members:
             done = train_again(
-                member.config, member.origin,
+                member.config, member.origin.provenance(),
                 data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=printer(console),
             )  # fmt: skip
             if done is None:
@@ -226,11 +239,11 @@ def train(
         metrics = write_ensemble(folder, trained, data=images, device=on)
     discard_unfinished(folder)
     _say_export(folder, metrics, console)
-    known = known_metrics(export.folder)
+    known = known_test_accuracy(export.folder)
     if known is not None:
-        difference = metrics["test_accuracy"] - known["test_accuracy"]
-        same = "the same" if difference == 0 else f"{difference:+.2%} against {known['test_accuracy']:.2%}"
-        console.print(f"test accuracy compared with the export's: {same}", highlight=False)
+        difference = metrics["test_accuracy"] - known
+        same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
+        printer(console)(f"test accuracy compared with the export's: {same}")
 
 
 def model(
@@ -260,12 +273,13 @@ def model(
 
 
 def _say_export(folder: Path, metrics: dict[str, Any], console: "Console") -> None:
-    cut = {part["shortened"] for part in metrics.get("members", [metrics]) if part["shortened"]}
-    shortened = f"; shortened: {'; '.join(sorted(cut))}" if cut else ""
-    console.print(
+    cut = {part["shortened"] for part in metrics.get("members", [metrics])} - {""}
+    printer(console)(
         f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md\n"
         f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%} "
-        f"({metrics['test_images']:,} images){shortened}",
-        highlight=False,
-        soft_wrap=True,
+        f"({metrics['test_images']:,} images)" + _shortened_words("; ".join(sorted(cut)))
     )
+
+
+def _shortened_words(shortened: str) -> str:
+    return f"; shortened: {shortened}" if shortened else ""

@@ -53,8 +53,8 @@ def terminal() -> "Console":
 
 
 def printer(console: "Console") -> "Callable[[str], None]":
-    """Prints one line as it is."""
-    return lambda line: console.print(line, highlight=False, markup=False)
+    """Prints lines as they are."""
+    return lambda lines: console.print(lines, highlight=False, markup=False, soft_wrap=True)
 
 
 def settings_of(pairs: list[str]) -> dict[str, Value]:
@@ -111,14 +111,14 @@ def data_of_export(
         UsageError: they have another number of classes, or are others where they must not be.
     """
     origin = export.origin
-    _, images = load_data(source or origin["data_source"], console, download=True, quiet=quiet)
-    if images.fingerprint == origin["data_fingerprint"]:
+    _, images = load_data(source or origin.data_source, console, download=True, quiet=quiet)
+    if images.fingerprint == origin.data_fingerprint:
         return images
     if must_match or len(images.classes) != len(export.classes):
         raise UsageError(
-            f"{export.folder}: trained on {origin['data']} ({len(export.classes)} classes), not on {images.name} "
+            f"{export.folder}: trained on {origin.data} ({len(export.classes)} classes), not on {images.name} "
             f"({len(images.classes)} classes); name its data with --data."
         )
     if not quiet:
-        console.print(f"note: the export was trained on {origin['data']}, this is {images.name}: numbers will differ.")
+        console.print(f"note: the export was trained on {origin.data}, this is {images.name}: numbers will differ.")
     return images

@@ -15,6 +15,7 @@ from cifar_sweep.cli.options import (
     StorageUrl,
     StudyName,
     data_of_study,
+    printer,
     terminal,
 )
 
@@ -73,7 +74,7 @@ def compare(
     for view in tables(hand, sweeps):
         console.print(view)
     if figure is not None:
-        console.print(f"written: {figure}", highlight=False, soft_wrap=True)
+        printer(console)(f"written: {figure}")
 
 
 def plot(
@@ -90,7 +91,7 @@ def plot(
     the_study = load(open_existing(storage), study)
     path = out or Path(f"{the_study.name}.html")
     study_page(path, the_study, curves=trials)
-    terminal().print(f"written: {path}", highlight=False, soft_wrap=True)
+    printer(terminal())(f"written: {path}")
 
 
 def dashboard(

@@ -18,6 +18,7 @@ from cifar_sweep.cli.options import (
     settings_of,
     terminal,
 )
+from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,11 +80,14 @@ def run(
     with stop_on_signals() as stop, shown(the_study, console):
         run_workers(jobs, stop=stop)
     _say_end(the_study, jobs[0], console)
-    raise typer.Exit(stop.exit_code())
+    # Another point takes the place of a trial that failed, but never of a given one.
+    missing = chosen.given and the_study.missing()
+    raise typer.Exit(stop.exit_code() or int(missing))
 
 
 def list_sweeps() -> None:
     """Show the sweeps that can be run by name, and about how long each takes on this machine if nothing is pruned."""
+    from rich.markup import escape
     from rich.table import Table
 
     from cifar_sweep.results.cost import estimates
@@ -91,13 +95,20 @@ def list_sweeps() -> None:
     from cifar_sweep.search.sweepfile import load, names
 
     console = terminal()
-    sweeps = {name: load(path) for name, path in names().items()}
+    sweeps, faults = {}, []
+    for name, path in names().items():
+        try:
+            sweeps[name] = load(path)
+        except UsageError as error:
+            faults.append(error)
     seconds = estimates(sweeps, say=printer(console))
     view = Table("sweep", "trials", "at most about", "searches", "what for", box=None)
     for name, sweep in sweeps.items():
         searched = "given runs" if sweep.given else ", ".join(sweep.space)
-        view.add_row(name, str(sweep.size), duration(seconds[name]), searched, sweep.description)
+        view.add_row(name, str(sweep.size), duration(seconds[name]), searched, escape(sweep.description))
     console.print(view)
+    if faults:  # the others are shown all the same
+        raise faults[0]
 
 
 def doctor(
@@ -124,10 +135,9 @@ def _say_start(study: "SweepStudy", jobs: "list[Job]", console: "Console") -> No
     asked = study.sweep.fixed.get("precision", "auto")
     chosen = f"auto is {precision} (bf16 is {ratio:.1f} times as fast here)" if asked == "auto" else asked
     workers = f"{len(jobs)} worker(s)" + (f" x {jobs[0].threads} thread(s)" if device.type == "cpu" else "")
-    console.print(
+    printer(console)(
         f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
-        f"device {device.type}: {device_name(device)}; {workers}; precision {chosen}",
-        highlight=False,
+        f"device {device.type}: {device_name(device)}; {workers}; precision {chosen}"
     )
 
 
@@ -135,10 +145,12 @@ def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
     from cifar_sweep.results.status import setting_text
     from cifar_sweep.runner import artifact_folder
 
-    summary = study.summary()
+    summary = study.summary(study.asked())
     counts, best = summary["trials"], summary["best"]
     finished = counts["complete"] + counts["pruned"]
     lines = [f"{finished} of {study.budget} trials finished: {counts['complete']} complete, {counts['pruned']} pruned"]
+    if counts["failed"]:
+        lines.append(f"{counts['failed']} failed; `cifar-sweep dashboard` has their reasons")
     if finished < study.budget:
         lines.append("stopped before the end; the same command goes on from each trial's last epoch")
     if best is not None:
@@ -150,4 +162,4 @@ def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
         f"next: cifar-sweep export {study.name}{at}{kept}   config, weights and test accuracy",
         f"      cifar-sweep dashboard{at}   every trial, in a browser",
     ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    printer(console)("\n".join(lines))

@@ -21,7 +21,7 @@ from cifar_sweep.results.hand import SYNTHETIC_REMARK, HandRow, data_words, hand
 from cifar_sweep.results.status import duration, params_text
 from cifar_sweep.results.testset import TestSet
 from cifar_sweep.search.study import SweepStudy, describe
-from cifar_sweep.search.sweepfile import Sweep, find, load, names
+from cifar_sweep.search.sweepfile import Sweep, find, load
 from cifar_sweep.training.data import ImageData
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,9 @@ class SweepRow:
         test: its test accuracy, a fraction.
         claimed_model: the reports' best claim for the same network, in percent.
         claimed_all: as `claimed_model`, over all networks and ensembles.
-        measured_model: best test accuracy of an unshortened hand run of the same network on the same data, a fraction.
-        measured_all: as `measured_model`, over all networks and ensembles.
+        measured_model: test accuracy of the unshortened hand run of the same network on the same data that is best by
+            validation, a fraction.
+        measured_all: as `measured_model`, over all networks.
         difference: `test` minus `claimed_model`, in points; None where shortened or either is missing.
     """
 
@@ -96,17 +97,20 @@ def collect(
     by_hand = known.get(hand)
     if by_hand is not None and not by_hand.sweep.given:
         raise UsageError(f"study {hand!r} searches; --study takes a study of given runs, such as that of `reports`.")
-    sweep = load(find(by_hand.sweep.name if by_hand else hand))
+    sweep = _file(by_hand.sweep.name if by_hand else hand) or (by_hand.sweep if by_hand else None)
+    if sweep is None or not sweep.given:
+        raise UsageError(f"--study {hand}: there is no such study or sweep of given runs; accepted: that of `reports`.")
     searches = [study for study in studies if not study.sweep.given]
     tests: dict[str, dict[int, float]] = {}
     ensembles: dict[str, float] = {}
     for study in [*searches, *([by_hand] if by_hand else [])]:
-        measured = TestSet(study, partial(images_of, study), artifacts=artifacts, device=device)
-        tests[study.name] = {}
+        test_set = TestSet(study, partial(images_of, study), artifacts=artifacts, device=device)
+        chosen = study.trials() if study is by_hand else study.ranked()[:1]
+        tests[study.name] = test_set.remembered(chosen)
         try:
-            tests[study.name] = measured.accuracies(study.trials() if study is by_hand else study.ranked()[:1])
+            tests[study.name] = test_set.accuracies(chosen)
             if study is by_hand:
-                ensembles = _ensembles(sweep, study, measured)
+                ensembles = _ensembles(sweep, study, test_set)
         except CifarSweepError as error:
             log.warning("study %s: not measured on the test set: %s", study.name, error)
     rows = hand_rows(
@@ -116,19 +120,28 @@ def collect(
         ensembles=ensembles,
         train_images=by_hand.data.get("train_images") if by_hand else None,
     )
-    files = {name: load(path) for name, path in names().items()}
+    files = {study.sweep.name: _file(study.sweep.name) for study in searches}
     return rows, sweep_rows(searches, rows, tests, files=files)
 
 
-def _ensembles(sweep: Sweep, study: SweepStudy, measured: TestSet) -> dict[str, float]:
-    """Test accuracies (fractions) of the claimed ensembles whose members are all complete, each its longest trial."""
-    longest: dict[str, FrozenTrial] = {}
-    for trial in sorted(study.ranked(), key=lambda trial: len(trial.user_attrs["curve"])):
-        longest[trial.user_attrs["label"]] = trial
+def _file(name: str) -> Sweep | None:
+    """The sweep file of this name, whole; None where there is none that can be read."""
+    try:
+        return load(find(name))
+    except UsageError:
+        return None
+
+
+def _ensembles(sweep: Sweep, study: SweepStudy, test_set: TestSet) -> dict[str, float]:
+    """Test accuracies (fractions) of the claimed ensembles whose members were all run whole."""
+    whole: dict[str, FrozenTrial] = {}
+    for trial in study.ranked():
+        if not trial.user_attrs.get("shortened"):
+            whole.setdefault(trial.user_attrs["label"], trial)
     found: dict[str, float] = {}
     for claim in sweep.ensemble:
-        members = [longest[label] for label in claim.members if label in longest]
-        accuracy = measured.accuracy(members) if len(members) == len(claim.members) else None
+        members = [whole[label] for label in claim.members if label in whole]
+        accuracy = test_set.accuracy(members) if len(members) == len(claim.members) else None
         if accuracy is not None:
             found[claim.label] = accuracy
     return found
@@ -139,7 +152,7 @@ def sweep_rows(
     hand: Sequence[HandRow],
     tests: Mapping[str, Mapping[int, float]],
     *,
-    files: Mapping[str, Sweep] | None = None,
+    files: Mapping[str, Sweep | None] | None = None,
 ) -> list[SweepRow]:
     """A row for each study that searches; studies of given points are passed over.
 
@@ -180,7 +193,8 @@ def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], tests: Mapping[int, f
         claimed_all=_best_claim(hand),
         measured_model=_best_measured(same, row.data),
         measured_all=_best_measured(hand, row.data),
-        difference=points(test, claim.accuracy if claim else None, shortened=shortened),
+        # Without its file nobody can tell whether the sweep was shortened.
+        difference=points(test, claim.accuracy, study=study, shortened=shortened) if claim and file else None,
     )
 
 
@@ -189,11 +203,11 @@ def _sweep_shortened(study: SweepStudy, settings: Mapping[str, Any], file: Sweep
     fixed, preview = study.sweep.fixed, study.sweep.preview.fixed()
     words = ["preview"] if preview and all(fixed.get(name) == value for name, value in preview.items()) else []
     epochs = settings.get("epochs", PARAMETERS["epochs"].default)
-    searched = file is None or "epochs" in file.space
+    searched = file is not None and "epochs" in file.space
     whole = None if file is None or searched else file.fixed.get("epochs", PARAMETERS["epochs"].default)
     if whole is not None and epochs < whole:
         words.append(f"{epochs} of {whole} epochs")
-    elif words:
+    elif words or (searched and "epochs" in fixed):
         words.append(f"{epochs} epochs")
     if images := settings.get("train_images"):
         words.append(f"{images:,} of all images")
@@ -206,11 +220,12 @@ def _best_claim(rows: Iterable[HandRow]) -> Best | None:
 
 
 def _best_measured(rows: Iterable[HandRow], data: str) -> Best | None:
-    """Of whole runs on this data."""
+    """Of whole runs on this data, the one of the best validation accuracy."""
     measured = [
-        Best(row.label, row.test) for row in rows if row.test is not None and not row.shortened and row.data == data
+        row for row in rows if row.test is not None and not row.shortened and row.data == data and row.validation
     ]
-    return max(measured, key=lambda best: best.accuracy, default=None)
+    best = max(measured, key=lambda row: row.validation or 0, default=None)
+    return None if best is None else Best(best.label, best.test or 0)
 
 
 def as_json(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> dict[str, Any]:

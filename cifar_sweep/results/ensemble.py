@@ -37,11 +37,11 @@ def joined(exports: Sequence[Exported]) -> list[Trained]:
         UsageError: they were trained on different data.
     """
     for other in exports[1:]:
-        if other.origin["data_fingerprint"] != exports[0].origin["data_fingerprint"]:
+        its, first = other.origin, exports[0].origin
+        if its.data_fingerprint != first.data_fingerprint:
             raise UsageError(
-                f"{other.folder}: trained on {other.origin['data']} ({other.origin['data_fingerprint']}), not as "
-                f"{exports[0].folder} on {exports[0].origin['data']} ({exports[0].origin['data_fingerprint']}); an "
-                "ensemble's members are trained on the same data."
+                f"{other.folder}: trained on {its.data} ({its.data_fingerprint}), not as {exports[0].folder} on "
+                f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
             )
     return [member for export in exports for member in export.trained()]
 
@@ -69,19 +69,10 @@ def train_copies(
     copies: list[Trained] = []
     for original in chosen:
         provenance = original.provenance
-        origin = {
-            "study": provenance.study,
-            "trial": provenance.trial,
-            "label": provenance.label,
-            "shortened": provenance.shortened,
-            "params": provenance.params,
-            "data_source": provenance.source,
-            "threads": provenance.threads,
-        }
         for copy in range(1, seeds + 1):
             say(f"trial {provenance.trial} of study {provenance.study}, seed {copy} of {seeds}")
             trained = train_again(
-                other_seed(original.config, copy), origin,
+                other_seed(original.config, copy), provenance,
                 data=data, device=device, threads=threads, unfinished=unfinished, stop=stop, say=say,
             )  # fmt: skip
             if trained is None:

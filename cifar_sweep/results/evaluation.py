@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from cifar_sweep.results.classifier import accuracy, confusion, loss, predict, resident
@@ -17,6 +18,7 @@ def evaluate_export(export: Exported, data: ImageData, *, device: torch.device) 
     counts = confusion(test.mean, test.labels)
     return {
         "export": str(export.folder),
+        "shortened": export.shortened,
         "data": {"name": data.name, "fingerprint": data.fingerprint},
         "test_accuracy": accuracy(test.mean, test.labels),
         "test_loss": loss(test.mean, test.labels),
@@ -36,10 +38,10 @@ def table(evaluation: Mapping[str, Any]) -> Table:
     view = Table(box=None, caption="a row is what the images show, a column what they were taken for")
     view.add_column("")
     for entry in classes:
-        view.add_column(entry["class"], justify="right")
+        view.add_column(escape(entry["class"]), justify="right")
     view.add_column("accuracy", justify="right")
     for label, (entry, row) in enumerate(zip(classes, evaluation["confusion"], strict=True)):
         cells = [f"[bold]{count}[/]" if place == label else str(count) for place, count in enumerate(row)]
         share = "-" if entry["accuracy"] is None else f"{entry['accuracy']:.1%}"
-        view.add_row(entry["class"], *cells, share)
+        view.add_row(escape(entry["class"]), *cells, share)
     return view

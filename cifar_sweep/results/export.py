@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -82,6 +82,8 @@ def stored_weights(study: SweepStudy, trial: FrozenTrial, artifacts: Path) -> di
         ) from None
     except checkpoint.DamagedFileError as error:
         raise StudyError(f"{error}; export another trial with --trial.") from None
+    except OSError as error:
+        raise StudyError(f"{path}: the weights cannot be read: {error.strerror}.") from None
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def put(
 
 def train_again(
     config: TrialConfig,
-    origin: Mapping[str, Any],
+    provenance: Provenance,
     *,
     data: ImageData,
     device: str,
@@ -224,10 +226,10 @@ def train_again(
 
     Args:
         config: what to train.
-        origin: of the export, as `exported.read` gives it.
+        provenance: of the export.
         data: the images.
         device: as `resolve_device` takes it.
-        threads: CPU threads; 0 takes the origin's number.
+        threads: CPU threads; 0 takes the provenance's number.
         unfinished: a folder for the checkpoint of a training that is stopped.
         stop: asked before every step.
         say: takes a line per epoch.
@@ -237,7 +239,7 @@ def train_again(
         CifarSweepError: the device or the disk is at fault, or the data is too small.
     """
     on = resolve_device(device)
-    used = prepare_process(on, threads=threads or int(origin["threads"]))
+    used = prepare_process(on, threads=threads or provenance.threads)
     run = Run([config], data, device=on)
     identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used]).encode()
     last = unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
@@ -256,20 +258,15 @@ def train_again(
             checkpoint.save(run.state(), last)
     except EpochInterruptedError:
         return None
-    provenance = Provenance(
-        study=origin["study"],
-        trial=origin["trial"],
-        params=origin["params"],
-        source=origin["data_source"],
+    here = replace(
+        provenance,
         device=f"{on.type} ({device_name(on)})",
         threads=used,
         versions=versions(),
         commit=commit(),
-        label=origin["label"],
-        shortened=origin["shortened"],
     )
     curve = [asdict(result) for result in run.members[0].history]
-    return Trained(config, run.member(0).state_dict(), curve, provenance)
+    return Trained(config, run.member(0).state_dict(), curve, here)
 
 
 def discard_unfinished(folder: Path) -> None:
@@ -309,6 +306,8 @@ def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
         f"trial = {provenance.trial}",
         f"label = {_toml(provenance.label)}",
         f"shortened = {_toml(provenance.shortened)}",
+        f"best_epoch = {trained.best['epoch']}",
+        f"validation_accuracy = {trained.best['validation_accuracy']}",
         f"data = {_toml(data.name)}",
         f"data_source = {_toml(provenance.source)}",
         f"data_fingerprint = {_toml(data.fingerprint)}",
@@ -317,6 +316,10 @@ def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
         f"channel_std = {_toml(list(data.channel_std))}",
         f"device = {_toml(provenance.device)}",
         f"threads = {provenance.threads}",
+        f"commit = {_toml(provenance.commit or '')}",
+        "",
+        f"[{below}origin.versions]",
+        *(f"{_toml(name)} = {_toml(version)}" for name, version in provenance.versions.items()),
         "",
         f"[{below}origin.params]",
         *(f"{name} = {_toml(value)}" for name, value in provenance.params.items()),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from cifar_sweep.config import TrialConfig
@@ -15,19 +16,52 @@ from cifar_sweep.results.classifier import Classifier
 from cifar_sweep.results.export import Provenance, Trained
 from cifar_sweep.training import checkpoint
 
-ORIGIN_KEYS = (
-    "study", "trial", "label", "shortened", "data", "data_source", "data_fingerprint", "classes", "channel_mean",
-    "channel_std", "device",
-    "threads", "params",
-)  # fmt: skip
+
+class Origin(BaseModel):
+    """The [origin] of an exported network: where it comes from, and what images it takes. See `Provenance`."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    study: str
+    trial: int
+    label: str
+    shortened: str
+    best_epoch: int
+    validation_accuracy: float
+    data: str
+    data_source: str
+    data_fingerprint: str
+    classes: list[str] = Field(min_length=2)
+    channel_mean: list[float] = Field(min_length=3, max_length=3)
+    channel_std: list[float] = Field(min_length=3, max_length=3)
+    device: str = Field(min_length=1)
+    threads: int = Field(ge=1)
+    commit: str
+    versions: dict[str, str]
+    params: dict[str, bool | int | float | str]
+
+    def provenance(self) -> Provenance:
+        """As the export was written with."""
+        return Provenance(
+            study=self.study,
+            trial=self.trial,
+            params=self.params,
+            source=self.data_source,
+            device=self.device,
+            threads=self.threads,
+            versions=self.versions,
+            commit=self.commit or None,
+            label=self.label,
+            shortened=self.shortened,
+        )
 
 
 @dataclass(frozen=True)
 class Member:
-    """A network of an export: what was trained, and where it comes from (the keys of `ORIGIN_KEYS`)."""
+    """A network of an export: what was trained, and where it comes from."""
 
     config: TrialConfig
-    origin: Mapping[str, Any]
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -39,14 +73,19 @@ class Exported:
     sha256: str | None
 
     @property
-    def origin(self) -> Mapping[str, Any]:
+    def origin(self) -> Origin:
         """The first member's; what it says of the data holds for all."""
         return self.members[0].origin
 
     @property
     def classes(self) -> list[str]:
         """Class names, by label."""
-        return list(self.origin["classes"])
+        return self.origin.classes
+
+    @property
+    def shortened(self) -> str:
+        """In what its members' trainings were cut short, as in "3 of 30 epochs"; empty where none was."""
+        return "; ".join(sorted({member.origin.shortened for member in self.members} - {""}))
 
     def weights(self) -> list[dict[str, Tensor]]:
         """The members' state dicts, in order.
@@ -79,8 +118,8 @@ class Exported:
             return Classifier(
                 [member.config for member in self.members],
                 weights,
-                mean=self.origin["channel_mean"],
-                std=self.origin["channel_std"],
+                mean=self.origin.channel_mean,
+                std=self.origin.channel_std,
             )
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
@@ -89,38 +128,22 @@ class Exported:
         """The members as trainings, to make another ensemble of.
 
         Raises:
-            StudyError: the weights are missing or damaged, or metrics.json is.
+            StudyError: the weights are missing or damaged.
         """
-        metrics = known_metrics(self.folder)
-        if metrics is None:
-            raise StudyError(f"{self.folder}: metrics.json is missing or damaged; export it again.")
-        curves = [metrics.get("curve")] if len(self.members) == 1 else [[known] for known in metrics["members"]]
         return [
             Trained(
                 member.config,
                 weights,
-                [{"epoch": point.get("epoch", point.get("best_epoch")), **point} for point in curve or []],
-                provenance_from(member.origin, metrics),
+                [{"epoch": member.origin.best_epoch, "validation_accuracy": member.origin.validation_accuracy}],
+                member.origin.provenance(),
             )
-            for member, weights, curve in zip(self.members, self.weights(), curves, strict=True)
+            for member, weights in zip(self.members, self.weights(), strict=True)
         ]
 
 
-def provenance_from(origin: Mapping[str, Any], metrics: Mapping[str, Any]) -> Provenance:
-    """The provenance that an export's files tell."""
-    versions = {name: value for name, value in metrics["environment"].items() if name not in ("device", "threads")}
-    return Provenance(
-        study=origin["study"],
-        trial=int(origin["trial"]),
-        params=origin["params"],
-        source=origin["data_source"],
-        device=origin["device"],
-        threads=int(origin["threads"]),
-        versions=versions,
-        commit=metrics["commit"],
-        label=origin["label"],
-        shortened=origin["shortened"],
-    )
+def is_export(path: Path) -> bool:
+    """Whether this is an export's folder, or its ``config.toml``."""
+    return (path / "config.toml").is_file() or (path.name == "config.toml" and path.is_file())
 
 
 def read(path: Path) -> Exported:
@@ -140,7 +163,7 @@ def read(path: Path) -> Exported:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{file}: not an exported config: [[member]] is a list of tables, one for each network.")
     members = tuple(_member(table, file=file) for table in tables)
-    if len({member.origin["data_fingerprint"] for member in members}) > 1:
+    if len({member.origin.data_fingerprint for member in members}) > 1:
         raise UsageError(f"{file}: its members were trained on different data; an ensemble's are trained on the same.")
     weights = raw.get("weights", {})
     return Exported(file.parent, members, weights.get("sha256") if isinstance(weights, dict) else None)
@@ -149,18 +172,19 @@ def read(path: Path) -> Exported:
 def _member(table: Mapping[str, Any], *, file: Path) -> Member:
     if not isinstance(table.get("config"), dict) or not isinstance(table.get("origin"), dict):
         raise UsageError(f"{file}: not an exported config: it needs the tables [config] and [origin].")
-    missing = [key for key in ORIGIN_KEYS if key not in table["origin"]]
-    if missing:
-        raise UsageError(f"{file}: [origin]: {', '.join(missing)} is missing; it has all of {', '.join(ORIGIN_KEYS)}.")
     try:
-        return Member(TrialConfig.from_dict(table["config"]), table["origin"])
+        return Member(TrialConfig.from_dict(table["config"]), Origin.model_validate(table["origin"]))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{file}: [origin]: {key}: {first['msg'].lower()}; export the trial again.") from None
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
 
 
-def known_metrics(folder: Path) -> dict[str, Any] | None:
-    """The metrics of an export, if they are there."""
+def known_test_accuracy(folder: Path) -> float | None:
+    """What an export's metrics.json says, if it says so."""
     try:
-        return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return float(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test_accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None

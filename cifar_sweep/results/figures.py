@@ -194,8 +194,10 @@ def _trial_words(trial: FrozenTrial) -> str:
 
 
 def _name(trial: FrozenTrial) -> str:
-    label = trial.user_attrs.get("label")
-    return f"trial {trial.number}" + (f", {label}" if label else "")
+    label, shortened = trial.user_attrs.get("label"), trial.user_attrs.get("shortened")
+    return (
+        f"trial {trial.number}" + (f", {label}" if label else "") + (f" (shortened: {shortened})" if shortened else "")
+    )
 
 
 def _lines(words: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ The claims stand in the sweep file and are the reports' own, on CIFAR-10; everyt
 Claims and differences are in percent and points, measured accuracies are fractions, times are seconds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,8 @@ from cifar_sweep.config import PARAMETERS, TrialConfig, Value
 from cifar_sweep.results.status import seconds_spent
 from cifar_sweep.search.study import STATE_NAMES, SweepStudy
 from cifar_sweep.search.sweepfile import ClaimedEnsemble, Sweep
-from cifar_sweep.training.data import ImageData
-from cifar_sweep.training.split import split
 
+CIFAR_CLASSES = 10
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
 
 
@@ -71,11 +70,6 @@ def is_synthetic(data: Iterable[str]) -> bool:
     return any(name.startswith("synthetic") for name in data)
 
 
-def training_images(data: ImageData) -> int:
-    """How many images the training part of `data` has, validation taken off."""
-    return len(split(data.train_labels)[0])
-
-
 def hand_rows(
     sweep: Sweep,
     study: SweepStudy | None,
@@ -111,7 +105,7 @@ def hand_rows(
         ]
         rows += done or [bare]
     measured = ensembles or {}
-    return rows + [_ensemble_row(claim, rows, measured.get(claim.label)) for claim in sweep.ensemble]
+    return rows + [_ensemble_row(claim, study, measured.get(claim.label)) for claim in sweep.ensemble]
 
 
 def _settings(params: Mapping[str, Any]) -> dict[str, Value]:
@@ -142,17 +136,15 @@ def _with_trial(
         test=test,
         seconds=seconds_spent(trial) if attributes.get("curve") else None,
         shortened=shortened,
-        difference=points(test, bare.claimed, shortened=shortened),
+        difference=points(test, bare.claimed, study=study, shortened=shortened),
         commit=attributes.get("commit"),
         device=attributes.get("device"),
         data=data_words(study),
     )
 
 
-def _ensemble_row(claim: ClaimedEnsemble, rows: Sequence[HandRow], test: float | None) -> HandRow:
-    whole = {row.label for row in rows if row.state == "complete" and not row.shortened}
-    missing = [label for label in claim.members if label not in whole]
-    shortened = f"not run whole: {', '.join(missing)}" if missing and test is not None else ""
+def _ensemble_row(claim: ClaimedEnsemble, study: SweepStudy | None, test: float | None) -> HandRow:
+    """Only whole members are measured together, so that nothing here is shortened."""
     return HandRow(
         label=claim.label,
         model=" + ".join(claim.members),
@@ -160,15 +152,15 @@ def _ensemble_row(claim: ClaimedEnsemble, rows: Sequence[HandRow], test: float |
         note=claim.note,
         state="see members",
         test=test,
-        shortened=shortened,
-        difference=points(test, claim.claimed, shortened=shortened),
-        data=next((row.data for row in rows if row.data), "") if test is not None else "",
+        difference=points(test, claim.claimed, study=study, shortened="") if study else None,
+        data=data_words(study) if study and test is not None else "",
     )
 
 
-def points(test: float | None, claimed: float | None, *, shortened: str) -> float | None:
-    """Measured (a fraction) minus claimed (percent), in points, where the two are of the same run."""
-    return None if shortened or test is None or claimed is None else 100 * test - claimed
+def points(test: float | None, claimed: float | None, *, study: SweepStudy, shortened: str) -> float | None:
+    """Measured (a fraction) minus claimed (percent), in points, where the two are of the same run on such images."""
+    unlike = is_synthetic([study.data["name"]]) or study.data["classes"] != CIFAR_CLASSES
+    return None if shortened or unlike or test is None or claimed is None else 100 * test - claimed
 
 
 def _departures(own: Mapping[str, Any], asked: Mapping[str, Any], *, train_images: int | None) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from cifar_sweep.results.status import duration, seconds_left, seconds_spent, setting_text
 from cifar_sweep.search.study import STATE_NAMES, SweepStudy, describe
@@ -56,18 +57,19 @@ class _LiveView:
         self.live.update(self._draw(), refresh=True)
 
     def _draw(self) -> RenderableType:
-        summary = self.study.summary()
+        trials = self.study.asked()
+        summary = self.study.summary(trials)
         counts = summary["trials"]
         done = counts["complete"] + counts["pruned"]
         facts = Table.grid(padding=(0, 2))
         facts.add_row("", ProgressBar(total=summary["budget"], completed=done, width=60))
         facts.add_row("trials", f"{done} of {summary['budget']} done, {_counts_text(counts)}")
-        facts.add_row("best", _best_text(summary["best"]))
-        for trial in self.study.trials():
+        facts.add_row("best", Text(_best_text(summary["best"])))
+        for trial in trials:
             if trial.state is TrialState.RUNNING:
-                facts.add_row("running", _running_text(trial))
+                facts.add_row("running", Text(_running_text(trial)))
         facts.add_row("time left", _left_text(self.study))
-        return Group(f"[bold]{summary['name']}[/bold] on {summary['data']}", facts)
+        return Group(Text.assemble((summary["name"], "bold"), f" on {summary['data']}"), facts)
 
 
 class _Lines:
@@ -86,7 +88,7 @@ class _Lines:
                 self.said.add(trial.number)
 
     def _line(self, trial: FrozenTrial) -> str:
-        summary = self.study.summary()
+        summary = self.study.summary(self.study.asked())
         done = summary["trials"]["complete"] + summary["trials"]["pruned"]
         value = f" {trial.value:.2%}" if trial.value is not None else ""
         reason = f" ({trial.user_attrs['reason']})" if "reason" in trial.user_attrs else ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
+from rich.markup import escape
 from rich.table import Table
 
 from cifar_sweep.search.study import SweepStudy
@@ -19,11 +20,11 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         counts = summary["trials"]
         best = summary["best"]
         view.add_row(
-            summary["name"],
+            escape(summary["name"]),
             *(str(counts[name]) for name in ("complete", "pruned", "failed", "running", "waiting")),
             str(summary["budget"]),
             f"{best['value']:.2%}" if best else "-",
-            f"trial {best['number']}: {setting_text(best)}" if best else "-",
+            escape(f"trial {best['number']}: {setting_text(best)}") if best else "-",
         )
     return view
 
@@ -54,7 +55,7 @@ def seconds_left(study: SweepStudy) -> tuple[float, float] | None:
     A prediction interval for the sum of the trials to come, taken as independent draws with the mean m and deviation
     s of the n finished ones: r * m plus or minus 1.28 * s * sqrt(r + r * r / n), shared among the running workers.
     """
-    trials = study.trials()
+    trials = study.asked()
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     spent = [seconds_spent(trial) for trial in ended]
     if len(spent) < 2:

@@ -38,6 +38,11 @@ class TestSet:
         self._device = device
         self._data: ImageData | None = None
 
+    def remembered(self, trials: Sequence[FrozenTrial]) -> dict[int, float]:
+        """As `accuracies`, of those that were measured before."""
+        found = {trial.number: self._study.test_accuracy([trial.number]) for trial in trials}
+        return {number: measured for number, measured in found.items() if measured is not None}
+
     def accuracies(self, trials: Sequence[FrozenTrial]) -> dict[int, float]:
         """Test accuracies (fractions) of the complete ones of `trials`, by number, each measured once and remembered.
 

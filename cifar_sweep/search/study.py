@@ -87,33 +87,45 @@ class SweepStudy:
 
     @property
     def budget(self) -> int:
-        """How many trials are to be finished (complete or pruned); of given points, all that were ever asked for."""
-        return self._budget(self.trials())
-
-    def _budget(self, trials: Sequence[FrozenTrial]) -> int:
-        if self.sweep.given:
-            return _count(trials, "complete", "pruned", "running", "waiting")
-        return self.sweep.trials
+        """How many trials are to be finished (complete or pruned); of given points, as many as were asked for last."""
+        return self.sweep.size
 
     def trials(self) -> Sequence[FrozenTrial]:
         """All trials as they stand, by number."""
         return self._study.get_trials(deepcopy=False)
 
-    def finished(self) -> bool:
-        """Whether the budget is spent."""
+    def asked(self) -> Sequence[FrozenTrial]:
+        """The trials that the budget counts: of given points those that were asked for last; otherwise all."""
         trials = self.trials()
-        return _count(trials, "complete", "pruned") >= self._budget(trials)
+        if not self.sweep.given:
+            return trials
+        wanted = [(point.label, point.params()) for point in self.sweep.enqueue]
+        return [trial for trial in trials if _given(trial) in wanted]
+
+    def finished(self) -> bool:
+        """Whether the budget is spent. Nothing takes the place of a given point that failed."""
+        trials = self.asked()
+        if self.sweep.given:
+            return not _count(trials, "running", "waiting")
+        return _count(trials, "complete", "pruned") >= self.budget
+
+    def missing(self) -> bool:
+        """Whether a given point that was asked for has failed, and was not run again since."""
+        trials = self.asked()
+        return _count(trials, "complete", "pruned", "running", "waiting") < self.budget
 
     def claim(self, worker: Worker) -> Claim | None:
         """Take an interrupted, an enqueued, or a new trial, exactly one, and hold it; None while all are taken."""
         with self.storage.lock():
             self._requeue_orphans()
-            trials = self.trials()
-            if _count(trials, "complete", "pruned", "running") >= self._budget(trials):
+            trials = self.asked()
+            waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
+            if self.sweep.given:
+                return self._hold(self._take(waiting), worker) if waiting else None
+            if _count(trials, "complete", "pruned", "running") >= self.budget:
                 return None
             # Optuna takes the first waiting trial. Not the count of trials: it stands still while the queue is emptied,
             # and points that leave a parameter open would all get the same value for it.
-            waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
             number = waiting.number if waiting else len(trials)
             seed = strategy.sampler_seed(self.sweep.seed, number=number)
             self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
@@ -121,10 +133,17 @@ class SweepStudy:
                 # Optuna warns that heartbeats belong to Study.optimize; ours are sent by Storage.heartbeat.
                 warnings.filterwarnings("ignore", message="Heartbeat of storage")
                 trial = self._study.ask()
-            space.suggest(
-                trial, self.sweep, named=waiting.user_attrs["given"] if waiting and self.sweep.given else None
-            )
+            space.suggest(trial, self.sweep)
             return self._hold(trial, worker)
+
+    def _take(self, waiting: FrozenTrial) -> optuna.Trial:
+        """Run this waiting trial of a given point. Optuna's ask would take the first one, asked for now or not."""
+        trial_id = self.storage.trial_id(self._study, waiting.number)
+        self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+        self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=0)
+        trial = optuna.Trial(self._study, trial_id)
+        space.suggest(trial, self.sweep, named=waiting.user_attrs["given"])
+        return trial
 
     def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
         trial_id = self.storage.trial_id(self._study, trial.number)
@@ -238,9 +257,13 @@ class SweepStudy:
         """The complete trials, best validation accuracy first; of equals the earlier one."""
         return _ranked(self.trials())
 
-    def summary(self) -> dict[str, Any]:
-        """The study at a glance, as plain data; accuracies as fractions."""
-        trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
+    def summary(self, trials: Sequence[FrozenTrial] | None = None) -> dict[str, Any]:
+        """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""
+        if trials is None:
+            trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
+            budget = _count(trials, "complete", "pruned", "running", "waiting") if self.sweep.given else self.budget
+        else:
+            budget = self.budget
         counts = {name: _count(trials, name) for name in STATE_NAMES.values()}
         # Trials whose worker is gone wait for the next one, whatever the database says until then. Without the lock a
         # claim under way looks like one, too, for a moment; at most what runs is counted.
@@ -251,7 +274,7 @@ class SweepStudy:
             "name": self.name,
             "description": self.sweep.description,
             "trials": counts,
-            "budget": self._budget(trials),
+            "budget": budget,
             "best": describe(ranked[0]) if ranked else None,
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
@@ -266,6 +289,11 @@ def describe(trial: FrozenTrial) -> dict[str, Any]:
     own = ("label", "shortened") if "given" in trial.user_attrs else ()
     known = {name: trial.user_attrs[name] for name in own if trial.user_attrs.get(name)}
     return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params), **known}
+
+
+def _given(trial: FrozenTrial) -> tuple[Any, Any]:
+    """What tells given points apart: two reports may have run the same."""
+    return trial.user_attrs.get("label"), trial.user_attrs.get("given")
 
 
 def _joined(numbers: Sequence[int]) -> str:
@@ -351,13 +379,9 @@ def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
 def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
     """Queue the sweep's own points, those that the study does not have yet.
 
-    Given points are told apart by their labels, too: two reports may have run the same. One that failed is run again.
+    A given point that failed is run again.
     """
-    there = [
-        (trial.user_attrs.get("label"), trial.user_attrs.get("given"))
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state is not TrialState.FAIL
-    ]
+    there = [_given(trial) for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.FAIL]
     for point in sweep.enqueue:
         params = space.encode(point.params(), sweep)
         attributes: dict[str, Any] = {"label": point.label} if point.label else {}
@@ -365,7 +389,7 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
             attributes |= {"given": point.params(), "shortened": point.shortened}
             if (point.label, point.params()) in there:
                 continue
-        if params:
+        if params or sweep.given:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
 
 

@@ -282,6 +282,8 @@ def load(
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
     sweep = parse({"name": path.stem} | raw, where=str(path))
+    if any(point.whole for point in sweep.enqueue):
+        raise UsageError(f"{path}: [[enqueue]]: whole is written by a run that shortens a point, not in a file.")
     if sweep.given and "trials" in raw:
         raise UsageError(
             f"{path}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points."
@@ -363,8 +365,8 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
     raw = sweep.model_dump(mode="json", exclude_none=True)
     for key, value in changes.items():
         table, _, inner = key.rpartition(".")
-        if sweep.given and key == "trials":
-            raise UsageError(f"{where}: sweep {sweep.name!r} has given points; choose among them with --only.")
+        if sweep.given:
+            _check_change_of_given(sweep, key, where=where)
         if sweep.given and key in _SHORTENS:
             check_parameter(key, value, where=where)
             for point in raw["enqueue"]:
@@ -388,6 +390,21 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
         point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed)
     ]
     return parse(raw, where=where)
+
+
+def _check_change_of_given(sweep: Sweep, key: str, *, where: str) -> None:
+    """Given points are run as they are; they can be shortened, where they say how long they are."""
+    if key == "trials":
+        raise UsageError(f"{where}: sweep {sweep.name!r} has given points; choose among them with --only.")
+    if key in _SHORTENS and key not in sweep.space:
+        raise UsageError(
+            f"{where}: {key} is not in [space] of {sweep.name!r}, so its given points cannot be shortened."
+        )
+    if key in PARAMETERS and key not in (*_SHORTENS, "precision"):
+        raise UsageError(
+            f"{where}: sweep {sweep.name!r} runs its given points as they are; accepted: epochs and train_images, "
+            "which shorten them, and precision."
+        )
 
 
 def _shorter(own: Any, cap: Any) -> Any:

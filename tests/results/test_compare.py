@@ -12,9 +12,10 @@ from rich.console import Console
 
 from cifar_sweep.config import Value
 from cifar_sweep.errors import StudyError
+from cifar_sweep.results import hand as hand_runs
 from cifar_sweep.results import testset
-from cifar_sweep.results.compare import SweepRow, as_json, sweep_rows, tables
-from cifar_sweep.results.hand import HandRow, hand_rows, training_images
+from cifar_sweep.results.compare import SweepRow, as_json, collect, sweep_rows, tables
+from cifar_sweep.results.hand import HandRow, hand_rows
 from cifar_sweep.runner import Job, facts, work
 from cifar_sweep.search.storage import open_storage
 from cifar_sweep.search.study import SweepStudy, open_or_resume
@@ -101,6 +102,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.fixture
+def as_if_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims are about CIFAR-10: points are not given for images that were drawn."""
+    monkeypatch.setattr(hand_runs, "is_synthetic", lambda _: False)
+
+
 def text(screen: Callable[[Console], None], *, width: int = 300) -> str:
     out = io.StringIO()
     screen(Console(file=out, width=width, color_system=None))
@@ -111,10 +118,11 @@ def shown(hand: list[HandRow], sweeps: list[SweepRow]) -> str:
     return text(lambda screen: screen.print(*tables(hand, sweeps)))
 
 
+@pytest.mark.usefixtures("as_if_real")
 def test_a_row_for_each_training_in_the_files_order(study: SweepStudy, given: Path, small_data: ImageData) -> None:
     tests = measured(study, small_data)
     assert sorted(tests) == [0, 1, 2]
-    rows = hand_rows(load(given), study, tests, train_images=training_images(small_data))
+    rows = hand_rows(load(given), study, tests, train_images=400)
     assert [(row.label, row.trial, row.state) for row in rows] == [
         ("H-2", 0, "complete"),
         ("H-2", 1, "complete"),
@@ -143,16 +151,36 @@ def test_a_row_for_each_training_in_the_files_order(study: SweepStudy, given: Pa
     assert (ensemble.claimed, ensemble.difference, ensemble.model) == (86.3, None, "H-2 + H-3")
 
 
-def test_an_ensemble_is_compared_when_its_members_are_whole(
-    study: SweepStudy, given: Path, small_data: ImageData
-) -> None:
-    sweep = load(given)
-    row = hand_rows(sweep, study, {}, ensembles={"H-ens": 0.9})[-1]
-    assert (row.test, row.shortened, row.difference) == (0.9, "not run whole: H-3", None)
-    train(given, small_data, only="H-3")
-    row = hand_rows(sweep, study, {}, ensembles={"H-ens": 0.9})[-1]
-    assert (row.shortened, row.data) == ("", f"{NAME} ({small_data.fingerprint})")
-    assert row.difference == pytest.approx(90 - 86.3)
+@pytest.mark.usefixtures("as_if_real")
+def test_an_ensemble_is_of_whole_members(study: SweepStudy, given: Path, small_data: ImageData, cli: Any) -> None:
+    def row() -> HandRow:
+        hand, _ = collect(
+            [study],
+            hand="given",
+            artifacts=Path("artifacts"),
+            device=torch.device("cpu"),
+            images_of=lambda _: small_data,
+        )
+        return hand[-1]
+
+    Path("sweeps").mkdir()
+    given.rename("sweeps/given.toml")
+    # Shortened in its images alone, a run has as many epochs as the whole one.
+    train(Path("sweeps/given.toml"), small_data, only="H-2", train_images=120)
+    train(Path("sweeps/given.toml"), small_data, only="H-3", train_images=120)
+    assert (row().test, row().difference) == (None, None)
+    train(Path("sweeps/given.toml"), small_data, only="H-3")
+    assert cli("ensemble", "given", "--trials", "0,5", "--out", "both").exit_code == 0
+    together = json.loads(Path("both/metrics.json").read_text())["test_accuracy"]
+    assert row().test == together
+    assert row().difference == pytest.approx(100 * together - 86.3)
+    assert row().data == f"{NAME} ({small_data.fingerprint})"
+
+
+def test_no_points_on_images_that_were_drawn(study: SweepStudy, given: Path, small_data: ImageData) -> None:
+    row = hand_rows(load(given), study, measured(study, small_data))[0]
+    assert row.test is not None
+    assert row.difference is None
 
 
 def test_without_a_study_and_without_the_number_of_images(study: SweepStudy, given: Path) -> None:
@@ -161,7 +189,10 @@ def test_without_a_study_and_without_the_number_of_images(study: SweepStudy, giv
 
 
 def test_a_run_with_other_settings_is_not_the_claimed_one(given: Path, small_data: ImageData) -> None:
-    study = train(given, small_data, only="H-3", dropout=0.25)
+    text = given.read_text()
+    given.write_text(text.replace('label = "H-3"', 'label = "H-3"\ndropout = 0.25'))
+    study = train(given, small_data, only="H-3")
+    given.write_text(text)
     [row] = [row for row in hand_rows(load(given), study, {0: 0.5}) if row.trial == 0]
     assert row.shortened == "dropout 0.25, not 0.0"
 
@@ -222,16 +253,21 @@ def test_other_data_than_the_studys(study: SweepStudy, session_cache: Path, read
     assert reads == []
 
 
+@pytest.mark.usefixtures("as_if_real")
 def test_a_sweep_beside_the_best_by_hand(
     study: SweepStudy, given: Path, tiny_sweep: Path, small_data: ImageData
 ) -> None:
     tests = {0: 0.5, 1: 0.9, 2: 0.95}
     hand = hand_rows(load(given), study, tests)
-    hand.append(HandRow("X-1", "vgg11", claimed=99, test=0.7, data=hand[0].data))
-    hand.append(HandRow("X-2", "lenet", test=0.8, data="other images (0)"))
+    hand.append(HandRow("X-1", "vgg11", claimed=99, validation=0.9, test=0.4, data=hand[0].data))
+    hand.append(HandRow("X-2", "lenet", validation=0.9, test=0.8, data="other images (0)"))
     searched = train(tiny_sweep, small_data, trials=2)
     best = searched.ranked()[0]
     [row] = sweep_rows([study, searched], hand, {"tiny": {best.number: 0.6}})
+    assert row.difference is None, "nobody knows how long the sweep was meant to be"
+    [row] = sweep_rows(
+        [study, searched], hand, {"tiny": {best.number: 0.6}}, files={searched.sweep.name: load(tiny_sweep)}
+    )
     assert (row.study, row.trial, row.model, row.finished, row.budget) == ("tiny", best.number, "lenet", 2, 2)
     assert (row.validation, row.test, row.shortened, row.epochs) == (best.value, 0.6, "", 3)
     assert row.params.startswith("learning_rate=")
@@ -243,7 +279,7 @@ def test_a_sweep_beside_the_best_by_hand(
     assert row.measured_model is not None
     assert (row.measured_model.label, row.measured_model.accuracy) == ("H-2", 0.5), "not the shortened ones"
     assert row.measured_all is not None
-    assert row.measured_all.label == "X-1"
+    assert row.measured_all.label == "X-1", "chosen by validation"
 
 
 PREVIEW = "\n[preview]\ntrials = 1\nepochs = 1\ntrain_images = 100\n"
@@ -273,6 +309,13 @@ def test_a_shortened_sweep(
     assert words in shown([], [row])
 
 
+def test_a_sweep_whose_epochs_were_fixed_is_shortened(tiny_sweep: Path, given: Path, small_data: ImageData) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("epochs = 3\n", "") + "epochs = { low = 1, high = 9 }\n")
+    searched = train(tiny_sweep, small_data, trials=1, epochs=1)
+    [row] = sweep_rows([searched], [], {}, files={"tiny": load(tiny_sweep)})
+    assert row.shortened == "1 epochs"
+
+
 def test_a_sweep_before_its_first_trial(tiny_sweep: Path, small_data: ImageData) -> None:
     storage = open_storage("sqlite:///studies.db")
     searched = open_or_resume(storage, "tiny", load(tiny_sweep), data=facts(small_data, source="synthetic:500"))
@@ -289,7 +332,7 @@ def test_tables_say_what_the_numbers_are(study: SweepStudy, given: Path, small_d
     assert "synthetic images say nothing about CIFAR-10" in words
     assert "report's claim %" in words
     assert "12.35" in words
-    assert "51.24 +38.89" in words
+    assert "51.24 -" in words
     assert "1 of 2 epochs, 120 of 400 images" in words
     assert "[bold]X[/]" in shown([HandRow("[bold]X[/]", "lenet")], [])
     whole = shown(hand_rows(load(given), None, {}), [])
@@ -306,15 +349,11 @@ def test_json_reads_back(study: SweepStudy, given: Path, tiny_sweep: Path, small
     assert plain["sweeps"][0]["claimed_model"] == {"label": "H-1", "accuracy": 45}
 
 
+@pytest.mark.usefixtures("as_if_real")
 def test_the_command_shows_runs_ensembles_and_sweeps(given: Path, tiny_sweep: Path, reads: list[int], cli: Any) -> None:
     common = ("--data", "synthetic:500", "--workers", 1, "--threads", 1)
     assert cli("run", "given.toml", *common).exit_code == 0
     assert cli("run", "tiny.toml", "--trials", 2, *common).exit_code == 0
-    finished = cli("compare", "--study", "given", "--json")
-    # The hand file is a path, not a shipped sweep: its claims are found by the study's name in sweeps/.
-    assert finished.exit_code == 2
-    Path("sweeps").mkdir()
-    given.rename("sweeps/given.toml")
     compared = json.loads(cli("compare", "--study", "given", "--json").out)
     rows = {row["label"]: row for row in compared["hand"]}
     assert set(rows) == {"H-1", "H-2", "H-3", "H-ens"}
@@ -340,6 +379,9 @@ def test_the_command_on_other_studies_and_other_data(
     finished = cli("compare", "--study", "given", "--data", "synthetic:600", "--json")
     assert finished.exit_code == 0
     assert all(row["test"] is None for row in json.loads(finished.out)["hand"])
+    missing = cli("compare", "--study", "lr_batch")
+    assert missing.exit_code == 2
+    assert "no such study or sweep of given runs" in missing.err
     none = cli("compare", "--json")
     assert {row["state"] for row in json.loads(none.out)["hand"]} == {"not run", "see members"}
     assert cli("run", "tiny.toml", "--trials", 1, "--data", "synthetic:500", "--workers", 1).exit_code == 0

@@ -154,14 +154,17 @@ print((probabilities.argmax(dim=1) == labels).float().mean().item())
     [
         (("mixed", "--top", 1), 2, "an ensemble of 1"),
         (("mixed", "--top", 4), 1, "has 3 complete trials, fewer than the 4"),
-        (("mixed", "--trials", "1,x"), 2, "trial numbers with commas"),
+        (("mixed", "--trials", "1,x"), 2, "different trial numbers with commas"),
         (("mixed", "--trials", "1,7"), 1, "no complete trial 7"),
+        (("mixed", "--trials", "1,1"), 2, "different trial numbers"),
+        (("one", "one", "--top", 2), 2, "accepted with a study"),
         (("mixed", "other"), 2, "one study, or folders that hold a config.toml"),
         (("nowhere",), 1, "there is no study 'nowhere'"),
         (("mixed", "--data", "synthetic:600"), 1, "not on synthetic images (600 + 120)"),
     ],
 )
 def test_what_makes_no_ensemble(study: str, cli: Any, arguments: Any, exit_code: int, words: str) -> None:
+    assert cli("export", "mixed", "--out", "one").exit_code == 0
     finished = cli("ensemble", *arguments)
     assert finished.exit_code == exit_code
     assert words in finished.err

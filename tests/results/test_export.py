@@ -150,6 +150,10 @@ def test_a_config_by_hand_is_checked(tiny_sweep: Path, cli: Any) -> None:
         ("epochs = 3", "epochs = -1", "epochs = -1"),
         ("epochs = 3", "", "epochs is missing"),
         ("epochs = 3", "epoch = 3", "'epoch'"),
+        ("classes = 10", 'classes = "10"', "classes = '10' is not accepted"),
+        ("threads = 1", 'threads = "one"', "[origin]: threads: input should be a valid integer"),
+        ('device = "cpu', 'devise = "cpu', "[origin]: device: field required"),
+        ("channel_mean = [", "channel_mean = [1.0, ", "[origin]: channel_mean"),
     ):
         config.write_text(text.replace(old, new))
         finished = cli("train", "here", "--data", "synthetic:500")
@@ -188,8 +192,6 @@ def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     write(tmp_path / "out", trained, data=small_data, device=torch.device("cpu"))
     [member] = read(tmp_path / "out").members
     assert member.config == config
-    origin = member.origin
-    assert origin["channel_mean"] == list(small_data.channel_mean)
-    assert origin["study"] == 'a "name" 🐱'
-    assert origin["params"] == {"learning_rate": 1.5e-5}
+    assert member.origin.channel_mean == list(small_data.channel_mean)
+    assert member.origin.provenance() == provenance
     assert "Conv2d(3, 64, 3, padding=1)" in loading_code(config, network, data=small_data)

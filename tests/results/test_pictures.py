@@ -98,6 +98,7 @@ def test_the_page_opens_alone_and_escapes_names(exports: None, cli: Any) -> None
         (("one", "tiny.toml"), 2, "tiny.toml: not an image; accepted: JPEG"),
         (("one", "half.png"), 2, "half.png: the image cannot be read"),
         (("one", "--test", 101), 2, "has 100 test images"),
+        (("one", "whole.png", "--against", "one"), 2, "that is the same export"),
         (("elsewhere", "half.png"), 2, "give the config.toml of an export"),
     ],
 )

@@ -118,25 +118,32 @@ def test_shortening_touches_only_what_is_longer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("key", "value", "words"),
     [
-        (("--trials", 3), "sweep 'reports' has given points; choose among them with --only"),
-        (("--set", "pruner=median"), "accepted: pruner = 'none'"),
-        (("--epochs", 301), None),
-        (("--train-images", 40001), "outside of its [space]: 0 to 40000"),
+        ("trials", 3, "sweep 'reports' has given points; choose among them with --only"),
+        ("pruner", "median", "accepted: pruner = 'none'"),
+        ("train_images", 40001, "outside of its [space]: 0 to 40000"),
+        ("softmax", True, "runs its given points as they are; accepted: epochs and train_images"),
     ],
 )
-def test_what_given_points_refuse(arguments: Any, words: str | None) -> None:
-    changes = {"--trials": "trials", "--epochs": "epochs", "--train-images": "train_images"}
-    name, value = arguments
-    key = changes.get(name, "pruner")
-    value = value if key != "pruner" else "median"
-    if words is None:
-        assert load(find("reports"), changes={key: value}) == load(find("reports"))
-        return
+def test_what_given_points_refuse(key: str, value: Any, words: str) -> None:
     with pytest.raises(UsageError) as refused:
         load(find("reports"), changes={key: value})
     assert words in str(refused.value)
+
+
+def test_what_given_points_take() -> None:
+    whole = load(find("reports"))
+    assert load(find("reports"), changes={"epochs": 301}) == whole
+    assert load(find("reports"), changes={"precision": "fp32"}).fixed == whole.fixed | {"precision": "fp32"}
+
+
+def test_points_that_do_not_say_how_long_they_are_cannot_be_shortened(given: Path) -> None:
+    given.write_text(
+        GIVEN.replace("epochs = { low = 1, high = 3 }\n", "").replace("epochs = 2", "").replace("epochs = 1", "")
+    )
+    with pytest.raises(UsageError, match="epochs is not in"):
+        load(given, changes={"epochs": 1})
 
 
 GIVEN = """
@@ -220,6 +227,16 @@ def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert summary["budget"] == summary["trials"]["complete"] == 5
 
 
+def test_only_what_is_asked_for_is_run_though_others_wait(given: Path, cli: Any) -> None:
+    assert cli(*RUN, "--max-hours", 0).exit_code == 0
+    assert [trial.state.name for trial in trials()] == ["WAITING"] * 3
+    finished = cli(*RUN, "--only", "two")
+    assert "1 of 1 trials finished" in finished.out
+    assert [trial.state.name for trial in trials()] == ["WAITING", "COMPLETE", "WAITING"]
+    assert cli(*RUN).exit_code == 0
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 3
+
+
 def test_claims_are_no_results(given: Path, cli: Any) -> None:
     assert cli(*RUN, "--only", "one").exit_code == 0
     [trial] = trials()
@@ -236,7 +253,9 @@ def test_a_failed_point_is_run_again_and_replaced_by_no_other(given: Path, cli: 
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Member, "step", broken)
-        cli(*RUN, "--only", "one")
+        failed = cli(*RUN, "--only", "one")
+        assert failed.exit_code == 1
+        assert "0 of 1 trials finished: 0 complete, 0 pruned\n1 failed" in failed.out
     assert [trial.state.name for trial in trials()] == ["FAIL"]
     assert cli(*RUN, "--only", "one").exit_code == 0
     assert [(trial.state.name, trial.user_attrs["label"]) for trial in trials()] == [
@@ -253,6 +272,7 @@ def test_a_failed_point_is_run_again_and_replaced_by_no_other(given: Path, cli: 
         ('label = "two"', "", "each with a label of its own"),
         ('sampler = "given"', 'sampler = "given"\ntrials = 3', "trials does nothing for sampler 'given'"),
         ("claimed = 55.5", 'claimed = "55.5"', "claimed = '55.5' is not accepted; it takes a number"),
+        ('label = "two"', 'label = "two"\nwhole = { epochs = 3 }', "not in a file"),
         ("epochs = 2", "epochs = 4", "epochs = 4 is outside of its [space]: 1 to 3"),
     ],
 )
