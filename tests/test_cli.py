@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cifar_sweep import cli as cli_module
+from cifar_sweep.cli.options import settings_of
 from cifar_sweep.errors import UsageError
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
@@ -350,12 +350,10 @@ def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(
 
 
 def test_settings_are_read_as_toml() -> None:
-    parsed = cli_module._settings(
-        ["batch_size=32", "learning_rate=1e-3", "pruner=none", "batch_norm=true", "init='xavier'"]
-    )
+    parsed = settings_of(["batch_size=32", "learning_rate=1e-3", "pruner=none", "batch_norm=true", "init='xavier'"])
     assert parsed == {"batch_size": 32, "learning_rate": 1e-3, "pruner": "none", "batch_norm": True, "init": "xavier"}
     with pytest.raises(UsageError, match="a number, a word"):
-        cli_module._settings(["batch_size=[1, 2]"])
+        settings_of(["batch_size=[1, 2]"])
 
 
 def test_status_of_one_study_and_of_none(tiny_sweep: Path, cli: Any) -> None:
