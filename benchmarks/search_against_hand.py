@@ -76,14 +76,14 @@ def epochs_spent(study: studies.SweepStudy) -> int:
 def drive(name: str, epochs: int, job: Job) -> None:
     """Work on a study until it is done or has spent its epochs."""
     study = studies.load(open_existing(job.storage), name)
-    last = 0.0
+    last, over = 0.0, False
 
     def spent() -> bool:
-        nonlocal last
-        if time.monotonic() - last < 0.5:
-            return False
-        last = time.monotonic()
-        return epochs_spent(study) >= epochs
+        nonlocal last, over
+        if not over and time.monotonic() - last >= 0.5:  # asked before every step
+            last = time.monotonic()
+            over = epochs_spent(study) >= epochs
+        return over
 
     work(job, stop=spent)
 
