@@ -81,12 +81,11 @@ def plain_rate(config: TrialConfig, images: data.ImageData, device: torch.device
 def our_rate(config: TrialConfig, images: data.ImageData, device: torch.device, count: int) -> float:
     """Images per second of one epoch of the project's loop, until the device has finished."""
     run = Run([config], images, device=device)
-    [member] = run.members
-    member.start_epoch(1)
+    run.group.start_epoch(1)
     started = time.perf_counter()
     for inputs, labels in run.batches.train(config.shape.batch_size, seed=0, epoch=1):
-        member.step(inputs, labels)
-    member.loss_sum.item()
+        run.group.step(inputs, labels)
+    run.group.train_figures(count)  # waits for the device
     return count / (time.perf_counter() - started)
 
 

@@ -31,8 +31,9 @@ from cifar_sweep.training.device import (
     resolve_device,
     resolve_precision,
 )
+from cifar_sweep.training.group import EpochResult
 from cifar_sweep.training.split import split
-from cifar_sweep.training.train import EpochInterruptedError, EpochResult, Run
+from cifar_sweep.training.train import EpochInterruptedError, Run
 
 log = logging.getLogger(__name__)
 

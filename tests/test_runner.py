@@ -207,7 +207,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == in_epoch - 1:
-            for parameter in run.members[0].network.parameters():
+            for parameter in run.group.network.parameters():
                 parameter.data.fill_(float("nan"))
         return epoch(run, *arguments)
 

@@ -28,9 +28,9 @@ from cifar_sweep.training.device import (
     resolve_device,
     resolve_precision,
 )
+from cifar_sweep.training.group import Group
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs
-from cifar_sweep.training.train import Member
 
 TRAIN_IMAGES = 40_000
 VALIDATION_IMAGES = 10_000
@@ -243,26 +243,26 @@ def _macs(network: str) -> int:
 
 
 def _measure(network: str, *, device: torch.device, precision: str) -> Speed:
-    member = Member(_config(network, precision=precision), device=device)
-    member.start_epoch(1)
-    small, large = (_step_seconds(member, batch=batch) / batch for batch in (_SMALL, _LARGE))
+    group = Group([_config(network, precision=precision)], device=device)
+    group.start_epoch(1)
+    small, large = (_step_seconds(group, batch=batch) / batch for batch in (_SMALL, _LARGE))
     return Speed.between(small, large)
 
 
-def _step_seconds(member: Member, *, batch: int) -> float:
+def _step_seconds(group: Group, *, batch: int) -> float:
     """The least time of a training step on random images, after one to warm up: the others were disturbed more."""
     generator = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if member.config.shape.precision == "bf16" else torch.float32
-    images = torch.rand(batch, 3, 32, 32, generator=generator).to(member.device, dtype)
+    dtype = torch.bfloat16 if group.shape.precision == "bf16" else torch.float32
+    images = torch.rand(batch, 3, 32, 32, generator=generator).to(group.device, dtype)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,), generator=generator).to(member.device)
-    member.step(images, labels)
+    labels = torch.randint(10, (batch,), generator=generator).to(group.device)
+    group.step(images, labels)
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < _TIMED_SECONDS:
-        _wait_for(member.device)
+        _wait_for(group.device)
         start = time.perf_counter()
-        member.step(images, labels)
-        _wait_for(member.device)
+        group.step(images, labels)
+        _wait_for(group.device)
         taken.append(time.perf_counter() - start)
     return min(taken)
 

@@ -1,26 +1,34 @@
 """Optimizers and the learning-rate schedule."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from cifar_sweep.config import Knobs, TrialConfig
 
 
-def build_optimizer(config: TrialConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of `config`, one fused kernel per step where PyTorch has one."""
-    knobs = config.knobs
-    lr, decay = knobs.learning_rate, knobs.weight_decay
-    match config.shape.optimizer:
+def build_optimizer(configs: Sequence[TrialConfig], parameters: Sequence[Sequence[Tensor]]) -> torch.optim.Optimizer:
+    """An optimizer with a parameter group for each of `configs`, all of one kind, over that member's `parameters`.
+
+    One fused kernel per group and step where PyTorch has one.
+    """
+    groups = [{"params": list(own), **_settings(config)} for config, own in zip(configs, parameters, strict=True)]
+    match configs[0].shape.optimizer:
         case "sgd":
-            return torch.optim.SGD(parameters, lr=lr, momentum=knobs.momentum, weight_decay=decay, fused=True)
+            return torch.optim.SGD(groups, fused=True)
         case "adam":
-            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+            return torch.optim.Adam(groups, fused=True)
         case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr=lr, momentum=knobs.momentum, weight_decay=decay)
+            return torch.optim.RMSprop(groups)
         case unknown:
             raise ValueError(f"optimizer {unknown!r}")
+
+
+def _settings(config: TrialConfig) -> dict[str, float]:
+    knobs = config.knobs
+    settings = {"lr": knobs.learning_rate, "weight_decay": knobs.weight_decay}
+    return settings if config.shape.optimizer == "adam" else settings | {"momentum": knobs.momentum}
 
 
 def learning_rate_at(epoch: int, knobs: Knobs) -> float:

@@ -15,7 +15,7 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.results import cost
 from cifar_sweep.results.cost import Speed, Speeds, estimates, measure_speeds, network_of, seconds_of
 from cifar_sweep.search.sweepfile import Choices, Range, Sweep, contains, parse
-from cifar_sweep.training.train import Member
+from cifar_sweep.training.group import Group
 
 CPU = torch.device("cpu")
 # 1 ms an image, 10 ms a batch.
@@ -219,12 +219,12 @@ def test_a_folder_that_cannot_be_written_is_no_error(timed: list[str], tmp_path:
 
 
 def test_a_training_step_is_what_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def step(self: Member, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(self: Group, images: torch.Tensor, labels: torch.Tensor) -> None:
         assert self.network.training
         assert images.shape == (len(labels), 3, 32, 32)
         time.sleep(0.01 + 0.001 * len(images))
 
-    monkeypatch.setattr(Member, "step", step)
+    monkeypatch.setattr(Group, "step", step)
     found = speeds("lenet", cache=tmp_path).networks["lenet"]
     assert (found.image, found.step) == pytest.approx((0.001, 0.01), rel=0.3)
 

@@ -246,13 +246,13 @@ def test_claims_are_no_results(given: Path, cli: Any) -> None:
 
 
 def test_a_failed_point_is_run_again_and_replaced_by_no_other(given: Path, cli: Any, monkeypatch: Any) -> None:
-    from cifar_sweep.training import train
+    from cifar_sweep.training import group
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Member, "step", broken)
+        patch.setattr(group.Group, "step", broken)
         failed = cli(*RUN, "--only", "one")
         assert failed.exit_code == 1
         assert "0 of 1 trials finished: 0 complete, 0 pruned\n1 failed" in failed.out

@@ -1,6 +1,5 @@
 """The invariants of the training loop. Exact where the arithmetic is exact; float32 on the CPU."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import UsageError
-from cifar_sweep.training import batches, checkpoint, train
+from cifar_sweep.training import batches, checkpoint, group
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.evaluate import evaluate
+from cifar_sweep.training.fuse import Fused, Masks
+from cifar_sweep.training.group import EpochResult
 from cifar_sweep.training.models import build
 from cifar_sweep.training.split import split
-from cifar_sweep.training.train import EpochInterruptedError, EpochResult, Run
+from cifar_sweep.training.train import EpochInterruptedError, Run
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def without_time(results: list[EpochResult]) -> list[EpochResult]:
 
 def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
     assert without_time(one.members[k].history) == without_time(other.members[j].history)
-    mine, theirs = one.members[k].state(), other.members[j].state()
+    mine, theirs = one.group.state(k), other.group.state(j)
     del mine["history"], theirs["history"]
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
@@ -85,31 +86,6 @@ def test_a_restored_state_of_another_network_is_refused(small_data: ImageData) -
         Run([config(model="convnet")], small_data, device=CPU).restore(state)
 
 
-def test_members_of_a_group_equal_their_solo_runs(small_data: ImageData) -> None:
-    configs = [config(dropout=0.2, learning_rate=rate, seed=seed) for seed, rate in enumerate((1e-3, 1e-2, 1e-4))]
-    group = trained(*configs, data=small_data)
-    for k, each in enumerate(configs):
-        assert_equal(group, k, trained(each, data=small_data), 0)
-
-
-def test_keep_equals_never_having_had_the_others(small_data: ImageData) -> None:
-    configs = [config(dropout=0.2, seed=seed) for seed in range(3)]
-    group = trained(*configs, data=small_data, epochs=1)
-    group.keep([2, 0])
-    results = group.epoch()
-    assert len(results) == 2
-    for k, each in enumerate((configs[2], configs[0])):
-        assert_equal(group, k, trained(each, data=small_data), 0)
-
-
-def test_a_diverged_member_leaves_its_siblings_as_they_were(small_data: ImageData) -> None:
-    calm, wild = config(optimizer="sgd"), config(optimizer="sgd", learning_rate=1000.0, seed=2)
-    group = trained(wild, calm, data=small_data)
-    assert group.members[0].history[-1].diverged
-    assert not math.isfinite(group.members[0].history[-1].train_loss)
-    assert_equal(group, 1, trained(calm, data=small_data), 0)
-
-
 def test_a_group_needs_one_shape(small_data: ImageData) -> None:
     with pytest.raises(ValueError, match="one shape"):
         Run([config(), config(batch_size=16)], small_data, device=CPU)
@@ -127,7 +103,7 @@ def test_the_first_steps_equal_plain_torch(small_data: ImageData) -> None:
     """Against a loop as anyone would write it: float32, standard memory layout, unfused optimizer."""
     run = Run([config(optimizer="adam", weight_decay=1e-2)], small_data, device=CPU)
     reference = build(run.shape, seed=0)
-    reference.load_state_dict({k: v.clone().contiguous() for k, v in run.members[0].network.state_dict().items()})
+    reference.load_state_dict({k: v.clone().contiguous() for k, v in run.group.network.member_state(0).items()})
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, weight_decay=1e-2, fused=False, foreach=False)
     losses = []
     for images, labels in run.batches.train(32, seed=run.shape.data_seed, epoch=1):
@@ -138,7 +114,7 @@ def test_the_first_steps_equal_plain_torch(small_data: ImageData) -> None:
         losses.append(loss.item() * len(labels))
     [result] = run.epoch()
     assert result.train_loss == pytest.approx(sum(losses) / 400, rel=1e-4)
-    for name, value in run.members[0].network.state_dict().items():
+    for name, value in run.group.network.member_state(0).items():
         torch.testing.assert_close(value.contiguous(), reference.state_dict()[name], rtol=1e-3, atol=1e-5)
 
 
@@ -151,7 +127,7 @@ def test_step_lr(small_data: ImageData) -> None:
     for _ in range(5):
         [result] = run.epoch()
         assert result.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"])
-        assert run.members[0].optimizer.param_groups[0]["lr"] == result.learning_rate
+        assert run.group.optimizer.param_groups[0]["lr"] == result.learning_rate
         optimizer.step()
         schedule.step()
 
@@ -161,13 +137,14 @@ def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
     seen: list[tuple[float, dict[str, torch.Tensor]]] = []
     for _ in range(6):
         [result] = run.epoch()
-        weights = {name: value.clone() for name, value in run.members[0].network.state_dict().items()}
+        weights = {name: value.clone() for name, value in run.group.network.member_state(0).items()}
         seen.append((result.validation_accuracy, weights))
     accuracy, weights = max(seen, key=lambda item: item[0])
     kept = run.member(0)
     for name, value in kept.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    measured = evaluate(kept, run.batches.validation(), precision="fp32", device=CPU)
+    fused = Fused([kept], [Masks(0.0, torch.Generator())])
+    [measured] = evaluate(fused, run.batches.validation(), precision="fp32", device=CPU)
     assert measured.accuracy == pytest.approx(accuracy)
     assert measured.images == 100
 
@@ -175,7 +152,7 @@ def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
 def test_a_member_loads_into_the_plain_network(small_data: ImageData) -> None:
     run = trained(config(model="cnn3", batch_norm=True, dropout=0.3), data=small_data, epochs=1)
     build(run.shape, seed=3).load_state_dict(run.member(0).state_dict())
-    assert "SeededDropout" not in repr(run.member(0))
+    assert "Fused" not in repr(run.member(0))
 
 
 def test_no_weights_before_an_epoch(small_data: ImageData) -> None:
@@ -198,7 +175,7 @@ def test_a_batch_larger_than_the_training_images_is_refused(small_data: ImageDat
 
 def test_dropout_drops_at_its_rate_and_not_in_evaluation(small_data: ImageData) -> None:
     run = Run([config(model="cnn3", dropout=0.4)], small_data, device=CPU)
-    layer = run.members[0].network[2]
+    layer = run.group.network.layers[2]
     ones = torch.ones(64, 50, 8, 8)
     layer.train()
     dropped = layer(ones)
@@ -225,9 +202,8 @@ class HostReads(TorchDispatchMode):
 def host_reads(data: ImageData, *, batch_size: int, read_each_step: bool = False) -> int:
     run = Run([config(batch_size=batch_size, dropout=0.2)], data, device=CPU)
     if read_each_step:
-        member = run.members[0]
-        step = member.step
-        member.step = lambda images, labels: (step(images, labels), member.loss_sum.item())  # type: ignore[assignment]
+        step = run.group.step
+        run.group.step = lambda *batch: (step(*batch), run.group._loss_sum.sum().item())  # type: ignore[assignment]
     with HostReads() as reads:
         run.epoch()
     return reads.count
@@ -250,21 +226,27 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
         with unset_fake_temporarily():
             return build(shape, seed=seed)
 
+    def fuse_real(networks: list[torch.nn.Sequential], masks: list[Masks]) -> Fused:
+        with unset_fake_temporarily():
+            return fused(networks, masks)
+
+    fused = group.Fused
     parts = split(data.train_labels)
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(batches, "split", lambda labels: parts)  # it reads the labels, which fakes do not have
-        patch.setattr(train, "build", build_real)  # a real parameter becomes a fake one only by being replaced
+        patch.setattr(group, "Fused", fuse_real)
+        patch.setattr(group, "build", build_real)  # a real parameter becomes a fake one only by being replaced
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
         device = torch.device("cuda")
         fake = replace(
             data, **{name: torch.empty_like(getattr(data, name)) for name in ("train_images", "test_images")}
         )
-        run = Run([config(**params)], fake, device=device)
+        run = Run([config(**params, seed=seed) for seed in range(2)], fake, device=device)
         images, labels = next(iter(run.batches.train(32, seed=0, epoch=1)))
         assert images.device.type == "cuda"
-        loss, logits = run.members[0].loss(images, labels)
-        assert logits.shape == (32, 10)
-        return loss
+        losses, logits = run.group.losses(images, labels)
+        assert logits.shape == (2, 32, 10)
+        return losses
 
 
 @pytest.mark.parametrize("model", ["lenet", "convnet", "cnn3", "vgg11"])
@@ -274,13 +256,10 @@ def test_nothing_stays_on_the_cpu(model: str, small_data: ImageData) -> None:
 
 
 def test_the_fake_device_catches_a_tensor_on_the_cpu(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaves_network_behind(network: torch.nn.Sequential, rate: float, *, generator: torch.Generator) -> Any:
-        class Behind(torch.nn.Module):
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return x + torch.ones(x.shape)
+    class Behind(Fused):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images + torch.ones(images.shape))
 
-        return torch.nn.Sequential(Behind(), *network)
-
-    monkeypatch.setattr(train, "seed_dropout", leaves_network_behind)
+    monkeypatch.setattr(group, "Fused", Behind)
     with pytest.raises(RuntimeError, match="device"):
         fake_cuda_loss(small_data)

@@ -1,0 +1,190 @@
+"""A group of trials in training: one network, one optimizer, and what each member has come to."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.nn import functional
+
+from cifar_sweep.config import TrialConfig, derive_seed
+from cifar_sweep.training.fuse import Fused, Masks
+from cifar_sweep.training.models import build
+from cifar_sweep.training.optim import build_optimizer, learning_rate_at
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch of one member. Losses in nats, accuracies as fractions; the first epoch is 1.
+
+    Train figures are averages over the epoch's batches while the weights moved, dropout on; validation figures are
+    those of the weights after the epoch.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss is no longer a finite number."""
+        return not (math.isfinite(self.train_loss) and math.isfinite(self.validation_loss))
+
+
+class Member:
+    """One trial of a group: its config, its random stream, its curve, and its best weights so far."""
+
+    def __init__(self, config: TrialConfig, *, device: torch.device) -> None:
+        self.config = config
+        self.history: list[EpochResult] = []
+        self.best_weights: dict[str, torch.Tensor] = {}
+        # A generator on a CUDA device draws its masks there: no transfer, no synchronisation.
+        self.generator = torch.Generator(device if config.knobs.dropout else "cpu")
+        self.generator.manual_seed(derive_seed(config.knobs.seed, "dropout"))
+
+    @property
+    def masks(self) -> Masks:
+        """Its dropout."""
+        return Masks(self.config.knobs.dropout, self.generator)
+
+    @property
+    def best_accuracy(self) -> float:
+        """The best validation accuracy so far; -1 before the first epoch."""
+        return max((result.validation_accuracy for result in self.history if not result.diverged), default=-1.0)
+
+    def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor]) -> None:
+        """Note an epoch, and keep the weights if they are the best so far; of equals the first."""
+        if not result.diverged and result.validation_accuracy > self.best_accuracy:
+            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+        self.history.append(result)
+
+
+class Group:
+    """Trials of equal shape, trained as one network with a member axis; one trial is the plain case.
+
+    Args:
+        configs: the trials, all of one `Shape`.
+        device: where everything lives and runs.
+
+    Raises:
+        ValueError: the shapes differ, or there is no config.
+    """
+
+    def __init__(self, configs: Sequence[TrialConfig], *, device: torch.device) -> None:
+        if len({config.shape for config in configs}) != 1:
+            raise ValueError("a group needs one or more trials, all of one shape")
+        self.shape = configs[0].shape
+        self.device = device
+        self.members = [Member(config, device=device) for config in configs]
+        networks = [build(self.shape, seed=derive_seed(config.knobs.seed, "init")) for config in configs]
+        self.network = Fused(networks, [member.masks for member in self.members]).to(device=device)
+        self._prepare_optimizer()
+
+    def _prepare_optimizer(self) -> None:
+        """An optimizer with a parameter group for each member, over that member's slices of the stacked parameters."""
+        self._wholes = list(self.network.parameters())
+        self._slices = [self.network.member_parameters(k) for k in range(len(self.members))]
+        self.optimizer = build_optimizer([member.config for member in self.members], self._slices)
+        self._loss_sum = torch.zeros(len(self.members), device=self.device)
+        self._correct = torch.zeros(len(self.members), device=self.device)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the members' learning rates of this epoch."""
+        self.network.train()
+        for member, group in zip(self.members, self.optimizer.param_groups, strict=True):
+            group["lr"] = learning_rate_at(epoch, member.config.knobs)
+        self._loss_sum.zero_()
+        self._correct.zero_()
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """One optimizer step of every member. Nothing here waits for the device."""
+        losses, logits = self.losses(images, labels)
+        for whole in self._wholes:
+            whole.grad = None
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        if len(self.members) > 1:  # the only member's parameters are the whole ones
+            for k, parts in enumerate(self._slices):
+                for whole, part in zip(self._wholes, parts, strict=True):
+                    assert whole.grad is not None
+                    part.grad = self.network.slice(whole.grad, k)
+        self.optimizer.step()
+        with torch.no_grad():
+            self._loss_sum += losses * len(labels)
+            self._correct += (logits.argmax(dim=2) == labels).sum(dim=1)
+
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each member's mean cross-entropy over the batch [K], in float32, and the logits [K, batch, classes]."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.shape.precision == "bf16"):
+            logits = self.network(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+        return each.view(len(logits), -1).mean(dim=1), logits
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, in this order."""
+        states = [self._optimizer_state(k) for k in members]
+        self.members = [self.members[k] for k in members]
+        self.network.keep(members)
+        self._prepare_optimizer()
+        for k, state in enumerate(states):
+            self._load_optimizer_state(k, state)
+
+    def _optimizer_state(self, k: int) -> list[dict[str, torch.Tensor]]:
+        """What the optimizer knows of each of member `k`'s parameters."""
+        return [
+            {
+                name: value
+                for name, value in self.optimizer.state.get(part, {}).items()
+                if isinstance(value, torch.Tensor)
+            }
+            for part in self._slices[k]
+        ]
+
+    def _load_optimizer_state(self, k: int, state: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        for part, known in zip(self._slices[k], state, strict=True):
+            for name, value in known.items():
+                # A fused optimizer walks parameter and state in memory order: the state needs the parameter's layout.
+                like = part.detach() if value.shape == part.shape else value.to(self.device)
+                self.optimizer.state[part][name] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+
+    def train_figures(self, images_seen: int) -> tuple[list[float], list[float]]:
+        """The members' mean losses and accuracies since the epoch's start, read from the device at once."""
+        losses, accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
+        return losses, accuracies
+
+    def state(self, k: int) -> dict[str, torch.Tensor]:
+        """All that member `k`'s next epoch depends on, as named tensors, whatever group it is in."""
+        member = self.members[k]
+        tensors = {f"network.{name}": value for name, value in self.network.member_state(k).items()}
+        tensors |= {f"best.{name}": value for name, value in member.best_weights.items()}
+        for index, known in enumerate(self._optimizer_state(k)):
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in known.items()}
+        curve = json.dumps([asdict(result) for result in member.history]).encode()
+        tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
+        return tensors | {"generator": member.generator.get_state()}
+
+    def restore(self, k: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up `state`'s tensors.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: they are not of this network.
+        """
+        member = self.members[k]
+        self.network.load_member_state(k, below("network.", tensors))
+        best = below("best.", tensors)
+        member.best_weights = {name: value.to(self.device) for name, value in best.items()}
+        parts = range(len(self._slices[k]))
+        self._load_optimizer_state(k, [below(f"optimizer.{index}.", tensors) for index in parts])
+        curve = json.loads(bytes(tensors["history"].tolist()))
+        member.history = [EpochResult(**result) for result in curve]
+        member.generator.set_state(tensors["generator"])
+
+
+def below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,194 @@
+"""The invariants of fused training: in float64 where sums come in another order, else bit for bit."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cifar_sweep.config import MODEL_NAMES, TrialConfig
+from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.fuse import Fused, Masks, split
+from cifar_sweep.training.models import build
+from cifar_sweep.training.train import Run
+
+CPU = torch.device("cpu")
+# What differs between members, and nothing that is in `Shape`.
+KNOBS: list[dict[str, Any]] = [
+    {"learning_rate": 1e-3, "dropout": 0.2, "weight_decay": 1e-3, "gamma": 0.5, "step_size": 1},
+    {"learning_rate": 3e-3, "dropout": 0.0},
+    {"learning_rate": 3e-4, "dropout": 0.5, "gamma": 0.1, "step_size": 1, "momentum": 0.5},
+]
+OPTIMIZERS = ("sgd", "adam", "rmsprop")
+
+
+def config(model: str = "convnet", *, seed: int = 0, precision: str = "fp32", **params: Any) -> TrialConfig:
+    small = {"model": model, "batch_size": 50, "epochs": 3, "train_images": 100, "activation": "tanh"}
+    return TrialConfig.from_params(small | params, classes=10, precision=precision, data_seed=7, seed=seed)
+
+
+def group(model: str, **params: Any) -> list[TrialConfig]:
+    return [config(model, seed=seed, **(knobs | params)) for seed, knobs in enumerate(KNOBS)]
+
+
+def in_double(configs: list[TrialConfig], data: ImageData) -> Run:
+    """A run whose arithmetic is float64 throughout, so that the order of a sum shows in the last digits alone."""
+    run = Run(configs, data, device=CPU)
+    shape = run.shape
+    run.batches = Batches(
+        data, device=CPU, train_images=shape.train_images, normalize=shape.normalize, dtype=torch.float64
+    )
+    run.group.network.double()
+    run.group._prepare_optimizer()
+    return run
+
+
+def assert_close(one: Run, k: int, other: Run, j: int) -> None:
+    # A bias before batch norm has no gradient but for rounding, which RMSprop divides by its own size.
+    absolute = 1e-6 if one.shape.optimizer == "rmsprop" and one.shape.batch_norm else 1e-9
+    mine, theirs = one.group.state(k), other.group.state(j)
+    assert mine.keys() == theirs.keys()
+    del mine["history"], theirs["history"]
+    for name, value in mine.items():
+        torch.testing.assert_close(
+            value, theirs[name], rtol=1e-7, atol=absolute, msg=lambda text, name=name: name + text
+        )
+    for result, expected in zip(one.members[k].history, other.members[j].history, strict=True):
+        assert result.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+        assert result.validation_accuracy == expected.validation_accuracy
+        assert result.learning_rate == expected.learning_rate
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("model", ["lenet", "convnet", "cnn3", "vgg11"])
+def test_members_equal_their_solo_runs(model: str, batch_norm: bool, optimizer: str, small_data: ImageData) -> None:
+    if model == "vgg11" and optimizer != "adam":
+        pytest.skip("seconds each, and another optimizer is no other network")
+    configs = group(model, batch_norm=batch_norm, optimizer=optimizer)
+    together = in_double(configs, small_data)
+    for _ in range(2):
+        together.epoch()
+    for k, each in enumerate(configs):
+        alone = in_double([each], small_data)
+        for _ in range(2):
+            alone.epoch()
+        assert_close(together, k, alone, 0)
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_outputs_and_gradients_equal_the_plain_networks(model: str, batch_norm: bool) -> None:
+    shape = config(model, batch_norm=batch_norm, hidden_units=12, init="xavier").shape
+    networks = [build(shape, seed=seed).double() for seed in range(2)]
+    fused = Fused(networks, [Masks(0.0, torch.Generator())] * 2)
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    labels = torch.tensor([1, 2, 3])
+    outputs = fused(images)
+    # The sum over members of the mean over the batch: a member's gradient does not depend on how many there are.
+    sum(nn.functional.cross_entropy(each, labels) for each in outputs).backward()  # type: ignore[union-attr]
+    for k, network in enumerate(networks):
+        alone = network(images)
+        nn.functional.cross_entropy(alone, labels).backward()
+        torch.testing.assert_close(outputs[k], alone, rtol=1e-9, atol=1e-12)
+        for whole, parameter in zip(fused.parameters(), network.parameters(), strict=True):
+            assert whole.grad is not None
+            torch.testing.assert_close(fused.slice(whole.grad, k), parameter.grad, rtol=1e-6, atol=1e-9)
+        for name, value in fused.member_state(k).items():  # running statistics, too
+            torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_keep_equals_never_having_had_the_others(optimizer: str, small_data: ImageData) -> None:
+    configs = group("cnn3", batch_norm=True, optimizer=optimizer)
+    together = in_double(configs, small_data)
+    together.epoch()
+    together.keep([2, 0])
+    assert len(together.epoch()) == 2
+    together.keep([1])
+    together.epoch()
+    alone = in_double([configs[0]], small_data)
+    for _ in range(3):
+        alone.epoch()
+    assert_close(together, 0, alone, 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["lenet", "convnet", "cnn3", "vgg11"])
+def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(
+    model: str, precision: str, small_data: ImageData
+) -> None:
+    configs = group(model, batch_norm=model != "lenet", precision=precision)
+    calm, broken = (Run(configs, small_data, device=CPU) for _ in range(2))
+    for value in broken.group.network.member_state(1).values():
+        if value.is_floating_point():
+            value.fill_(float("nan"))
+    for run in (calm, broken):
+        run.epoch()
+        run.epoch()
+    assert broken.members[1].history[-1].diverged
+    assert not calm.members[1].history[-1].diverged
+    for k in (0, 2):
+        mine, theirs = calm.group.state(k), broken.group.state(k)
+        del mine["history"], theirs["history"]
+        for name, value in mine.items():
+            assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_a_member_splits_off_into_the_plain_network(model: str) -> None:
+    shape = config(model, hidden_units=12).shape
+    networks = [build(shape, seed=seed) for seed in range(3)]
+    fused = Fused(networks, [Masks(0.0, torch.Generator())] * 3)
+    fused.keep([2, 1])
+    for k, network in enumerate((networks[2], networks[1])):
+        plain = split(fused, k, build(shape, seed=9))
+        assert type(plain) is nn.Sequential
+        assert plain.state_dict().keys() == network.state_dict().keys()
+        for name, value in network.state_dict().items():
+            assert torch.equal(plain.state_dict()[name], value)
+
+
+def test_the_same_group_twice_is_the_same_to_the_last_bit(small_data: ImageData) -> None:
+    states = []
+    for _ in range(2):
+        run = Run(group("cnn3", batch_norm=True, precision="bf16"), small_data, device=CPU)
+        run.epoch()
+        torch.rand(3)  # no global random state matters
+        states.append(run.state())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]) or name.endswith("history"), name
+
+
+def test_a_restored_group_goes_on_bit_for_bit(small_data: ImageData) -> None:
+    configs = group("convnet", optimizer="sgd")
+    unbroken, first, second = (Run(configs, small_data, device=CPU) for _ in range(3))
+    for run in (unbroken, first):
+        run.epoch()
+    second.restore({name: value.clone() for name, value in first.state().items()})
+    for run in (unbroken, second):
+        run.epoch()
+    for name, value in unbroken.state().items():
+        assert torch.equal(value, second.state()[name]) or name.endswith("history"), name
+
+
+def test_the_time_of_a_group_is_shared_among_its_members(small_data: ImageData) -> None:
+    import time
+
+    run = Run(group("lenet"), small_data, device=CPU)
+    started = time.perf_counter()
+    results = run.epoch()
+    wall = time.perf_counter() - started
+    assert 0 < sum(result.seconds for result in results) <= wall
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    fused = Fused([build(config("lenet").shape, seed=0)], [Masks(0.0, torch.Generator())])
+    with pytest.raises(RuntimeError, match="not one of this network"):
+        fused.load_member_state(0, build(config("convnet").shape, seed=0).state_dict())
+
+
+def test_an_unknown_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="GELU"):
+        Fused([nn.Sequential(nn.GELU())], [Masks(0.0, torch.Generator())])
