@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cifar_sweep.config import Value
-from cifar_sweep.errors import StudyError, UsageError
+from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,10 +93,7 @@ def data_of_study(study: "SweepStudy", source: str | None, console: "Console", *
         StudyError: they are other images.
     """
     _, images = load_data(source or study.data["source"], console, download=True, quiet=quiet)
-    if images.fingerprint != study.data["fingerprint"]:
-        raise StudyError(
-            f"study {study.name!r} was run on {study.data['name']}, not on {images.name}; name its data with --data."
-        )
+    study.check_data(name=images.name, fingerprint=images.fingerprint)
     return images
 
 

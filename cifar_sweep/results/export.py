@@ -101,13 +101,23 @@ class Trained:
         return max(self.curve, key=lambda point: (point["validation_accuracy"], -point["epoch"]))
 
 
+def classifier_of(members: Sequence[Trained], data: ImageData) -> Classifier:
+    """The trained networks as one, for images like `data`."""
+    return Classifier(
+        [member.config for member in members],
+        [member.weights for member in members],
+        mean=data.channel_mean,
+        std=data.channel_std,
+    )
+
+
 def write(folder: Path, trained: Trained, *, data: ImageData, device: torch.device) -> dict[str, Any]:
     """Measure the test set, once, in float32, and write the folder. Returns the metrics.
 
     Raises:
         DiskError: a file could not be written.
     """
-    classifier = Classifier([trained.config], [trained.weights], mean=data.channel_mean, std=data.channel_std)
+    classifier = classifier_of([trained], data)
     test = predict(classifier, resident(data, device=device).test(), device=device)
     provenance = trained.provenance
     metrics = {
@@ -143,10 +153,7 @@ def write_ensemble(
     Raises:
         DiskError: a file could not be written.
     """
-    configs = [member.config for member in members]
-    classifier = Classifier(
-        configs, [member.weights for member in members], mean=data.channel_mean, std=data.channel_std
-    )
+    classifier = classifier_of(members, data)
     batches = resident(data, device=device)
     validation = predict(classifier, batches.validation(), device=device)
     test = predict(classifier, batches.test(), device=device)
@@ -173,7 +180,7 @@ def write_ensemble(
         {f"{k}.{name}": value for k, member in enumerate(members) for name, value in member.weights.items()},
         metrics=metrics,
         config=ensemble_toml(members, data=data),
-        card=ensemble_card(configs, networks, metrics=metrics, data=data),
+        card=ensemble_card(classifier.configs, networks, metrics=metrics, data=data),
     )
     return metrics
 

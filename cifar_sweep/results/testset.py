@@ -8,8 +8,8 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import StudyError
-from cifar_sweep.results.classifier import Classifier, accuracy, predict, resident
-from cifar_sweep.results.export import Trained, trained_trial
+from cifar_sweep.results.classifier import accuracy, predict, resident
+from cifar_sweep.results.export import Trained, classifier_of, trained_trial
 from cifar_sweep.runner import artifact_folder, trial_folder
 from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.training.data import ImageData
@@ -83,16 +83,6 @@ class TestSet:
         if self._data is None:
             self._data = self._load()
         data = self._data
-        if data.fingerprint != self._study.data["fingerprint"]:
-            raise StudyError(
-                f"study {self._study.name!r} was run on {self._study.data['name']}, not on {data.name}; "
-                "name its data with --data."
-            )
-        classifier = Classifier(
-            [member.config for member in members],
-            [member.weights for member in members],
-            mean=data.channel_mean,
-            std=data.channel_std,
-        )
-        test = predict(classifier, resident(data, device=self._device).test(), device=self._device)
+        self._study.check_data(name=data.name, fingerprint=data.fingerprint)
+        test = predict(classifier_of(members, data), resident(data, device=self._device).test(), device=self._device)
         return accuracy(test.mean, test.labels)

@@ -242,6 +242,13 @@ class SweepStudy:
                 raise TrialLostError(f"trial {claim.number} was taken up by another worker")
             yield
 
+    def check_data(self, *, name: str, fingerprint: str) -> None:
+        """Raise StudyError if these are not the images that the study was run on."""
+        if fingerprint != self.data["fingerprint"]:
+            raise StudyError(
+                f"study {self.name!r} was run on {self.data['name']}, not on {name}; name its data with --data."
+            )
+
     def test_accuracy(self, numbers: Sequence[int]) -> float | None:
         """The remembered test accuracy of these trials' mean probabilities, one trial being the plain case."""
         found: dict[str, float] = self._study.user_attrs.get("test_accuracy", {})

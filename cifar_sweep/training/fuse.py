@@ -92,12 +92,6 @@ class Fused(nn.Module):
         self.size = len(members)
 
 
-def split(network: Fused, k: int, plain: nn.Sequential) -> nn.Sequential:
-    """`plain`, a network of the members' shape, with member `k`'s weights."""
-    plain.load_state_dict(network.member_state(k))
-    return plain
-
-
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors one after the other; filters in the memory order of convolutions over images with channels last."""
     joined = torch.cat([tensor.detach().reshape(-1, *tensor.shape[1:]) for tensor in tensors])
