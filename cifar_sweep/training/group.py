@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from cifar_sweep.config import TrialConfig, derive_seed
@@ -82,14 +83,17 @@ class Group:
         self.device = device
         self.members = [Member(config, device=device) for config in configs]
         networks = [build(self.shape, seed=derive_seed(config.knobs.seed, "init")) for config in configs]
-        self.network = Fused(networks, [member.masks for member in self.members]).to(device=device)
+        dtype = torch.bfloat16 if self.shape.precision == "bf16" else None
+        masks = [member.masks for member in self.members]
+        self.network = Fused(networks, masks, dtype=dtype).to(device=device)
         self._prepare_optimizer()
 
     def _prepare_optimizer(self) -> None:
-        """An optimizer with a parameter group for each member, over that member's slices of the stacked parameters."""
-        self._wholes = list(self.network.parameters())
-        self._slices = [self.network.member_parameters(k) for k in range(len(self.members))]
-        self.optimizer = build_optimizer([member.config for member in self.members], self._slices)
+        """An optimizer with a parameter group for each member, which holds the member's row of the parameters."""
+        self._rows = [nn.Parameter(row, requires_grad=False) for row in self.network.weights]
+        for row, gradient in zip(self._rows, self.network.gradients, strict=True):
+            row.grad = gradient
+        self.optimizer = build_optimizer([member.config for member in self.members], self._rows)
         self._loss_sum = torch.zeros(len(self.members), device=self.device)
         self._correct = torch.zeros(len(self.members), device=self.device)
 
@@ -104,14 +108,8 @@ class Group:
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """One optimizer step of every member. Nothing here waits for the device."""
         losses, logits = self.losses(images, labels)
-        for whole in self._wholes:
-            whole.grad = None
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        if len(self.members) > 1:  # the only member's parameters are the whole ones
-            for k, parts in enumerate(self._slices):
-                for whole, part in zip(self._wholes, parts, strict=True):
-                    assert whole.grad is not None
-                    part.grad = self.network.slice(whole.grad, k)
+        self.network.gather_gradients()
         self.optimizer.step()
         with torch.no_grad():
             self._loss_sum += losses * len(labels)
@@ -119,38 +117,18 @@ class Group:
 
     def losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each member's mean cross-entropy over the batch [K], in float32, and the logits [K, batch, classes]."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.shape.precision == "bf16"):
-            logits = self.network(images)
+        logits = self.network(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
         return each.view(len(logits), -1).mean(dim=1), logits
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""
-        states = [self._optimizer_state(k) for k in members]
+        states = [self.optimizer.state[self._rows[k]] for k in members]
         self.members = [self.members[k] for k in members]
         self.network.keep(members)
         self._prepare_optimizer()
-        for k, state in enumerate(states):
-            self._load_optimizer_state(k, state)
-
-    def _optimizer_state(self, k: int) -> list[dict[str, torch.Tensor]]:
-        """What the optimizer knows of each of member `k`'s parameters."""
-        return [
-            {
-                name: value
-                for name, value in self.optimizer.state.get(part, {}).items()
-                if isinstance(value, torch.Tensor)
-            }
-            for part in self._slices[k]
-        ]
-
-    def _load_optimizer_state(self, k: int, state: Sequence[Mapping[str, torch.Tensor]]) -> None:
-        for part, known in zip(self._slices[k], state, strict=True):
-            for name, value in known.items():
-                # A fused optimizer walks parameter and state in memory order: the state needs the parameter's layout.
-                like = part.detach() if value.shape == part.shape else value.to(self.device)
-                self.optimizer.state[part][name] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        self.optimizer.state.update(zip(self._rows, states, strict=True))
 
     def train_figures(self, images_seen: int) -> tuple[list[float], list[float]]:
         """The members' mean losses and accuracies since the epoch's start, read from the device at once."""
@@ -162,8 +140,8 @@ class Group:
         member = self.members[k]
         tensors = {f"network.{name}": value for name, value in self.network.member_state(k).items()}
         tensors |= {f"best.{name}": value for name, value in member.best_weights.items()}
-        for index, known in enumerate(self._optimizer_state(k)):
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in known.items()}
+        known = self.optimizer.state.get(self._rows[k], {})
+        tensors |= {f"optimizer.{name}": value for name, value in known.items() if isinstance(value, torch.Tensor)}
         curve = json.dumps([asdict(result) for result in member.history]).encode()
         tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
         return tensors | {"generator": member.generator.get_state()}
@@ -178,8 +156,10 @@ class Group:
         self.network.load_member_state(k, below("network.", tensors))
         best = below("best.", tensors)
         member.best_weights = {name: value.to(self.device) for name, value in best.items()}
-        parts = range(len(self._slices[k]))
-        self._load_optimizer_state(k, [below(f"optimizer.{index}.", tensors) for index in parts])
+        known = below("optimizer.", tensors)
+        if any(value.dim() and value.shape != self._rows[k].shape for value in known.values()):
+            raise ValueError("the optimizer's state is not one of this network")
+        self.optimizer.state[self._rows[k]] = {name: value.to(self.device) for name, value in known.items()}
         curve = json.loads(bytes(tensors["history"].tolist()))
         member.history = [EpochResult(**result) for result in curve]
         member.generator.set_state(tensors["generator"])

@@ -8,12 +8,12 @@ from torch import Tensor
 from cifar_sweep.config import Knobs, TrialConfig
 
 
-def build_optimizer(configs: Sequence[TrialConfig], parameters: Sequence[Sequence[Tensor]]) -> torch.optim.Optimizer:
-    """An optimizer with a parameter group for each of `configs`, all of one kind, over that member's `parameters`.
+def build_optimizer(configs: Sequence[TrialConfig], rows: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """An optimizer with a parameter group for each of `configs`, all of one kind, over that member's parameters.
 
     One fused kernel per group and step where PyTorch has one.
     """
-    groups = [{"params": list(own), **_settings(config)} for config, own in zip(configs, parameters, strict=True)]
+    groups = [{"params": [row], **_settings(config)} for config, row in zip(configs, rows, strict=True)]
     match configs[0].shape.optimizer:
         case "sgd":
             return torch.optim.SGD(groups, fused=True)

@@ -23,13 +23,6 @@ class EpochInterruptedError(Exception):
     """The epoch was stopped in its middle; the run cannot go on from here, only from a stored state."""
 
 
-"""The only training loop of the project.
-
-A `Run` trains a group of trials of one shape, epoch by epoch, on one stream of batches. Who drives it decides which
-members stay: the sweep's runner, a replay and a benchmark each do so with a loop of a few lines.
-"""
-
-
 class Run:
     """The training of a group of trials of equal shape; a group of one is the plain case.
 

@@ -88,13 +88,15 @@ def test_outputs_and_gradients_equal_the_plain_networks(model: str, batch_norm: 
     outputs = fused(images)
     # The sum over members of the mean over the batch: a member's gradient does not depend on how many there are.
     sum(nn.functional.cross_entropy(each, labels) for each in outputs).backward()  # type: ignore[union-attr]
+    fused.gather_gradients()
     for k, network in enumerate(networks):
         alone = network(images)
         nn.functional.cross_entropy(alone, labels).backward()
         torch.testing.assert_close(outputs[k], alone, rtol=1e-9, atol=1e-12)
-        for whole, parameter in zip(fused.parameters(), network.parameters(), strict=True):
-            assert whole.grad is not None
-            torch.testing.assert_close(fused.slice(whole.grad, k), parameter.grad, rtol=1e-6, atol=1e-9)
+        for part, (name, parameter) in zip(fused.parts, network.named_parameters(), strict=True):
+            assert part.name == name
+            mine = part.of(fused.gradients[k]).view(part.shape)
+            torch.testing.assert_close(mine, parameter.grad, rtol=1e-6, atol=1e-9)
         for name, value in fused.member_state(k).items():  # running statistics, too
             torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-9, atol=1e-12)
 

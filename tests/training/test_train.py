@@ -175,7 +175,7 @@ def test_a_batch_larger_than_the_training_images_is_refused(small_data: ImageDat
 
 def test_dropout_drops_at_its_rate_and_not_in_evaluation(small_data: ImageData) -> None:
     run = Run([config(model="cnn3", dropout=0.4)], small_data, device=CPU)
-    layer = run.group.network.layers[2]
+    layer = run.group.network.layers["2"]
     ones = torch.ones(64, 50, 8, 8)
     layer.train()
     dropped = layer(ones)
@@ -226,9 +226,9 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
         with unset_fake_temporarily():
             return build(shape, seed=seed)
 
-    def fuse_real(networks: list[torch.nn.Sequential], masks: list[Masks]) -> Fused:
+    def fuse_real(networks: list[torch.nn.Sequential], masks: list[Masks], **options: Any) -> Fused:
         with unset_fake_temporarily():
-            return fused(networks, masks)
+            return fused(networks, masks, **options)
 
     fused = group.Fused
     parts = split(data.train_labels)
