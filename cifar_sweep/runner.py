@@ -1,20 +1,21 @@
-"""The bridge between search and training: claim a trial, train it, report, prune, keep its weights, tell.
+"""The bridge between search and training: claim a group, train it, report, prune, keep weights, tell.
 
 The order within a trial makes it safe to be killed anywhere: the checkpoint of an epoch is on disk before the epoch is
 reported, and the weights are on disk before the trial is told.
 """
 
 import logging
+import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from cifar_sweep.config import PARAMETERS
+from cifar_sweep.config import PARAMETERS, Shape
 from cifar_sweep.errors import CifarSweepError, DiskError, StudyError, UsageError, one_line
 from cifar_sweep.search import study as studies
 from cifar_sweep.search.storage import Owner, explain, open_existing
@@ -24,14 +25,13 @@ from cifar_sweep.training import checkpoint
 from cifar_sweep.training import data as images
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import (
-    available_cores,
-    default_workers,
     device_name,
     prepare_process,
     resolve_device,
     resolve_precision,
 )
 from cifar_sweep.training.group import EpochResult
+from cifar_sweep.training.speed import ONE_AT_A_TIME, Groups
 from cifar_sweep.training.split import split
 from cifar_sweep.training.train import EpochInterruptedError, Run
 
@@ -56,6 +56,7 @@ class Job:
         threads: threads to compute on, on the CPU; 0 is one per core.
         deadline: when to stop, in seconds since the epoch; None is never.
         worker: the worker's position among those started together.
+        groups: how many trials of a shape to train at once.
     """
 
     storage: str
@@ -67,6 +68,7 @@ class Job:
     threads: int = 0
     deadline: float | None = None
     worker: int = 0
+    groups: Groups = ONE_AT_A_TIME
 
     def out_of_time(self) -> bool:
         """Whether the deadline has passed."""
@@ -118,16 +120,14 @@ def local_jobs(
     threads: int,
     deadline: float | None,
     workers: int,
+    groups: Groups = ONE_AT_A_TIME,
 ) -> list[Job]:
-    """One job per worker on this machine, with the cores shared out among them."""
-    workers = workers or default_workers(device)
-    share = threads or max(1, available_cores() // workers)
+    """One job per worker on this machine."""
     first = resolve_device(device)
-    prepare_process(first, threads=share)  # as the workers will be, so that what is measured here holds there
+    prepare_process(first, threads=threads)  # as the workers will be, so that what is measured here holds there
     precision, _ = resolve_precision(first)
-    return [
-        Job(storage, study, data, artifacts, device, precision, share, deadline, worker) for worker in range(workers)
-    ]
+    common = Job(storage, study, data, artifacts, device, precision, threads, deadline, groups=groups)
+    return [replace(common, worker=worker) for worker in range(workers)]
 
 
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
@@ -164,69 +164,151 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
     def stopped() -> bool:
         return stop() or job.out_of_time()
 
+    fitting: dict[Shape, int] = {}
+
+    def size(shape: Shape) -> int:
+        return min(job.groups.size(shape), fitting.get(shape, sys.maxsize))
+
     failures = 0
     while not stopped():
-        claim = study.claim(worker)
-        if claim is None:
+        claims = study.claim(worker, size=size)
+        if not claims:
             if study.finished():
                 break
             time.sleep(POLL_SECONDS)  # other workers hold the last trials; one may come back
             continue
-        with storage.heartbeat(claim.trial_id):
-            failed = train_trial(study, claim, data, device=device, folder=folder, stop=stopped)
+        failed = None
+        with storage.heartbeat([claim.trial_id for claim in claims]):
+            try:
+                failed = train_group(study, claims, data, device=device, folder=folder, stop=stopped)
+            except GroupTooLargeError:
+                fitting[claims[0].config.shape] = len(claims) // 2
+                log.warning("%d trials at once do not fit into memory; going on with half as many", len(claims))
         failures = failures + 1 if failed else 0
         if failures >= MAX_CONSECUTIVE_FAILURES:
             raise StudyError(f"study {study.name!r}: {failures} trials in a row failed; the last one: {failed}.")
     storage.close()
 
 
-def train_trial(
+class GroupTooLargeError(Exception):
+    """The memory does not hold this many trials at once; they were given back."""
+
+
+def train_group(
     study: SweepStudy,
-    claim: Claim,
+    claims: Sequence[Claim],
     data: ImageData,
     *,
     device: torch.device,
     folder: Path,
     stop: Callable[[], bool],
 ) -> str | None:
-    """Train one claimed trial to its end, or until it is pruned, stopped, or lost. Returns why it failed, if it did."""
-    last = folder / trial_folder(claim.number) / "checkpoint.safetensors"
+    """Train claimed trials of one shape, each to its end, or until it is pruned, stopped, or lost.
+
+    Returns:
+        Why one failed, if one did. What fails in a group is no single trial's fault: one fails, the others are given
+        back, and are claimed again without it.
+
+    Raises:
+        GroupTooLargeError: it needs more memory than there is.
+        CifarSweepError: no trial is at fault; all were given back.
+    """
+    held = list(claims)
     try:
-        run = Run([claim.config], data, device=device)
-        take_up(run, last)
-        if run.epochs_done:
-            study.report(claim, _curve(run))
-        _train_and_tell(study, claim, run, folder=folder, stop=stop)
-        _discard(last)
+        run = Run([claim.config for claim in held], data, device=device)
+        _take_up(study, held, run, folder)
+        _train_and_tell(study, held, run, folder=folder, stop=stop)
     except EpochInterruptedError:
-        _give_back(study, claim)
-    except TrialLostError as lost:
-        log.warning("%s", lost)
+        _give_back(study, held)
     except CifarSweepError:
-        _give_back(study, claim)  # not the trial's fault: it is continued when the cause is gone
+        _give_back(study, held)  # not their fault: they are continued when the cause is gone
         raise
     except Exception as error:
         if explain(error) is not None:
-            raise  # the database does not answer: the trial is continued when it does
-        return _fail(study, claim, error, last)
+            raise  # the database does not answer: the trials are continued when it does
+        if len(held) > 1 and _is_out_of_memory(error):
+            _give_back(study, held)
+            raise GroupTooLargeError from None
+        failing, *others = held
+        _give_back(study, others)
+        return _fail(study, failing, error, _checkpoint(folder, failing))
     return None
 
 
-def _train_and_tell(study: SweepStudy, claim: Claim, run: Run, *, folder: Path, stop: Callable[[], bool]) -> None:
-    """The epochs that are left, each with its checkpoint, its report and the pruner's word; then the trial's end."""
-    epochs = claim.config.shape.epochs
-    while run.epochs_done < epochs:
-        [result] = run.epoch(stop)
-        if result.diverged:
-            study.prune(claim, f"diverged in epoch {result.epoch}: the loss is no longer a finite number")
-            return
-        study.check_held(claim)
-        checkpoint.save(run.state(), folder / trial_folder(claim.number) / "checkpoint.safetensors")
-        study.report(claim, _curve(run))
-        if run.epochs_done < epochs and study.should_prune(claim):
-            study.prune(claim, _why_pruned(study, result))
-            return
-    _complete(study, claim, run, folder)
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory is spent; the CPU's allocator says so in a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _take_up(study: SweepStudy, held: list[Claim], run: Run, folder: Path) -> None:
+    """Continue each trial from its checkpoint; give those back that are not as far as the first."""
+    for k, claim in enumerate(held):
+        take_up(run, k, _checkpoint(folder, claim))
+    as_far = [k for k, member in enumerate(run.members) if len(member.history) == run.epochs_done]
+    _give_back(study, [claim for k, claim in enumerate(held) if k not in as_far])
+    _go_on_with(as_far, held, run)
+    if run.epochs_done:
+        _where(lambda k: _report_again(study, held[k], run, k), held, run)
+
+
+def _train_and_tell(study: SweepStudy, held: list[Claim], run: Run, *, folder: Path, stop: Callable[[], bool]) -> None:
+    """The epochs that are left, each with its checkpoints, reports and the pruner's word; then the trials' end.
+
+    `held` are the run's members; those that have ended are taken out of it.
+    """
+    epochs = run.shape.epochs
+    while held and run.epochs_done < epochs:
+        run.epoch(stop)
+        _where(lambda k: _report(study, held[k], run, k, folder), held, run)
+        # Only when all have reported: a pruner compares a trial with what it knows of the others.
+        if held and run.epochs_done < epochs:
+            _where(lambda k: not _pruned(study, held[k], run, k, folder), held, run)
+    _where(lambda k: _complete(study, held[k], run, k, folder), held, run)
+
+
+def _where(goes_on: Callable[[int], bool], held: list[Claim], run: Run) -> None:
+    """Ask for each member whether it goes on, and take the others out of the run, with those that were lost."""
+    staying = []
+    for k in range(len(held)):
+        try:
+            if goes_on(k):
+                staying.append(k)
+        except TrialLostError as lost:
+            log.warning("%s", lost)
+    _go_on_with(staying, held, run)
+
+
+def _go_on_with(staying: Sequence[int], held: list[Claim], run: Run) -> None:
+    if 0 < len(staying) < len(held):
+        run.keep(staying)
+    held[:] = [held[k] for k in staying]
+
+
+def _report_again(study: SweepStudy, claim: Claim, run: Run, k: int) -> bool:
+    """Report what a killed worker may have kept and not reported. Returns True."""
+    study.report(claim, _curve(run, k))
+    return True
+
+
+def _report(study: SweepStudy, claim: Claim, run: Run, k: int, folder: Path) -> bool:
+    """Keep and report what the last epoch came to. Returns False where the trial ends with it."""
+    result = run.members[k].history[-1]
+    if result.diverged:
+        study.prune(claim, f"diverged in epoch {result.epoch}: the loss is no longer a finite number")
+        _discard(_checkpoint(folder, claim))
+        return False
+    study.check_held(claim)
+    checkpoint.save(run.state(k), _checkpoint(folder, claim))
+    study.report(claim, _curve(run, k))
+    return True
+
+
+def _pruned(study: SweepStudy, claim: Claim, run: Run, k: int, folder: Path) -> bool:
+    if not study.should_prune(claim):
+        return False
+    study.prune(claim, _why_pruned(study, run.members[k].history[-1]))
+    _discard(_checkpoint(folder, claim))
+    return True
 
 
 def _fail(study: SweepStudy, claim: Claim, error: Exception, last: Path) -> str | None:
@@ -249,10 +331,10 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def take_up(run: Run, path: Path) -> None:
-    """Continue from the checkpoint at `path`, if there is a whole one; from the first epoch otherwise."""
+def take_up(run: Run, k: int, path: Path) -> None:
+    """Continue member `k` from the checkpoint at `path`, if there is a whole one; from the first epoch otherwise."""
     try:
-        run.restore(checkpoint.load(path))
+        run.restore(k, checkpoint.load(path))
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -261,16 +343,15 @@ def take_up(run: Run, path: Path) -> None:
         raise  # the checkpoint is sound
     except (checkpoint.DamagedFileError, KeyError, ValueError, TypeError, RuntimeError) as error:
         log.warning("%s: not usable (%s); the trial starts again from its first epoch", path, one_line(error))
-        run.restart()
 
 
-def _complete(study: SweepStudy, claim: Claim, run: Run, folder: Path) -> None:
-    """Keep the best weights, tell the trial, and drop weights that are no longer among the best."""
+def _complete(study: SweepStudy, claim: Claim, run: Run, k: int, folder: Path) -> bool:
+    """Keep the best weights, tell the trial, and drop weights that are no longer among the best. Returns False."""
     weights = folder / trial_folder(claim.number) / "weights.safetensors"
-    curve = run.members[0].history
+    curve = run.members[k].history
     best = max(curve, key=lambda result: (result.validation_accuracy, -result.epoch))
     study.check_held(claim)
-    digest = checkpoint.save(dict(run.member(0).state_dict()), weights)
+    digest = checkpoint.save(dict(run.member(k).state_dict()), weights)
     study.complete(
         claim,
         best.validation_accuracy,
@@ -278,20 +359,27 @@ def _complete(study: SweepStudy, claim: Claim, run: Run, folder: Path) -> None:
         seconds=sum(result.seconds for result in curve),
         weights_sha256=digest,
     )
+    _discard(_checkpoint(folder, claim))
     for trial in study.ranked()[study.sweep.keep_weights :]:
         _discard(folder / trial_folder(trial.number) / "weights.safetensors")
+    return False
 
 
-def _give_back(study: SweepStudy, claim: Claim) -> None:
-    """Release an unfinished trial, as far as it is still ours and the storage answers; else it is found orphaned."""
-    try:
-        study.release(claim)
-    except Exception as error:
-        log.debug("trial %d could not be given back now: %s", claim.number, error)
+def _give_back(study: SweepStudy, claims: Sequence[Claim]) -> None:
+    """Release unfinished trials that are still ours, if the storage answers; else they are found orphaned."""
+    for claim in claims:
+        try:
+            study.release(claim)
+        except Exception as error:
+            log.debug("trial %d could not be given back now: %s", claim.number, error)
 
 
-def _curve(run: Run) -> list[dict[str, float]]:
-    return [asdict(result) for result in run.members[0].history]
+def _curve(run: Run, k: int) -> list[dict[str, float]]:
+    return [asdict(result) for result in run.members[k].history]
+
+
+def _checkpoint(folder: Path, claim: Claim) -> Path:
+    return folder / trial_folder(claim.number) / "checkpoint.safetensors"
 
 
 def _why_pruned(study: SweepStudy, result: EpochResult) -> str:

@@ -20,7 +20,7 @@ ALLOWED = {
     "training": {"training", "config", "files", "errors"},
     "search": {"search", "config", "files", "errors"},
     "runner": {"training", "search", "config", "files", "errors"},
-    "launch": {"runner", "search", "errors"},
+    "launch": {"launch", "runner", "training", "search", "config", "files", "errors"},
     "results": {"results", "runner", "training", "search", "config", "files", "errors"},
     "cli": {"cli", "launch", "results", "runner", "training", "search", "config", "errors"},
     "__main__": {"cli"},

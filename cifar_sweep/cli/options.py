@@ -57,6 +57,15 @@ def printer(console: "Console") -> "Callable[[str], None]":
     return lambda lines: console.print(lines, highlight=False, markup=False, soft_wrap=True)
 
 
+def number_or_auto(option: str, text: str) -> int:
+    """The value of an option that takes a whole number from 1, or auto, which is 0."""
+    if text == "auto":
+        return 0
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise UsageError(f"{option} {text}: accepted: auto, or a whole number from 1.")
+    return int(text)
+
+
 def settings_of(pairs: list[str]) -> dict[str, Value]:
     """The values of `--set key=value`, read as TOML; what is no TOML value is a word."""
     parsed: dict[str, Value] = {}

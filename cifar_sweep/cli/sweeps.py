@@ -14,6 +14,7 @@ from cifar_sweep.cli.options import (
     StorageUrl,
     Threads,
     load_data,
+    number_or_auto,
     printer,
     settings_of,
     terminal,
@@ -23,6 +24,7 @@ from cifar_sweep.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cifar_sweep.launch.plan import Plan
     from cifar_sweep.runner import Job
     from cifar_sweep.search.study import SweepStudy
 
@@ -33,9 +35,16 @@ def run(
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each trial.")] = None,
     train_images: Annotated[int | None, typer.Option(min=1, help="Train on so many of the training images.")] = None,
     workers: Annotated[
-        int,
-        typer.Option(min=0, help="Trials trained at a time, each in a process; 0: one per GPU or core, up to 4."),
-    ] = 0,
+        str,
+        typer.Option(envvar="CIFAR_SWEEP_WORKERS", help="Processes that train; auto: what is measured to be fastest."),
+    ] = "auto",
+    group: Annotated[
+        str,
+        typer.Option(
+            envvar="CIFAR_SWEEP_GROUP",
+            help="Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay.",
+        ),
+    ] = "auto",
     threads: Threads = 0,
     device: Device = "auto",
     data: Data = "auto",
@@ -53,6 +62,7 @@ def run(
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
     from cifar_sweep.launch.local import run_workers, stop_on_signals
+    from cifar_sweep.launch.plan import choose
     from cifar_sweep.results.progress import shown
     from cifar_sweep.runner import check_images, facts, local_jobs
     from cifar_sweep.search.storage import open_storage
@@ -66,17 +76,20 @@ def run(
     labels = [label.strip() for label in only.split(",")] if only is not None else []
     chosen = load(find(sweep), changes=changes, preview=preview, only=labels)
     resolve_device(device)
+    processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)
     console = terminal()
     source, images = load_data(data, console, download=not preview)
     check_images(chosen, images)
     name = study or chosen.name + ("-preview" if preview else "")
     check_request(name, chosen)
     the_study = open_or_resume(open_storage(storage), name, chosen, data=facts(images, source=source))
+    plan = choose(chosen, device=device, workers=processes, threads=threads, group=at_once, say=printer(console))
     jobs = local_jobs(
         storage, name, source,
-        artifacts=artifacts, device=device, threads=threads, deadline=deadline, workers=workers,
+        artifacts=artifacts, device=device, deadline=deadline,
+        workers=plan.split.workers, threads=plan.split.threads, groups=plan.groups,
     )  # fmt: skip
-    _say_start(the_study, jobs, console)
+    _say_start(the_study, jobs, plan, console)
     with stop_on_signals() as stop, shown(the_study, console):
         run_workers(jobs, stop=stop)
     _say_end(the_study, jobs[0], console)
@@ -90,7 +103,7 @@ def list_sweeps() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from cifar_sweep.results.cost import estimates
+    from cifar_sweep.launch.plan import estimates
     from cifar_sweep.results.status import duration
     from cifar_sweep.search.sweepfile import load, names
 
@@ -127,17 +140,18 @@ def doctor(
     raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
 
 
-def _say_start(study: "SweepStudy", jobs: "list[Job]", console: "Console") -> None:
+def _say_start(study: "SweepStudy", jobs: "list[Job]", plan: "Plan", console: "Console") -> None:
     from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 
     device = resolve_device(jobs[0].device)
     precision, ratio = resolve_precision(device)
     asked = study.sweep.fixed.get("precision", "auto")
     chosen = f"auto is {precision} (bf16 is {ratio:.1f} times as fast here)" if asked == "auto" else asked
-    workers = f"{len(jobs)} worker(s)" + (f" x {jobs[0].threads} thread(s)" if device.type == "cpu" else "")
+    threads = f" ({jobs[0].threads} thread(s) each)" if device.type == "cpu" else ""
     printer(console)(
         f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
-        f"device {device.type}: {device_name(device)}; {workers}; precision {chosen}"
+        f"device {device.type}: {device_name(device)}{threads}; precision {chosen}\n"
+        f"plan: {plan}"
     )
 
 

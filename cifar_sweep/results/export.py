@@ -21,7 +21,7 @@ from cifar_sweep.search.study import SweepStudy, commit, describe, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
-from cifar_sweep.training.train import EpochInterruptedError, Run
+from cifar_sweep.training.train import EpochInterruptedError, Run, smallest_alike
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Provenance:
 
     `study` and `trial` name the trial, and `label` a given point; `shortened` says in what that was cut short;
     `params` are its searched parameters; `source` is where its data is found: synthetic images by their name, anything
-    else as auto. `threads` and `device` are the training's:
-    the same numbers come out again on the same machine with as many threads.
+    else as auto. `threads` and `device` are the training's, and `group_sizes` how many trials were trained together in
+    each epoch: with these the same numbers come out again on the same machine.
     """
 
     study: str
@@ -44,6 +44,7 @@ class Provenance:
     commit: str | None
     label: str = ""
     shortened: str = ""
+    group_sizes: Sequence[int] = ()
 
 
 def pick(study: SweepStudy, number: int | None) -> FrozenTrial:
@@ -247,22 +248,25 @@ def train_again(
     """
     on = resolve_device(device)
     used = prepare_process(on, threads=threads or provenance.threads)
+    sizes = {size: smallest_alike(config, size, device=on) for size in {*provenance.group_sizes, 1}}
     run = Run([config], data, device=on)
     identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used]).encode()
     last = unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
-    take_up(run, last)
+    take_up(run, 0, last)
     if run.epochs_done:
         say(f"going on after epoch {run.epochs_done}")
     try:
         while run.epochs_done < config.shape.epochs:
-            [result] = run.epoch(stop)
+            size = dict(enumerate(provenance.group_sizes)).get(run.epochs_done, 1)
+            run = _in_copies(run, sizes[size], data, device=on)
+            result = run.epoch(stop)[0]
             say(
                 f"epoch {result.epoch} of {config.shape.epochs}: train {result.train_accuracy:.2%}, "
                 f"validation {result.validation_accuracy:.2%}, {result.seconds:.1f} s"
             )
             if result.diverged:
                 raise StudyError(f"the training diverged in epoch {result.epoch}: the loss is not a finite number.")
-            checkpoint.save(run.state(), last)
+            checkpoint.save(run.state(0), last)
     except EpochInterruptedError:
         return None
     here = replace(
@@ -271,9 +275,21 @@ def train_again(
         threads=used,
         versions=versions(),
         commit=commit(),
+        group_sizes=[result.group_size for result in run.members[0].history],
     )
     curve = [asdict(result) for result in run.members[0].history]
     return Trained(config, run.member(0).state_dict(), curve, here)
+
+
+def _in_copies(run: Run, size: int, data: ImageData, *, device: torch.device) -> Run:
+    """The first member's run, in a group of `size` copies of itself."""
+    if len(run.members) >= size:
+        run.keep(range(size))
+        return run
+    together = Run([run.members[0].config] * size, data, device=device)
+    for k in range(size if run.epochs_done else 0):
+        together.restore(k, run.state(0))
+    return together
 
 
 def discard_unfinished(folder: Path) -> None:
@@ -323,6 +339,7 @@ def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
         f"channel_std = {_toml(list(data.channel_std))}",
         f"device = {_toml(provenance.device)}",
         f"threads = {provenance.threads}",
+        f"group_sizes = {_toml(list(provenance.group_sizes))}",
         f"commit = {_toml(provenance.commit or '')}",
         "",
         f"[{below}origin.versions]",
@@ -334,7 +351,7 @@ def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
     ]
 
 
-def _toml(value: Value | list[str] | list[float]) -> str:
+def _toml(value: Value | list[str] | list[float] | list[int]) -> str:
     """A plain value, or a list of such, in TOML: as in JSON.
 
     But for characters beyond 16 bits, which TOML does not take as two escapes.
@@ -368,4 +385,5 @@ def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
         commit=attributes["commit"],
         label=attributes.get("label", ""),
         shortened=attributes.get("shortened", ""),
+        group_sizes=[int(result.get("group_size", 1)) for result in attributes["curve"]],
     )

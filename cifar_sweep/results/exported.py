@@ -36,6 +36,7 @@ class Origin(BaseModel):
     channel_std: list[float] = Field(min_length=3, max_length=3)
     device: str = Field(min_length=1)
     threads: int = Field(ge=1)
+    group_sizes: list[int] = Field(default=[])
     commit: str
     versions: dict[str, str]
     params: dict[str, bool | int | float | str]
@@ -53,6 +54,7 @@ class Origin(BaseModel):
             commit=self.commit or None,
             label=self.label,
             shortened=self.shortened,
+            group_sizes=self.group_sizes,
         )
 
 

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,18 +122,22 @@ class Storage:
         self.optuna.record_heartbeat(trial_id)
 
     @contextmanager
-    def heartbeat(self, trial_id: int) -> Iterator[None]:
-        """Say every few seconds that a trial is being trained. A failed beat is tried again at the next."""
+    def heartbeat(self, trial_ids: Collection[int]) -> Iterator[None]:
+        """Say every few seconds that these trials are being trained. A failed beat is tried again at the next."""
         done = threading.Event()
+
+        def beat_all() -> None:
+            for trial_id in trial_ids:
+                self.beat(trial_id)
 
         def beat_on() -> None:
             while not done.wait(HEARTBEAT_SECONDS):
                 try:
-                    self.beat(trial_id)
+                    beat_all()
                 except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError):
                     continue  # an outage: the lease is longer than several beats
 
-        self.beat(trial_id)
+        beat_all()
         thread = threading.Thread(target=beat_on, name="heartbeat", daemon=True)
         thread.start()
         try:
@@ -150,6 +154,11 @@ class Storage:
 def owner_attribute(owner: Owner) -> dict[str, Any]:
     """The owner as a trial's user attribute."""
     return asdict(owner)
+
+
+def queued_params(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """The parameters that a trial was enqueued with."""
+    return dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def _is_abandoned(trial: optuna.trial.FrozenTrial) -> bool:

@@ -17,6 +17,7 @@ from cifar_sweep.search.sweepfile import PrunerSettings, SamplerSettings, Sweep
 # Where epochs are searched, a report's step is a tenth of the trial's own schedule: short and long schedules are then
 # compared at the same place of their decay.
 STEPS_OF_A_SCHEDULE = 10
+ROUNDS = 2
 
 
 def sampler_seed(seed: int, *, number: int) -> int:
@@ -60,6 +61,14 @@ def build_pruner(sweep: Sweep) -> BasePruner:
                 max_resource=max(settings.min_steps, steps_in_all(sweep)),
                 reduction_factor=settings.reduction_factor,
             )
+
+
+def largest_group(*, trials: int, workers: int) -> int:
+    """How many trials a worker may have asked for before any of them has a result.
+
+    So few that the whole budget is spent in at least `ROUNDS` rounds of all workers.
+    """
+    return max(1, -(-trials // (workers * ROUNDS)))
 
 
 def steps_in_all(sweep: Sweep) -> int:

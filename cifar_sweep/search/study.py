@@ -10,7 +10,7 @@ import re
 import subprocess
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,10 +23,10 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_sweep.config import TrialConfig
+from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.search import space, strategy
-from cifar_sweep.search.storage import Owner, Storage, owner_attribute
+from cifar_sweep.search.storage import Owner, Storage, owner_attribute, queued_params
 from cifar_sweep.search.sweepfile import Sweep, parse
 
 MAX_DEATHS = 3
@@ -66,6 +66,11 @@ class Claim:
     def number(self) -> int:
         """The trial's number in its study."""
         return self.trial.number
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs were reported before it was claimed."""
+        return len(self.trial.user_attrs.get("curve", []))
 
 
 class SweepStudy:
@@ -114,36 +119,73 @@ class SweepStudy:
         trials = self.asked()
         return _count(trials, "complete", "pruned", "running", "waiting") < self.budget
 
-    def claim(self, worker: Worker) -> Claim | None:
-        """Take an interrupted, an enqueued, or a new trial, exactly one, and hold it; None while all are taken."""
+    def claim(self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1) -> list[Claim]:
+        """Hold an interrupted, an enqueued, or a new trial, and others like it; none while all are taken.
+
+        Args:
+            worker: who takes them.
+            size: how many trials of a shape to take at most. All that are taken have the first one's shape and as many
+                epochs behind them; those that are new are asked with the parameters held that decide the shape.
+        """
         with self.storage.lock():
             self._requeue_orphans()
-            trials = self.asked()
-            waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
-            if self.sweep.given:
-                return self._hold(self._take(waiting), worker) if waiting else None
-            if _count(trials, "complete", "pruned", "running") >= self.budget:
-                return None
-            # Optuna takes the first waiting trial. Not the count of trials: it stands still while the queue is emptied,
-            # and points that leave a parameter open would all get the same value for it.
-            number = waiting.number if waiting else len(trials)
-            seed = strategy.sampler_seed(self.sweep.seed, number=number)
-            self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
-            with warnings.catch_warnings():
-                # Optuna warns that heartbeats belong to Study.optimize; ours are sent by Storage.heartbeat.
-                warnings.filterwarnings("ignore", message="Heartbeat of storage")
-                trial = self._study.ask()
-            space.suggest(trial, self.sweep)
-            return self._hold(trial, worker)
+            first = self._claim_first(worker)
+            if first is None:
+                return []
+            claims = [first]
+            wanted = size(first.config.shape)
+            while len(claims) < wanted and (another := self._claim_like(first, worker)):
+                claims.append(another)
+            return claims
 
-    def _take(self, waiting: FrozenTrial) -> optuna.Trial:
-        """Run this waiting trial of a given point. Optuna's ask would take the first one, asked for now or not."""
+    def _claim_first(self, worker: Worker) -> Claim | None:
+        trials = self.asked()
+        waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
+        # The queue may hold given points that were not asked for now.
+        full = not self.sweep.given and _count(trials, "complete", "pruned", "running") >= self.budget
+        if full or (self.sweep.given and waiting is None):
+            return None
+        return self._take(waiting or self._enqueued({}), worker)
+
+    def _claim_like(self, first: Claim, worker: Worker) -> Claim | None:
+        """A trial to train beside `first`: one that waits and is alike, or else a new one, if there is room for one."""
+        trials = self.asked()
+        waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
+        held = space.shape_params(first.trial.params)
+        for trial in waiting:
+            if self._is_like(trial, first, held):
+                return self._take(trial, worker)
+        # What waits has its place in the budget.
+        if self.sweep.given or _count(trials, "complete", "pruned", "running", "waiting") >= self.budget:
+            return None
+        return self._take(self._enqueued(held), worker)
+
+    def _is_like(self, waiting: FrozenTrial, first: Claim, held: Mapping[str, Any]) -> bool:
+        """Whether this trial, once taken, will have the shape of `first`, and has come as far."""
+        if len(waiting.user_attrs.get("curve", [])) != first.epochs_done:
+            return False
+        if stored := waiting.user_attrs.get("config"):
+            return TrialConfig.from_dict(stored).shape == first.config.shape
+        if self.sweep.given:
+            params = space.encode(waiting.user_attrs["given"], self.sweep)
+            config = self._config(params, number=waiting.number, precision=first.config.shape.precision)
+            return config.shape == first.config.shape
+        return space.shape_params(queued_params(waiting)) == held
+
+    def _enqueued(self, params: Mapping[str, Any]) -> FrozenTrial:
+        """A new trial with these parameters, which waits."""
+        self._study.enqueue_trial(dict(params))
+        return self.trials()[-1]
+
+    def _take(self, waiting: FrozenTrial, worker: Worker) -> Claim:
+        """Run this waiting trial. Optuna's ask would take the first one, asked for now or not."""
         trial_id = self.storage.trial_id(self._study, waiting.number)
         self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.RUNNING)
-        self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=0)
+        seed = strategy.sampler_seed(self.sweep.seed, number=waiting.number)
+        self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
         trial = optuna.Trial(self._study, trial_id)
-        space.suggest(trial, self.sweep, named=waiting.user_attrs["given"])
-        return trial
+        space.suggest(trial, self.sweep, named=waiting.user_attrs["given"] if self.sweep.given else None)
+        return self._hold(trial, worker)
 
     def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
         trial_id = self.storage.trial_id(self._study, trial.number)
@@ -153,13 +195,7 @@ class SweepStudy:
         config = (
             TrialConfig.from_dict(stored)
             if stored
-            else space.to_config(
-                trial.params,
-                self.sweep,
-                number=trial.number,
-                classes=self.data["classes"],
-                precision=worker.precision,
-            )
+            else self._config(trial.params, number=trial.number, precision=worker.precision)
         )
         trial.set_user_attr("config", config.to_dict())
         trial.set_user_attr("device", worker.device)
@@ -168,6 +204,9 @@ class SweepStudy:
         trial.set_user_attr("commit", commit())
         trial.set_user_attr("owner", owner_attribute(worker.owner))
         return Claim(trial, trial_id, worker.owner, config)
+
+    def _config(self, params: Mapping[str, Any], *, number: int, precision: str) -> TrialConfig:
+        return space.to_config(params, self.sweep, number=number, classes=self.data["classes"], precision=precision)
 
     def _requeue_orphans(self) -> None:
         """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""

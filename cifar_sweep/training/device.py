@@ -79,17 +79,6 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers(name: str) -> int:
-    """How many trials to train at a time on the device called `name`: one per GPU, or one per core up to 4.
-
-    Networks this small gain little from a second thread, and lose most of their speed when another program takes one
-    of the cores that the threads wait for each other on.
-    """
-    if resolve_device(name).type == "cpu":
-        return min(available_cores(), 4)
-    return 1 if name.startswith("cuda:") else torch.cuda.device_count()
-
-
 def device_name(device: torch.device) -> str:
     """The device's own name, such as a GPU's or a processor's."""
     if device.type == "cuda":

@@ -20,7 +20,8 @@ class EpochResult:
     """One epoch of one member. Losses in nats, accuracies as fractions; the first epoch is 1.
 
     Train figures are averages over the epoch's batches while the weights moved, dropout on; validation figures are
-    those of the weights after the epoch.
+    those of the weights after the epoch. `seconds` is this member's share of the group's time; `group_size` is how many
+    trained together.
     """
 
     epoch: int
@@ -30,6 +31,7 @@ class EpochResult:
     validation_accuracy: float
     learning_rate: float
     seconds: float
+    group_size: int
 
     @property
     def diverged(self) -> bool:
@@ -147,22 +149,24 @@ class Group:
         return tensors | {"generator": member.generator.get_state()}
 
     def restore(self, k: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up `state`'s tensors.
+        """Take up `state`'s tensors; all of them or, where they are no good, none.
 
         Raises:
-            KeyError, ValueError, RuntimeError: they are not of this network.
+            KeyError, ValueError, TypeError, RuntimeError: they are not of this network.
         """
         member = self.members[k]
-        self.network.load_member_state(k, below("network.", tensors))
-        best = below("best.", tensors)
-        member.best_weights = {name: value.to(self.device) for name, value in best.items()}
-        known = below("optimizer.", tensors)
+        history = [EpochResult(**result) for result in json.loads(bytes(tensors["history"].tolist()))]
+        best, known = below("best.", tensors), below("optimizer.", tensors)
+        if best and best.keys() != self.network.member_state(k).keys():
+            raise ValueError("the best weights are not those of this network")
         if any(value.dim() and value.shape != self._rows[k].shape for value in known.values()):
             raise ValueError("the optimizer's state is not one of this network")
-        self.optimizer.state[self._rows[k]] = {name: value.to(self.device) for name, value in known.items()}
-        curve = json.loads(bytes(tensors["history"].tolist()))
-        member.history = [EpochResult(**result) for result in curve]
+        torch.Generator(member.generator.device).set_state(tensors["generator"])  # raises where it is none
+        self.network.load_member_state(k, below("network.", tensors))
         member.generator.set_state(tensors["generator"])
+        member.best_weights = {name: value.to(self.device) for name, value in best.items()}
+        self.optimizer.state[self._rows[k]] = {name: value.to(self.device) for name, value in known.items()}
+        member.history = history
 
 
 def below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.evaluate import evaluate
-from cifar_sweep.training.group import EpochResult, Group, Member, below
+from cifar_sweep.training.group import EpochResult, Group, Member
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import learning_rate_at
 
@@ -38,8 +38,7 @@ class Run:
 
     def __init__(self, configs: Sequence[TrialConfig], data: ImageData, *, device: torch.device) -> None:
         self.device = device
-        self.configs = list(configs)
-        self.restart()
+        self.group = Group(configs, device=device)
         self.shape = self.group.shape
         self.batches = Batches(
             data,
@@ -50,10 +49,10 @@ class Run:
         )
         self.batches.check_batch_size(self.shape.batch_size)
 
-    def restart(self) -> None:
-        """Go back to before the first epoch, with all members."""
-        self.group = Group(self.configs, device=self.device)
-        self.epochs_done = 0
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs lie behind the members."""
+        return len(self.members[0].history)
 
     @property
     def members(self) -> list[Member]:
@@ -65,7 +64,10 @@ class Run:
 
         Raises:
             EpochInterruptedError: `stop`, asked before every step, said yes.
+            ValueError: some members have more epochs behind them than others.
         """
+        if len({len(member.history) for member in self.members}) != 1:
+            raise ValueError("the members are not at the same epoch")
         started = time.perf_counter()
         epoch = self.epochs_done + 1
         self.group.start_epoch(epoch)
@@ -75,7 +77,6 @@ class Run:
                 raise EpochInterruptedError
             self.group.step(images, labels)
             images_seen += len(labels)
-        self.epochs_done = epoch
         return self._end_epoch(epoch, images_seen=images_seen, started=started)
 
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
@@ -93,6 +94,7 @@ class Run:
                 validation_accuracy=validations[k].accuracy,
                 learning_rate=learning_rate_at(epoch, member.config.knobs),
                 seconds=seconds,
+                group_size=len(self.members),
             )
             member.note(result, self.group.network.member_state(k))
         return [member.history[-1] for member in self.members]
@@ -114,16 +116,41 @@ class Run:
         network.load_state_dict({name: value.cpu() for name, value in member.best_weights.items()})
         return network
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """All that the next epoch depends on, as named tensors: a run that restores them goes on bit for bit."""
-        return {f"{k}.{name}": value for k in range(len(self.members)) for name, value in self.group.state(k).items()}
+    def state(self, k: int) -> dict[str, torch.Tensor]:
+        """All that member `k`'s next epoch depends on, as named tensors; who restores them goes on bit for bit."""
+        return self.group.state(k)
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from `state`, taken from a run of the same configs.
+    def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
+        """Have member `k` go on from `state`, taken from a run of the same config, in whatever group.
 
         Raises:
-            KeyError, ValueError, RuntimeError: the state is not one of these configs'.
+            KeyError, ValueError, TypeError, RuntimeError: the state is not one of this config's; nothing has changed.
         """
-        for k in range(len(self.members)):
-            self.group.restore(k, below(f"{k}.", state))
-        self.epochs_done = len(self.members[0].history)
+        self.group.restore(k, state)
+
+
+def smallest_alike(config: TrialConfig, size: int, *, device: torch.device) -> int:
+    """The smallest group in which this trial gets the numbers that it gets in one of `size`, to the last bit.
+
+    Kernels may add up in another order where they work on several members. Whether they do here is tried with copies of
+    the trial, in a few steps on random images; on a GPU, where no two runs are quite alike, one is taken.
+    """
+    if device.type != "cpu":
+        return 1
+    smaller = [candidate for candidate in (1, 2) if candidate < size]
+    wanted = _after_a_few_steps(config, size, device=device) if smaller else None
+    for candidate in smaller:
+        found = _after_a_few_steps(config, candidate, device=device)
+        if wanted is not None and torch.equal(found, wanted):
+            return candidate
+    return size
+
+
+def _after_a_few_steps(config: TrialConfig, size: int, *, device: torch.device) -> torch.Tensor:
+    group = Group([config] * size, device=device)
+    group.start_epoch(1)
+    generator = torch.Generator().manual_seed(0)
+    for batch in (config.shape.batch_size, config.shape.batch_size, 1 + config.shape.batch_size // 2):
+        images = torch.rand(batch, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+        group.step(images, torch.randint(config.shape.classes, (batch,), generator=generator))
+    return group.network.weights[0].clone()

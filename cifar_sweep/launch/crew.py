@@ -1,0 +1,66 @@
+"""Processes that measure at the same time: what a machine does with all of it at work."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+from cifar_sweep.errors import StudyError, one_line
+
+
+class Crew:
+    """Processes that wait for calls. Each is fresh when it starts, and keeps what it has loaded."""
+
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self._connections = connections
+
+    def together(self, function: Callable[..., Any], *calls: dict[str, Any]) -> list[Any]:
+        """The results of these calls of `function`, by keyword, each in a process of its own, all begun at once.
+
+        Raises:
+            StudyError: a process ended, or raised.
+        """
+        for connection, call in zip(self._connections[: len(calls)], calls, strict=True):
+            connection.send((function, call))
+        try:
+            answers = [connection.recv() for connection in self._connections[: len(calls)]]
+        except EOFError:
+            raise StudyError("a measuring process was ended from outside.") from None
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+
+@contextmanager
+def crew(size: int) -> Iterator[Crew]:
+    """`size` processes, ended with the block."""
+    context = multiprocessing.get_context("spawn")
+    connections, processes = [], []
+    try:
+        for _ in range(size):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_answer, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()  # so that a process that ends is noticed
+            connections.append(mine)
+            processes.append(process)
+        yield Crew(connections)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _answer(connection: Connection) -> None:
+    while True:
+        try:
+            function, call = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(function(**call))
+        except Exception as error:
+            connection.send(StudyError(f"measuring failed: {one_line(error)}."))

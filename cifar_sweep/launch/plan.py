@@ -1,0 +1,282 @@
+"""How to spend a machine on a sweep: how many workers, of how many threads, and how many trials each trains at once.
+
+What that depends on is measured, with all workers at work, once for each network on a machine, and kept in the cache.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from cifar_sweep.config import Shape
+from cifar_sweep.errors import DiskError
+from cifar_sweep.files import replace_file
+from cifar_sweep.launch.crew import Crew, crew
+from cifar_sweep.search.expected import expected_shapes
+from cifar_sweep.search.strategy import largest_group
+from cifar_sweep.search.sweepfile import Sweep
+from cifar_sweep.training.data import default_cache
+from cifar_sweep.training.device import (
+    available_cores,
+    device_name,
+    prepare_process,
+    resolve_device,
+    resolve_precision,
+)
+from cifar_sweep.training.speed import (
+    TIMED_BATCHES,
+    WORTHWHILE_GAIN,
+    Groups,
+    Speed,
+    free_memory,
+    network_of,
+    stand_in,
+    step_seconds,
+)
+
+TRAIN_IMAGES = 40_000
+VALIDATION_IMAGES = 10_000
+VALIDATION_BATCH = 200
+# Of a training step's time: mostly 0.25 to 0.5 over all networks, noisily measured on 2 cores.
+FORWARD_SHARE = 0.35
+GROUP_SIZES = (1, 2, 4, 8, 16, 32)
+MAX_WORKERS = 16
+# What may go to the groups of all workers; the rest is for the images, the libraries and other programs.
+MEMORY_SHARE = 0.7
+
+Speeds = Mapping[str, Mapping[int, Speed]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A machine shared out: `workers` processes of `threads` threads each (on a GPU, where threads do not count, 1)."""
+
+    workers: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep is to be run.
+
+    Attributes:
+        split: how many workers, of how many threads.
+        groups: how many trials of a shape each trains at once.
+        usual: the group size of most trials.
+        seconds: the expected wall seconds of the sweep if nothing is pruned; None where nothing was measured.
+        gain: how many times as fast as one trial at a time on the whole machine; None where nothing was measured.
+    """
+
+    split: Split
+    groups: Groups
+    usual: int
+    seconds: float | None = None
+    gain: float | None = None
+
+    def __str__(self) -> str:
+        workers, size = self.split.workers, self.usual
+        shown = f"{workers} worker{'s' * (workers > 1)} x {size} trial{'s' * (size > 1)}"
+        return shown + (f", about {self.gain:.2g} times one at a time" if self.gain and self.gain >= 1.05 else "")
+
+
+def choose(
+    sweep: Sweep,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    threads: int = 0,
+    group: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    cache: Path | None = None,
+    always: bool = False,
+) -> Plan:
+    """The plan for a sweep on this machine; of `workers`, `threads` and `group`, what is 0 is chosen.
+
+    Args:
+        sweep: what is to be run.
+        device: auto, cpu, cuda or cuda:N.
+        workers: processes.
+        threads: of each of them, on the CPU.
+        group: trials at once in each of them.
+        say: gets one sentence where networks have to be timed first, which happens once on a machine.
+        cache: the folder of what was measured before.
+        always: measure, too, where there is nothing to choose, for the time that it takes.
+
+    Raises:
+        DeviceError: there is no such device here.
+        UsageError: the sweep's parameters are no complete config.
+    """
+    where = resolve_device(device)
+    splits = _splits(where, named=device, workers=workers, threads=threads, trials=sweep.size)
+    prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
+    precision, _ = resolve_precision(where, cache=cache)
+    expected = expected_shapes(sweep, precision=precision)
+    free = free_memory(where)
+    if not always and (sweep.size == 1 or (group and len(splits) == 1)):
+        return _plan(sweep, expected, splits[0], {}, group=group, free=free)
+    alone = Split(1, available_cores() if where.type == "cpu" else 1)
+    networks = {network_of(shape) for _, shape in expected}
+    measured = measure(networks, [*splits, alone], device=device, precision=precision, cache=cache, say=say)
+    plans = [_plan(sweep, expected, split, measured[split], group=group, free=free) for split in splits]
+    best = min(plans, key=lambda plan: plan.seconds or math.inf)
+    one_at_a_time = Groups(1, measured[alone])
+    usual = math.fsum(count * trial_seconds(shape, one_at_a_time, 1) for count, shape in expected)
+    return replace(best, gain=usual / (best.seconds or math.inf))
+
+
+def estimates(
+    sweeps: Mapping[str, Sweep], *, say: Callable[[str], None], cache: Path | None = None
+) -> dict[str, float]:
+    """Wall seconds that each sweep takes on this machine as `choose` would run it, if no trial is pruned."""
+    plans = {name: choose(sweep, say=say, cache=cache, always=True) for name, sweep in sweeps.items()}
+    return {name: plan.seconds or 0.0 for name, plan in plans.items()}
+
+
+def trial_seconds(shape: Shape, speeds: Groups, size: int) -> float:
+    """Expected seconds of a worker for one trial in a group of this size, on CIFAR-10, if it is not pruned."""
+    training = (shape.train_images or TRAIN_IMAGES) * speeds.per_image(shape, size)
+    validated = replace(shape, batch_size=VALIDATION_BATCH)
+    return shape.epochs * (training + VALIDATION_IMAGES * FORWARD_SHARE * speeds.per_image(validated, size))
+
+
+def _splits(device: torch.device, *, named: str, workers: int, threads: int, trials: int) -> list[Split]:
+    """The splits to choose from, the one with the most processes that compute alone first."""
+    if device.type == "cuda":
+        gpus = 1 if named.startswith("cuda:") else torch.cuda.device_count()
+        return [Split(count, 1) for count in ([workers] if workers else [gpus, 2 * gpus, 4 * gpus])]
+    cores = available_cores()
+    most = min(cores, MAX_WORKERS, trials)
+    counts = [workers] if workers else [count for count in (most >> half for half in range(5)) if count]
+    return [Split(count, threads or max(1, cores // count)) for count in counts]
+
+
+def _plan(
+    sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, speeds: Speeds, *, group: int, free: int | None
+) -> Plan:
+    largest = group or largest_group(trials=sweep.size, workers=split.workers)
+    share = None if free is None else int(MEMORY_SHARE * free / split.workers)
+    groups = Groups(largest, {} if group else speeds, share)
+    sizes = [groups.size(shape) for _, shape in expected]
+    usual = statistics.median_high(
+        size for size, (count, _) in zip(sizes, expected, strict=True) for _ in range(math.ceil(count))
+    )
+    if not speeds:
+        return Plan(split, groups, usual)
+    timed = Groups(largest, speeds)
+    work = math.fsum(
+        count * trial_seconds(shape, timed, size) for size, (count, shape) in zip(sizes, expected, strict=True)
+    )
+    return Plan(split, groups, usual, work / min(split.workers, math.ceil(sweep.size / usual)))
+
+
+def measure(
+    networks: Collection[str],
+    splits: Sequence[Split],
+    *,
+    device: str,
+    precision: str,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[Split, Speeds]:
+    """The speeds of these networks under each split, timed where the cache folder does not have them.
+
+    Deeper VGGs are taken from vgg11 by their multiply-accumulates. Times are kept by the split, the device, the
+    precision and the version of torch. Under the first split group sizes are tried until one gains nothing; under the
+    others, one at a time and the best.
+    """
+    path = (cache or default_cache()) / "speeds.json"
+    everything = _read(path)
+    where = resolve_device(device)
+    timed = {stand_in(network)[0] for network in networks}
+    keys = {split: _key(split, where, precision) for split in splits}
+    missing = [
+        (split, network) for split, key in keys.items() for network in sorted(timed - set(everything.get(key, {})))
+    ]
+    if missing:
+        say("timing a training step of each network, once on this machine")
+        with crew(max(split.workers for split, _ in missing)) as processes:
+            for split, network in missing:
+                first = everything.get(keys[splits[0]], {}).get(network)
+                seconds = _Timing(processes, split, network, device=device, precision=precision)
+                everything.setdefault(keys[split], {})[network] = (
+                    seconds.ladder() if first is None else seconds.of(first)
+                )
+        plain = {
+            key: {network: {size: astuple(speed) for size, speed in sizes.items()} for network, sizes in entry.items()}
+            for key, entry in everything.items()
+        }
+        with suppress(DiskError):  # a read-only home: measured again next time
+            replace_file(path, json.dumps(plain, indent=2).encode())
+    return {split: {network: _of(network, everything[key]) for network in networks} for split, key in keys.items()}
+
+
+def _of(network: str, known: Speeds) -> Mapping[int, Speed]:
+    timed, factor = stand_in(network)
+    return {size: speed.times(factor) for size, speed in known[timed].items()}
+
+
+def _key(split: Split, device: torch.device, precision: str) -> str:
+    name = f"{device.type} {device_name(device)}"
+    return f"{name}, {split.workers} x {split.threads} threads, {precision}, torch {torch.__version__}"
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Times one network under one split."""
+
+    processes: Crew
+    split: Split
+    network: str
+    device: str
+    precision: str
+
+    def ladder(self) -> dict[int, Speed]:
+        """Larger and larger groups, until the next is no faster."""
+        found: dict[int, Speed] = {}
+        for size in GROUP_SIZES:
+            found[size] = self._speed(size)
+            *_, before, last = [math.inf, *(speed.per_image(TIMED_BATCHES[0]) for speed in found.values())]
+            if last * WORTHWHILE_GAIN > before:
+                break
+        return found
+
+    def of(self, first: Mapping[int, Speed]) -> dict[int, Speed]:
+        """One at a time, and the size that was the fastest under another split."""
+        best = min(first, key=lambda size: first[size].per_image(TIMED_BATCHES[0]))
+        return {size: self._speed(size) for size in sorted({1, best})}
+
+    def _speed(self, size: int) -> Speed:
+        small, large = (self._seconds(batch, size) / batch / size for batch in TIMED_BATCHES)
+        return Speed.between(small, large)
+
+    def _seconds(self, batch: int, size: int) -> float:
+        call = {
+            "network": self.network,
+            "batch": batch,
+            "members": size,
+            "threads": self.split.threads,
+            "precision": self.precision,
+        }
+        calls = [call | {"device": resolve_device(self.device, worker=k)} for k in range(self.split.workers)]
+        return statistics.fmean(self.processes.together(step_seconds, *calls))
+
+
+def _read(path: Path) -> dict[str, dict[str, dict[int, Speed]]]:
+    """The stored times by split, network and group size; none where there is no such file or it is not ours."""
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        found = {
+            str(key): {
+                str(network): {int(size): Speed(float(image), float(step)) for size, (image, step) in sizes.items()}
+                for network, sizes in entry.items()
+            }
+            for key, entry in json.loads(path.read_text()).items()
+        }
+        speeds = [speed for entry in found.values() for sizes in entry.values() for speed in sizes.values()]
+        if all(math.isfinite(part) and part >= 0 for speed in speeds for part in astuple(speed)):
+            return found
+    return {}
