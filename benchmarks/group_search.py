@@ -47,7 +47,6 @@ LR_BATCH_SPACE = {
     "batch_size": {"low": 16, "high": 256, "base2": True},
 }
 SHAPE = {"batch_size", "log2_batch_size", "optimizer", "batch_norm", "activation"}  # of the spaces below
-WORKERS = 2
 LARGEST = 16
 STARTUP = 10  # random trials before the sampler's model is used: the product's default
 ENOUGH = 240  # trials after which a search for the target is given up
@@ -76,7 +75,8 @@ def train_table(data: images.ImageData, options: argparse.Namespace) -> dict[str
     runs, seconds = [], {}
     for batch_size in BATCH_SIZES:
         alone = Run(configs(batch_size, 0, [1e-3]), data, device=device)
-        seconds[str(batch_size)] = statistics.median(alone.epoch()[0].seconds for _ in range(4))
+        # The least: the machine may have other work.
+        seconds[str(batch_size)] = min(alone.epoch()[0].seconds for _ in range(5))
         for seed in range(options.seeds):
             run = Run(configs(batch_size, seed, LEARNING_RATES), data, device=device)
             epochs = [[result.validation_accuracy for result in run.epoch()] for _ in range(options.epochs)]
@@ -117,9 +117,11 @@ class Landscape(Protocol):
 
 
 class Table:
-    """The trained grid: means over seeds, between learning rates linear in their logarithm."""
+    """The trained grid: means over seeds, each averaged with its two neighbours in learning rate (1/4, 1/2, 1/4), since
+    the mean of a few seeds is rough itself; between learning rates linear in their logarithm.
+    """
 
-    def __init__(self, table: Mapping[str, Any]) -> None:
+    def __init__(self, table: Mapping[str, Any], *, noise: float | None = None) -> None:
         self.sweep = sweep({"model": "convnet", "epochs": table["epochs"]}, LR_BATCH_SPACE)
         runs: dict[tuple[int, float], list[float]] = {}
         for run in table["runs"]:
@@ -128,12 +130,14 @@ class Table:
         rates = sorted({rate for _, rate in runs})
         self.logs = [math.log(rate) for rate in rates]
         self.means = {
-            size: [statistics.mean(runs[size, rate]) for rate in rates] for size in sorted({size for size, _ in runs})
+            size: smooth([statistics.mean(runs[size, rate]) for rate in rates])
+            for size in sorted({size for size, _ in runs})
         }
         self.best = max(max(row) for row in self.means.values())
         # Cells far below the best are quieter or wilder than those that the choice is between.
         near = [cell for cell in runs.values() if statistics.mean(cell) > self.best - 5]
-        self.noise = math.sqrt(statistics.mean(statistics.variance(cell) for cell in near))
+        measured = math.sqrt(statistics.mean(statistics.variance(cell) for cell in near))
+        self.noise = measured if noise is None else noise
         self.alone = {int(size): seconds for size, seconds in table["seconds_of_an_epoch_alone"].items()}
         self.epochs = int(table["epochs"])
 
@@ -148,11 +152,12 @@ class Table:
 class MadeUp:
     """A formula with 60 shapes and three knobs. The best learning rate moves with batch size and optimizer."""
 
-    best, noise = 70.0, 0.5
+    best = 70.0
     centre: ClassVar = {"sgd": -2.0, "adam": -3.2, "rmsprop": -3.5}
     loss: ClassVar = {"sgd": 1.0, "adam": 0.0, "rmsprop": 0.6, "relu": 0.0, "leaky_relu": 0.3, True: 0.0, False: 2.0}
 
-    def __init__(self) -> None:
+    def __init__(self, *, noise: float | None = None) -> None:
+        self.noise = 0.5 if noise is None else noise
         choices = {"optimizer": ["sgd", "adam", "rmsprop"], "activation": ["relu", "leaky_relu"]}
         knobs = {
             "dropout": {"low": 0.0, "high": 0.5},
@@ -173,6 +178,11 @@ class MadeUp:
 
     def seconds(self, params: Mapping[str, Any]) -> float:
         return 1.0 + 8 / float(params["batch_size"])
+
+
+def smooth(row: Sequence[float]) -> list[float]:
+    """Each value averaged with its neighbours; the ends stand for their missing ones."""
+    return [float(mean) for mean in np.convolve(np.pad(row, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")]
 
 
 def sweep(fixed: Mapping[str, Any], searched: Mapping[str, Any]) -> Sweep:
@@ -197,6 +207,7 @@ class Situation:
     finished: int
     running: int
     budget: int
+    workers: int
 
     @property
     def left(self) -> int:
@@ -207,41 +218,51 @@ class Situation:
 class Rule:
     """How large the next group may be, and how its trials are asked for: held, mixed or conditional."""
 
-    size: Callable[[Situation], int]
+    size: Callable[[Situation], float]
     way: str = "held"
 
 
-def fixed(size: int) -> Callable[[Situation], int]:
+def fixed(size: int) -> Callable[[Situation], float]:
     """Always so many."""
     return lambda _: size
 
 
-def share(part: int, *, largest: int = LARGEST) -> Callable[[Situation], int]:
-    """One in so many of what is finished, from one trial up."""
-    return lambda now: min(largest, max(1, now.finished // part))
+def share(part: float, *, largest: int = LARGEST) -> Callable[[Situation], float]:
+    """All workers' groups together come to this part of what is finished."""
+    return lambda now: min(largest, part * now.finished / now.workers)
 
 
-def flight(part: int, *, largest: int = LARGEST) -> Callable[[Situation], int]:
-    """All that is asked and not answered, this group included, at most one in so many of what is finished."""
-    return lambda now: min(largest, max(1, now.finished // part - now.running))
+def flight(part: float, *, largest: int = LARGEST) -> Callable[[Situation], float]:
+    """All that is asked and not answered, this group included, comes to this part of what is finished."""
+    return lambda now: min(largest, part * now.finished - now.running)
 
 
-def after(start: int, size: int) -> Callable[[Situation], int]:
+def after(start: int, size: int) -> Callable[[Situation], float]:
     """One at a time until so many are finished, then groups."""
     return lambda now: size if now.finished >= start else 1
 
 
+def spread(size: Callable[[Situation], float], rounds: int) -> Callable[[Situation], float]:
+    """As `size` says, but what is left is enough for so many rounds of all workers."""
+    return lambda now: min(size(now), math.ceil(now.left / (rounds * now.workers)))
+
+
 RULES: dict[str, Rule] = {
     **{str(size): Rule(fixed(size)) for size in (1, 2, 4, 8, 16)},
-    **{f"finished/{part}": Rule(share(part)) for part in (2, 4, 8)},
-    **{f"finished/{part}, to {largest}": Rule(share(part, largest=largest)) for part in (2, 4) for largest in (4, 8)},
-    **{f"in flight: finished/{part}": Rule(flight(part)) for part in (2, 4)},
-    **{f"1, {size} from {STARTUP} on": Rule(after(STARTUP, size)) for size in (4, 8, 16)},
+    "share 1/4": Rule(share(1 / 4)),
+    "share 1/2": Rule(share(1 / 2)),
+    "share 1": Rule(share(1)),
+    "share 1/2, to 4": Rule(share(1 / 2, largest=4)),
+    "share 1/2, to 8": Rule(share(1 / 2, largest=8)),
+    "in flight 1/2": Rule(flight(1 / 2)),
+    "share 1/2, even end": Rule(spread(share(1 / 2), 1)),
+    "share 1/2, two rounds at the end": Rule(spread(share(1 / 2), 2)),
+    "share 1/2, to 8, even end": Rule(spread(share(1 / 2, largest=8), 1)),
+    **{f"1, then {size}": Rule(after(STARTUP, size)) for size in (4, 8, 16)},
     **{f"{size} mixed": Rule(fixed(size), "mixed") for size in (4, 16)},
-    "finished/4 mixed": Rule(share(4), "mixed"),
+    "share 1/2 mixed": Rule(share(1 / 2), "mixed"),
     **{f"{size} conditional": Rule(fixed(size), "conditional") for size in (4, 16)},
-    "finished/4 conditional": Rule(share(4), "conditional"),
-    "finished/2 conditional": Rule(share(2), "conditional"),
+    "share 1/2 conditional": Rule(share(1 / 2), "conditional"),
 }
 
 
@@ -290,6 +311,7 @@ class Search:
     rule: Rule
     budget: int
     seed: int
+    workers: int = 2
     until: Callable[["Search"], bool] = lambda _: False
     now: float = 0.0
     asked: int = 0
@@ -317,7 +339,7 @@ class Search:
             order += 1
             heapq.heappush(pending, (self.now + self.time(part), order, part, parts))
 
-        for _ in range(WORKERS):
+        for _ in range(self.workers):
             start(iter(()))
         while pending and not self.until(self):
             self.now, _, part, parts = heapq.heappop(pending)
@@ -327,8 +349,8 @@ class Search:
 
     def ask(self) -> list[list[optuna.Trial]]:
         """The next trials, in groups of equal shape, to be trained one group after the other."""
-        situation = Situation(self.finished, self.asked - self.finished, self.budget)
-        size = min(self.rule.size(situation), situation.left)
+        now = Situation(self.finished, self.asked - self.finished, self.budget, self.workers)
+        size = min(max(1, int(self.rule.size(now))), now.left)
         trials = [self.ask_one({})]
         held = {} if self.rule.way == "mixed" else shape(trials[0])
         trials += [self.ask_one(held) for _ in range(size - 1)]
@@ -386,27 +408,31 @@ class Figures:
     group_size: float  # the mean over the trials of the search for the target: of whose group a trial was one
 
 
-def measure(landscape: Landscape, name: str, seeds: range, budgets: Sequence[int], time_given: float) -> Figures:
+def measure(
+    landscape: Landscape, name: str, seeds: range, budgets: Sequence[int], *, workers: int, time_given: float
+) -> Figures:
     """Search under every seed: to each budget of trials, and for the target and the equal time."""
     rule, best = RULES[name], landscape.best
     figures = Figures(name, {"0.5": [], "1.0": []}, {"0.5": [], "1.0": []}, {}, {}, [], 0.0)
     for budget in budgets:
-        done = [Search(landscape, rule, budget, seed).run() for seed in seeds]
+        done = [Search(landscape, rule, budget, seed, workers).run() for seed in seeds]
         figures.short_after[str(budget)] = [best - search.events[-1][2] for search in done]
         figures.seconds_of[str(budget)] = [search.events[-1][0] for search in done]
     given = time_given or statistics.median(figures.seconds_of[str(budgets[0])])
+
+    def over(search: Search) -> bool:
+        return search.now > given and any(event[2] >= best - 0.5 for event in search.events)
+
     sizes: list[int] = []
     for seed in seeds:
-        search = Search(
-            landscape, rule, ENOUGH, seed, until=lambda s: s.now > given and s.chosen[1] >= best - 0.5
-        ).run()
+        search = Search(landscape, rule, ENOUGH, seed, workers, until=over).run()
         for points in figures.trials_to:
             hit = next((event for event in search.events if event[2] >= best - float(points)), None)
             figures.trials_to[points].append(hit[1] if hit else math.inf)
             figures.seconds_to[points].append(hit[0] if hit else math.inf)
-        within = [event for event in search.events if event[0] <= given]
-        figures.short_after.setdefault("time", []).append(best - within[-1][2] if within else best)
-        figures.trials_in_time.append(within[-1][1] if within else 0)
+        within = [(0.0, 0, 0.0), *(event for event in search.events if event[0] <= given)]
+        figures.short_after.setdefault("time", []).append(best - within[-1][2])
+        figures.trials_in_time.append(within[-1][1])
         sizes += [size for size in search.groups for _ in range(size)]
     return Figures(**(vars(figures) | {"group_size": statistics.mean(sizes)}))
 
@@ -416,8 +442,8 @@ def measure(landscape: Landscape, name: str, seeds: range, budgets: Sequence[int
 
 def quartiles(values: Sequence[float], form: str) -> str:
     """Median, and the quartiles in brackets; what was not reached stands above all that was."""
-    low, middle, high = (sorted(values)[min(len(values) - 1, int(q * len(values)))] for q in (0.25, 0.5, 0.75))
-    shown = [f"over {ENOUGH}" if value == math.inf else format(value, form) for value in (middle, low, high)]
+    low, middle, high = (sorted(values)[round(q * (len(values) - 1))] for q in (0.25, 0.5, 0.75))
+    shown = ["never" if value == math.inf else format(value, form) for value in (middle, low, high)]
     return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
@@ -434,6 +460,7 @@ def rows(figures: Figures, unit: float) -> list[str]:
         *(quartiles(figures.trials_to[points], ".0f") for points in ("1.0", "0.5")),
         *(quartiles(times[points], ".2f") for points in ("1.0", "0.5")),
         *(mean_error(values) for values in figures.short_after.values()),
+        *(f"{statistics.median(seconds) / unit:.2f}" for seconds in figures.seconds_of.values()),
         f"{statistics.median(figures.trials_in_time):.0f}",
     ]
 
@@ -442,17 +469,19 @@ def search_all(options: argparse.Namespace) -> None:
     """Every rule against every seed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    landscape = Table(json.loads(options.table.read_text())) if options.table else MadeUp()
+    noise = options.noise
+    landscape = Table(json.loads(options.table.read_text()), noise=noise) if options.table else MadeUp(noise=noise)
     seeds = range(options.seeds)
     started = time.perf_counter()
-    print(f"best {landscape.best:.2f} %, noise {landscape.noise:.2f} points, {options.seeds} seeds, "
-          f"optuna {optuna.__version__}, Python {platform.python_version()}")  # fmt: skip
+    print(f"best {landscape.best:.2f} %, noise {landscape.noise:.2f} points, "
+          f"{options.seeds} seeds, {options.workers} workers, optuna {optuna.__version__}, Python {platform.python_version()}")  # fmt: skip
     head = ["rule", "trials to 1.0", "trials to 0.5", "time to 1.0", "time to 0.5"]
-    head += [f"short after {budget} trials" for budget in options.budgets] + ["short after the time", "trials in it"]
+    head += [f"short after {budget} trials" for budget in options.budgets] + ["short after time 1"]
+    head += [f"time of {budget}" for budget in options.budgets] + ["trials in time 1"]
     print("| " + " | ".join(head) + " |", "|" + "---|" * len(head), sep="\n")
     unit, report = 0.0, []
     for name in ("1", *(rule for rule in options.rules if rule != "1")):
-        figures = measure(landscape, name, seeds, options.budgets, unit)
+        figures = measure(landscape, name, seeds, options.budgets, workers=options.workers, time_given=unit)
         unit = unit or statistics.median(figures.seconds_of[str(options.budgets[0])])
         print("| " + " | ".join(rows(figures, unit)) + " |", flush=True)
         report.append(vars(figures))
@@ -477,6 +506,8 @@ def main() -> None:
     search.add_argument("--seeds", type=int, default=100)
     search.add_argument("--budgets", type=int, nargs="+", default=[40, 80])
     search.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    search.add_argument("--workers", type=int, default=2)
+    search.add_argument("--noise", type=float, help="of one training, in points; by default as measured in the table")
     search.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.command == "search":

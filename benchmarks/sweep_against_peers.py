@@ -1,8 +1,8 @@
 """Wall-clock time of one whole sweep: cifar-sweep against a plain Optuna script and Ray Tune, on the same machine.
 
-A sweep is 32 trials of `convnet` over the learning rate with TPE and no pruning, each of equally many epochs on the same
-images. The peers are in `benchmarks/peers`: both train with the reports' plain loop, two trials at a time. The sides
-take turns, each sweep in fresh processes and a fresh folder; only the decoded images are there before it.
+A sweep is 32 trials of `convnet` over the learning rate, with TPE and no pruning, each of equally many epochs on the
+same images. The peers are in `benchmarks/peers`: both train with the reports' plain loop, two trials at a time. The
+sides take turns, each sweep in fresh processes and a fresh folder; only the decoded images are there before it.
 
 Start-up in: the whole command, from its start to its end; ours with an empty cache, so that it measures the machine
 first. Start-up out: from the start of the first trial to the end of the last one, by the trials' own times; ours from a
@@ -87,7 +87,7 @@ def our_sweep(folder: Path, cache: Path, options: argparse.Namespace) -> Figures
     command = [sys.executable, "-m", "cifar_sweep", "run", str(file), "--data", options.data, "--storage", address,
                "--artifacts", str(folder / "artifacts"), *shlex.split(options.our_options)]  # fmt: skip
     seconds, _ = timed(command, cache)
-    study = optuna.load_study(study_name=None, storage=address)
+    study = optuna.load_study(study_name=file.stem, storage=address)
     trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     span = max(trial.datetime_complete for trial in trials) - min(trial.datetime_start for trial in trials)
     return {
@@ -168,7 +168,7 @@ def compared(runs: Sequence[Figures]) -> list[Figures]:
             row: Figures = {"batch_size": batch_size, "side": side}
             for key in ("seconds", "trial_seconds"):
                 ratios = [run[key] / our_runs[run["repeat"]][key] for run in mine]
-                row[key] = statistics.median(run[key] for run in mine)
+                row[key] = round(statistics.median(run[key] for run in mine), 2)
                 row[f"{key}_over_ours"] = round(statistics.median(ratios), 2)
                 row[f"{key}_over_ours_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
             rows.append(row)
@@ -188,6 +188,15 @@ def show(rows: Sequence[Figures]) -> None:
         print("| " + " | ".join(map(str, cells)) + " |")
 
 
+def has_ray(interpreter: str) -> bool:
+    """Whether an interpreter has what `ray_tune.py` imports."""
+    command = [interpreter, "-c", "import optuna, ray.tune, torchvision"]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="synthetic:12500", help="as cifar-sweep's --data")
@@ -197,10 +206,14 @@ def main() -> None:
     parser.add_argument("--train-images", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--python-ray", metavar="PATH", help="an interpreter that has ray[tune] and our dependencies")
-    parser.add_argument("--our-options", default="", help="more options of `cifar-sweep run`, in one string")
+    parser.add_argument("--our-options", default="", help="more for `cifar-sweep run`: --our-options='--workers 2'")
     parser.add_argument("--loader-workers", type=int, default=0, help="loader processes of each trial of the peers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.python_ray and not has_ray(options.python_ray):
+        parser.error(
+            f"--python-ray {options.python_ray}: not an interpreter that imports ray.tune, optuna, torchvision"
+        )
     with tempfile.TemporaryDirectory(prefix="peers-images-") as name:
         images = data.load(options.data, cache=Path(name))
         runs = turns(Path(name), options)
@@ -215,7 +228,8 @@ def main() -> None:
         "versions": {run["side"]: run["versions"] for run in runs},
     }
     if options.json:
-        report = {"rows": rows, "left_out": left_out, "settings": vars(options), "environment": environment}
+        settings = {name: value for name, value in vars(options).items() if name not in ("python_ray", "json")}
+        report = {"rows": rows, "left_out": left_out, "settings": settings, "environment": environment}
         print(json.dumps(report | {"runs": runs}, indent=2))
         return
     show(rows)

@@ -20,9 +20,8 @@ from cifar_sweep.runner import Job, artifact_folder, check_images, facts, trial_
 from cifar_sweep.search.storage import open_existing, open_storage
 from cifar_sweep.search.study import SweepStudy, load, open_or_resume
 from cifar_sweep.search.sweepfile import parse
-from cifar_sweep.training import checkpoint, device
+from cifar_sweep.training import checkpoint
 from cifar_sweep.training.data import ImageData
-from cifar_sweep.training.device import default_workers
 from cifar_sweep.training.train import EpochResult, Run
 
 URL = "sqlite:///studies.db"
@@ -207,8 +206,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == in_epoch - 1:
-            for parameter in run.group.network.parameters():
-                parameter.data.fill_(float("nan"))
+            run.group.network.weights.fill_(float("nan"))
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)
@@ -317,14 +315,6 @@ def test_points_added_to_the_file_later_are_tried(small_data: ImageData) -> None
     work(job())
     assert [trial.params["learning_rate"] for trial in study.trials()][:2] == [1e-3, 2e-3]
     assert len(study.trials()) == 3
-
-
-def test_one_worker_where_one_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [default_workers(name) for name in ("cuda:1", "cuda", "auto")] == [1, 4, 4]
-    monkeypatch.setattr(device, "available_cores", lambda: 64)
-    assert default_workers("cpu") == 4
 
 
 def test_the_deadline_ends_the_work(small_data: ImageData) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/peers/optuna_script.py FOLDER [--batch-size 16] [--trials 32] [--epochs 3] [--data FOLDER]
 
-The database goes into FOLDER. Each process takes half of the trials, so that the number is exact: `MaxTrialsCallback`
-of two processes ends one trial later as often as not. `seconds` begins when the script does, `trial_seconds` when its
-first trial does, by the study's own times; both end with the last trial, `seconds` with its processes besides.
+The database goes into FOLDER. Each process takes half of the trials, so that the number is exact: under one
+`MaxTrialsCallback`, two processes can finish a trial too many. `seconds` begins when the script does, `trial_seconds`
+when its first trial does, by the study's own times, and ends with the last trial.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import torch
 from PIL import Image
@@ -131,7 +132,7 @@ def main() -> None:
         report=lambda _epoch, _accuracy: ended.append(time.perf_counter()),
         loader_workers=options.loader_workers,
     )
-    for epoch, (begin, end) in enumerate(zip(ended, ended[1:], strict=False), start=1):
+    for epoch, (begin, end) in enumerate(pairwise(ended), start=1):
         print(f"epoch {epoch}: {options.train_images / (end - begin):.0f} images/s, validation in it", flush=True)
 
 

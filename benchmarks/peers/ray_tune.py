@@ -3,8 +3,9 @@
     python benchmarks/peers/ray_tune.py FOLDER [--batch-size 16] [--trials 32] [--epochs 3] [--data FOLDER]
 
 Ray's own files and Tune's results go into FOLDER, whose path must be short, for Ray keeps sockets there. Without
-telemetry and dashboard, on 127.0.0.1. `seconds` begins when the script does and ends when Ray has shut down,
-`trial_seconds` is from the first line of the first trial to the last report of the last one.
+telemetry and dashboard; Ray listens on every address while it runs, but asks for a token. `seconds` begins when the
+script does and ends when Ray has shut down, `trial_seconds` is from the first line of the first trial to the last
+report of the last one.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+    "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray would leave one in the home folder
 }
 
@@ -101,7 +103,6 @@ def main() -> None:
         num_cpus=AT_ONCE,
         include_dashboard=False,
         object_store_memory=80_000_000,
-        _node_ip_address="127.0.0.1",
         _temp_dir=str(options.folder.absolute()),
     )
     found = summary(sweep(options), options.epochs)

@@ -9,7 +9,8 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 
@@ -116,10 +117,15 @@ def member_bytes(shape: Shape) -> int:
     Parameters, their gradients, two moments and the best ones so far in float32, and two copies in a step; of each
     layer's output what is kept for the backward pass, its gradient, and what a layer works in.
     """
+    parameters, outputs = _sizes(replace(shape, batch_size=1, epochs=1, train_images=0, data_seed=0))
+    return 28 * parameters + shape.batch_size * outputs * (5 if shape.precision == "bf16" else 10)
+
+
+@cache
+def _sizes(shape: Shape) -> tuple[int, int]:
+    """How many parameters a network has, and how many numbers its layers give for an image."""
     rows = summarize(build(shape, seed=0))
-    parameters = sum(row.parameters for row in rows)
-    activations = sum(math.prod(row.output_shape) for row in rows) * shape.batch_size
-    return 28 * parameters + activations * (5 if shape.precision == "bf16" else 10)
+    return sum(row.parameters for row in rows), sum(math.prod(row.output_shape) for row in rows)
 
 
 def free_memory(device: torch.device) -> int | None:

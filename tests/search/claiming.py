@@ -30,9 +30,10 @@ def claim_until_finished(url: str, name: str, folder: Path, start: Any) -> None:
 
 
 def finish_one(study: SweepStudy, worker: Worker) -> int | None:
-    claim = study.claim(worker)
-    if claim is None:
+    claims = study.claim(worker)
+    if not claims:
         return None
+    [claim] = claims
     time.sleep(0.05)  # the training, in which others claim
     study.complete(claim, claim.number / 1000)
     return claim.number

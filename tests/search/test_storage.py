@@ -510,7 +510,7 @@ def test_a_heartbeat_is_sent_at_once_and_again(
     monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 0.02)
     beaten = threading.Event()
     beat = storage.beat
-    with storage.heartbeat(trial_id):
+    with storage.heartbeat([trial_id]):
         assert len(beats(path)) == 1
         age(path)
         monkeypatch.setattr(storage, "beat", lambda trial_id: (beat(trial_id), beaten.set()))
@@ -532,7 +532,7 @@ def test_a_failed_heartbeat_is_tried_again(
             enough.set()
         raise StorageInternalError("the server is away")
 
-    with storage.heartbeat(trial_id):
+    with storage.heartbeat([trial_id]):
         monkeypatch.setattr(storage, "beat", fail)
         assert enough.wait(10)
 

@@ -122,8 +122,7 @@ def worker(precision: str = "fp32", **owner: Any) -> Worker:
 
 
 def claimed(study: SweepStudy, by: Worker | None = None) -> Claim:
-    claim = study.claim(by or worker())
-    assert claim is not None
+    [claim] = study.claim(by or worker())
     return claim
 
 
@@ -162,12 +161,12 @@ def test_claims_stop_at_the_budget(make: Callable[..., SweepStudy]) -> None:
     study = make(trials=3)
     claims = [claimed(study) for _ in range(3)]
     assert [claim.number for claim in claims] == [0, 1, 2]
-    assert study.claim(worker()) is None
+    assert study.claim(worker()) == []
     for claim in claims:
         assert not study.finished()
         study.complete(claim, 0.5)
     assert study.finished()
-    assert study.claim(worker()) is None
+    assert study.claim(worker()) == []
     assert len(study.trials()) == 3
 
 
@@ -178,14 +177,14 @@ def test_pruned_trials_count_and_failed_ones_do_not(make: Callable[..., SweepStu
     assert not study.finished()
     study.complete(claimed(study), 0.5)
     assert study.finished()
-    assert study.claim(worker()) is None
+    assert study.claim(worker()) == []
     assert states(study) == [TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE]
 
 
 def test_a_place_in_the_budget_is_free_again_after_a_failure(make: Callable[..., SweepStudy]) -> None:
     study = make(trials=1)
     claim = claimed(study)
-    assert study.claim(worker()) is None
+    assert study.claim(worker()) == []
     study.fail(claim, "broken")
     assert claimed(study).number == 1
 
@@ -194,7 +193,7 @@ def test_the_budget_may_be_below_the_number_of_points(make: Callable[..., SweepS
     study = make(trials=2, enqueue=POINTS)
     for _ in range(2):
         study.complete(claimed(study), 0.5)
-    assert study.claim(worker()) is None
+    assert study.claim(worker()) == []
     assert study.finished()
 
 
@@ -373,7 +372,7 @@ def test_the_trial_of_another_host_is_taken_up_when_its_lease_is_over(make: Call
 def test_the_trial_of_a_live_process_is_not_taken(make: Callable[..., SweepStudy]) -> None:
     study = make(trials=2)
     assert {claimed(study).number, claimed(study).number} == {0, 1}
-    assert study.claim(worker()) is None
+    assert study.claim(worker()) == []
 
 
 def test_a_trial_that_has_no_owner_yet_is_taken_up(make: Callable[..., SweepStudy]) -> None:

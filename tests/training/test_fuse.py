@@ -159,9 +159,9 @@ def test_the_same_group_twice_is_the_same_to_the_last_bit(small_data: ImageData)
         run = Run(group("cnn3", batch_norm=True, precision="bf16"), small_data, device=CPU)
         run.epoch()
         torch.rand(3)  # no global random state matters
-        states.append(run.state())
+        states.append({(k, name): value for k in range(3) for name, value in run.state(k).items()})
     for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]) or name.endswith("history"), name
+        assert torch.equal(value, states[1][name]) or name[1] == "history", name
 
 
 def test_a_restored_group_goes_on_bit_for_bit(small_data: ImageData) -> None:
@@ -169,11 +169,13 @@ def test_a_restored_group_goes_on_bit_for_bit(small_data: ImageData) -> None:
     unbroken, first, second = (Run(configs, small_data, device=CPU) for _ in range(3))
     for run in (unbroken, first):
         run.epoch()
-    second.restore({name: value.clone() for name, value in first.state().items()})
+    for k in range(3):
+        second.restore(k, {name: value.clone() for name, value in first.state(k).items()})
     for run in (unbroken, second):
         run.epoch()
-    for name, value in unbroken.state().items():
-        assert torch.equal(value, second.state()[name]) or name.endswith("history"), name
+    for k in range(3):
+        for name, value in unbroken.state(k).items():
+            assert torch.equal(value, second.state(k)[name]) or name == "history", name
 
 
 def test_the_time_of_a_group_is_shared_among_its_members(small_data: ImageData) -> None:
