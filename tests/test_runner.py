@@ -17,11 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_sweep import files
 from cifar_sweep.errors import DiskError, StudyError, UsageError
 from cifar_sweep.runner import Job, artifact_folder, check_images, facts, trial_folder, work
-from cifar_sweep.search.storage import open_existing, open_storage
+from cifar_sweep.search.storage import Storage, open_existing, open_storage
 from cifar_sweep.search.study import SweepStudy, load, open_or_resume
 from cifar_sweep.search.sweepfile import parse
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.speed import Groups
 from cifar_sweep.training.train import EpochResult, Run
 
 URL = "sqlite:///studies.db"
@@ -351,6 +352,208 @@ def test_too_few_images_are_refused_before_the_study_is_made(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         check_images(parse(TINY | changes, where="test"), small_data)
+
+
+# --- Groups ----------------------------------------------------------------------------------------------------------
+
+TOGETHER = Groups(4)
+
+
+def group_sizes(trial: FrozenTrial) -> list[int]:
+    return [result["group_size"] for result in trial.user_attrs["curve"]]
+
+
+def test_trials_of_a_group_are_trials_like_any_others(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=7, keep_weights=7)
+    work(job(groups=TOGETHER))
+    trials = study.trials()
+    assert states(trials) == [TrialState.COMPLETE] * 7
+    assert [group_sizes(trial) for trial in trials] == [[4, 4, 4]] * 4 + [[3, 3, 3]] * 3
+    assert len({trial.params["learning_rate"] for trial in trials}) == 7
+    assert len({trial.user_attrs["config"]["seed"] for trial in trials}) == 7
+    for trial in trials:
+        curve = trial.user_attrs["curve"]
+        assert trial.value == max(point["validation_accuracy"] for point in curve)
+        assert trial.intermediate_values == {point["epoch"]: point["validation_accuracy"] for point in curve}
+        checkpoint.load(weights_file(study, trial.number), sha256=trial.user_attrs["weights_sha256"])
+    assert not list(Path("artifacts").rglob("checkpoint*"))
+
+
+def test_a_trial_does_not_depend_on_the_group_it_was_trained_in(small_data: ImageData) -> None:
+    curves = []
+    for groups in (Groups(1), TOGETHER):
+        study = open_or_resume(
+            open_storage(URL),
+            f"largest-{groups.largest}",
+            parse(TINY | {"trials": 4, "sampler": "random"}, where="test"),
+            data=facts(small_data, source="synthetic:500"),
+        )
+        work(job(study=study.name, groups=groups))
+        curves.append([[point["train_loss"] for point in trial.user_attrs["curve"]] for trial in study.trials()])
+    alone, together = curves
+    assert alone == [pytest.approx(curve, rel=1e-4) for curve in together]
+
+
+def test_shapes_are_not_mixed_in_a_group(small_data: ImageData) -> None:
+    study = study_of(
+        small_data,
+        trials=12,
+        space=TINY["space"] | {"batch_size": {"low": 32, "high": 128, "base2": True}},
+        fixed=({name: value for name, value in TINY["fixed"].items() if name != "batch_size"} | {"epochs": 1}),
+    )
+    work(job(groups=TOGETHER))
+    trials = study.trials()
+    assert states(trials) == [TrialState.COMPLETE] * 12
+    assert [trial.params["log2_batch_size"] for trial in trials[:4]] == [trials[0].params["log2_batch_size"]] * 4
+    assert all(group_sizes(trial) == [4] for trial in trials)
+
+
+def test_given_points_of_one_shape_are_trained_together(small_data: ImageData) -> None:
+    rates = [(1e-3, 32), (1e-3, 64), (2e-3, 32), (2e-3, 64), (3e-3, 32)]
+    points = [{"label": str(k), "learning_rate": rate, "batch_size": size} for k, (rate, size) in enumerate(rates)]
+    space = TINY["space"] | {"batch_size": {"choices": [32, 64]}}
+    fixed = {name: value for name, value in TINY["fixed"].items() if name != "batch_size"}
+    study = study_of(small_data, sampler="given", space=space, fixed=fixed, enqueue=points)
+    work(job(groups=TOGETHER))
+    assert [group_sizes(trial)[0] for trial in study.trials()] == [3, 2, 3, 2, 3]
+    assert states(study.trials()) == [TrialState.COMPLETE] * 5
+
+
+def test_the_budget_has_room_for_the_points_that_wait(small_data: ImageData) -> None:
+    points = [{"learning_rate": 1e-3, "batch_size": 32}] + [{"learning_rate": 1e-3, "batch_size": 64}] * 1
+    space = TINY["space"] | {"batch_size": {"choices": [32, 64]}}
+    fixed = {name: value for name, value in TINY["fixed"].items() if name != "batch_size"}
+    study = study_of(small_data, trials=4, space=space, fixed=fixed, enqueue=points)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert [trial.params["batch_size"] for trial in study.trials()] == [32, 64, 32, 32]
+
+
+def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER), stop=after(epochs=2))
+    assert states(study.trials()) == [TrialState.WAITING] * 4
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 4]] * 4
+    whole = open_or_resume(
+        open_storage(URL),
+        "whole",
+        parse(TINY | {"trials": 4}, where="test"),
+        data=facts(small_data, source="synthetic:500"),
+    )
+    work(job(study="whole", groups=TOGETHER))
+    for one, other in zip(study.trials(), whole.trials(), strict=True):
+        assert one.user_attrs["weights_sha256"] == other.user_attrs["weights_sha256"]
+
+
+def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=1)
+    work(job(), stop=after(epochs=2))
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert [group_sizes(trial) for trial in study.trials()] == [[1, 1, 1]] + [[3, 3, 3]] * 3
+
+
+def test_one_damaged_checkpoint_of_a_group_restarts_that_trial_alone(
+    small_data: ImageData, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER), stop=after(epochs=2))
+    saved = sorted(Path("artifacts").rglob("checkpoint.safetensors"))[2]
+    saved.write_bytes(saved.read_bytes()[:1000])
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert "trial-0002/checkpoint.safetensors: not usable" in caplog.text
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 3], [4, 4, 3], [1, 1, 1], [4, 4, 3]]
+
+
+def test_pruned_members_leave_the_group(small_data: ImageData) -> None:
+    points = [{"learning_rate": rate} for rate in (3e-3, 2e-3, 3e-3, 1e-4, 1.1e-4, 2e-3)]
+    study = study_of(
+        small_data,
+        trials=6,
+        enqueue=points,
+        pruner={"name": "median", "startup_trials": 2},
+        fixed=TINY["fixed"] | {"epochs": 8, "batch_size": 16},
+    )
+    work(job(groups=Groups(2)), stop=lambda: TrialState.COMPLETE in states(study.trials()))
+    work(job(groups=TOGETHER))
+    pruned = [trial for trial in study.trials() if trial.state is TrialState.PRUNED]
+    assert {trial.number for trial in pruned} <= {2, 3, 4, 5}
+    assert {3, 4} <= {trial.number for trial in pruned}
+    survivor = next(trial for trial in study.trials()[2:] if trial.state is TrialState.COMPLETE)
+    assert group_sizes(survivor)[0] == 4
+    assert group_sizes(survivor)[-1] < 4
+    assert study.finished()
+
+
+def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = Run.epoch
+
+    def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
+        if run.epochs_done == 1 and len(run.members) == 4:
+            run.group.network.weights[1].fill_(float("nan"))
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", diverging)
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE, TrialState.PRUNED] + [TrialState.COMPLETE] * 2
+    assert study.trials()[1].user_attrs["reason"].startswith("diverged in epoch 2")
+
+
+def test_a_group_too_large_for_memory_is_made_smaller(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    epoch = Run.epoch
+
+    def full(run: Run, *arguments: Any) -> list[EpochResult]:
+        if len(run.members) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", full)
+    study = study_of(small_data, trials=5)
+    work(job(groups=Groups(5)))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 5
+    assert [group_sizes(trial)[0] for trial in study.trials()] == [2, 2, 2, 2, 1]
+    assert "5 trials at once do not fit into memory; going on with half as many" in caplog.text
+
+
+def test_a_group_that_raises_costs_one_trial(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = Run.epoch
+    calls = iter(range(100))
+
+    def once(run: Run, *arguments: Any) -> list[EpochResult]:
+        if next(calls) == 1:
+            raise RuntimeError("no luck")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", once)
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.FAIL] + [TrialState.COMPLETE] * 4
+    assert study.trials()[0].user_attrs["reason"] == "RuntimeError: no luck"
+
+
+def test_a_member_that_another_worker_took_is_dropped(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = study_of(small_data, trials=4)
+    owner = Storage.owner
+
+    def owner_of(storage: Storage, key: int) -> str | None:
+        trial = storage.optuna.get_trial(key)
+        return "another" if trial.number == 2 and len(trial.user_attrs.get("curve", [])) == 2 else owner(storage, key)
+
+    monkeypatch.setattr(Storage, "owner", owner_of)
+    work(job(groups=TOGETHER), stop=lambda: TrialState.COMPLETE in states(study.trials()))
+    assert "trial 2 was taken up by another worker" in caplog.text
+    assert states(study.trials()) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING, TrialState.COMPLETE]
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 4], [4, 4, 4], [4, 4], [4, 4, 4]]
+    assert len(list(Path("artifacts").rglob("checkpoint.safetensors"))) == 1, "it is another's now"
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ app = typer.Typer(
 for command in (
     sweeps.run,
     sweeps.list_sweeps,
+    sweeps.bench,
     studies.status,
     studies.compare,
     studies.plot,

@@ -124,6 +124,67 @@ def list_sweeps() -> None:
         raise faults[0]
 
 
+def bench(
+    model: Annotated[str | None, typer.Option(help="One network; with --batch-size.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="The batch size of --model.")] = 16,
+    turns: Annotated[int, typer.Option(min=1, help="How often each side is measured, in turns.")] = 5,
+    data: Annotated[str, typer.Option(help="As in `run`.")] = "synthetic:10000",
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how fast this machine trains as a sweep does, against a plain loop of one trial at a time."""
+    import json
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from cifar_sweep.config import check_parameter
+    from cifar_sweep.launch.bench import CASES, measure
+    from cifar_sweep.search.study import commit, versions
+    from cifar_sweep.training.device import available_cores, device_name, resolve_device
+
+    where = resolve_device(device)
+    cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
+    console = terminal()
+    source, images = load_data(data, console, download=True, quiet=as_json)
+    view = Table(
+        "network", "batch", "images/s", "plain", "times", "plain, 2 processes", "times", "of the peak", "plan", box=None
+    )
+    rows = []
+    for row in measure(
+        cases, device=device, source=source, turns=turns, say=(lambda _: None) if as_json else printer(console)
+    ):
+        rows.append(asdict(row))
+        low, high = row.spread
+        lower, higher = row.spread_to_two
+        view.add_row(
+            row.model,
+            str(row.batch_size),
+            f"{row.images_per_second:,}",
+            f"{row.plain_images_per_second:,}",
+            f"{row.ratio} ({low} to {high})",
+            f"{row.two_plain_images_per_second:,}",
+            f"{row.ratio_to_two} ({lower} to {higher})",
+            f"{row.share_of_peak:.0%}",
+            f"{row.plan}, {row.precision}",
+        )
+    cores = f", {available_cores()} cores" if where.type == "cpu" else ""
+    environment = {
+        "device": f"{where.type}: {device_name(where)}{cores}",
+        "data": images.name,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    if as_json:
+        printer(console)(json.dumps({"rows": rows, **environment}, indent=2))
+        return
+    console.print(view)
+    printer(console)(
+        f"{environment['device']}; {images.name}; medians of {turns} turns (lowest to highest); torch "
+        f"{versions()['torch']}; validation in none"
+    )
+
+
 def doctor(
     data: Data = "auto", storage: StorageUrl = DEFAULT_STORAGE, artifacts: Artifacts = DEFAULT_ARTIFACTS
 ) -> None:

@@ -129,6 +129,26 @@ def choose(
     return replace(best, gain=usual / (best.seconds or math.inf))
 
 
+def best_plan(
+    shape: Shape,
+    *,
+    device: str,
+    say: Callable[[str], None] = lambda _: None,
+    cache: Path | None = None,
+) -> Plan:
+    """The plan for as many trials of this one shape as one likes."""
+    where = resolve_device(device)
+    splits = _splits(where, named=device, workers=0, threads=0, trials=MAX_WORKERS)
+    measured = measure([network_of(shape)], splits, device=device, precision=shape.precision, cache=cache, say=say)
+    free = free_memory(where)
+    plans = []
+    for split, speeds in measured.items():
+        groups = Groups(GROUP_SIZES[-1], speeds, _share(free, split))
+        size = groups.size(shape)
+        plans.append(Plan(split, groups, size, groups.per_image(shape, size) / split.workers))
+    return min(plans, key=lambda plan: plan.seconds or math.inf)
+
+
 def estimates(
     sweeps: Mapping[str, Sweep], *, say: Callable[[str], None], cache: Path | None = None
 ) -> dict[str, float]:
@@ -159,8 +179,7 @@ def _plan(
     sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, speeds: Speeds, *, group: int, free: int | None
 ) -> Plan:
     largest = group or largest_group(trials=sweep.size, workers=split.workers)
-    share = None if free is None else int(MEMORY_SHARE * free / split.workers)
-    groups = Groups(largest, {} if group else speeds, share)
+    groups = Groups(largest, {} if group else speeds, _share(free, split))
     sizes = [groups.size(shape) for _, shape in expected]
     usual = statistics.median_high(
         size for size, (count, _) in zip(sizes, expected, strict=True) for _ in range(math.ceil(count))
@@ -172,6 +191,11 @@ def _plan(
         count * trial_seconds(shape, timed, size) for size, (count, shape) in zip(sizes, expected, strict=True)
     )
     return Plan(split, groups, usual, work / min(split.workers, math.ceil(sweep.size / usual)))
+
+
+def _share(free: int | None, split: Split) -> int | None:
+    """What each worker's groups may take of the free memory."""
+    return None if free is None else int(MEMORY_SHARE * free / split.workers)
 
 
 def measure(

@@ -50,10 +50,23 @@ def test_what_a_call_raises_is_told_and_the_processes_go_on() -> None:
         assert processes.together(os.getpid, {}, {}) == numbers
 
 
-def test_a_process_that_is_ended_is_an_error_and_ends_the_others() -> None:
+def test_a_process_that_is_ended_from_outside_is_an_error() -> None:
+    with crew(2) as processes:
+        numbers = processes.together(os.getpid, {}, {})
+        with pytest.raises(StudyError, match=r"^a measuring process was ended from outside\.$"):
+            processes.together(subprocess.run, shell("true"), shell("kill -9 $PPID"))
+    assert not any(alive(number) for number in numbers)
+
+
+def test_an_error_ends_the_processes_too() -> None:
     numbers: list[int] = []
-    with pytest.raises(StudyError, match="ended from outside"), crew(2) as processes:
-        numbers += processes.together(os.getpid, {}, {})
-        processes.together(subprocess.run, shell("true"), shell("kill -9 $PPID"))
+
+    def fail() -> None:
+        with crew(2) as processes:
+            numbers.extend(processes.together(os.getpid, {}, {}))
+            processes.together(os.listdir, {"path": "missing"})
+
+    with pytest.raises(StudyError):
+        fail()
     assert len(numbers) == 2
     assert not any(alive(number) for number in numbers)

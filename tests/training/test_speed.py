@@ -180,7 +180,7 @@ def test_the_memory_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_step_of_the_group_is_what_is_timed(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    slept = iter([0.001, 0.1, 0.03, 0.06])  # the first is not counted
+    slept = iter([0.001, 0.12, 0.02, 0.12])  # the first is not counted
 
     def step(self: Group, images: torch.Tensor, labels: torch.Tensor) -> None:
         assert self.network.training
@@ -193,7 +193,7 @@ def test_a_training_step_of_the_group_is_what_is_timed(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Group, "step", step)
     call: dict[str, Any] = {"batch": 20, "members": 3, "threads": 2, "device": CPU, "precision": precision}
-    assert 0.03 <= step_seconds("cnn3+batch_norm", **call) < 0.06
+    assert 0.02 <= step_seconds("cnn3+batch_norm", **call) < 0.08
     assert torch.get_num_threads() == 2
 
 
