@@ -7,21 +7,22 @@ group taking as long as K trials take at the measured speed of such a group, and
 Nothing is pruned in the simulation.
 
     python benchmarks/group_search.py table --out table.json [--data FOLDER] [--train-images 8000] [--epochs 4]
-    python benchmarks/group_search.py search --table table.json [--seeds 100] [--rules 1 4 16] [--json FILE]
+    python benchmarks/group_search.py search --landscape table.json [--seeds 100] [--rules 1 4 16] [--json FILE]
 
-Without `--table`, `search` takes a made-up landscape of 60 shapes and three knobs, which is a formula and no training.
+`--landscape shapes` is a formula over 60 shapes and three knobs, `--landscape knobs` the same with one shape: made up,
+and no training.
 """
 
 import argparse
 import heapq
 import json
 import math
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -150,22 +151,23 @@ class Table:
 
 
 class MadeUp:
-    """A formula with 60 shapes and three knobs. The best learning rate moves with batch size and optimizer."""
+    """A formula with 60 shapes, or one, and three knobs. The best learning rate moves with batch size and optimizer."""
 
     best = 70.0
     centre: ClassVar = {"sgd": -2.0, "adam": -3.2, "rmsprop": -3.5}
     loss: ClassVar = {"sgd": 1.0, "adam": 0.0, "rmsprop": 0.6, "relu": 0.0, "leaky_relu": 0.3, True: 0.0, False: 2.0}
 
-    def __init__(self, *, noise: float | None = None) -> None:
+    def __init__(self, *, shapes: bool, noise: float | None = None) -> None:
         self.noise = 0.5 if noise is None else noise
+        rate = {"learning_rate": LR_BATCH_SPACE["learning_rate"]}
+        knobs = {"dropout": {"low": 0.0, "high": 0.5}, "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True}}
+        if not shapes:
+            shape = {"batch_size": 32, "optimizer": "adam", "activation": "relu", "batch_norm": True}
+            self.sweep = sweep({"model": "convnet"} | shape, rate | knobs)
+            return
         choices = {"optimizer": ["sgd", "adam", "rmsprop"], "activation": ["relu", "leaky_relu"]}
-        knobs = {
-            "dropout": {"low": 0.0, "high": 0.5},
-            "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
-        }
-        shapes = {name: {"choices": values} for name, values in choices.items()}
-        everything = LR_BATCH_SPACE | shapes | {"batch_norm": {"choices": [False, True]}} | knobs
-        self.sweep = sweep({"model": "convnet"}, everything)
+        decided = {name: {"choices": values} for name, values in (choices | {"batch_norm": [False, True]}).items()}
+        self.sweep = sweep({"model": "convnet"}, LR_BATCH_SPACE | decided | knobs)
 
     def accuracy(self, params: Mapping[str, Any]) -> float:
         size = math.log2(params["batch_size"])
@@ -242,6 +244,16 @@ def after(start: int, size: int) -> Callable[[Situation], float]:
     return lambda now: size if now.finished >= start else 1
 
 
+def at_once(size: Callable[[Situation], float]) -> Callable[[Situation], float]:
+    """As `size` says, but the random trials of the start in one group for each worker: they learn from no result."""
+
+    def first(now: Situation) -> float:
+        started = now.finished + now.running
+        return max(size(now), min(math.ceil(STARTUP / now.workers), STARTUP - started))
+
+    return first
+
+
 def spread(size: Callable[[Situation], float], rounds: int) -> Callable[[Situation], float]:
     """As `size` says, but what is left is enough for so many rounds of all workers."""
     return lambda now: min(size(now), math.ceil(now.left / (rounds * now.workers)))
@@ -256,8 +268,13 @@ RULES: dict[str, Rule] = {
     "share 1/2, to 8": Rule(share(1 / 2, largest=8)),
     "in flight 1/2": Rule(flight(1 / 2)),
     "share 1/2, even end": Rule(spread(share(1 / 2), 1)),
+    "share 1, even end": Rule(spread(share(1), 1)),
     "share 1/2, two rounds at the end": Rule(spread(share(1 / 2), 2)),
+    "share 1, two rounds at the end": Rule(spread(share(1), 2)),
     "share 1/2, to 8, even end": Rule(spread(share(1 / 2, largest=8), 1)),
+    "share 1, to 8, even end": Rule(spread(share(1, largest=8), 1)),
+    "share 1, even end, start at once": Rule(spread(at_once(share(1)), 1)),
+    "share 1/2, even end, start at once": Rule(spread(at_once(share(1 / 2)), 1)),
     **{f"1, then {size}": Rule(after(STARTUP, size)) for size in (4, 8, 16)},
     **{f"{size} mixed": Rule(fixed(size), "mixed") for size in (4, 16)},
     "share 1/2 mixed": Rule(share(1 / 2), "mixed"),
@@ -312,6 +329,7 @@ class Search:
     budget: int
     seed: int
     workers: int = 2
+    free: bool = False  # whether a group takes no longer than one trial
     until: Callable[["Search"], bool] = lambda _: False
     now: float = 0.0
     asked: int = 0
@@ -373,14 +391,18 @@ class Search:
 
     def time(self, group: Sequence[optuna.Trial]) -> float:
         """How long this group trains."""
-        params = space.decode(group[0].params)
+        params = self.params(group[0])
         alone = self.landscape.seconds(params)
-        return len(group) * alone / speed_up(len(group), int(params["batch_size"]))
+        return alone if self.free else len(group) * alone / speed_up(len(group), int(params["batch_size"]))
+
+    def params(self, trial: optuna.Trial) -> dict[str, Any]:
+        """All that the trial is trained with, under the product's names."""
+        return self.landscape.sweep.fixed | space.decode(trial.params)
 
     def tell(self, group: Sequence[optuna.Trial]) -> None:
         """Every trial's mean with the noise of one training."""
         for trial in group:
-            mean = self.landscape.accuracy(space.decode(trial.params))
+            mean = self.landscape.accuracy(self.params(trial))
             noise = np.random.default_rng(derive_seed(self.seed, "noise", trial.number)).normal()
             value = mean + self.landscape.noise * float(noise)
             self.study.tell(trial, value)
@@ -408,14 +430,13 @@ class Figures:
     group_size: float  # the mean over the trials of the search for the target: of whose group a trial was one
 
 
-def measure(
-    landscape: Landscape, name: str, seeds: range, budgets: Sequence[int], *, workers: int, time_given: float
-) -> Figures:
+def measure(landscape: Landscape, name: str, options: argparse.Namespace, *, time_given: float) -> Figures:
     """Search under every seed: to each budget of trials, and for the target and the equal time."""
-    rule, best = RULES[name], landscape.best
+    best, seeds, budgets = landscape.best, range(options.seeds), options.budgets
+    search_for = partial(Search, landscape, RULES[name], workers=options.workers, free=options.free_members)
     figures = Figures(name, {"0.5": [], "1.0": []}, {"0.5": [], "1.0": []}, {}, {}, [], 0.0)
     for budget in budgets:
-        done = [Search(landscape, rule, budget, seed, workers).run() for seed in seeds]
+        done = [search_for(budget, seed).run() for seed in seeds]
         figures.short_after[str(budget)] = [best - search.events[-1][2] for search in done]
         figures.seconds_of[str(budget)] = [search.events[-1][0] for search in done]
     given = time_given or statistics.median(figures.seconds_of[str(budgets[0])])
@@ -425,7 +446,7 @@ def measure(
 
     sizes: list[int] = []
     for seed in seeds:
-        search = Search(landscape, rule, ENOUGH, seed, workers, until=over).run()
+        search = search_for(ENOUGH, seed, until=over).run()
         for points in figures.trials_to:
             hit = next((event for event in search.events if event[2] >= best - float(points)), None)
             figures.trials_to[points].append(hit[1] if hit else math.inf)
@@ -470,18 +491,21 @@ def search_all(options: argparse.Namespace) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     noise = options.noise
-    landscape = Table(json.loads(options.table.read_text()), noise=noise) if options.table else MadeUp(noise=noise)
-    seeds = range(options.seeds)
+    landscape: Landscape = (
+        MadeUp(shapes=options.landscape == "shapes", noise=noise)
+        if options.landscape in ("shapes", "knobs")
+        else Table(json.loads(Path(options.landscape).read_text()), noise=noise)
+    )
     started = time.perf_counter()
     print(f"best {landscape.best:.2f} %, noise {landscape.noise:.2f} points, "
-          f"{options.seeds} seeds, {options.workers} workers, optuna {optuna.__version__}, Python {platform.python_version()}")  # fmt: skip
+          f"{options.seeds} seeds, {options.workers} workers, optuna {optuna.__version__}")  # fmt: skip
     head = ["rule", "trials to 1.0", "trials to 0.5", "time to 1.0", "time to 0.5"]
     head += [f"short after {budget} trials" for budget in options.budgets] + ["short after time 1"]
     head += [f"time of {budget}" for budget in options.budgets] + ["trials in time 1"]
     print("| " + " | ".join(head) + " |", "|" + "---|" * len(head), sep="\n")
     unit, report = 0.0, []
     for name in ("1", *(rule for rule in options.rules if rule != "1")):
-        figures = measure(landscape, name, seeds, options.budgets, workers=options.workers, time_given=unit)
+        figures = measure(landscape, name, options, time_given=unit)
         unit = unit or statistics.median(figures.seconds_of[str(options.budgets[0])])
         print("| " + " | ".join(rows(figures, unit)) + " |", flush=True)
         report.append(vars(figures))
@@ -502,11 +526,12 @@ def main() -> None:
     table.add_argument("--epochs", type=int, default=4)
     table.add_argument("--seeds", type=int, default=3)
     search = commands.add_parser("search")
-    search.add_argument("--table", type=Path)
+    search.add_argument("--landscape", default="shapes", help="a table's file; or shapes or knobs, made up")
     search.add_argument("--seeds", type=int, default=100)
     search.add_argument("--budgets", type=int, nargs="+", default=[40, 80])
     search.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
     search.add_argument("--workers", type=int, default=2)
+    search.add_argument("--free-members", action="store_true", help="a group takes as long as one trial: the bound")
     search.add_argument("--noise", type=float, help="of one training, in points; by default as measured in the table")
     search.add_argument("--json", type=Path)
     options = parser.parse_args()

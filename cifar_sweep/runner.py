@@ -56,6 +56,7 @@ class Job:
         threads: threads to compute on, on the CPU; 0 is one per core.
         deadline: when to stop, in seconds since the epoch; None is never.
         worker: the worker's position among those started together.
+        workers: how many were started together.
         groups: how many trials of a shape to train at once.
     """
 
@@ -68,6 +69,7 @@ class Job:
     threads: int = 0
     deadline: float | None = None
     worker: int = 0
+    workers: int = 1
     groups: Groups = ONE_AT_A_TIME
 
     def out_of_time(self) -> bool:
@@ -126,7 +128,7 @@ def local_jobs(
     first = resolve_device(device)
     prepare_process(first, threads=threads)  # as the workers will be, so that what is measured here holds there
     precision, _ = resolve_precision(first)
-    common = Job(storage, study, data, artifacts, device, precision, threads, deadline, groups=groups)
+    common = Job(storage, study, data, artifacts, device, precision, threads, deadline, workers=workers, groups=groups)
     return [replace(common, worker=worker) for worker in range(workers)]
 
 
@@ -171,7 +173,7 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
 
     failures = 0
     while not stopped():
-        claims = study.claim(worker, size=size)
+        claims = study.claim(worker, size=size, workers=None if job.groups.fixed else job.workers)
         if not claims:
             if study.finished():
                 break

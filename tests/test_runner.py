@@ -469,24 +469,21 @@ def test_one_damaged_checkpoint_of_a_group_restarts_that_trial_alone(
     assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 3], [4, 4, 3], [1, 1, 1], [4, 4, 3]]
 
 
-def test_pruned_members_leave_the_group(small_data: ImageData) -> None:
-    points = [{"learning_rate": rate} for rate in (3e-3, 2e-3, 3e-3, 1e-4, 1.1e-4, 2e-3)]
-    study = study_of(
-        small_data,
-        trials=6,
-        enqueue=points,
-        pruner={"name": "median", "startup_trials": 2},
-        fixed=TINY["fixed"] | {"epochs": 8, "batch_size": 16},
-    )
-    work(job(groups=Groups(2)), stop=lambda: TrialState.COMPLETE in states(study.trials()))
+def test_pruned_members_leave_the_group(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[int] = []
+
+    def should_prune(study: SweepStudy, claim: Any) -> bool:
+        reported.append(sum(len(trial.intermediate_values) for trial in study.trials()))
+        return claim.number in (0, 2)
+
+    monkeypatch.setattr(SweepStudy, "should_prune", should_prune)
+    study = study_of(small_data, trials=4)
     work(job(groups=TOGETHER))
-    pruned = [trial for trial in study.trials() if trial.state is TrialState.PRUNED]
-    assert {trial.number for trial in pruned} <= {2, 3, 4, 5}
-    assert {3, 4} <= {trial.number for trial in pruned}
-    survivor = next(trial for trial in study.trials()[2:] if trial.state is TrialState.COMPLETE)
-    assert group_sizes(survivor)[0] == 4
-    assert group_sizes(survivor)[-1] < 4
-    assert study.finished()
+    assert states(study.trials()) == [TrialState.PRUNED, TrialState.COMPLETE] * 2
+    assert [group_sizes(trial) for trial in study.trials()] == [[4], [4, 2, 2]] * 2
+    assert reported[:4] == [4] * 4, "all have reported before one is judged"
+    assert [weights_file(study, k).exists() for k in range(4)] == [False, True] * 2
+    assert not list(Path("artifacts").rglob("checkpoint*"))
 
 
 def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

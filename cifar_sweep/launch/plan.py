@@ -6,6 +6,7 @@ What that depends on is measured, with all workers at work, once for each networ
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
@@ -18,7 +19,7 @@ from cifar_sweep.errors import DiskError
 from cifar_sweep.files import replace_file
 from cifar_sweep.launch.crew import Crew, crew
 from cifar_sweep.search.expected import expected_shapes
-from cifar_sweep.search.strategy import largest_group
+from cifar_sweep.search.strategy import group_sizes
 from cifar_sweep.search.sweepfile import Sweep
 from cifar_sweep.training.data import default_cache
 from cifar_sweep.training.device import (
@@ -178,19 +179,29 @@ def _splits(device: torch.device, *, named: str, workers: int, threads: int, tri
 def _plan(
     sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, speeds: Speeds, *, group: int, free: int | None
 ) -> Plan:
-    largest = group or largest_group(trials=sweep.size, workers=split.workers)
-    groups = Groups(largest, {} if group else speeds, _share(free, split))
-    sizes = [groups.size(shape) for _, shape in expected]
+    groups = Groups(group or GROUP_SIZES[-1], {} if group else speeds, _share(free, split))
+    alike = Counter(shape for _, shape in expected)  # given points are trained with those alone that are alike
+    sizes = [
+        min(size, alike[shape]) if sweep.given else size if group else _typical(sweep, split, size)
+        for shape, size in ((shape, groups.size(shape)) for _, shape in expected)
+    ]
     usual = statistics.median_high(
         size for size, (count, _) in zip(sizes, expected, strict=True) for _ in range(math.ceil(count))
     )
     if not speeds:
         return Plan(split, groups, usual)
-    timed = Groups(largest, speeds)
+    timed = Groups(GROUP_SIZES[-1], speeds)
     work = math.fsum(
         count * trial_seconds(shape, timed, size) for size, (count, shape) in zip(sizes, expected, strict=True)
     )
     return Plan(split, groups, usual, work / min(split.workers, math.ceil(sweep.size / usual)))
+
+
+def _typical(sweep: Sweep, split: Split, largest: int) -> int:
+    """The size of the group that the median trial is in."""
+    return statistics.median_high(
+        size for size in group_sizes(sweep, workers=split.workers, largest=largest) for _ in range(size)
+    )
 
 
 def _share(free: int | None, split: Split) -> int | None:

@@ -44,7 +44,7 @@ class Provenance:
     commit: str | None
     label: str = ""
     shortened: str = ""
-    group_sizes: Sequence[int] = ()
+    group_sizes: tuple[int, ...] = ()
 
 
 def pick(study: SweepStudy, number: int | None) -> FrozenTrial:
@@ -275,7 +275,7 @@ def train_again(
         threads=used,
         versions=versions(),
         commit=commit(),
-        group_sizes=[result.group_size for result in run.members[0].history],
+        group_sizes=tuple(result.group_size for result in run.members[0].history),
     )
     curve = [asdict(result) for result in run.members[0].history]
     return Trained(config, run.member(0).state_dict(), curve, here)
@@ -385,5 +385,5 @@ def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
         commit=attributes["commit"],
         label=attributes.get("label", ""),
         shortened=attributes.get("shortened", ""),
-        group_sizes=[int(result.get("group_size", 1)) for result in attributes["curve"]],
+        group_sizes=tuple(int(result.get("group_size", 1)) for result in attributes["curve"]),
     )

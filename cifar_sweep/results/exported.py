@@ -54,7 +54,7 @@ class Origin(BaseModel):
             commit=self.commit or None,
             label=self.label,
             shortened=self.shortened,
-            group_sizes=self.group_sizes,
+            group_sizes=tuple(self.group_sizes),
         )
 
 

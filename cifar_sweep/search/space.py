@@ -5,13 +5,13 @@ the sampler, and free to be widened later, which a categorical one is not.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value, applies, derive_seed
+from cifar_sweep.config import PARAMETERS, TrialConfig, Value, applies, derive_seed
+from cifar_sweep.search.strategy import SHAPE_PARAMETERS
 from cifar_sweep.search.sweepfile import Choices, Range, Sweep
 
 EXPONENT = "log2_"
@@ -26,8 +26,6 @@ def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribu
         return name, IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=domain.step or 1)
     return name, FloatDistribution(float(domain.low), float(domain.high), log=domain.log)
 
-
-_OF_A_SHAPE = frozenset(field.name for field in fields(Shape))
 
 # What decides whether others apply is suggested first.
 _DECIDING = ("model", "optimizer", "batch_norm")
@@ -65,7 +63,7 @@ def decode(params: Mapping[str, Any]) -> dict[str, Value]:
 
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a trial's Optuna parameters that decide its shape."""
-    return {name: value for name, value in params.items() if name.removeprefix(EXPONENT) in _OF_A_SHAPE}
+    return {name: value for name, value in params.items() if name.removeprefix(EXPONENT) in SHAPE_PARAMETERS}
 
 
 def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:

@@ -119,13 +119,17 @@ class SweepStudy:
         trials = self.asked()
         return _count(trials, "complete", "pruned", "running", "waiting") < self.budget
 
-    def claim(self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1) -> list[Claim]:
+    def claim(
+        self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1, workers: int | None = None
+    ) -> list[Claim]:
         """Hold an interrupted, an enqueued, or a new trial, and others like it; none while all are taken.
 
         Args:
             worker: who takes them.
             size: how many trials of a shape to take at most. All that are taken have the first one's shape and as many
                 epochs behind them; those that are new are asked with the parameters held that decide the shape.
+            workers: how many share the study, where the search is to limit what each asks for before the others'
+                results are known; None where `size` alone decides.
         """
         with self.storage.lock():
             self._requeue_orphans()
@@ -133,10 +137,23 @@ class SweepStudy:
             if first is None:
                 return []
             claims = [first]
+            new = self._most_new(workers)
             wanted = size(first.config.shape)
-            while len(claims) < wanted and (another := self._claim_like(first, worker)):
+            while len(claims) < wanted and (another := self._claim_like(first, worker, new=len(claims) < new)):
                 claims.append(another)
             return claims
+
+    def _most_new(self, workers: int | None) -> int:
+        """How large a group may become by new trials, one of which was claimed already."""
+        if self.sweep.given:
+            return 0
+        if workers is None:
+            return self.budget
+        trials = self.trials()
+        asked = _count(trials, "complete", "pruned", "running") - 1
+        return strategy.most_new(
+            self.sweep, asked=asked, finished=_count(trials, "complete", "pruned"), workers=workers
+        )
 
     def _claim_first(self, worker: Worker) -> Claim | None:
         trials = self.asked()
@@ -147,8 +164,8 @@ class SweepStudy:
             return None
         return self._take(waiting or self._enqueued({}), worker)
 
-    def _claim_like(self, first: Claim, worker: Worker) -> Claim | None:
-        """A trial to train beside `first`: one that waits and is alike, or else a new one, if there is room for one."""
+    def _claim_like(self, first: Claim, worker: Worker, *, new: bool) -> Claim | None:
+        """A trial to train beside `first`: one that waits and is alike, else a `new` one if there is room for it."""
         trials = self.asked()
         waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
         held = space.shape_params(first.trial.params)
@@ -156,7 +173,7 @@ class SweepStudy:
             if self._is_like(trial, first, held):
                 return self._take(trial, worker)
         # What waits has its place in the budget.
-        if self.sweep.given or _count(trials, "complete", "pruned", "running", "waiting") >= self.budget:
+        if not new or _count(trials, "complete", "pruned", "running", "waiting") >= self.budget:
             return None
         return self._take(self._enqueued(held), worker)
 

@@ -69,6 +69,11 @@ class Groups:
     speeds: Mapping[str, Mapping[int, Speed]] = field(default_factory=dict)
     free_bytes: int | None = None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the size was asked for, and not chosen by speed."""
+        return not self.speeds
+
     def size(self, shape: Shape) -> int:
         """The group size for this shape: of those in `speeds`, the smallest that is about as fast as any."""
         largest = self.largest

@@ -12,8 +12,17 @@ import torch
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import DeviceError
 from cifar_sweep.launch import plan
-from cifar_sweep.launch.plan import GROUP_SIZES, MEMORY_SHARE, Plan, Split, choose, estimates, measure, trial_seconds
-from cifar_sweep.search.strategy import largest_group
+from cifar_sweep.launch.plan import (
+    GROUP_SIZES,
+    MEMORY_SHARE,
+    Plan,
+    Split,
+    best_plan,
+    choose,
+    estimates,
+    measure,
+    trial_seconds,
+)
 from cifar_sweep.search.sweepfile import Sweep, parse
 from cifar_sweep.training.speed import Groups, Speed, member_bytes, step_seconds
 
@@ -262,7 +271,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(machine: Machine, tmp_path:
 
 def test_one_trial_has_the_whole_machine_and_nothing_is_timed(machine: Machine) -> None:
     said: list[str] = []
-    assert choose(sweep(trials=1), say=said.append) == Plan(Split(1, 4), Groups(1), usual=1)
+    found = choose(sweep(trials=1), say=said.append)
+    assert (found.split, found.usual, found.seconds, found.gain) == (Split(1, 4), 1, None, None)
     assert (machine.crews, said) == ([], [])
     assert torch.get_num_threads() == 4
 
@@ -330,25 +340,52 @@ def test_no_worker_waits_for_a_trial_that_there_is_not(machine: Machine) -> None
     assert machine.splits() == [(16, 2), (8, 5), (4, 10)]  # those of 2 and 1 are known from before
 
 
-def test_a_group_takes_no_more_trials_than_leave_work_for_all(machine: Machine) -> None:
+def test_short_sweeps_are_trained_in_smaller_groups_than_would_be_fastest(machine: Machine) -> None:
     machine.speed = by_size(32, 16, 8, 4, 2, 1)
-    found = choose(sweep(trials=9), workers=4)
-    assert found.groups.largest == found.usual == largest_group(trials=9, workers=4)
-    groups = -(-9 // found.usual)
-    each = Groups(9, measure(["lenet"], [Split(4, 1)], device="cpu", precision="fp32")[Split(4, 1)])
-    seconds = 9 * trial_seconds(shape(), each, found.usual) / min(4, groups)
-    assert found.seconds == pytest.approx(seconds)
+    short, long = choose(sweep(trials=9), workers=4), choose(sweep(trials=9000), workers=4)
+    assert short.groups.size(shape()) == long.groups.size(shape()) == long.usual == 32
+    assert 1 <= short.usual <= 3, "the nine are for four workers"
 
 
-def test_the_usual_size_is_that_of_most_trials(machine: Machine) -> None:
-    machine.speed = lambda workers, size: Speed(0.001 if size == 1 else 0.0012, 0.1 / size)
-    points = [{"label": str(number), "batch_size": batch} for number, batch in enumerate([16] * 30 + [1024] * 20)]
+def test_workers_without_a_group_of_their_own_do_not_count(machine: Machine) -> None:
+    machine.speed = lambda workers, size: Speed(0.001, 0.0)
+    found = choose(sweep(trials=9), workers=4, group=5, always=True)
+    assert found.seconds == pytest.approx(9 * 4 * 4500 * 0.001 / 2)
+
+
+def given(*points: dict[str, Any]) -> Sweep:
+    labelled = [{"label": str(number), **point} for number, point in enumerate(points)]
     space = {"batch_size": {"low": 16, "high": 1024, "base2": True}}
     fixed = {name: value for name, value in FIXED.items() if name != "batch_size"}
-    given = sweep(sampler="given", pruner="none", fixed=fixed, space=space, enqueue=points)
-    found = choose(given, workers=1)
-    small, large = (found.groups.size(shape(batch_size=batch)) for batch in (16, 1024))
-    assert large == 1 < small == found.usual
+    return sweep(sampler="given", pruner="none", fixed=fixed, space=space, enqueue=labelled)
+
+
+@pytest.mark.parametrize(("few", "many"), [(16, 1024), (1024, 16)])
+def test_the_usual_size_is_that_of_most_trials(machine: Machine, few: int, many: int) -> None:
+    machine.speed = lambda workers, size: Speed(0.001 if size == 1 else 0.0012, 0.1 / min(size, 8))
+    found = choose(given(*[{"batch_size": few}] * 20, *[{"batch_size": many}] * 30), workers=1)
+    sizes = {batch: found.groups.size(shape(batch_size=batch)) for batch in (16, 1024)}
+    assert sizes == {16: 8, 1024: 1}
+    assert found.usual == sizes[many]
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_given_points_are_trained_with_those_alone_that_are_alike(machine: Machine, group: int) -> None:
+    machine.speed = by_size(4, 2, 1)
+    different = choose(given(*[{"batch_size": 2**power} for power in range(4, 10)]), workers=1, group=group)
+    assert different.usual == 1
+    pairs = choose(given(*[{"batch_size": 2**power} for power in range(4, 10)] * 2), workers=1, group=group)
+    assert pairs.usual == 2
+
+
+def test_the_best_plan_for_a_shape_is_not_bound_by_a_sweep(machine: Machine) -> None:
+    machine.speed = lambda workers, size: Speed({4: 4, 2: 1, 1: 1}[workers] / 1000 / size, 0.0)
+    found = best_plan(shape(), device="cpu")
+    assert machine.splits() == [(4, 1), (2, 2), (1, 4)]
+    assert (found.split, found.usual, found.groups.size(shape())) == (Split(2, 2), 32, 32)
+    assert found.seconds == pytest.approx(0.001 / 32 / 2), "for an image"
+    machine.free = int(2 * 3.5 * member_bytes(shape()) / MEMORY_SHARE)
+    assert best_plan(shape(), device="cpu").usual == 3
 
 
 def test_two_gpus_have_a_worker_or_more_each(two_gpus: Machine) -> None:
@@ -408,15 +445,3 @@ def test_estimates_are_of_the_plans_that_would_be_chosen(machine: Machine) -> No
     assert estimates(sweeps, say=said.append) == seconds
     assert said == []
     assert estimates({}, say=said.append) == {}
-
-
-def test_the_largest_group_grows_with_the_trials_and_shrinks_with_the_workers() -> None:
-    for count in range(1, 100):
-        by_trials = [largest_group(trials=trials, workers=count) for trials in range(1, 100)]
-        assert by_trials == sorted(by_trials)
-        by_workers = [largest_group(trials=count, workers=workers) for workers in range(1, 100)]
-        assert by_workers == sorted(by_workers, reverse=True)
-        assert min(by_trials) >= 1
-        assert min(by_workers) >= 1
-    assert largest_group(trials=1000, workers=1) > largest_group(trials=10, workers=1)
-    assert largest_group(trials=1000, workers=1) > largest_group(trials=1000, workers=16)

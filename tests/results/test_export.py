@@ -105,6 +105,23 @@ def test_training_it_again_gives_the_same_numbers(exported: Path, cli: Any) -> N
     assert (exported / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_trial_of_a_group_trains_again_to_the_same_numbers(tiny_sweep: Path, cli: Any, precision: str) -> None:
+    """In float32 a network alone gets other last digits than the same one in a group."""
+    pruner = ["--set", "pruner=median", "--set", f"precision={precision}"]
+    assert cli(*RUN, *pruner, "--trials", 6, "--group", 4, "--epochs", 4).exit_code == 0
+    assert cli(*EXPORT, "--out", "first").exit_code == 0
+    sizes = tomllib.loads(Path("first/config.toml").read_text())["origin"]["group_sizes"]
+    assert len(sizes) == 4
+    assert sizes[0] > 1
+    finished = cli("train", "first", "--out", "again")
+    assert finished.exit_code == 0, finished.err
+    assert "compared with the export's: the same" in finished.out
+    assert Path("first/weights.safetensors").read_bytes() == Path("again/weights.safetensors").read_bytes()
+    again = tomllib.loads(Path("again/config.toml").read_text())["origin"]["group_sizes"]
+    assert all(1 <= size <= before for size, before in zip(again, sizes, strict=True))
+
+
 def test_a_trial_by_its_number_and_a_folder_by_name(tiny_sweep: Path, cli: Any) -> None:
     assert cli(*RUN, "--trials", 2).exit_code == 0
     assert cli(*EXPORT, "--trial", 1, "--out", "here").exit_code == 0

@@ -8,7 +8,15 @@ from optuna.samplers import RandomSampler, TPESampler
 
 from cifar_sweep.errors import UsageError
 from cifar_sweep.search import strategy
-from cifar_sweep.search.strategy import build_pruner, build_sampler, sampler_seed, step_of, steps_in_all
+from cifar_sweep.search.strategy import (
+    build_pruner,
+    build_sampler,
+    group_sizes,
+    most_new,
+    sampler_seed,
+    step_of,
+    steps_in_all,
+)
 from cifar_sweep.search.sweepfile import SamplerSettings, Sweep, parse
 
 SEARCHED_EPOCHS = {"epochs": {"low": 1, "high": 50}}
@@ -127,3 +135,41 @@ def test_a_step_is_reported_when_its_share_is_first_reached(epochs: int) -> None
     for epoch, step in enumerate(steps(epochs, searched=True), start=1):
         if step is not None:
             assert (epoch - 1) * 10 < step * epochs <= epoch * 10
+
+
+RATE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}}
+BATCH = {"batch_size": {"low": 16, "high": 256, "base2": True}}
+
+
+def test_no_more_new_trials_are_under_way_than_have_finished() -> None:
+    searched = sweep(trials=100, space=RATE | BATCH)
+    most = [most_new(searched, asked=finished, finished=finished, workers=2) for finished in (0, 1, 2, 8, 30)]
+    assert most == [1, 1, 1, 4, 15]
+    assert most_new(searched, asked=38, finished=30, workers=1) == 30
+
+
+def test_the_first_trials_of_tpe_are_asked_at_once_where_no_shape_is_searched() -> None:
+    rates = sweep(trials=100, space=RATE, sampler={"name": "tpe", "startup_trials": 10})
+    assert most_new(rates, asked=0, finished=0, workers=2) == 5
+    assert most_new(rates, asked=8, finished=0, workers=2) == 2
+    assert most_new(rates, asked=10, finished=0, workers=2) == 1
+    assert most_new(rates, asked=10, finished=10, workers=2) == 5
+
+
+def test_a_random_sampler_learns_nothing() -> None:
+    assert most_new(sweep(trials=100, space=RATE, sampler="random"), asked=0, finished=0, workers=2) == 50
+    assert most_new(sweep(trials=100, space=RATE | BATCH, sampler="random"), asked=0, finished=0, workers=2) == 1
+
+
+def test_the_last_trials_are_for_all_workers() -> None:
+    assert most_new(sweep(trials=40, space=RATE), asked=34, finished=34, workers=2) == 3
+    assert most_new(sweep(trials=40, space=RATE), asked=40, finished=30, workers=2) == 1
+
+
+@pytest.mark.parametrize("space", [RATE, RATE | BATCH])
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_groups_spend_the_budget_exactly(space: dict[str, Any], workers: int) -> None:
+    sizes = group_sizes(sweep(trials=40, space=space), workers=workers, largest=8)
+    assert sum(sizes) == 40
+    assert max(sizes) <= 8
+    assert max(sizes) > sizes[0] or sizes[0] == 8 or workers == 7

@@ -1,5 +1,8 @@
 """The invariants of fused training: in float64 where sums come in another order, else bit for bit."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +13,9 @@ from cifar_sweep.config import MODEL_NAMES, TrialConfig
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.fuse import Fused, Masks
+from cifar_sweep.training.group import Group
 from cifar_sweep.training.models import build
-from cifar_sweep.training.train import Run
+from cifar_sweep.training.train import Run, smallest_alike
 
 CPU = torch.device("cpu")
 # What differs between members, and nothing that is in `Shape`.
@@ -176,6 +180,66 @@ def test_a_restored_group_goes_on_bit_for_bit(small_data: ImageData) -> None:
     for k in range(3):
         for name, value in unbroken.state(k).items():
             assert torch.equal(value, second.state(k)[name]) or name == "history", name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_smallest_group_that_is_alike_is_alike(precision: str, small_data: ImageData) -> None:
+    each = config("convnet", precision=precision, dropout=0.3)
+    size = smallest_alike(each, 5, device=CPU)
+    assert size <= 5
+    losses = []
+    for copies in (size, 5):
+        run = Run([each] * copies, small_data, device=CPU)
+        losses.append([run.epoch()[0].train_loss for _ in range(2)])
+    assert losses[0] == losses[1]
+
+
+def test_groups_that_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that rounds in another way for three or more."""
+    losses = Group.losses
+
+    def rounded(self: Group, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        of_members, logits = losses(self, images, labels)
+        return of_members * (1 + 1e-5 * (len(self.members) > 2)), logits
+
+    monkeypatch.setattr(Group, "losses", rounded)
+    each = config("lenet", precision="bf16")
+    assert smallest_alike(each, 2, device=CPU) == 1
+    assert smallest_alike(each, 3, device=CPU) == 3
+
+
+MEMORY = """
+import sys, torch
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.training.device import prepare_process
+from cifar_sweep.training.group import Group
+prepare_process(torch.device("cpu"), threads=1)
+def peak_kilobytes():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1])
+def train(model, batch, members):
+    params = {"model": model, "batch_size": batch, "batch_norm": True}
+    each = TrialConfig.from_params(params, classes=10, precision="bf16", data_seed=0, seed=0)
+    group = Group([each] * members, device=torch.device("cpu"))
+    group.start_epoch(1)
+    images = torch.rand(batch, 3, 32, 32).bfloat16().contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        group.step(images, torch.zeros(batch, dtype=torch.long))
+train("lenet", 16, 1)
+before = peak_kilobytes()
+train("convnet", 256, int(sys.argv[1]))
+print(peak_kilobytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_members_take_the_memory_of_as_many_trials() -> None:
+    one, eight = (
+        int(subprocess.run([sys.executable, "-c", MEMORY, members], capture_output=True, text=True, check=True).stdout)
+        for members in ("1", "8")
+    )
+    assert one > 10_000, "kilobytes"
+    assert eight < 1.2 * 8 * one
 
 
 def test_the_time_of_a_group_is_shared_among_its_members(small_data: ImageData) -> None:
