@@ -17,7 +17,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 benchmark: $(VENV)/.installed
-	$(BIN)/python benchmarks/trainer_speed.py
+	$(BIN)/cifar-sweep bench
 
 clean:
 	rm -rf $(VENV) dist build

@@ -1,6 +1,7 @@
 """Processes that measure at the same time: what a machine does with all of it at work."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -21,11 +22,11 @@ class Crew:
         Raises:
             StudyError: a process ended, or raised.
         """
-        for connection, call in zip(self._connections[: len(calls)], calls, strict=True):
-            connection.send((function, call))
         try:
+            for connection, call in zip(self._connections[: len(calls)], calls, strict=True):
+                connection.send((function, call))
             answers = [connection.recv() for connection in self._connections[: len(calls)]]
-        except EOFError:
+        except (EOFError, OSError):
             raise StudyError("a measuring process was ended from outside.") from None
         for answer in answers:
             if isinstance(answer, Exception):
@@ -55,6 +56,7 @@ def crew(size: int) -> Iterator[Crew]:
 
 
 def _answer(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent ends these
     while True:
         try:
             function, call = connection.recv()

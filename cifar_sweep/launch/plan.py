@@ -3,6 +3,7 @@
 What that depends on is measured, with all workers at work, once for each network on a machine, and kept in the cache.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -117,14 +118,18 @@ def choose(
     prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
     precision, _ = resolve_precision(where, cache=cache)
     expected = expected_shapes(sweep, precision=precision)
-    free = free_memory(where)
+    devices = _devices(where, device)
+
+    def plan(split: Split, speeds: Speeds) -> Plan:
+        share = _share(free_memory(where), math.ceil(split.workers / devices))
+        return _plan(sweep, expected, split, Groups(group or GROUP_SIZES[-1], {} if group else speeds, share), speeds)
+
     if not always and (sweep.size == 1 or (group and len(splits) == 1)):
-        return _plan(sweep, expected, splits[0], {}, group=group, free=free)
+        return plan(splits[0], {})
     alone = Split(1, available_cores() if where.type == "cpu" else 1)
     networks = {network_of(shape) for _, shape in expected}
     measured = measure(networks, [*splits, alone], device=device, precision=precision, cache=cache, say=say)
-    plans = [_plan(sweep, expected, split, measured[split], group=group, free=free) for split in splits]
-    best = min(plans, key=lambda plan: plan.seconds or math.inf)
+    best = min((plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     one_at_a_time = Groups(1, measured[alone])
     usual = math.fsum(count * trial_seconds(shape, one_at_a_time, 1) for count, shape in expected)
     return replace(best, gain=usual / (best.seconds or math.inf))
@@ -141,10 +146,10 @@ def best_plan(
     where = resolve_device(device)
     splits = _splits(where, named=device, workers=0, threads=0, trials=MAX_WORKERS)
     measured = measure([network_of(shape)], splits, device=device, precision=shape.precision, cache=cache, say=say)
-    free = free_memory(where)
     plans = []
     for split, speeds in measured.items():
-        groups = Groups(GROUP_SIZES[-1], speeds, _share(free, split))
+        share = _share(free_memory(where), math.ceil(split.workers / _devices(where, device)))
+        groups = Groups(GROUP_SIZES[-1], speeds, share)
         size = groups.size(shape)
         plans.append(Plan(split, groups, size, groups.per_image(shape, size) / split.workers))
     return min(plans, key=lambda plan: plan.seconds or math.inf)
@@ -154,7 +159,14 @@ def estimates(
     sweeps: Mapping[str, Sweep], *, say: Callable[[str], None], cache: Path | None = None
 ) -> dict[str, float]:
     """Wall seconds that each sweep takes on this machine as `choose` would run it, if no trial is pruned."""
-    plans = {name: choose(sweep, say=say, cache=cache, always=True) for name, sweep in sweeps.items()}
+    told: list[str] = []
+
+    def say_once(line: str) -> None:
+        if line not in told:
+            say(line)
+        told.append(line)
+
+    plans = {name: choose(sweep, say=say_once, cache=cache, always=True) for name, sweep in sweeps.items()}
     return {name: plan.seconds or 0.0 for name, plan in plans.items()}
 
 
@@ -166,28 +178,34 @@ def trial_seconds(shape: Shape, speeds: Groups, size: int) -> float:
 
 
 def _splits(device: torch.device, *, named: str, workers: int, threads: int, trials: int) -> list[Split]:
-    """The splits to choose from, the one with the most processes that compute alone first."""
+    """The splits to choose from, the one whose workers get in each other's way least first."""
     if device.type == "cuda":
-        gpus = 1 if named.startswith("cuda:") else torch.cuda.device_count()
-        return [Split(count, 1) for count in ([workers] if workers else [gpus, 2 * gpus, 4 * gpus])]
+        gpus = _devices(device, named)
+        counts = [workers] if workers else sorted({min(each * gpus, trials) for each in (1, 2, 4)})
+        return [Split(count, 1) for count in counts]
     cores = available_cores()
     most = min(cores, MAX_WORKERS, trials)
     counts = [workers] if workers else [count for count in (most >> half for half in range(5)) if count]
     return [Split(count, threads or max(1, cores // count)) for count in counts]
 
 
-def _plan(
-    sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, speeds: Speeds, *, group: int, free: int | None
-) -> Plan:
-    groups = Groups(group or GROUP_SIZES[-1], {} if group else speeds, _share(free, split))
+def _devices(device: torch.device, named: str) -> int:
+    """How many devices the workers share out among them."""
+    return torch.cuda.device_count() if device.type == "cuda" and not named.startswith("cuda:") else 1
+
+
+def _plan(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups, speeds: Speeds) -> Plan:
+    """The plan with this split and these groups; `speeds` are for the time it takes."""
     alike = Counter(shape for _, shape in expected)  # given points are trained with those alone that are alike
-    sizes = [
-        min(size, alike[shape]) if sweep.given else size if group else _typical(sweep, split, size)
-        for shape, size in ((shape, groups.size(shape)) for _, shape in expected)
-    ]
-    usual = statistics.median_high(
-        size for size, (count, _) in zip(sizes, expected, strict=True) for _ in range(math.ceil(count))
-    )
+    largest = [groups.size(shape) for _, shape in expected]
+    if sweep.given:
+        sizes = [min(size, alike[shape]) for size, (_, shape) in zip(largest, expected, strict=True)]
+    elif groups.fixed:
+        sizes = [min(size, sweep.size) for size in largest]
+    else:
+        typical = {size: _typical(sweep, split, size) for size in set(largest)}
+        sizes = [typical[size] for size in largest]
+    usual = _median([(size, count) for size, (count, _) in zip(sizes, expected, strict=True)])
     if not speeds:
         return Plan(split, groups, usual)
     timed = Groups(GROUP_SIZES[-1], speeds)
@@ -199,14 +217,23 @@ def _plan(
 
 def _typical(sweep: Sweep, split: Split, largest: int) -> int:
     """The size of the group that the median trial is in."""
-    return statistics.median_high(
-        size for size in group_sizes(sweep, workers=split.workers, largest=largest) for _ in range(size)
+    sizes = group_sizes(sweep, workers=split.workers, largest=largest)
+    return _median([(size, size) for size in sizes])
+
+
+def _median(weighed: Sequence[tuple[int, float]]) -> int:
+    """The median of numbers that count as often as their weight says."""
+    half = math.fsum(weight for _, weight in weighed) / 2
+    ordered = sorted(weighed)
+    below = itertools.accumulate(weight for _, weight in ordered)
+    return next(
+        (number for (number, _), reached in zip(ordered, below, strict=True) if reached >= half), ordered[-1][0]
     )
 
 
-def _share(free: int | None, split: Split) -> int | None:
-    """What each worker's groups may take of the free memory."""
-    return None if free is None else int(MEMORY_SHARE * free / split.workers)
+def _share(free: int | None, workers_of_a_device: int) -> int | None:
+    """What each worker's groups may take of a device's free memory."""
+    return None if free is None else int(MEMORY_SHARE * free / workers_of_a_device)
 
 
 def measure(
@@ -228,7 +255,7 @@ def measure(
     everything = _read(path)
     where = resolve_device(device)
     timed = {stand_in(network)[0] for network in networks}
-    keys = {split: _key(split, where, precision) for split in splits}
+    keys = {split: _key(split, where, precision, devices=_devices(where, device)) for split in splits}
     missing = [
         (split, network) for split, key in keys.items() for network in sorted(timed - set(everything.get(key, {})))
     ]
@@ -255,8 +282,8 @@ def _of(network: str, known: Speeds) -> Mapping[int, Speed]:
     return {size: speed.times(factor) for size, speed in known[timed].items()}
 
 
-def _key(split: Split, device: torch.device, precision: str) -> str:
-    name = f"{device.type} {device_name(device)}"
+def _key(split: Split, device: torch.device, precision: str, *, devices: int) -> str:
+    name = f"{device.type} {device_name(device)}" + (f" x {devices}" if devices > 1 else "")
     return f"{name}, {split.workers} x {split.threads} threads, {precision}, torch {torch.__version__}"
 
 
@@ -303,7 +330,7 @@ class _Timing:
 
 def _read(path: Path) -> dict[str, dict[str, dict[int, Speed]]]:
     """The stored times by split, network and group size; none where there is no such file or it is not ours."""
-    with suppress(OSError, ValueError, AttributeError, TypeError):
+    with suppress(OSError, ValueError, AttributeError, TypeError, OverflowError):
         found = {
             str(key): {
                 str(network): {int(size): Speed(float(image), float(step)) for size, (image, step) in sizes.items()}
@@ -312,6 +339,7 @@ def _read(path: Path) -> dict[str, dict[str, dict[int, Speed]]]:
             for key, entry in json.loads(path.read_text()).items()
         }
         speeds = [speed for entry in found.values() for sizes in entry.values() for speed in sizes.values()]
-        if all(math.isfinite(part) and part >= 0 for speed in speeds for part in astuple(speed)):
+        whole = all(1 in sizes for entry in found.values() for sizes in entry.values())
+        if whole and all(math.isfinite(part) and part >= 0 for speed in speeds for part in astuple(speed)):
             return found
     return {}

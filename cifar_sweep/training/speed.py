@@ -82,11 +82,9 @@ class Groups:
         known = self.speeds.get(network_of(shape))
         if known is None:
             return largest
-        best = 1
-        for size in [*sorted(size for size in known if size < largest), largest]:
-            if self.per_image(shape, best) > WORTHWHILE_GAIN * self.per_image(shape, size):
-                best = size
-        return best
+        sizes = [*sorted(size for size in known if size < largest), largest]
+        least = min(self.per_image(shape, size) for size in sizes)
+        return next(size for size in sizes if self.per_image(shape, size) <= WORTHWHILE_GAIN * least)
 
     def per_image(self, shape: Shape, size: int) -> float:
         """Seconds per training image of a member of a group of this size; between two that were timed, in proportion.
