@@ -296,13 +296,13 @@ def test_only_memory_lowers_a_group_that_is_asked_for(machine: Machine) -> None:
     found = {}
     for members in (0.5, 3.5, 50):
         machine.free = int(2 * members * member_bytes(shape()) / MEMORY_SHARE)
-        found[members] = choose(sweep(trials=2), workers=2, group=20).usual
+        found[members] = choose(sweep(trials=40), workers=2, group=20).usual
     assert found == {0.5: 1, 3.5: 3, 50: 20}
 
 
 def test_memory_is_shared_by_the_workers(machine: Machine) -> None:
     machine.free = int(12.5 * member_bytes(shape()) / MEMORY_SHARE)
-    assert [choose(sweep(), workers=workers, group=20).usual for workers in (1, 2, 4)] == [12, 6, 3]
+    assert [choose(sweep(trials=40), workers=workers, group=20).usual for workers in (1, 2, 4)] == [12, 6, 3]
 
 
 @pytest.mark.parametrize(
