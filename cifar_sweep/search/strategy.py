@@ -69,10 +69,10 @@ def build_pruner(sweep: Sweep) -> BasePruner:
 def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
     """How many new trials a worker may ask for at once, before any of them has a result.
 
-    Each is asked without the others' results, and all have one shape. So no more are under way than have finished, but
-    where nothing is learnt from results: the first trials of TPE are random, and so are all of the random sampler's.
-    Where the shape is searched, a group of these would be so many trials of one shape, and the rule holds from the
-    first. What that saves is measured in docs/group_search.md.
+    Each is asked without the others' results. So no more are under way than have finished, but where nothing is learnt
+    from results: the first trials of TPE are random, and so are all of the random sampler's. Where the shape is
+    searched, all of a group have one shape, which costs more: no more are under way than half of what has finished,
+    from the first trial on. What these rules cost and save is measured in docs/group_search.md.
 
     Args:
         sweep: what is searched.
@@ -81,13 +81,12 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
         workers: how many there are.
     """
     left = max(1, math.ceil((sweep.size - asked) / workers))  # the last ones are for all workers
-    from_results = max(1, finished // workers)
     if any(name in SHAPE_PARAMETERS for name in sweep.space):
-        return min(left, from_results)
+        return min(left, max(1, finished // (2 * workers)))
     if sweep.sampler.name == "random":
         return left
     at_random = min(math.ceil(sweep.sampler.startup_trials / workers), sweep.sampler.startup_trials - asked)
-    return min(left, max(at_random, from_results))
+    return min(left, max(1, at_random, finished // workers))
 
 
 def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
