@@ -80,7 +80,7 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
         finished: those of them that have a result.
         workers: how many there are.
     """
-    left = max(1, math.ceil((sweep.size - asked) / workers))  # the last ones are for all workers
+    left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
     if any(name in SHAPE_PARAMETERS for name in sweep.space):
         return min(left, max(1, finished // (2 * workers)))
     if sweep.sampler.name == "random":

@@ -163,7 +163,8 @@ def test_a_random_sampler_learns_nothing() -> None:
 
 def test_the_last_trials_are_for_all_workers() -> None:
     assert most_new(sweep(trials=40, space=RATE), asked=34, finished=34, workers=2) == 3
-    assert most_new(sweep(trials=40, space=RATE), asked=40, finished=30, workers=2) == 1
+    assert most_new(sweep(trials=40, space=RATE), asked=40, finished=39, workers=2) == 1
+    assert group_sizes(sweep(trials=32, space=RATE), workers=2, largest=16) == [5, 5, 5, 5, 6, 6]
 
 
 @pytest.mark.parametrize("space", [RATE, RATE | BATCH])
