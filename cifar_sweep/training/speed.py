@@ -5,12 +5,12 @@ A network here is a model, and for the small ones batch norm, which makes a step
 """
 
 import math
-import os
-import sys
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -23,6 +23,7 @@ from cifar_sweep.training.models.summary import macs, summarize
 # Batches of which a step is timed; what it takes at any other follows from the two.
 TIMED_BATCHES = (16, 128)
 _TIMED_SECONDS = 0.15
+MEMORY_FILE = Path("/proc/meminfo")
 # A larger group must win by this much: it leaves the search fewer results to learn from at a time.
 WORTHWHILE_GAIN = 1.04
 
@@ -135,9 +136,12 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes of the device's memory that nobody uses; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if not hasattr(os, "sysconf") or sys.platform == "darwin":
+    try:
+        # What a program can have: free pages, and those that only hold files.
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", MEMORY_FILE.read_text(), flags=re.MULTILINE)
+    except OSError:
         return None
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 1024 * int(found[1]) if found else None
 
 
 def step_seconds(

@@ -1,8 +1,6 @@
 """The two parts of a step, the group size that they lead to, and the memory that a member takes."""
 
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.training import speed
 from cifar_sweep.training.group import Group
 from cifar_sweep.training.models import build
 from cifar_sweep.training.speed import (
@@ -166,15 +165,16 @@ def test_a_real_group_takes_no_more_memory_than_is_reckoned_with(params: dict[st
     assert taken < member_bytes(each.shape) < 4 * taken
 
 
-def test_the_memory_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_that_nobody_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {gpu: (3000, 4000)}[device])
     assert free_memory(gpu) == 3000
-    pages = {"SC_AVPHYS_PAGES": 5, "SC_PHYS_PAGES": 9, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(os, "sysconf", pages.__getitem__, raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert free_memory(CPU) == 5 * 4096
-    monkeypatch.setattr(sys, "platform", "darwin")
+    memory = tmp_path / "meminfo"
+    monkeypatch.setattr(speed, "MEMORY_FILE", memory)
+    assert free_memory(CPU) is None
+    memory.write_text("MemTotal: 90 kB\nMemFree:  3 kB\nMemAvailable:     20 kB\n")
+    assert free_memory(CPU) == 20 * 1024
+    memory.write_text("MemTotal: 90 kB\n")
     assert free_memory(CPU) is None
 
 
