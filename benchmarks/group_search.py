@@ -229,9 +229,9 @@ def fixed(size: int) -> Callable[[Situation], float]:
     return lambda _: size
 
 
-def share(part: float, *, largest: int = LARGEST) -> Callable[[Situation], float]:
+def share(part: float, *, least: int = 1, largest: int = LARGEST) -> Callable[[Situation], float]:
     """All workers' groups together come to this part of what is finished."""
-    return lambda now: min(largest, part * now.finished / now.workers)
+    return lambda now: min(largest, max(least, part * now.finished / now.workers))
 
 
 def flight(part: float, *, largest: int = LARGEST) -> Callable[[Situation], float]:
@@ -244,14 +244,19 @@ def after(start: int, size: int) -> Callable[[Situation], float]:
     return lambda now: size if now.finished >= start else 1
 
 
-def at_once(size: Callable[[Situation], float]) -> Callable[[Situation], float]:
+def at_once(size: Callable[[Situation], float], *, start: int = STARTUP) -> Callable[[Situation], float]:
     """As `size` says, but the random trials of the start in one group for each worker: they learn from no result."""
 
     def first(now: Situation) -> float:
         started = now.finished + now.running
-        return max(size(now), min(math.ceil(STARTUP / now.workers), STARTUP - started))
+        return max(size(now), min(math.ceil(start / now.workers), start - started))
 
     return first
+
+
+def powers(size: Callable[[Situation], float]) -> Callable[[Situation], float]:
+    """As `size` says, rounded to the nearest power of two: groups of these are the fastest."""
+    return lambda now: 2 ** round(math.log2(max(1.0, size(now))))
 
 
 def spread(size: Callable[[Situation], float], rounds: int) -> Callable[[Situation], float]:
@@ -266,6 +271,8 @@ RULES: dict[str, Rule] = {
     "share 1": Rule(share(1)),
     "share 1/2, to 4": Rule(share(1 / 2, largest=4)),
     "share 1/2, to 8": Rule(share(1 / 2, largest=8)),
+    **{f"share 1/2, from {least}": Rule(share(1 / 2, least=least)) for least in (2, 4)},
+    **{f"share 1, from {least}": Rule(share(1, least=least)) for least in (2, 4)},
     "in flight 1/2": Rule(flight(1 / 2)),
     "share 1/2, even end": Rule(spread(share(1 / 2), 1)),
     "share 1, even end": Rule(spread(share(1), 1)),
@@ -274,6 +281,9 @@ RULES: dict[str, Rule] = {
     "share 1/2, to 8, even end": Rule(spread(share(1 / 2, largest=8), 1)),
     "share 1, to 8, even end": Rule(spread(share(1, largest=8), 1)),
     "share 1, even end, start at once": Rule(spread(at_once(share(1)), 1)),
+    "share 1, powers of two, start at once": Rule(spread(powers(at_once(share(1))), 1)),
+    "share 1, powers of two, start of 16 at once": Rule(spread(powers(at_once(share(1), start=16)), 1)),
+    "share 1/2, powers of two": Rule(spread(powers(share(1 / 2)), 1)),
     "share 1/2, even end, start at once": Rule(spread(at_once(share(1 / 2)), 1)),
     **{f"1, then {size}": Rule(after(STARTUP, size)) for size in (4, 8, 16)},
     **{f"{size} mixed": Rule(fixed(size), "mixed") for size in (4, 16)},

@@ -82,11 +82,18 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
     """
     left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
     if any(name in SHAPE_PARAMETERS for name in sweep.space):
-        return min(left, max(1, finished // (2 * workers)))
+        return min(left, _power_of_two(finished / (2 * workers)))
     if sweep.sampler.name == "random":
         return left
-    at_random = min(math.ceil(sweep.sampler.startup_trials / workers), sweep.sampler.startup_trials - asked)
-    return min(left, max(1, at_random, finished // workers))
+    share = _power_of_two(sweep.sampler.startup_trials / workers, up=True)  # more random trials, and a faster group
+    at_random = share if asked < sweep.sampler.startup_trials else 1
+    return min(left, max(at_random, _power_of_two(finished / workers)))
+
+
+def _power_of_two(size: float, *, up: bool = False) -> int:
+    """The nearest one, or the next: groups of these are the fastest."""
+    exponent = math.log2(max(1.0, size))
+    return int(2 ** (math.ceil(exponent) if up else round(exponent)))
 
 
 def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:

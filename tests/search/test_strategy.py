@@ -144,16 +144,16 @@ BATCH = {"batch_size": {"low": 16, "high": 256, "base2": True}}
 def test_no_more_new_trials_of_a_shape_are_under_way_than_half_of_what_has_finished() -> None:
     searched = sweep(trials=100, space=RATE | BATCH)
     most = [most_new(searched, asked=finished, finished=finished, workers=2) for finished in (0, 1, 2, 8, 30)]
-    assert most == [1, 1, 1, 2, 7]
-    assert most_new(searched, asked=38, finished=30, workers=1) == 15
+    assert most == [1, 1, 1, 2, 8]
+    assert most_new(searched, asked=38, finished=30, workers=1) == 16
 
 
 def test_the_first_trials_of_tpe_are_asked_at_once_where_no_shape_is_searched() -> None:
     rates = sweep(trials=100, space=RATE, sampler={"name": "tpe", "startup_trials": 10})
-    assert most_new(rates, asked=0, finished=0, workers=2) == 5
-    assert most_new(rates, asked=8, finished=0, workers=2) == 2
-    assert most_new(rates, asked=10, finished=0, workers=2) == 1
-    assert most_new(rates, asked=10, finished=10, workers=2) == 5
+    assert most_new(rates, asked=0, finished=0, workers=2) == 8
+    assert most_new(rates, asked=8, finished=0, workers=2) == 8
+    assert most_new(rates, asked=16, finished=0, workers=2) == 1
+    assert most_new(rates, asked=16, finished=16, workers=2) == 8
 
 
 def test_a_random_sampler_learns_nothing() -> None:
@@ -164,7 +164,7 @@ def test_a_random_sampler_learns_nothing() -> None:
 def test_the_last_trials_are_for_all_workers() -> None:
     assert most_new(sweep(trials=40, space=RATE), asked=34, finished=34, workers=2) == 3
     assert most_new(sweep(trials=40, space=RATE), asked=40, finished=39, workers=2) == 1
-    assert group_sizes(sweep(trials=32, space=RATE), workers=2, largest=16) == [5, 5, 5, 5, 6, 6]
+    assert group_sizes(sweep(trials=32, space=RATE), workers=2, largest=16) == [8, 8, 8, 8]
 
 
 @pytest.mark.parametrize("space", [RATE, RATE | BATCH])
