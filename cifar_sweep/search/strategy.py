@@ -72,7 +72,8 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
     Each is asked without the others' results. So no more are under way than have finished, but where nothing is learnt
     from results: the first trials of TPE are random, and so are all of the random sampler's. Where the shape is
     searched, all of a group have one shape, which costs more: no more are under way than half of what has finished,
-    from the first trial on. What these rules cost and save is measured in docs/group_search.md.
+    from the first trial on. Both are rounded to powers of two, the fastest sizes. What these rules cost and save is
+    measured in docs/group_search.md.
 
     Args:
         sweep: what is searched.
@@ -104,7 +105,8 @@ def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
         asked = finished
         for _ in range(min(workers, sweep.size - finished)):
             if asked < sweep.size:
-                sizes.append(min(largest, most_new(sweep, asked=asked, finished=finished, workers=workers)))
+                most = most_new(sweep, asked=asked, finished=finished, workers=workers)
+                sizes.append(min(largest, most, sweep.size - asked))
                 asked += sizes[-1]
         finished = asked
     return sizes
