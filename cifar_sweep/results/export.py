@@ -371,7 +371,7 @@ def trained_trial(study: SweepStudy, trial: FrozenTrial, artifacts: Path) -> Tra
 
 def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
     """The provenance of a study's trial."""
-    attributes = trial.user_attrs
+    attributes, environment = trial.user_attrs, trial.user_attrs["environment"]
     # An export is handed on: a folder of its maker's is of no use to others, and none of their business.
     source = str(study.data["source"]) if str(study.data["source"]).startswith("synthetic") else "auto"
     return Provenance(
@@ -379,10 +379,10 @@ def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
         trial=trial.number,
         params=describe(trial)["params"],
         source=source,
-        device=attributes["device"],
-        threads=int(attributes["threads"]),
-        versions=attributes["versions"],
-        commit=attributes["commit"],
+        device=environment["device"],
+        threads=int(environment["threads"]),
+        versions=environment["versions"],
+        commit=environment["commit"],
         label=attributes.get("label", ""),
         shortened=attributes.get("shortened", ""),
         group_sizes=tuple(int(result.get("group_size", 1)) for result in attributes["curve"]),

@@ -137,8 +137,8 @@ def _with_trial(
         seconds=seconds_spent(trial) if attributes.get("curve") else None,
         shortened=shortened,
         difference=points(test, bare.claimed, study=study, shortened=shortened),
-        commit=attributes.get("commit"),
-        device=attributes.get("device"),
+        commit=attributes.get("environment", {}).get("commit"),
+        device=attributes.get("environment", {}).get("device"),
         data=data_words(study),
     )
 

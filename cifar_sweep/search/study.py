@@ -215,10 +215,9 @@ class SweepStudy:
             else self._config(trial.params, number=trial.number, precision=worker.precision)
         )
         trial.set_user_attr("config", config.to_dict())
-        trial.set_user_attr("device", worker.device)
-        trial.set_user_attr("threads", worker.threads)
-        trial.set_user_attr("versions", versions())
-        trial.set_user_attr("commit", commit())
+        # One attribute, not four: each is a transaction, and a group has many trials.
+        environment = {"device": worker.device, "threads": worker.threads, "versions": versions(), "commit": commit()}
+        trial.set_user_attr("environment", environment)
         trial.set_user_attr("owner", owner_attribute(worker.owner))
         return Claim(trial, trial_id, worker.owner, config)
 

@@ -146,7 +146,7 @@ def test_a_row_for_each_training_in_the_files_order(study: SweepStudy, given: Pa
     assert (whole.claimed_seconds, whole.epochs, short.epochs, whole.model) == (70, 2, 1, "lenet")
     assert whole.note == "the first one"
     assert whole.data == f"{NAME} ({small_data.fingerprint})"
-    assert whole.device == study.trials()[0].user_attrs["device"]
+    assert whole.device == study.trials()[0].user_attrs["environment"]["device"]
     assert (bare.claimed, bare.test, bare.difference, bare.data, bare.epochs) == (None, None, None, "", 1)
     assert (ensemble.claimed, ensemble.difference, ensemble.model) == (86.3, None, "H-2 + H-3")
 

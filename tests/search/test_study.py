@@ -241,7 +241,8 @@ def test_a_claim_is_stored_with_its_config_and_its_owner(make: Callable[..., Swe
     assert trial.state is TrialState.RUNNING
     assert trial.user_attrs["config"] == claim.config.to_dict()
     assert trial.user_attrs["config"]["precision"] == "bf16"
-    assert (trial.user_attrs["device"], trial.user_attrs["threads"]) == ("cpu (test)", 2)
+    environment = trial.user_attrs["environment"]
+    assert (environment["device"], environment["threads"]) == ("cpu (test)", 2)
     assert study.storage.owner(claim.trial_id) == by.owner.token
     assert claim.config.shape.classes == 10
 
