@@ -21,7 +21,7 @@ from cifar_sweep.search.study import SweepStudy, commit, describe, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
-from cifar_sweep.training.train import EpochInterruptedError, Run, smallest_alike
+from cifar_sweep.training.train import EpochInterruptedError, Run
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Provenance:
 
     `study` and `trial` name the trial, and `label` a given point; `shortened` says in what that was cut short;
     `params` are its searched parameters; `source` is where its data is found: synthetic images by their name, anything
-    else as auto. `threads` and `device` are the training's, and `group_sizes` how many trials were trained together in
-    each epoch: with these the same numbers come out again on the same machine.
+    else as auto. `threads` and `device` are the training's; `group_sizes` are how many trials were trained together in
+    each epoch, and `group_places` this one's place among them: with these the same numbers come out again on the same
+    machine.
     """
 
     study: str
@@ -45,6 +46,7 @@ class Provenance:
     label: str = ""
     shortened: str = ""
     group_sizes: tuple[int, ...] = ()
+    group_places: tuple[int, ...] = ()
 
 
 def pick(study: SweepStudy, number: int | None) -> FrozenTrial:
@@ -248,8 +250,11 @@ def train_again(
     """
     on = resolve_device(device)
     used = prepare_process(on, threads=threads or provenance.threads)
-    sizes = {size: smallest_alike(config, size, device=on) for size in {*provenance.group_sizes, 1}}
-    run = Run([config], data, device=on)
+    # What is missing was trained alone.
+    epochs = range(config.shape.epochs)
+    groups = dict(enumerate(zip(provenance.group_sizes, provenance.group_places, strict=True)))
+    wanted = [groups.get(epoch, (1, 0)) for epoch in epochs]
+    run, place = Run([config], data, device=on), 0
     identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used]).encode()
     last = unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
     take_up(run, 0, last)
@@ -257,16 +262,16 @@ def train_again(
         say(f"going on after epoch {run.epochs_done}")
     try:
         while run.epochs_done < config.shape.epochs:
-            size = dict(enumerate(provenance.group_sizes)).get(run.epochs_done, 1)
-            run = _in_copies(run, sizes[size], data, device=on)
-            result = run.epoch(stop)[0]
+            size, place_now = wanted[run.epochs_done]
+            run, place = _among_copies(run, place, size, place_now, data, device=on), place_now
+            result = run.epoch(stop)[place]
             say(
                 f"epoch {result.epoch} of {config.shape.epochs}: train {result.train_accuracy:.2%}, "
-                f"validation {result.validation_accuracy:.2%}, {result.seconds:.1f} s"
+                f"validation {result.validation_accuracy:.2%}, {result.seconds * size:.1f} s"
             )
             if result.diverged:
                 raise StudyError(f"the training diverged in epoch {result.epoch}: the loss is not a finite number.")
-            checkpoint.save(run.state(0), last)
+            checkpoint.save(run.state(place), last)
     except EpochInterruptedError:
         return None
     here = replace(
@@ -275,20 +280,25 @@ def train_again(
         threads=used,
         versions=versions(),
         commit=commit(),
-        group_sizes=tuple(result.group_size for result in run.members[0].history),
+        group_sizes=tuple(result.group_size for result in run.members[place].history),
+        group_places=tuple(result.group_place for result in run.members[place].history),
     )
-    curve = [asdict(result) for result in run.members[0].history]
-    return Trained(config, run.member(0).state_dict(), curve, here)
+    curve = [asdict(result) for result in run.members[place].history]
+    return Trained(config, run.member(place).state_dict(), curve, here)
 
 
-def _in_copies(run: Run, size: int, data: ImageData, *, device: torch.device) -> Run:
-    """The first member's run, in a group of `size` copies of itself."""
-    if len(run.members) >= size:
-        run.keep(range(size))
+def _among_copies(run: Run, ours: int, size: int, place: int, data: ImageData, *, device: torch.device) -> Run:
+    """The run of member `ours`, at `place` in a group of `size` whose others are copies of it.
+
+    Kernels may round by the size of a group and the place in it, never by what the others are.
+    """
+    others = [k for k in range(len(run.members)) if k != ours]
+    if size <= len(run.members):
+        run.keep([*others[:place], ours, *others[place : size - 1]])
         return run
-    together = Run([run.members[0].config] * size, data, device=device)
+    together = Run([run.members[ours].config] * size, data, device=device)
     for k in range(size if run.epochs_done else 0):
-        together.restore(k, run.state(0))
+        together.restore(k, run.state(ours))
     return together
 
 
@@ -340,6 +350,7 @@ def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
         f"device = {_toml(provenance.device)}",
         f"threads = {provenance.threads}",
         f"group_sizes = {_toml(list(provenance.group_sizes))}",
+        f"group_places = {_toml(list(provenance.group_places))}",
         f"commit = {_toml(provenance.commit or '')}",
         "",
         f"[{below}origin.versions]",
@@ -386,4 +397,5 @@ def provenance_of(study: SweepStudy, trial: FrozenTrial) -> Provenance:
         label=attributes.get("label", ""),
         shortened=attributes.get("shortened", ""),
         group_sizes=tuple(int(result.get("group_size", 1)) for result in attributes["curve"]),
+        group_places=tuple(int(result.get("group_place", 0)) for result in attributes["curve"]),
     )

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -36,7 +36,8 @@ class Origin(BaseModel):
     channel_std: list[float] = Field(min_length=3, max_length=3)
     device: str = Field(min_length=1)
     threads: int = Field(ge=1)
-    group_sizes: list[int] = Field(default=[])
+    group_sizes: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    group_places: list[Annotated[int, Field(ge=0)]] = Field(default=[])
     commit: str
     versions: dict[str, str]
     params: dict[str, bool | int | float | str]
@@ -55,6 +56,7 @@ class Origin(BaseModel):
             label=self.label,
             shortened=self.shortened,
             group_sizes=tuple(self.group_sizes),
+            group_places=tuple(self.group_places),
         )
 
 

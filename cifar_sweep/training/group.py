@@ -21,7 +21,7 @@ class EpochResult:
 
     Train figures are averages over the epoch's batches while the weights moved, dropout on; validation figures are
     those of the weights after the epoch. `seconds` is this member's share of the group's time; `group_size` is how many
-    trained together.
+    trained together, and `group_place` this one's place among them, from 0: kernels may round by both.
     """
 
     epoch: int
@@ -32,6 +32,7 @@ class EpochResult:
     learning_rate: float
     seconds: float
     group_size: int
+    group_place: int
 
     @property
     def diverged(self) -> bool:

@@ -95,6 +95,7 @@ class Run:
                 learning_rate=learning_rate_at(epoch, member.config.knobs),
                 seconds=seconds,
                 group_size=len(self.members),
+                group_place=k,
             )
             member.note(result, self.group.network.member_state(k))
         return [member.history[-1] for member in self.members]
@@ -127,30 +128,3 @@ class Run:
             KeyError, ValueError, TypeError, RuntimeError: the state is not one of this config's; nothing has changed.
         """
         self.group.restore(k, state)
-
-
-def smallest_alike(config: TrialConfig, size: int, *, device: torch.device) -> int:
-    """The smallest group in which this trial gets the numbers that it gets in one of `size`, to the last bit.
-
-    Kernels may add up in another order where they work on several members. Whether they do here is tried with copies of
-    the trial, in a few steps on random images; on a GPU, where no two runs are quite alike, one is taken.
-    """
-    if device.type != "cpu":
-        return 1
-    smaller = [candidate for candidate in (1, 2) if candidate < size]
-    wanted = _after_a_few_steps(config, size, device=device) if smaller else None
-    for candidate in smaller:
-        found = _after_a_few_steps(config, candidate, device=device)
-        if wanted is not None and torch.equal(found, wanted):
-            return candidate
-    return size
-
-
-def _after_a_few_steps(config: TrialConfig, size: int, *, device: torch.device) -> torch.Tensor:
-    group = Group([config] * size, device=device)
-    group.start_epoch(1)
-    generator = torch.Generator().manual_seed(0)
-    for batch in (config.shape.batch_size, config.shape.batch_size, 1 + config.shape.batch_size // 2):
-        images = torch.rand(batch, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
-        group.step(images, torch.randint(config.shape.classes, (batch,), generator=generator))
-    return group.network.weights[0].clone()

@@ -118,8 +118,26 @@ def test_a_trial_of_a_group_trains_again_to_the_same_numbers(tiny_sweep: Path, c
     assert finished.exit_code == 0, finished.err
     assert "compared with the export's: the same" in finished.out
     assert Path("first/weights.safetensors").read_bytes() == Path("again/weights.safetensors").read_bytes()
-    again = tomllib.loads(Path("again/config.toml").read_text())["origin"]["group_sizes"]
-    assert all(1 <= size <= before for size, before in zip(again, sizes, strict=True))
+    again = tomllib.loads(Path("again/config.toml").read_text())["origin"]
+    first = tomllib.loads(Path("first/config.toml").read_text())["origin"]
+    for name in ("group_sizes", "group_places"):
+        assert again[name] == first[name]
+
+
+def test_groups_that_became_larger_and_smaller_are_trained_again(tiny_sweep: Path, cli: Any) -> None:
+    """Interrupted trials are taken up in other groups: here alone, then third of four, then first of two."""
+    assert cli(*RUN, "--trials", 1).exit_code == 0
+    assert cli(*EXPORT, "--out", "first").exit_code == 0
+    config = Path("first/config.toml")
+    text = config.read_text().replace("group_sizes = [1, 1, 1]", "group_sizes = [1, 4, 2]")
+    config.write_text(text.replace("group_places = [0, 0, 0]", "group_places = [0, 2, 0]"))
+    finished = cli("train", "first", "--out", "again")
+    assert finished.exit_code == 0, finished.err
+    origin = tomllib.loads(Path("again/config.toml").read_text())["origin"]
+    assert (origin["group_sizes"], origin["group_places"]) == ([1, 4, 2], [0, 2, 0])
+    twice = cli("train", "again", "--out", "twice")
+    assert "compared with the export's: the same" in twice.out
+    assert Path("again/weights.safetensors").read_bytes() == Path("twice/weights.safetensors").read_bytes()
 
 
 def test_a_trial_by_its_number_and_a_folder_by_name(tiny_sweep: Path, cli: Any) -> None:
