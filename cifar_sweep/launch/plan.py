@@ -130,8 +130,9 @@ def choose(
     networks = {network_of(shape) for _, shape in expected}
     measured = measure(networks, [*splits, alone], device=device, precision=precision, cache=cache, say=say)
     best = min((plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
-    one_at_a_time = Groups(1, measured[alone])
-    usual = math.fsum(count * trial_seconds(shape, one_at_a_time, 1) for count, shape in expected)
+    # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
+    one_at_a_time = [Groups(1, speeds) for speeds in measured.values()]
+    usual = min(math.fsum(count * trial_seconds(shape, one, 1) for count, shape in expected) for one in one_at_a_time)
     return replace(best, gain=usual / (best.seconds or math.inf))
 
 
