@@ -47,7 +47,6 @@ LR_BATCH_SPACE = {
     "learning_rate": {"low": 1e-5, "high": 0.1, "log": True},
     "batch_size": {"low": 16, "high": 256, "base2": True},
 }
-SHAPE = {"batch_size", "log2_batch_size", "optimizer", "batch_norm", "activation"}  # of the spaces below
 LARGEST = 16
 STARTUP = 10  # random trials before the sampler's model is used: the product's default
 ENOUGH = 240  # trials after which a search for the target is given up
@@ -380,11 +379,11 @@ class Search:
         now = Situation(self.finished, self.asked - self.finished, self.budget, self.workers)
         size = min(max(1, int(self.rule.size(now))), now.left)
         trials = [self.ask_one({})]
-        held = {} if self.rule.way == "mixed" else shape(trials[0])
+        held = {} if self.rule.way == "mixed" else space.shape_params(trials[0].params)
         trials += [self.ask_one(held) for _ in range(size - 1)]
         groups: dict[tuple[Any, ...], list[optuna.Trial]] = {}
         for trial in trials:
-            groups.setdefault(tuple(shape(trial).values()), []).append(trial)
+            groups.setdefault(tuple(space.shape_params(trial.params).values()), []).append(trial)
         return list(groups.values())
 
     def ask_one(self, held: dict[str, Any]) -> optuna.Trial:
@@ -420,11 +419,6 @@ class Search:
         self.finished += len(group)
         self.groups.append(len(group))
         self.events.append((self.now, self.finished, self.chosen[1]))
-
-
-def shape(trial: optuna.Trial) -> dict[str, Any]:
-    """What decides the shape, as Optuna knows it."""
-    return {name: value for name, value in trial.params.items() if name in SHAPE}
 
 
 @dataclass(frozen=True)

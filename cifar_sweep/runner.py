@@ -281,7 +281,7 @@ def _where(goes_on: Callable[[int], bool], held: list[Claim], run: Run) -> None:
 
 
 def _go_on_with(staying: Sequence[int], held: list[Claim], run: Run) -> None:
-    if 0 < len(staying) < len(held):
+    if staying:
         run.keep(staying)
     held[:] = [held[k] for k in staying]
 

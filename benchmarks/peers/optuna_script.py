@@ -13,10 +13,10 @@ import multiprocessing
 import platform
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import optuna
+from options import sweep_options
 
 STUDY = "plain"
 PROCESSES = 2
@@ -56,15 +56,7 @@ def summary(study: optuna.Study) -> dict[str, Any]:
 
 def main() -> None:
     started = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", default="synthetic:12500", help="as cifar-sweep's --data")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--trials", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--train-images", type=int, default=10_000)
-    parser.add_argument("--loader-workers", type=int, default=0)
-    options = parser.parse_args()
+    options = sweep_options(__doc__).parse_args()
     storage = f"sqlite:///{options.folder.absolute()}/plain.db"
     study = optuna.create_study(
         study_name=STUDY, storage=storage, direction="maximize", pruner=optuna.pruners.NopPruner()

@@ -15,15 +15,13 @@ from functools import cache
 from itertools import pairwise
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch.utils.data import DataLoader
 
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.launch.plain import PilImages, PlainTraining
 from cifar_sweep.training import data as images
 from cifar_sweep.training.device import available_cores
-from cifar_sweep.training.models import build
 from cifar_sweep.training.split import split
 
 AT_ONCE = 2
@@ -33,34 +31,16 @@ AT_ONCE = 2
 LOADER_WORKERS = 0
 
 
-class PilImages(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's CIFAR10 hands them out: a PIL image made from an array, then ToTensor."""
-
-    def __init__(self, data: images.ImageData, index: Tensor) -> None:
-        self.pixels = data.train_images[index].numpy()
-        self.labels = data.train_labels[index].tolist()
-        self.classes = data.classes
-        self.transform = transforms.ToTensor()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
-
-
 @cache
-def datasets(source: str, train_images: int) -> tuple[PilImages, PilImages]:
-    """The training and the validation images that cifar-sweep would take, once per process."""
+def datasets(source: str, train_images: int) -> tuple[PilImages, PilImages, int]:
+    """The training and the validation images that cifar-sweep would take, once per process, and how many classes."""
     data = images.load(source)
     train_index, validation_index = split(data.train_labels)
-    return PilImages(data, train_index[:train_images]), PilImages(data, validation_index)
-
-
-def convnet(classes: int) -> nn.Sequential:
-    """The network that cifar-sweep trains, in float32."""
-    config = TrialConfig.from_params({"model": "convnet"}, classes=classes, precision="fp32", data_seed=0, seed=0)
-    return build(config.shape, seed=0)
+    train_set, validation_set = (
+        PilImages(data.train_images[index], data.train_labels[index])
+        for index in (train_index[:train_images], validation_index)
+    )
+    return train_set, validation_set, len(data.classes)
 
 
 def train(
@@ -76,27 +56,19 @@ def train(
     """Train once; `report` gets each epoch's number and validation accuracy. Returns the best of these accuracies."""
     torch.set_num_threads(max(1, available_cores() // AT_ONCE))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train_set, validation_set = datasets(data, train_images)
+    train_set, validation_set, classes = datasets(data, train_images)
     options = {"num_workers": loader_workers, "persistent_workers": loader_workers > 0}
     train_loader = DataLoader(train_set, batch_size=batch_size, shuffle=True, **options)
     validation_loader = DataLoader(validation_set, batch_size=200, **options)
-    network = convnet(len(train_set.classes)).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-    criterion = nn.CrossEntropyLoss()
+    params = {"model": "convnet", "learning_rate": lr}
+    config = TrialConfig.from_params(params, classes=classes, precision="fp32", data_seed=0, seed=0)
+    training = PlainTraining(config, device=device)
     best = 0.0
     for epoch in range(1, epochs + 1):
-        network.train()
-        running_loss, right = 0.0, 0
+        training.network.train()
         for inputs, labels in train_loader:
-            inputs, labels = inputs.to(device), labels.to(device)
-            optimizer.zero_grad()
-            outputs = network(inputs)
-            loss = criterion(outputs, labels)
-            loss.backward()
-            optimizer.step()
-            running_loss += loss.item() * len(labels)
-            right += (outputs.argmax(dim=1) == labels).sum().item()
-        accuracy = validate(network, validation_loader, device)
+            training.step(inputs, labels)
+        accuracy = validate(training.network, validation_loader, device)
         best = max(best, accuracy)
         report(epoch, accuracy)
     return best

@@ -15,7 +15,6 @@ import platform
 import secrets
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 os.environ |= {
@@ -26,6 +25,7 @@ os.environ |= {
 }
 
 import ray
+from options import sweep_options
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -89,14 +89,7 @@ def summary(results: tune.ResultGrid, epochs: int) -> dict[str, Any]:
 
 def main() -> None:
     started = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", default="synthetic:12500", help="as cifar-sweep's --data")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--trials", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--train-images", type=int, default=10_000)
-    parser.add_argument("--loader-workers", type=int, default=0)
+    parser = sweep_options(__doc__)
     parser.add_argument("--fresh-actors", action="store_true", help="Tune's default: a new process for each trial")
     options = parser.parse_args()
     ray.init(

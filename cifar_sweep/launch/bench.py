@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms  # type: ignore[import-untyped]
+from torch.utils.data import DataLoader
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.launch.crew import Crew, crew
-from cifar_sweep.launch.plan import Plan, best_plan
+from cifar_sweep.launch.plain import PilImages, PlainTraining
+from cifar_sweep.launch.plan import Plan, best_plans
 from cifar_sweep.training import data
 from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.models import build
@@ -55,41 +54,14 @@ class Row:
     turns: int
 
 
-class PilImages(Dataset[tuple[torch.Tensor, int]]):
-    """Images as torchvision's CIFAR10 hands them out: a PIL image made from an array, then ToTensor."""
-
-    def __init__(self, images: data.ImageData) -> None:
-        self.pixels = images.train_images.numpy()
-        self.labels = images.train_labels.tolist()
-        self.transform = transforms.ToTensor()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
-
-
 def plain_rate(*, config: TrialConfig, source: str, device: torch.device, threads: int) -> float:
     """Images per second of the plain loop. Sets the threads and nothing else, as a plain script would."""
     torch.set_num_threads(threads)
-    network = build(config.shape, seed=0).to(device).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.knobs.learning_rate)
-    criterion = nn.CrossEntropyLoss()
-    loader = DataLoader(PilImages(data.load(source)), batch_size=config.shape.batch_size, shuffle=True)
-    totals = {"loss": 0.0, "correct": 0.0}
-
-    def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        inputs, labels = inputs.to(device), labels.to(device)
-        optimizer.zero_grad()
-        outputs = network(inputs)
-        loss = criterion(outputs, labels)
-        loss.backward()
-        optimizer.step()
-        totals["loss"] += loss.item()
-        totals["correct"] += (outputs.argmax(dim=1) == labels).sum().item()
-
-    return _rate(step, itertools.chain.from_iterable(itertools.repeat(loader)))
+    images = data.load(source)
+    pictures = PilImages(images.train_images, images.train_labels)
+    loader = DataLoader(pictures, batch_size=config.shape.batch_size, shuffle=True)
+    training = PlainTraining(config, device=device)
+    return _rate(training.step, itertools.chain.from_iterable(itertools.repeat(loader)))
 
 
 def our_rate(*, config: TrialConfig, members: int, source: str, device: torch.device, threads: int) -> float:
@@ -147,11 +119,10 @@ def measure(
     """A row for each network and batch size. `say` gets a line where something has to be timed first."""
     where = resolve_device(device)
     cores = available_cores() if where.type == "cpu" else 1
-    plans = {
-        case: best_plan(_config(*case, precision="auto", device=where).shape, device=device, say=say) for case in cases
-    }
-    with crew(max(plan.split.workers for plan in plans.values())) as ours, crew(2) as plain:
-        for (model, batch), plan in plans.items():
+    shapes = [_config(*case, precision="auto", device=where).shape for case in cases]
+    plans = best_plans(shapes, device=device, precision=shapes[0].precision, say=say)
+    with crew(max(plan.split.workers for plan in plans)) as ours, crew(2) as plain:
+        for (model, batch), plan in zip(cases, plans, strict=True):
             yield _row(model, batch, plan, ours, plain, device=device, cores=cores, source=source, turns=turns)
 
 

@@ -118,17 +118,15 @@ def choose(
     prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
     precision, _ = resolve_precision(where, cache=cache)
     expected = expected_shapes(sweep, precision=precision)
-    devices = _devices(where, device)
 
     def plan(split: Split, speeds: Speeds) -> Plan:
-        share = _share(free_memory(where), math.ceil(split.workers / devices))
-        return _plan(sweep, expected, split, Groups(group or GROUP_SIZES[-1], {} if group else speeds, share), speeds)
+        groups = _groups(split, {} if group else speeds, where, named=device, largest=group or GROUP_SIZES[-1])
+        return _plan(sweep, expected, split, groups, speeds)
 
     if not always and (sweep.size == 1 or (group and len(splits) == 1)):
         return plan(splits[0], {})
-    alone = Split(1, available_cores() if where.type == "cpu" else 1)
     networks = {network_of(shape) for _, shape in expected}
-    measured = measure(networks, [*splits, alone], device=device, precision=precision, cache=cache, say=say)
+    measured = measure(networks, [*splits, _alone(where)], device=device, precision=precision, cache=cache, say=say)
     best = min((plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
     one_at_a_time = [Groups(1, speeds) for speeds in measured.values()]
@@ -136,38 +134,45 @@ def choose(
     return replace(best, gain=usual / (best.seconds or math.inf))
 
 
-def best_plan(
-    shape: Shape,
+def best_plans(
+    shapes: Sequence[Shape],
     *,
     device: str,
+    precision: str,
     say: Callable[[str], None] = lambda _: None,
     cache: Path | None = None,
-) -> Plan:
-    """The plan for as many trials of this one shape as one likes."""
+) -> list[Plan]:
+    """For each of these shapes, all of one precision, the plan for as many trials of it as one likes."""
     where = resolve_device(device)
     splits = _splits(where, named=device, workers=0, threads=0, trials=MAX_WORKERS)
-    measured = measure([network_of(shape)], splits, device=device, precision=shape.precision, cache=cache, say=say)
-    plans = []
-    for split, speeds in measured.items():
-        share = _share(free_memory(where), math.ceil(split.workers / _devices(where, device)))
-        groups = Groups(GROUP_SIZES[-1], speeds, share)
+    networks = {network_of(shape) for shape in shapes}
+    measured = measure(networks, splits, device=device, precision=precision, cache=cache, say=say)
+
+    def plan(shape: Shape, split: Split) -> Plan:
+        groups = _groups(split, measured[split], where, named=device, largest=GROUP_SIZES[-1])
         size = groups.size(shape)
-        plans.append(Plan(split, groups, size, groups.per_image(shape, size) / split.workers))
-    return min(plans, key=lambda plan: plan.seconds or math.inf)
+        return Plan(split, groups, size, groups.per_image(shape, size) / split.workers)
+
+    return [
+        min((plan(shape, split) for split in splits), key=lambda made: made.seconds or math.inf) for shape in shapes
+    ]
 
 
 def estimates(
     sweeps: Mapping[str, Sweep], *, say: Callable[[str], None], cache: Path | None = None
 ) -> dict[str, float]:
     """Wall seconds that each sweep takes on this machine as `choose` would run it, if no trial is pruned."""
-    told: list[str] = []
-
-    def say_once(line: str) -> None:
-        if line not in told:
-            say(line)
-        told.append(line)
-
-    plans = {name: choose(sweep, say=say_once, cache=cache, always=True) for name, sweep in sweeps.items()}
+    if not sweeps:
+        return {}
+    where = resolve_device("auto")
+    splits = _splits(where, named="auto", workers=0, threads=0, trials=MAX_WORKERS)
+    prepare_process(where, threads=splits[0].threads)
+    precision, _ = resolve_precision(where, cache=cache)
+    # All networks at once: each time something is measured, processes are started for it.
+    shapes = [shape for sweep in sweeps.values() for _, shape in expected_shapes(sweep, precision=precision)]
+    networks = {network_of(shape) for shape in shapes}
+    measure(networks, [*splits, _alone(where)], device="auto", precision=precision, cache=cache, say=say)
+    plans = {name: choose(sweep, say=say, cache=cache, always=True) for name, sweep in sweeps.items()}
     return {name: plan.seconds or 0.0 for name, plan in plans.items()}
 
 
@@ -188,6 +193,11 @@ def _splits(device: torch.device, *, named: str, workers: int, threads: int, tri
     most = min(cores, MAX_WORKERS, trials)
     counts = [workers] if workers else [count for count in (most >> half for half in range(5)) if count]
     return [Split(count, threads or max(1, cores // count)) for count in counts]
+
+
+def _alone(device: torch.device) -> Split:
+    """One trial at a time on the whole machine."""
+    return Split(1, available_cores() if device.type == "cpu" else 1)
 
 
 def _devices(device: torch.device, named: str) -> int:
@@ -232,9 +242,11 @@ def _median(weighed: Sequence[tuple[int, float]]) -> int:
     )
 
 
-def _share(free: int | None, workers_of_a_device: int) -> int | None:
-    """What each worker's groups may take of a device's free memory."""
-    return None if free is None else int(MEMORY_SHARE * free / workers_of_a_device)
+def _groups(split: Split, speeds: Speeds, device: torch.device, *, named: str, largest: int) -> Groups:
+    """Groups of at most `largest`, which take no more than their worker's part of a device's free memory."""
+    free = free_memory(device)
+    workers_of_a_device = math.ceil(split.workers / _devices(device, named))
+    return Groups(largest, speeds, None if free is None else int(MEMORY_SHARE * free / workers_of_a_device))
 
 
 def measure(

@@ -250,10 +250,7 @@ def train_again(
     """
     on = resolve_device(device)
     used = prepare_process(on, threads=threads or provenance.threads)
-    # What is missing was trained alone.
-    epochs = range(config.shape.epochs)
-    groups = dict(enumerate(zip(provenance.group_sizes, provenance.group_places, strict=True)))
-    wanted = [groups.get(epoch, (1, 0)) for epoch in epochs]
+    groups = list(zip(provenance.group_sizes, provenance.group_places, strict=True))
     run, place = Run([config], data, device=on), 0
     identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used]).encode()
     last = unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
@@ -262,8 +259,9 @@ def train_again(
         say(f"going on after epoch {run.epochs_done}")
     try:
         while run.epochs_done < config.shape.epochs:
-            size, place_now = wanted[run.epochs_done]
-            run, place = _among_copies(run, place, size, place_now, data, device=on), place_now
+            # What is missing was trained alone.
+            size, then = groups[run.epochs_done] if run.epochs_done < len(groups) else (1, 0)
+            run, place = _among_copies(run, place, size, then, data, device=on), then
             result = run.epoch(stop)[place]
             say(
                 f"epoch {result.epoch} of {config.shape.epochs}: train {result.train_accuracy:.2%}, "

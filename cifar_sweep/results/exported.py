@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from cifar_sweep.config import TrialConfig
@@ -37,10 +37,18 @@ class Origin(BaseModel):
     device: str = Field(min_length=1)
     threads: int = Field(ge=1)
     group_sizes: list[Annotated[int, Field(ge=1)]] = Field(default=[])
-    group_places: list[Annotated[int, Field(ge=0)]] = Field(default=[])
+    group_places: list[Annotated[int, Field(ge=0)]] = Field(default=[], validate_default=True)
     commit: str
     versions: dict[str, str]
     params: dict[str, bool | int | float | str]
+
+    @field_validator("group_places")
+    @classmethod
+    def _are_in_the_groups(cls, places: list[int], origin: ValidationInfo) -> list[int]:
+        sizes = origin.data.get("group_sizes", places)
+        if len(places) != len(sizes) or any(place >= size for place, size in zip(places, sizes, strict=True)):
+            raise ValueError("a place below its size is needed for each of group_sizes")
+        return places
 
     def provenance(self) -> Provenance:
         """As the export was written with."""

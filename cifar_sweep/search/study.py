@@ -136,24 +136,7 @@ class SweepStudy:
             first = self._claim_first(worker)
             if first is None:
                 return []
-            claims = [first]
-            new = self._most_new(workers)
-            wanted = size(first.config.shape)
-            while len(claims) < wanted and (another := self._claim_like(first, worker, new=len(claims) < new)):
-                claims.append(another)
-            return claims
-
-    def _most_new(self, workers: int | None) -> int:
-        """How large a group may become by new trials, one of which was claimed already."""
-        if self.sweep.given:
-            return 0
-        if workers is None:
-            return self.budget
-        trials = self.trials()
-        asked = _count(trials, "complete", "pruned", "running") - 1
-        return strategy.most_new(
-            self.sweep, asked=asked, finished=_count(trials, "complete", "pruned"), workers=workers
-        )
+            return [first, *self._claim_others(first, worker, size=size(first.config.shape), workers=workers)]
 
     def _claim_first(self, worker: Worker) -> Claim | None:
         trials = self.asked()
@@ -164,18 +147,25 @@ class SweepStudy:
             return None
         return self._take(waiting or self._enqueued({}), worker)
 
-    def _claim_like(self, first: Claim, worker: Worker, *, new: bool) -> Claim | None:
-        """A trial to train beside `first`: one that waits and is alike, else a `new` one if there is room for it."""
+    def _claim_others(self, first: Claim, worker: Worker, *, size: int, workers: int | None) -> list[Claim]:
+        """Trials for a group of `size` with `first`: those that wait and are alike, then new ones as there is room."""
         trials = self.asked()
-        waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
         held = space.shape_params(first.trial.params)
-        for trial in waiting:
-            if self._is_like(trial, first, held):
-                return self._take(trial, worker)
+        waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
+        alike = [trial for trial in waiting if self._is_like(trial, first, held)]
+        claims = [self._take(trial, worker) for trial in alike[: max(0, size - 1)]]
+        new = 0 if self.sweep.given else min(size, self._most_new(trials, workers)) - 1 - len(claims)
         # What waits has its place in the budget.
-        if not new or _count(trials, "complete", "pruned", "running", "waiting") >= self.budget:
-            return None
-        return self._take(self._enqueued(held), worker)
+        room = self.budget - _count(trials, "complete", "pruned", "running", "waiting")
+        return claims + [self._take(self._enqueued(held), worker) for _ in range(min(new, room))]
+
+    def _most_new(self, trials: Sequence[FrozenTrial], workers: int | None) -> int:
+        """How large a group may become by new trials, one of which is among the running ones already."""
+        if workers is None:
+            return self.budget
+        finished = _count(trials, "complete", "pruned")
+        asked = finished + _count(trials, "running") - 1
+        return strategy.most_new(self.sweep, asked=asked, finished=finished, workers=workers)
 
     def _is_like(self, waiting: FrozenTrial, first: Claim, held: Mapping[str, Any]) -> bool:
         """Whether this trial, once taken, will have the shape of `first`, and has come as far."""

@@ -127,6 +127,8 @@ class Group:
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""
+        if list(members) == list(range(len(self.members))):
+            return
         states = [self.optimizer.state[self._rows[k]] for k in members]
         self.members = [self.members[k] for k in members]
         self.network.keep(members)

@@ -41,12 +41,8 @@ def test_the_plain_loop_learns() -> None:
     def steps(step: Any, batches: Any) -> float:
         for _, (images, labels) in zip(range(300), batches, strict=False):
             step(images, labels)
-        losses.extend(step.__closure__[i].cell_contents["loss"] for i in range(8) if has_loss(step, i))
+        losses.append(step.__self__.loss / 16)
         return 0.0
-
-    def has_loss(step: Any, place: int) -> bool:
-        cells = step.__closure__
-        return place < len(cells) and isinstance(cells[place].cell_contents, dict)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "_rate", steps)

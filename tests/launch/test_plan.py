@@ -17,7 +17,7 @@ from cifar_sweep.launch.plan import (
     MEMORY_SHARE,
     Plan,
     Split,
-    best_plan,
+    best_plans,
     choose,
     estimates,
     measure,
@@ -380,12 +380,12 @@ def test_given_points_are_trained_with_those_alone_that_are_alike(machine: Machi
 
 def test_the_best_plan_for_a_shape_is_not_bound_by_a_sweep(machine: Machine) -> None:
     machine.speed = lambda workers, size: Speed({4: 4, 2: 1, 1: 1}[workers] / 1000 / size, 0.0)
-    found = best_plan(shape(), device="cpu")
+    [found] = best_plans([shape()], device="cpu", precision="fp32")
     assert machine.splits() == [(4, 1), (2, 2), (1, 4)]
     assert (found.split, found.usual, found.groups.size(shape())) == (Split(2, 2), 32, 32)
     assert found.seconds == pytest.approx(0.001 / 32 / 2), "for an image"
     machine.free = int(2 * 3.5 * member_bytes(shape()) / MEMORY_SHARE)
-    assert best_plan(shape(), device="cpu").usual == 3
+    assert best_plans([shape()], device="cpu", precision="fp32")[0].usual == 3
 
 
 def test_two_gpus_have_a_worker_or_more_each(two_gpus: Machine) -> None:

@@ -189,6 +189,8 @@ def test_a_config_by_hand_is_checked(tiny_sweep: Path, cli: Any) -> None:
         ("threads = 1", 'threads = "one"', "[origin]: threads: input should be a valid integer"),
         ('device = "cpu', 'devise = "cpu', "[origin]: device: field required"),
         ("channel_mean = [", "channel_mean = [1.0, ", "[origin]: channel_mean"),
+        ("group_places = [0, 0, 0]", "group_places = [0, 1, 0]", "[origin]: group_places"),
+        ("group_places = [0, 0, 0]", "group_places = [0, 0]", "[origin]: group_places"),
     ):
         config.write_text(text.replace(old, new))
         finished = cli("train", "here", "--data", "synthetic:500")
