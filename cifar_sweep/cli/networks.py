@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cifar_sweep.cli.options import (
-    DEFAULT_ARTIFACTS,
     DEFAULT_STORAGE,
     Artifacts,
     Device,
@@ -15,6 +14,7 @@ from cifar_sweep.cli.options import (
     StorageUrl,
     StudyName,
     Threads,
+    artifacts_of,
     data_of_export,
     data_of_study,
     printer,
@@ -38,7 +38,7 @@ def export(
     device: Device = "auto",
     data: SameData = None,
     storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    artifacts: Artifacts = None,
 ) -> None:
     """Write a trial's config, weights, metrics and model card, with its test accuracy, measured here."""
     from cifar_sweep.results.export import pick, trained_trial, write
@@ -48,7 +48,7 @@ def export(
 
     the_study = load(open_existing(storage), study)
     chosen = pick(the_study, trial)
-    trained = trained_trial(the_study, chosen, artifacts)
+    trained = trained_trial(the_study, chosen, artifacts_of(the_study, artifacts))
     on = resolve_device(device)
     console = terminal()
     images = data_of_study(the_study, data, console)
@@ -75,7 +75,7 @@ def ensemble(
     device: Device = "auto",
     data: SameData = None,
     storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    artifacts: Artifacts = None,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
     from cifar_sweep.launch.local import stop_on_signals
@@ -103,7 +103,8 @@ def ensemble(
     else:
         the_study = load(open_existing(storage), given[0] if given else None)
         chosen = choose(the_study, top=top or 3, numbers=numbers)
-        members, name = [trained_trial(the_study, trial, artifacts) for trial in chosen], the_study.name
+        store = artifacts_of(the_study, artifacts)
+        members, name = [trained_trial(the_study, trial, store) for trial in chosen], the_study.name
         images = data_of_study(the_study, data, console)
     check_size(len(members) * (seeds or 1))
     folder = out or Path("exports") / f"{name}-ensemble"

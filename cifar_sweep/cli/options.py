@@ -1,8 +1,8 @@
 """What several commands share: their options, the console, and loading the images."""
 
+import re
 import sys
 import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from cifar_sweep.artifacts import Artifacts as Store
     from cifar_sweep.results.exported import Exported
     from cifar_sweep.search.study import SweepStudy
+    from cifar_sweep.search.sweepfile import Sweep
     from cifar_sweep.training.data import ImageData
 
 Data = Annotated[
@@ -30,18 +32,68 @@ Data = Annotated[
 SameData = Annotated[
     str | None, typer.Option("--data", envvar="CIFAR_SWEEP_DATA", help="As in `run`; the same data if not given.")
 ]
+
+
+def without_password(context: typer.Context, parameter: typer.CallbackParam, address: str) -> str:
+    """Refuse a database address that shows its password to everybody on the machine.
+
+    Raises:
+        UsageError: it has one, and stands on the command line.
+    """
+    told = context.get_parameter_source(str(parameter.name))
+    if told is not None and told.name == "COMMANDLINE" and _PASSWORD.search(address):
+        raise UsageError(
+            f"{parameter.name}: a password on the command line is seen in the process list; accepted: "
+            "the address without it, with PGPASSWORD or ~/.pgpass, or the whole of it in CIFAR_SWEEP_STORAGE."
+        )
+    return address
+
+
+_PASSWORD = re.compile(r"^[^/]*://[^/@]*:[^/]*@|[?&](ssl)?password=")
+DatabaseUrl = "sqlite:///FILE or postgresql://USER@HOST/DATABASE."
 StorageUrl = Annotated[
     str,
-    typer.Option("--storage", envvar="CIFAR_SWEEP_STORAGE", help="sqlite:///FILE or postgresql://USER@HOST/DATABASE."),
+    typer.Option("--storage", envvar="CIFAR_SWEEP_STORAGE", callback=without_password, help=DatabaseUrl),
 ]
 Artifacts = Annotated[
-    Path, typer.Option(envvar="CIFAR_SWEEP_ARTIFACTS", help="Folder of checkpoints and kept weights.")
+    str | None,
+    typer.Option(
+        envvar="CIFAR_SWEEP_ARTIFACTS",
+        help="Where checkpoints and kept weights are: a folder, or s3://BUCKET/PREFIX. The study's if not given, which "
+        "is artifacts/ at first.",
+    ),
 ]
+SweepName = Annotated[str, typer.Argument(help="A sweep by name (see `cifar-sweep list`), or a path to a TOML file.")]
+Trials = Annotated[int | None, typer.Option(min=1, help="Finish exactly so many trials, restarts included.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs of each trial.")]
+TrainImages = Annotated[int | None, typer.Option(min=1, help="Train on so many of the training images.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the whole sweep.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Fix a parameter (batch_size=32) or a key (pruner=none)."),
+]
+Only = Annotated[str | None, typer.Option(help="Of a sweep of given runs these, as in B-009,C-1.")]
+AsPreview = Annotated[bool, typer.Option("--preview", help="The same sweep at a small part of its cost.")]
+NewStudy = Annotated[str | None, typer.Option(help="Name of the study; the sweep's name if not given.")]
+Priority = Annotated[
+    int | None, typer.Option(help="Workers take trials of the open study of the highest first; 0 at first.")
+]
+Workers = Annotated[
+    str,
+    typer.Option(envvar="CIFAR_SWEEP_WORKERS", help="Processes that train; auto: what is measured to be fastest."),
+]
+GroupSize = Annotated[
+    str,
+    typer.Option(
+        envvar="CIFAR_SWEEP_GROUP",
+        help="Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay.",
+    ),
+]
+MaxHours = Annotated[float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, or cuda:N.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of each worker; 0 shares the cores out.")]
 StudyName = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Study; the only one, if there is one.")]
 DEFAULT_STORAGE = "sqlite:///studies.db"
-DEFAULT_ARTIFACTS = Path("artifacts")
 
 
 def terminal() -> "Console":
@@ -81,6 +133,33 @@ def settings_of(pairs: list[str]) -> dict[str, Value]:
             raise UsageError(f"--set {pair}: a number, a word, true or false is needed.")
         parsed[key.strip()] = value
     return parsed
+
+
+def load_sweep(
+    name: str,
+    *,
+    settings: list[str] | None,
+    trials: int | None,
+    epochs: int | None,
+    train_images: int | None,
+    seed: int | None,
+    only: str | None,
+    preview: bool,
+) -> "Sweep":
+    """The sweep of this name or file, with what the options change."""
+    from cifar_sweep.search.sweepfile import find, load
+
+    options = {"trials": trials, "epochs": epochs, "train_images": train_images, "seed": seed}
+    changes = settings_of(settings or []) | {key: value for key, value in options.items() if value is not None}
+    labels = [label.strip() for label in only.split(",")] if only is not None else []
+    return load(find(name), changes=changes, preview=preview, only=labels)
+
+
+def artifacts_of(study: "SweepStudy", address: str | None) -> "Store":
+    """Where a study's files are, if not at `address`."""
+    from cifar_sweep.artifacts import open_artifacts
+
+    return open_artifacts(address or study.artifacts)
 
 
 def load_data(source: str, console: "Console", *, download: bool, quiet: bool = False) -> "tuple[str, ImageData]":

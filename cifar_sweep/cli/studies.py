@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from cifar_sweep.cli.options import (
-    DEFAULT_ARTIFACTS,
     DEFAULT_STORAGE,
     Artifacts,
     Device,
     SameData,
     StorageUrl,
     StudyName,
+    artifacts_of,
     data_of_study,
     printer,
     terminal,
@@ -46,7 +46,7 @@ def compare(
     device: Device = "auto",
     data: SameData = None,
     storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    artifacts: Artifacts = None,
 ) -> None:
     """Show what was claimed of each hand run beside what was measured, and the sweeps' best beside the best by hand.
 
@@ -63,9 +63,12 @@ def compare(
     prepare_process(on, threads=0)
     console = terminal()
     hand, sweeps = collect(
-        load_all(open_existing(storage)), hand=study, artifacts=artifacts, device=on,
+        load_all(open_existing(storage)),
+        hand=study,
+        artifacts_of=lambda each: artifacts_of(each, artifacts),
+        device=on,
         images_of=lambda each: data_of_study(each, data, console, quiet=as_json),
-    )  # fmt: skip
+    )
     if figure is not None:
         comparison_page(figure, hand)
     if as_json:
@@ -95,14 +98,23 @@ def plot(
 
 
 def dashboard(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
     storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
-    """Serve optuna-dashboard on 127.0.0.1, for reading only, until Ctrl-C."""
+    """Serve optuna-dashboard, for reading only, until Ctrl-C."""
     from cifar_sweep.launch.local import stop_on_signals
     from cifar_sweep.results.dashboard import serve
     from cifar_sweep.search.storage import open_existing
 
     opened = open_existing(storage)
     with stop_on_signals() as stop:
-        serve(opened, port=port, stop=stop, on_ready=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"))
+        serve(
+            opened,
+            host=host,
+            port=port,
+            stop=stop,
+            on_ready=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
+        )

@@ -6,17 +6,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cifar_sweep.cli.options import (
-    DEFAULT_ARTIFACTS,
     DEFAULT_STORAGE,
     Artifacts,
+    AsPreview,
     Data,
     Device,
+    Epochs,
+    GroupSize,
+    MaxHours,
+    NewStudy,
+    Only,
+    Priority,
+    Seed,
+    Settings,
     StorageUrl,
+    SweepName,
     Threads,
+    TrainImages,
+    Trials,
+    Workers,
+    artifacts_of,
     load_data,
+    load_sweep,
     number_or_auto,
     printer,
-    settings_of,
     terminal,
 )
 from cifar_sweep.errors import UsageError
@@ -25,77 +38,116 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifar_sweep.launch.plan import Plan
-    from cifar_sweep.runner import Job
     from cifar_sweep.search.study import SweepStudy
+    from cifar_sweep.search.sweepfile import Sweep
+    from cifar_sweep.service import Job
 
 
 def run(
-    sweep: Annotated[str, typer.Argument(help="A sweep by name (see `cifar-sweep list`), or a path to a TOML file.")],
-    trials: Annotated[int | None, typer.Option(min=1, help="Finish exactly so many trials, restarts included.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each trial.")] = None,
-    train_images: Annotated[int | None, typer.Option(min=1, help="Train on so many of the training images.")] = None,
-    workers: Annotated[
-        str,
-        typer.Option(envvar="CIFAR_SWEEP_WORKERS", help="Processes that train; auto: what is measured to be fastest."),
-    ] = "auto",
-    group: Annotated[
-        str,
-        typer.Option(
-            envvar="CIFAR_SWEEP_GROUP",
-            help="Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay.",
-        ),
-    ] = "auto",
+    sweep: SweepName,
+    trials: Trials = None,
+    epochs: Epochs = None,
+    train_images: TrainImages = None,
+    workers: Workers = "auto",
+    group: GroupSize = "auto",
     threads: Threads = 0,
     device: Device = "auto",
     data: Data = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole sweep.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Fix a parameter (batch_size=32) or a key (pruner=none)."),
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="Of a sweep of given runs these, as in B-009,C-1.")] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="The same sweep at a small part of its cost.")] = False,
-    max_hours: Annotated[float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the study; the sweep's name if not given.")] = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    only: Only = None,
+    preview: AsPreview = False,
+    max_hours: MaxHours = None,
+    study: NewStudy = None,
+    priority: Priority = None,
     storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = DEFAULT_ARTIFACTS,
+    artifacts: Artifacts = None,
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
-    from cifar_sweep.launch.local import run_workers, stop_on_signals
+    from cifar_sweep.launch.local import local_jobs, run_workers, stop_on_signals
     from cifar_sweep.launch.plan import choose
     from cifar_sweep.results.progress import shown
-    from cifar_sweep.runner import check_images, facts, local_jobs
-    from cifar_sweep.search.storage import open_storage
-    from cifar_sweep.search.study import check_request, open_or_resume
-    from cifar_sweep.search.sweepfile import find, load
+    from cifar_sweep.service import Job
     from cifar_sweep.training.device import resolve_device
 
-    options = {"trials": trials, "epochs": epochs, "train_images": train_images, "seed": seed}
-    changes = settings_of(settings or []) | {name: value for name, value in options.items() if value is not None}
-    deadline = time.time() + 3600 * max_hours if max_hours is not None else None
-    labels = [label.strip() for label in only.split(",")] if only is not None else []
-    chosen = load(find(sweep), changes=changes, preview=preview, only=labels)
     resolve_device(device)
+    deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)
     console = terminal()
-    source, images = load_data(data, console, download=not preview)
-    check_images(chosen, images)
-    name = study or chosen.name + ("-preview" if preview else "")
-    check_request(name, chosen)
-    the_study = open_or_resume(open_storage(storage), name, chosen, data=facts(images, source=source))
-    plan = choose(chosen, device=device, workers=processes, threads=threads, group=at_once, say=printer(console))
-    jobs = local_jobs(
-        storage, name, source,
-        artifacts=artifacts, device=device, deadline=deadline,
-        workers=plan.split.workers, threads=plan.split.threads, groups=plan.groups,
+    chosen = load_sweep(
+        sweep, settings=settings, trials=trials, epochs=epochs, train_images=train_images, seed=seed, only=only,
+        preview=preview,
     )  # fmt: skip
+    the_study, source = _submit(chosen, study, data, storage, artifacts, priority, preview=preview, console=console)
+    plan = choose([chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console))
+    job = Job(storage, (the_study.name,), data=source, device=device, deadline=deadline)
+    jobs = local_jobs(job, plan)
     _say_start(the_study, jobs, plan, console)
     with stop_on_signals() as stop, shown(the_study, console):
         run_workers(jobs, stop=stop)
-    _say_end(the_study, jobs[0], console)
+    _say_end(the_study, storage, console)
     # Another point takes the place of a trial that failed, but never of a given one.
     missing = chosen.given and the_study.missing()
     raise typer.Exit(stop.exit_code() or int(missing))
+
+
+def submit(
+    sweep: SweepName,
+    trials: Trials = None,
+    epochs: Epochs = None,
+    train_images: TrainImages = None,
+    data: Data = "auto",
+    seed: Seed = None,
+    settings: Settings = None,
+    only: Only = None,
+    preview: AsPreview = False,
+    study: NewStudy = None,
+    priority: Priority = None,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = None,
+) -> None:
+    """Put a sweep into the database, for `cifar-sweep worker` to train, here or on any machine that reaches it."""
+    console = terminal()
+    chosen = load_sweep(
+        sweep, settings=settings, trials=trials, epochs=epochs, train_images=train_images, seed=seed, only=only,
+        preview=preview,
+    )  # fmt: skip
+    the_study, _ = _submit(chosen, study, data, storage, artifacts, priority, preview=preview, console=console)
+    printer(console)(
+        f"study {the_study.name}: {the_study.budget} trials on {the_study.data['name']}\n"
+        f"priority {the_study.priority}, in {the_study.storage.shown}\n"
+        f"checkpoints and weights go to {artifacts_of(the_study, None).shown}\n"
+        f"next: cifar-sweep worker{_at(the_study, storage)}   trains it; any number of them, on any machine"
+    )
+
+
+def _submit(
+    chosen: "Sweep",
+    name: str | None,
+    data: str,
+    storage: str,
+    artifacts: str | None,
+    priority: int | None,
+    *,
+    preview: bool,
+    console: "Console",
+) -> "tuple[SweepStudy, str]":
+    """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
+    from cifar_sweep.artifacts import open_artifacts
+    from cifar_sweep.search.storage import open_storage
+    from cifar_sweep.search.study import check_request
+    from cifar_sweep.service import check_images
+    from cifar_sweep.service import submit as submit_study
+
+    source, images = load_data(data, console, download=not preview)
+    check_images(chosen, images)
+    name = name or chosen.name + ("-preview" if preview else "")
+    check_request(name, chosen)
+    address = open_artifacts(artifacts).address if artifacts is not None else None
+    the_study = submit_study(
+        open_storage(storage), name, chosen, images, source=source, artifacts=address, priority=priority
+    )
+    return the_study, source
 
 
 def list_sweeps() -> None:
@@ -185,15 +237,13 @@ def bench(
     )
 
 
-def doctor(
-    data: Data = "auto", storage: StorageUrl = DEFAULT_STORAGE, artifacts: Artifacts = DEFAULT_ARTIFACTS
-) -> None:
+def doctor(data: Data = "auto", storage: StorageUrl = DEFAULT_STORAGE, artifacts: Artifacts = None) -> None:
     """Check Python, torch, the device, bf16, the data, the storage and the disk."""
     from rich.table import Table
 
     from cifar_sweep.results.doctor import examine
 
-    findings = examine(storage=storage, data=data, artifacts=artifacts)
+    findings = examine(storage=storage, data=data, artifacts=artifacts or "artifacts")
     view = Table.grid(padding=(0, 2))
     for finding in findings:
         view.add_row("ok" if finding.well else "FAULT", finding.subject, finding.found)
@@ -216,9 +266,9 @@ def _say_start(study: "SweepStudy", jobs: "list[Job]", plan: "Plan", console: "C
     )
 
 
-def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
+def _say_end(study: "SweepStudy", storage: str, console: "Console") -> None:
     from cifar_sweep.results.status import setting_text
-    from cifar_sweep.runner import artifact_folder
+    from cifar_sweep.search.storage import HALTED
 
     summary = study.summary(study.asked())
     counts, best = summary["trials"], summary["best"]
@@ -227,14 +277,19 @@ def _say_end(study: "SweepStudy", job: "Job", console: "Console") -> None:
     if counts["failed"]:
         lines.append(f"{counts['failed']} failed; `cifar-sweep dashboard` has their reasons")
     if finished < study.budget:
-        lines.append("stopped before the end; the same command goes on from each trial's last epoch")
+        halted = f"{summary['state']} " if summary["state"] in HALTED else "stopped "
+        lines.append(f"{halted}before the end; the same command goes on from each trial's last epoch")
     if best is not None:
         lines.append(f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {setting_text(best)}")
-    at = "" if job.storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
-    kept = "" if job.artifacts == DEFAULT_ARTIFACTS else f" --artifacts {job.artifacts}"
+    at = _at(study, storage)
     lines += [
-        f"study: {study.storage.shown}, weights: {artifact_folder(job.artifacts, study)}",
-        f"next: cifar-sweep export {study.name}{at}{kept}   config, weights and test accuracy",
+        f"study: {study.storage.shown}, weights: {artifacts_of(study, None).shown}",
+        f"next: cifar-sweep export {study.name}{at}   config, weights and test accuracy",
         f"      cifar-sweep dashboard{at}   every trial, in a browser",
     ]
     printer(console)("\n".join(lines))
+
+
+def _at(study: "SweepStudy", storage: str) -> str:
+    """The option that other commands need to find the study."""
+    return "" if storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"

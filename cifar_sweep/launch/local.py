@@ -5,18 +5,26 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from cifar_sweep.errors import CifarSweepError, StudyError, one_line
-from cifar_sweep.runner import Job, work
-from cifar_sweep.search.storage import explain
+from cifar_sweep.launch.plan import Plan
+from cifar_sweep.runner import Patience
+from cifar_sweep.search.queue import open_studies
+from cifar_sweep.search.storage import explain, open_existing
+from cifar_sweep.search.study import SweepStudy
+from cifar_sweep.service import Job, work
 
 log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 2.0
 
 
 class StopRequest:
@@ -52,6 +60,53 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def local_jobs(job: Job, plan: Plan) -> list[Job]:
+    """The job for each of the plan's workers."""
+    split = plan.split
+    common = replace(job, threads=split.threads, workers=split.workers, groups=plan.groups)
+    return [replace(common, worker=worker) for worker in range(split.workers)]
+
+
+def serve(
+    job: Job,
+    *,
+    until_idle: bool,
+    plan: Callable[[Sequence[SweepStudy]], Plan],
+    shown: Callable[[Sequence[SweepStudy]], AbstractContextManager[None]],
+    stop: Callable[[], bool],
+) -> None:
+    """Work on open studies, the most urgent first, until `stop` says yes, or there is nothing left.
+
+    Args:
+        job: which studies, and all that does not depend on the plan.
+        until_idle: whether to end when no study is open.
+        plan: for the studies that are open, how many workers there are to be, and how many trials each trains at once.
+        shown: shows these studies while its body runs.
+        stop: asked every moment.
+
+    Raises:
+        CifarSweepError: a worker's.
+    """
+    with closing(open_existing(job.storage)) as storage:
+        patiently = Patience(storage, stop)
+        while not stop() and not job.out_of_time():
+            studies = patiently(lambda: list(open_studies(storage, job.studies)))
+            if studies:
+                jobs = local_jobs(replace(job, known=tuple(study.name for study in studies)), plan(studies))
+                with shown(studies):
+                    run_workers(jobs, stop=stop)
+            elif until_idle:
+                break
+            else:
+                _sleep(IDLE_SECONDS, stop)
+
+
+def _sleep(seconds: float, stop: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop():
+        time.sleep(0.1)
 
 
 def run_workers(jobs: Sequence[Job], *, stop: Callable[[], bool]) -> None:

@@ -87,7 +87,7 @@ class Plan:
 
 
 def choose(
-    sweep: Sweep,
+    sweeps: Sequence[Sweep],
     *,
     device: str = "auto",
     workers: int = 0,
@@ -97,10 +97,10 @@ def choose(
     cache: Path | None = None,
     always: bool = False,
 ) -> Plan:
-    """The plan for a sweep on this machine; of `workers`, `threads` and `group`, what is 0 is chosen.
+    """The plan for these sweeps on this machine; of `workers`, `threads` and `group`, what is 0 is chosen.
 
     Args:
-        sweep: what is to be run.
+        sweeps: what is to be run, one after the other.
         device: auto, cpu, cuda or cuda:N.
         workers: processes.
         threads: of each of them, on the CPU.
@@ -114,23 +114,26 @@ def choose(
         UsageError: the sweep's parameters are no complete config.
     """
     where = resolve_device(device)
-    splits = _splits(where, named=device, workers=workers, threads=threads, trials=sweep.size)
+    trials = sum(sweep.size for sweep in sweeps)
+    splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
     prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
     precision, _ = resolve_precision(where, cache=cache)
-    expected = expected_shapes(sweep, precision=precision)
+    expected = [(sweep, expected_shapes(sweep, precision=precision)) for sweep in sweeps]
 
     def plan(split: Split, speeds: Speeds) -> Plan:
         groups = _groups(split, {} if group else speeds, where, named=device, largest=group or GROUP_SIZES[-1])
-        return _plan(sweep, expected, split, groups, speeds)
+        plans = [_plan(sweep, shapes, split, groups, speeds) for sweep, shapes in expected]
+        return replace(plans[0], seconds=math.fsum(each.seconds or 0.0 for each in plans) if speeds else None)
 
-    if not always and (sweep.size == 1 or (group and len(splits) == 1)):
+    if not always and (trials == 1 or (group and len(splits) == 1)):
         return plan(splits[0], {})
-    networks = {network_of(shape) for _, shape in expected}
+    everything = [counted for _, shapes in expected for counted in shapes]
+    networks = {network_of(shape) for _, shape in everything}
     measured = measure(networks, [*splits, _alone(where)], device=device, precision=precision, cache=cache, say=say)
     best = min((plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
     one_at_a_time = [Groups(1, speeds) for speeds in measured.values()]
-    usual = min(math.fsum(count * trial_seconds(shape, one, 1) for count, shape in expected) for one in one_at_a_time)
+    usual = min(math.fsum(count * trial_seconds(shape, one, 1) for count, shape in everything) for one in one_at_a_time)
     return replace(best, gain=usual / (best.seconds or math.inf))
 
 
@@ -172,7 +175,7 @@ def estimates(
     shapes = [shape for sweep in sweeps.values() for _, shape in expected_shapes(sweep, precision=precision)]
     networks = {network_of(shape) for shape in shapes}
     measure(networks, [*splits, _alone(where)], device="auto", precision=precision, cache=cache, say=say)
-    plans = {name: choose(sweep, say=say, cache=cache, always=True) for name, sweep in sweeps.items()}
+    plans = {name: choose([sweep], say=say, cache=cache, always=True) for name, sweep in sweeps.items()}
     return {name: plan.seconds or 0.0 for name, plan in plans.items()}
 
 

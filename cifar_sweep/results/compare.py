@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 from rich.text import Text
 
+from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.results.hand import SYNTHETIC_REMARK, HandRow, data_words, hand_rows, is_synthetic, points
@@ -81,7 +81,7 @@ def collect(
     studies: Sequence[SweepStudy],
     *,
     hand: str,
-    artifacts: Path,
+    artifacts_of: Callable[[SweepStudy], Artifacts],
     device: torch.device,
     images_of: Callable[[SweepStudy], ImageData],
 ) -> tuple[list[HandRow], list[SweepRow]]:
@@ -104,7 +104,7 @@ def collect(
     tests: dict[str, dict[int, float]] = {}
     ensembles: dict[str, float] = {}
     for study in [*searches, *([by_hand] if by_hand else [])]:
-        test_set = TestSet(study, partial(images_of, study), artifacts=artifacts, device=device)
+        test_set = TestSet(study, partial(images_of, study), artifacts=artifacts_of(study), device=device)
         chosen = study.trials() if study is by_hand else study.ranked()[:1]
         tests[study.name] = test_set.remembered(chosen)
         try:

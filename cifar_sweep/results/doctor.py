@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.search.storage import open_storage
 from cifar_sweep.search.study import load_all, versions
@@ -26,9 +27,9 @@ class Finding:
     found: str
 
 
-def examine(*, storage: str, data: str, artifacts: Path) -> list[Finding]:
+def examine(*, storage: str, data: str, artifacts: str) -> list[Finding]:
     """Look at everything that a run needs. Downloads nothing and makes no database."""
-    return [_python(), _torch(), _device(), _precision(), _data(data), _storage(storage), _disk(artifacts)]
+    return [_python(), _torch(), _device(), _precision(), _data(data), _storage(storage), _artifacts(artifacts)]
 
 
 def _python() -> Finding:
@@ -77,6 +78,11 @@ def _storage(url: str) -> Finding:
         return Finding("storage", False, str(error))
     storage.close()
     return Finding("storage", True, found)
+
+
+def _artifacts(address: str) -> Finding:
+    folder = open_artifacts(address).root
+    return Finding("files", True, f"{address}: not looked at") if folder is None else _disk(folder)
 
 
 def _disk(artifacts: Path) -> Finding:

@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, Stored
 from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.errors import StudyError
 from cifar_sweep.files import replace_file
+from cifar_sweep.keeping import UnusableError, restore
 from cifar_sweep.results.card import ensemble_card, model_card
 from cifar_sweep.results.classifier import Classifier, accuracy, loss, predict, resident
-from cifar_sweep.runner import artifact_folder, take_up, trial_folder
 from cifar_sweep.search.study import SweepStudy, commit, describe, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.data import ImageData
@@ -67,26 +68,29 @@ def pick(study: SweepStudy, number: int | None) -> FrozenTrial:
     return chosen
 
 
-def stored_weights(study: SweepStudy, trial: FrozenTrial, artifacts: Path) -> dict[str, torch.Tensor]:
+def stored_weights(study: SweepStudy, trial: FrozenTrial, artifacts: Artifacts) -> dict[str, torch.Tensor]:
     """The weights that were kept of a complete trial.
 
     Raises:
-        StudyError: they were not kept, or the file is not the one that was written.
+        WeightsNotKeptError: they were not kept, or not here.
+        StudyError: the file is not the one that was written.
     """
     assert trial.state is TrialState.COMPLETE
-    path = artifact_folder(artifacts, study) / trial_folder(trial.number) / "weights.safetensors"
+    stored = Stored(**trial.user_attrs["weights"])
     try:
-        return checkpoint.load(path, sha256=trial.user_attrs["weights_sha256"])
-    except FileNotFoundError:
-        kept = ", ".join(str(kept.number) for kept in study.ranked()[: study.sweep.keep_weights])
-        raise StudyError(
-            f"{path}: there are no weights of trial {trial.number}; the best {study.sweep.keep_weights} trials keep "
-            f"theirs ({kept}), in the folder that --artifacts names."
+        return checkpoint.unpack(artifacts.get(stored))
+    except MissingArtifactError:
+        kept = ", ".join(str(kept.number) for kept in study.kept())
+        raise WeightsNotKeptError(
+            f"{artifacts.shown}: there are no weights of trial {trial.number}; the best {study.sweep.keep_weights} "
+            f"trials keep theirs ({kept}), where --artifacts says."
         ) from None
-    except checkpoint.DamagedFileError as error:
-        raise StudyError(f"{error}; export another trial with --trial.") from None
-    except OSError as error:
-        raise StudyError(f"{path}: the weights cannot be read: {error.strerror}.") from None
+    except (DamagedArtifactError, checkpoint.DamagedFileError) as error:
+        raise StudyError(f"{artifacts.shown}: {stored.name}: {error}; export another trial with --trial.") from None
+
+
+class WeightsNotKeptError(StudyError):
+    """The weights of a trial are not there."""
 
 
 @dataclass(frozen=True)
@@ -254,9 +258,12 @@ def train_again(
     run, place = Run([config], data, device=on), 0
     identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used]).encode()
     last = unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
-    take_up(run, 0, last)
-    if run.epochs_done:
+    try:
+        restore(run, 0, last.read_bytes)
         say(f"going on after epoch {run.epochs_done}")
+    except UnusableError as error:
+        if last.exists():
+            say(f"{last}: {error}; starting again from the first epoch")
     try:
         while run.epochs_done < config.shape.epochs:
             # What is missing was trained alone.
@@ -368,7 +375,7 @@ def _toml(value: Value | list[str] | list[float] | list[int]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def trained_trial(study: SweepStudy, trial: FrozenTrial, artifacts: Path) -> Trained:
+def trained_trial(study: SweepStudy, trial: FrozenTrial, artifacts: Artifacts) -> Trained:
     """A complete trial with the weights that were kept of it. Raises StudyError as `stored_weights` does."""
     return Trained(
         TrialConfig.from_dict(trial.user_attrs["config"]),

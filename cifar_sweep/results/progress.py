@@ -22,10 +22,10 @@ REFRESH_SECONDS = 1.0
 
 
 @contextmanager
-def shown(study: SweepStudy, console: Console) -> Iterator[None]:
-    """Show the study's progress while the body runs, and its last state when it ends."""
+def shown(study: SweepStudy, console: Console, *, live: bool = True) -> Iterator[None]:
+    """Show the study's progress while the body runs, and its last state when it ends; in lines where not `live`."""
     done = threading.Event()
-    view = _LiveView(study, console) if console.is_terminal else _Lines(study, console)
+    view = _LiveView(study, console) if live and console.is_terminal else _Lines(study, console, named=not live)
 
     def refresh() -> None:
         with suppress(Exception):  # a busy or absent database: the workers say so, the view tries again
@@ -75,9 +75,10 @@ class _LiveView:
 class _Lines:
     """A line for each trial that ends."""
 
-    def __init__(self, study: SweepStudy, console: Console) -> None:
+    def __init__(self, study: SweepStudy, console: Console, *, named: bool) -> None:
         self.study = study
         self.console = console
+        self.prefix = f"{study.name} " if named else ""
         self.live = _nothing()
         self.said = {trial.number for trial in study.trials() if trial.state.is_finished()}
 
@@ -93,7 +94,7 @@ class _Lines:
         value = f" {trial.value:.2%}" if trial.value is not None else ""
         reason = f" ({trial.user_attrs['reason']})" if "reason" in trial.user_attrs else ""
         return (
-            f"[{done}/{summary['budget']}] trial {trial.number} {STATE_NAMES[trial.state]}{value} "
+            f"[{self.prefix}{done}/{summary['budget']}] trial {trial.number} {STATE_NAMES[trial.state]}{value} "
             f"{setting_text(describe(trial))} in {duration(seconds_spent(trial))}{reason}; "
             f"best {_best_text(summary['best'])}; time left {_left_text(self.study)}"
         )

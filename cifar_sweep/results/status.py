@@ -9,24 +9,46 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.markup import escape
 from rich.table import Table
 
+from cifar_sweep.search.storage import OPEN
 from cifar_sweep.search.study import SweepStudy
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """The summaries of several studies for a terminal."""
-    view = Table("study", "complete", "pruned", "failed", "running", "waiting", "budget", "best", "with", box=None)
+    view = Table(
+        "study",
+        "state",
+        "complete",
+        "pruned",
+        "failed",
+        "running",
+        "waiting",
+        "budget",
+        "best",
+        "with",
+        "kept",
+        box=None,
+    )
     view.columns[0].overflow = "fold"  # a name is needed whole
     for summary in summaries:
         counts = summary["trials"]
         best = summary["best"]
         view.add_row(
             escape(summary["name"]),
+            escape(_state_text(summary)),
             *(str(counts[name]) for name in ("complete", "pruned", "failed", "running", "waiting")),
             str(summary["budget"]),
             f"{best['value']:.2%}" if best else "-",
             escape(f"trial {best['number']}: {setting_text(best)}") if best else "-",
+            f"{summary['stored_bytes'] / 1e6:,.1f} of {summary['stored_bytes_cap'] / 1e6:,.0f} MB",
         )
     return view
+
+
+def _state_text(summary: Mapping[str, Any]) -> str:
+    priority = f" (priority {summary['priority']})" if summary["priority"] and summary["state"] == OPEN else ""
+    reason = f": {summary['reason']}" if summary["reason"] else ""
+    return f"{summary['state']}{priority}{reason}"
 
 
 def setting_text(described: Mapping[str, Any]) -> str:

@@ -2,15 +2,14 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import StudyError
 from cifar_sweep.results.classifier import accuracy, predict, resident
-from cifar_sweep.results.export import Trained, classifier_of, trained_trial
-from cifar_sweep.runner import artifact_folder, trial_folder
+from cifar_sweep.results.export import Trained, WeightsNotKeptError, classifier_of, trained_trial
 from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.training.data import ImageData
 
@@ -23,14 +22,14 @@ class TestSet:
     Args:
         study: whose trials are measured.
         load: gives the study's images.
-        artifacts: the folder of kept weights.
+        artifacts: where its kept weights are.
         device: where to measure.
     """
 
     __test__ = False  # not one of pytest's
 
     def __init__(
-        self, study: SweepStudy, load: Callable[[], ImageData], *, artifacts: Path, device: torch.device
+        self, study: SweepStudy, load: Callable[[], ImageData], *, artifacts: Artifacts, device: torch.device
     ) -> None:
         self._study = study
         self._load = load
@@ -69,11 +68,12 @@ class TestSet:
         return measured
 
     def _trained(self, trial: FrozenTrial) -> Trained | None:
-        path = artifact_folder(self._artifacts, self._study) / trial_folder(trial.number) / "weights.safetensors"
-        if trial.state is not TrialState.COMPLETE or not path.is_file():
+        if trial.state is not TrialState.COMPLETE:
             return None
         try:
             return trained_trial(self._study, trial, self._artifacts)
+        except WeightsNotKeptError:
+            return None
         except StudyError as error:
             log.warning("trial %d of study %s has no test accuracy: %s", trial.number, self._study.name, error)
             return None

@@ -5,15 +5,17 @@ nothing there, so every transaction begins with ``BEGIN IMMEDIATE``; counting tr
 several transactions, so both stand under one lock; ask and tell send no heartbeat, so we send our own.
 """
 
+import math
 import os
 import socket
 import sqlite3
-import threading
+import time
 import uuid
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +27,69 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL, make_url
 
-from cifar_sweep.errors import StorageError, UsageError
+from cifar_sweep.errors import StorageBusyError, StorageError, UsageError
 
 ACCEPTED = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-HEARTBEAT_SECONDS = 15
 LEASE_SECONDS = 120
+BEATS_PER_LEASE = 8
+OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
+HALTED = (PAUSED, CANCELLED)
 LOCK_SECONDS = 120
 SMALLEST_SQLITE_BYTES = 512  # one page of the smallest size
+# A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
+SERVER_OPTIONS: dict[str, Any] = {
+    # A claim whose lock was lost with its connection must fail and be done again, not go on over a new connection.
+    "pool_pre_ping": False,
+    "connect_args": {
+        "connect_timeout": 10,
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 50_000,
+    },
+}
 NO_SQLITE = "not an SQLite database; the study database is a file that cifar-sweep made"
+
+
+@cache
+def _system() -> str:
+    """The machine's own id and the process namespace: of two containers, or machines of one name, the pids differ."""
+    found = []
+    with suppress(OSError):
+        found.append(Path("/etc/machine-id").read_text().strip())
+    with suppress(OSError):
+        found.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    return "-".join(found)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that trains a trial. `token` differs for every claim-taking worker, `started` for reused pids."""
+    """The process that trains a trial.
+
+    Attributes:
+        host: the machine's name.
+        pid: the process.
+        started: when it started, in the system's own count: pids are used again.
+        token: differs for every worker that takes trials.
+        system: which processes that machine's pids are of; see `_system`.
+    """
 
     host: str
     pid: int
     started: str
     token: str
+    system: str = field(default_factory=_system)
 
     @classmethod
     def current(cls) -> "Owner":
         """This process, with a new token."""
-        return cls(socket.gethostname(), os.getpid(), _process_started(os.getpid()) or "", uuid.uuid4().hex)
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, _process_started(pid) or "", uuid.uuid4().hex, _system())
 
     def is_dead(self) -> bool:
-        """Whether the process surely runs no longer: it is of this host, and gone."""
-        return self.host == socket.gethostname() and _process_started(self.pid) != self.started
+        """Whether the process surely runs no longer: it is of this system, and gone."""
+        here = (self.host, self.system) == (socket.gethostname(), _system())
+        return here and _process_started(self.pid) != self.started
 
 
 def _process_started(pid: int) -> str | None:
@@ -78,19 +116,22 @@ class Storage:
     Attributes:
         shown: the address without its password, for people.
         optuna: the Optuna storage.
+        heartbeat_seconds: how often a worker says that it trains a trial.
     """
 
     def __init__(self, url: URL, rdb: RDBStorage) -> None:
         # libpq takes passwords as options, too, and those are not masked.
         self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
+        self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)
         self._lock_file = _sqlite_lock(url) if _is_sqlite(url) else None
+        self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
 
     def lock(self) -> AbstractContextManager[Any]:
         """Hold all other workers of this database off what takes several transactions.
 
         Raises:
-            StorageError: another process has held it for `LOCK_SECONDS`.
+            StorageBusyError: another process has held it for `LOCK_SECONDS`.
         """
         return _advisory_lock(self.optuna.engine) if self._lock_file is None else _file_lock(self._lock_file)
 
@@ -113,7 +154,9 @@ class Storage:
 
         To be called under the lock, which a claim holds until the trial has its owner.
         """
-        stale = set(self.optuna._get_stale_trial_ids(study._study_id))
+        # After an outage the other workers have a few beats' time to be heard again.
+        forgiving = time.monotonic() - self._outage < 2 * self.heartbeat_seconds
+        stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(study._study_id))
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         return [trial._trial_id for trial in running if trial._trial_id in stale or _is_abandoned(trial)]
 
@@ -121,30 +164,22 @@ class Storage:
         """Say once that a trial is being trained."""
         self.optuna.record_heartbeat(trial_id)
 
-    @contextmanager
-    def heartbeat(self, trial_ids: Collection[int]) -> Iterator[None]:
-        """Say every few seconds that these trials are being trained. A failed beat is tried again at the next."""
-        done = threading.Event()
-
-        def beat_all() -> None:
-            for trial_id in trial_ids:
-                self.beat(trial_id)
-
-        def beat_on() -> None:
-            while not done.wait(HEARTBEAT_SECONDS):
-                try:
-                    beat_all()
-                except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError):
-                    continue  # an outage: the lease is longer than several beats
-
-        beat_all()
-        thread = threading.Thread(target=beat_on, name="heartbeat", daemon=True)
-        thread.start()
+    def is_halted(self, study: str) -> bool:
+        """Whether the study of this name was paused, cancelled or deleted."""
         try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+            study_id = self.optuna.get_study_id_from_name(study)
+            return self.optuna.get_study_user_attrs(study_id).get("state", OPEN) in HALTED
+        except KeyError:
+            return True
+
+    def note_outage(self) -> None:
+        """Remember that the database did not answer just now."""
+        self._outage = time.monotonic()
+
+    def studies(self) -> list[tuple[str, dict[str, Any]]]:
+        """All studies, the oldest first: their names and user attributes."""
+        summaries = optuna.get_all_study_summaries(self.optuna, include_best_trial=False)
+        return [(each.study_name, each.user_attrs) for each in sorted(summaries, key=lambda each: each._study_id)]
 
     def close(self) -> None:
         """Give the database connections back."""
@@ -166,6 +201,18 @@ def _is_abandoned(trial: optuna.trial.FrozenTrial) -> bool:
     return holder is None or Owner(**holder).is_dead()
 
 
+def lease_seconds() -> int:
+    """How long after its worker's last heartbeat a trial goes to another; the same for all workers of a database.
+
+    Raises:
+        UsageError: CIFAR_SWEEP_LEASE_SECONDS is no whole number from 2.
+    """
+    text = os.environ.get("CIFAR_SWEEP_LEASE_SECONDS", str(LEASE_SECONDS))
+    if not (text.isascii() and text.isdecimal() and int(text) > 1):
+        raise UsageError(f"CIFAR_SWEEP_LEASE_SECONDS = {text}: accepted: a whole number of seconds from 2.")
+    return int(text)
+
+
 def open_storage(url: str) -> Storage:
     """Open the database at `url`, made if it is not there yet.
 
@@ -175,7 +222,7 @@ def open_storage(url: str) -> Storage:
     """
     parsed = _parse(url)
     if not _is_sqlite(parsed):
-        return _connect(parsed, {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}})
+        return _connect(parsed, SERVER_OPTIONS)
     _check_sqlite_file(parsed)
     # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
     with _file_lock(_sqlite_lock(parsed)):
@@ -271,9 +318,9 @@ def _connect(url: URL, options: dict[str, Any]) -> Storage:
     try:
         with nullcontext() if _is_sqlite(url) else _server_lock(url, options), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are, and the lower bound is tested
-            rdb = RDBStorage(
-                address, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=LEASE_SECONDS
-            )
+            lease = lease_seconds()
+            beat = max(1, lease // BEATS_PER_LEASE)
+            rdb = RDBStorage(address, engine_kwargs=options, heartbeat_interval=beat, grace_period=lease)
     except Exception as error:
         raise explain(error) or error from None
     if _is_sqlite(url):
@@ -303,7 +350,7 @@ def _file_lock(lock: FileLock) -> Iterator[None]:
     try:
         lock.acquire(poll_interval=0.01)  # who comes back at once wins over who polls: often is fairer
     except Timeout:
-        raise StorageError(
+        raise StorageBusyError(
             f"{lock.lock_file}: another process has held the study database for {LOCK_SECONDS} s; end it and try again."
         ) from None
     except OSError as error:
@@ -325,7 +372,7 @@ def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
         except sqlalchemy.exc.OperationalError as error:
             if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
                 raise
-            raise StorageError(
+            raise StorageBusyError(
                 f"storage: another process has held the study database for {LOCK_SECONDS} s; end it and try again."
             ) from None
         finally:

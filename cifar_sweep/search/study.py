@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.errors import StorageBusyError, StudyError, UsageError, nearest
 from cifar_sweep.search import space, strategy
-from cifar_sweep.search.storage import Owner, Storage, owner_attribute, queued_params
+from cifar_sweep.search.storage import CANCELLED, FINISHED, OPEN, Owner, Storage, owner_attribute, queued_params
 from cifar_sweep.search.sweepfile import Sweep, parse
 
 MAX_DEATHS = 3
@@ -72,6 +73,11 @@ class Claim:
         """How many epochs were reported before it was claimed."""
         return len(self.trial.user_attrs.get("curve", []))
 
+    @property
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """The checkpoints that were reported with them, as `SweepStudy.report` was given them."""
+        return list(self.trial.user_attrs.get("checkpoints", []))
+
 
 class SweepStudy:
     """A sweep's study in a storage. Accuracies are fractions; the value of a trial is its best validation accuracy."""
@@ -88,7 +94,32 @@ class SweepStudy:
         self.sweep: Sweep = parse(attributes["sweep"], where=f"study {self.name!r}")
         self.uid: str = attributes["uid"]
         self.data: dict[str, Any] = attributes["data"]
+        self.artifacts: str = attributes["artifacts"]
+        self.priority: int = attributes.get("priority", 0)
         self._study.pruner = strategy.build_pruner(self.sweep)
+
+    @property
+    def state(self) -> str:
+        """`OPEN`, `FINISHED`, `PAUSED` or `CANCELLED`, as it stands in the database."""
+        return str(self._study.user_attrs.get("state", OPEN))
+
+    @property
+    def reason(self) -> str:
+        """Why it was paused, where nobody asked for that."""
+        return str(self._study.user_attrs.get("reason", ""))
+
+    def set_state(self, state: str, *, reason: str = "") -> None:
+        """Open, finish, pause or cancel the study. Workers stop at their next heartbeat, if it is to stop."""
+        with self.storage.lock():
+            self._study.set_user_attr("reason", reason)
+            self._study.set_user_attr("state", state)
+
+    def settle(self) -> bool:
+        """Whether there is nothing more to be trained; if so, workers need not look at the study again."""
+        with self.storage.lock():
+            if self.state == OPEN and self.finished():
+                self._study.set_user_attr("state", FINISHED)
+            return self.state != OPEN
 
     @property
     def budget(self) -> int:
@@ -132,6 +163,8 @@ class SweepStudy:
                 results are known; None where `size` alone decides.
         """
         with self.storage.lock():
+            if self.state != OPEN:
+                return []
             self._requeue_orphans()
             first = self._claim_first(worker)
             if first is None:
@@ -187,7 +220,8 @@ class SweepStudy:
     def _take(self, waiting: FrozenTrial, worker: Worker) -> Claim:
         """Run this waiting trial. Optuna's ask would take the first one, asked for now or not."""
         trial_id = self.storage.trial_id(self._study, waiting.number)
-        self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+        if not self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.RUNNING):
+            raise StorageBusyError(f"study {self.name!r}: trial {waiting.number} was taken without the lock.")
         seed = strategy.sampler_seed(self.sweep.seed, number=waiting.number)
         self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
         trial = optuna.Trial(self._study, trial_id)
@@ -231,14 +265,25 @@ class SweepStudy:
                 self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
                 self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
 
-    def report(self, claim: Claim, curve: Sequence[Mapping[str, Any]]) -> None:
+    def report(
+        self, claim: Claim, curve: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         """Store a trial's learning curve, epoch by epoch, and report the steps that Optuna has not seen yet.
+
+        It may come late, with several epochs at once, and be done again.
+
+        Args:
+            claim: the trial.
+            curve: all its epochs.
+            checkpoints: plain data that says where to continue it from; the next claim is given it.
 
         Raises:
             TrialLostError: another worker holds the trial now.
         """
         searched = "epochs" in self.sweep.space
         with self._held(claim):
+            # First: a curve must not be longer than what a trial can be continued from.
+            claim.trial.set_user_attr("checkpoints", [dict(each) for each in checkpoints])
             claim.trial.set_user_attr("curve", list(curve))
             seen = self.storage.optuna.get_trial(claim.trial_id).intermediate_values
             for point in curve:
@@ -252,32 +297,45 @@ class SweepStudy:
 
     def complete(self, claim: Claim, value: float, **attributes: Any) -> None:
         """End a trial with its best validation accuracy. Raises TrialLostError as `report` does."""
-        with self._held(claim):
-            _set(claim.trial, attributes)
-            self._study.tell(claim.trial, value)
+        self._tell(claim, attributes, value=value)
 
     def prune(self, claim: Claim, reason: str) -> None:
         """End a trial early; its value is the last one reported. Raises TrialLostError as `report` does."""
-        with self._held(claim):
-            _set(claim.trial, {"reason": reason})
-            self._study.tell(claim.trial, state=TrialState.PRUNED)
+        self._tell(claim, {"reason": reason}, state=TrialState.PRUNED)
 
     def fail(self, claim: Claim, reason: str, **attributes: Any) -> None:
         """End a trial without a value. Raises TrialLostError as `report` does."""
-        with self._held(claim):
-            _set(claim.trial, {"reason": reason} | attributes)
-            self._study.tell(claim.trial, state=TrialState.FAIL)
+        self._tell(claim, {"reason": reason} | attributes, state=TrialState.FAIL)
+
+    def _tell(
+        self,
+        claim: Claim,
+        attributes: Mapping[str, Any],
+        *,
+        value: float | None = None,
+        state: TrialState | None = None,
+    ) -> None:
+        """End a trial, once: done again because the database's answer was lost, it changes nothing."""
+        with self.storage.lock():
+            trial = self.storage.optuna.get_trial(claim.trial_id)
+            if (trial.user_attrs.get("owner") or {}).get("token") != claim.owner.token:
+                raise TrialLostError(f"trial {claim.number} was taken up by another worker")
+            if trial.state.is_finished():
+                return
+            _set(claim.trial, attributes)
+            self._study.tell(claim.trial, value, state=state)
 
     def release(self, claim: Claim) -> None:
-        """Give an unfinished trial back to the queue. Raises TrialLostError as `report` does."""
+        """Give an unfinished trial back to the queue; fail it if the study was cancelled.
+
+        Raises TrialLostError as `report` does.
+        """
+        if self.state == CANCELLED:
+            self.fail(claim, "the study was cancelled")
+            return
         with self._held(claim):
             claim.trial.set_user_attr("owner", None)
             self.storage.set_waiting(claim.trial_id)
-
-    def check_held(self, claim: Claim) -> None:
-        """Raise TrialLostError if another worker has taken the trial up, whose files must not be overwritten."""
-        with self._held(claim):
-            pass
 
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[None]:
@@ -309,6 +367,23 @@ class SweepStudy:
         """The complete trials, best validation accuracy first; of equals the earlier one."""
         return _ranked(self.trials())
 
+    def kept(self, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
+        """The trials whose weights are kept, best first: as many as the sweep says, and as its size cap has room for.
+
+        The best one is always kept. One that has dropped out does not come back: a better one only takes room.
+        """
+        ranked = _ranked(self.trials() if trials is None else trials)[: self.sweep.keep_weights]
+        sizes = accumulate(trial.user_attrs.get("weights", {}).get("size", 0) for trial in ranked)
+        cap = self.sweep.keep_megabytes * 1_000_000
+        return [trial for k, (trial, size) in enumerate(zip(ranked, sizes, strict=True)) if k == 0 or size <= cap]
+
+    def stored_bytes(self, trials: Sequence[FrozenTrial]) -> int:
+        """What the kept weights and the checkpoints of unfinished trials take, of `trials`."""
+        weights: int = sum(trial.user_attrs.get("weights", {}).get("size", 0) for trial in self.kept(trials))
+        unfinished = [trial for trial in trials if not trial.state.is_finished()]
+        checkpoints = [stored for trial in unfinished for stored in trial.user_attrs.get("checkpoints", [])]
+        return weights + sum(int(stored["size"]) for stored in checkpoints)
+
     def summary(self, trials: Sequence[FrozenTrial] | None = None) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""
         if trials is None:
@@ -327,6 +402,11 @@ class SweepStudy:
             "description": self.sweep.description,
             "trials": counts,
             "budget": budget,
+            "state": self.state,
+            "reason": self.reason,
+            "priority": self.priority,
+            "stored_bytes": self.stored_bytes(trials),
+            "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
             "best": describe(ranked[0]) if ranked else None,
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
@@ -377,14 +457,24 @@ def check_request(name: str, sweep: Sweep) -> None:
     strategy.build_pruner(sweep)
 
 
-def open_or_resume(storage: Storage, name: str, sweep: Sweep, *, data: Mapping[str, Any]) -> SweepStudy:
-    """The study `name`, made if it is not there, with the sweep's budget.
+def open_or_resume(
+    storage: Storage,
+    name: str,
+    sweep: Sweep,
+    *,
+    data: Mapping[str, Any],
+    artifacts: str | None = None,
+    priority: int | None = None,
+) -> SweepStudy:
+    """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
 
     Args:
         storage: where it is.
         name: letters, digits, dots, dashes and underscores.
         sweep: what it searches.
         data: `name`, `fingerprint` and `classes` (their number) of the data.
+        artifacts: where its trials' files go; None leaves it as it is, which is ./artifacts at first.
+        priority: workers take the open study of the highest first; None leaves it as it is, which is 0 at first.
 
     Raises:
         UsageError: the name, or the pruner in this space, is not accepted.
@@ -403,6 +493,12 @@ def open_or_resume(storage: Storage, name: str, sweep: Sweep, *, data: Mapping[s
             _check_same(study, sweep, data)
             _enqueue(study, sweep)
             study.set_user_attr("sweep", sweep.model_dump(mode="json"))
+        if artifacts is not None or "artifacts" not in study.user_attrs:
+            study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
+        if priority is not None:
+            study.set_user_attr("priority", priority)
+        study.set_user_attr("reason", "")
+        study.set_user_attr("state", OPEN)
     return SweepStudy(storage, study)
 
 

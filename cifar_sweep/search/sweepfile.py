@@ -214,6 +214,7 @@ class Sweep(_Table):
     trials: int = Field(default=50, ge=1)
     seed: int = Field(default=0, ge=0)
     keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
+    keep_megabytes: int = Field(default=5000, ge=1, description="but not of more than fit into so much")
     sampler: Annotated[SamplerSettings, BeforeValidator(_named)] = SamplerSettings()
     pruner: Annotated[PrunerSettings, BeforeValidator(_named)] = PrunerSettings()
     fixed: dict[str, Plain] = Field(default_factory=dict)
@@ -412,7 +413,7 @@ def _shorter(own: Any, cap: Any) -> Any:
     return min(own, cap) if own and cap else own or cap
 
 
-_SETTABLE = ("trials", "seed", "keep_weights", "sampler", "pruner")
+_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "sampler", "pruner")
 
 
 def _check_parameters(sweep: Sweep, *, where: str) -> None:

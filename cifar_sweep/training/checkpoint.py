@@ -11,7 +11,26 @@ from cifar_sweep.files import replace_file
 
 
 class DamagedFileError(Exception):
-    """The file is not whole, or not a safetensors file."""
+    """The bytes are not those of a whole safetensors file."""
+
+
+def pack(tensors: dict[str, torch.Tensor]) -> bytes:
+    """The tensors as a safetensors file."""
+    # A clone in the standard layout: safetensors refuses channels-last strides and shared storage.
+    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    return safetensors.torch.save(plain)
+
+
+def unpack(content: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DamagedFileError: it is not a whole one.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DamagedFileError(f"not a whole safetensors file ({error})") from error
 
 
 def save(tensors: dict[str, torch.Tensor], path: Path) -> str:
@@ -20,9 +39,7 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> str:
     Raises:
         DiskError: the file could not be written; what stood there before still stands.
     """
-    # A clone in the standard layout: safetensors refuses channels-last strides and shared storage.
-    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    content = safetensors.torch.save(plain)
+    content = pack(tensors)
     replace_file(path, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -38,6 +55,6 @@ def load(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedFileError(f"{path}: the file's checksum is not the one noted when it was written")
     try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedFileError(f"{path}: not a whole safetensors file ({error})") from error
+        return unpack(content)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path}: {error}") from error

@@ -62,7 +62,7 @@ class Groups:
     Attributes:
         largest: never more.
         speeds: by network, and by group size, the speed of one worker while all of them work. A network that is not
-            there is trained in groups of `largest`.
+            there is trained one at a time; without any, all are trained in groups of `largest`.
         free_bytes: what one worker's groups may take of the device's memory; None where that is not known.
     """
 
@@ -82,7 +82,7 @@ class Groups:
             largest = max(1, min(largest, self.free_bytes // member_bytes(shape)))
         known = self.speeds.get(network_of(shape))
         if known is None:
-            return largest
+            return largest if self.fixed else 1
         sizes = [*sorted(size for size in known if size < largest), largest]
         least = min(self.per_image(shape, size) for size in sizes)
         return next(size for size in sizes if self.per_image(shape, size) <= WORTHWHILE_GAIN * least)

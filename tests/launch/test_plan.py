@@ -18,13 +18,18 @@ from cifar_sweep.launch.plan import (
     Plan,
     Split,
     best_plans,
-    choose,
     estimates,
     measure,
     trial_seconds,
 )
 from cifar_sweep.search.sweepfile import Sweep, parse
 from cifar_sweep.training.speed import Groups, Speed, member_bytes, step_seconds
+
+
+def choose(chosen: Sweep, **options: Any) -> Plan:
+    """The plan for one sweep alone."""
+    return plan.choose([chosen], **options)
+
 
 SENTENCE = "timing a training step of each network, once on this machine"
 USUAL = Speed(image=0.001, step=0.010)

@@ -10,16 +10,17 @@ import pytest
 import torch
 from rich.console import Console
 
+from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import Value
 from cifar_sweep.errors import StudyError
 from cifar_sweep.results import hand as hand_runs
 from cifar_sweep.results import testset
 from cifar_sweep.results.compare import SweepRow, as_json, collect, sweep_rows, tables
 from cifar_sweep.results.hand import HandRow, hand_rows
-from cifar_sweep.runner import Job, facts, work
 from cifar_sweep.search.storage import open_storage
 from cifar_sweep.search.study import SweepStudy, open_or_resume
 from cifar_sweep.search.sweepfile import Sweep, load
+from cifar_sweep.service import Job, facts, work
 from cifar_sweep.training import data as images
 from cifar_sweep.training.data import ImageData
 
@@ -64,7 +65,7 @@ def train(path: Path, data: ImageData, *, only: str = "", preview: bool = False,
     sweep = load(path, changes=changes, preview=preview, only=only.split(",") if only else ())
     storage = open_storage("sqlite:///studies.db")
     study = open_or_resume(storage, path.stem, sweep, data=facts(data, source="synthetic:500"))
-    work(Job("sqlite:///studies.db", path.stem, "synthetic:500", Path("artifacts"), device="cpu", threads=1))
+    work(Job("sqlite:///studies.db", (path.stem,), data="synthetic:500", device="cpu", threads=1))
     return study
 
 
@@ -83,7 +84,7 @@ def study(given: Path, small_data: ImageData) -> SweepStudy:
 
 
 def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
-    test_set = testset.TestSet(study, lambda: data, artifacts=Path("artifacts"), device=torch.device("cpu"))
+    test_set = testset.TestSet(study, lambda: data, artifacts=open_artifacts("artifacts"), device=torch.device("cpu"))
     return test_set.accuracies(study.trials())
 
 
@@ -157,7 +158,7 @@ def test_an_ensemble_is_of_whole_members(study: SweepStudy, given: Path, small_d
         hand, _ = collect(
             [study],
             hand="given",
-            artifacts=Path("artifacts"),
+            artifacts_of=lambda _: open_artifacts("artifacts"),
             device=torch.device("cpu"),
             images_of=lambda _: small_data,
         )
@@ -238,7 +239,7 @@ def test_it_is_the_accuracy_of_the_kept_weights(study: SweepStudy, small_data: I
 def test_weights_that_are_gone_or_damaged_are_left_out(
     study: SweepStudy, small_data: ImageData, reads: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    gone, damaged, _ = sorted(Path("artifacts").rglob("weights.safetensors"))
+    gone, damaged, _ = sorted(Path("artifacts").rglob("weights-*"))
     gone.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     assert sorted(measured(study, small_data)) == [2]

@@ -63,3 +63,37 @@ def test_a_port_in_use(dashboard: Any, cli: Any) -> None:
     assert finished.exit_code == 1
     assert finished.err.startswith(f"error: port {port} on 127.0.0.1 cannot be used: ")
     assert finished.err.count("\n") == 1
+
+
+def test_elsewhere_than_on_this_machine_it_needs_a_token(
+    tiny_sweep: Path, cli: Any, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*RUN).exit_code == 0
+    refused = cli("dashboard", "--host", "0.0.0.0", "--port", 0)
+    assert refused.exit_code == 2
+    assert "accepted: 127.0.0.1, or a token of 8 characters or more in CIFAR_SWEEP_TOKEN." in refused.err
+    monkeypatch.setenv("CIFAR_SWEEP_TOKEN", "open-sesame")
+    process = start("dashboard", "--host", "0.0.0.0", "--port", 0)
+    port = int(re.search(r":(\d+)/dashboard/", process.stdout.readline())[1])
+
+    def status(path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        return response.status, response.getheader("Set-Cookie") or ""
+
+    assert status("/api/studies")[0] == 403
+    assert status("/api/studies?token=open-sesam")[0] == 403
+    assert status("/api/studies", Authorization="Bearer wrong")[0] == 403
+    assert status("/api/studies", Cookie="cifar_sweep_token=wrong")[0] == 403
+    code, cookie = status("/api/studies?token=open-sesame")
+    assert code == 303
+    assert "HttpOnly" in cookie
+    assert status("/api/studies", Cookie=cookie.partition(";")[0])[0] == 200
+    assert status("/api/studies", Authorization="Bearer open-sesame")[0] == 200
+    assert status("/api/studies/1", "DELETE", Authorization="Bearer open-sesame")[0] == 403
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert "open-sesame" not in out + err

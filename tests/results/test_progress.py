@@ -1,7 +1,6 @@
 """The live view and the plain lines say what the database holds."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +8,10 @@ from rich.console import Console
 
 from cifar_sweep.results import progress
 from cifar_sweep.results.status import duration, params_text, seconds_left, table
-from cifar_sweep.runner import Job, facts, work
 from cifar_sweep.search.storage import open_storage
 from cifar_sweep.search.study import SweepStudy, open_or_resume
 from cifar_sweep.search.sweepfile import parse
+from cifar_sweep.service import Job, facts, work
 from cifar_sweep.training.data import ImageData
 
 TINY: dict[str, Any] = {
@@ -33,7 +32,7 @@ def study(small_data: ImageData) -> SweepStudy:
 def go_on(study: SweepStudy, *, steps: int = 10_000) -> None:
     """Train until so many steps were asked about; 7 steps are an epoch."""
     asked = iter(range(100_000))
-    job = Job("sqlite:///studies.db", study.name, "synthetic:500", Path("artifacts"), threads=1)
+    job = Job("sqlite:///studies.db", (study.name,), data="synthetic:500", threads=1)
     work(job, stop=lambda: next(asked) > steps)
 
 

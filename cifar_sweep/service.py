@@ -1,0 +1,245 @@
+"""The service: a study is put into the database to be worked on, and workers train trials of it until it is done."""
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_sweep.artifacts import Artifacts, open_artifacts
+from cifar_sweep.config import PARAMETERS, Shape
+from cifar_sweep.errors import CifarSweepError, DataError, StudyError, UsageError
+from cifar_sweep.runner import GroupTooLargeError, Patience, Training
+from cifar_sweep.search.lease import Lease
+from cifar_sweep.search.queue import open_studies
+from cifar_sweep.search.storage import PAUSED, Owner, Storage, open_existing
+from cifar_sweep.search.study import Claim, SweepStudy, Worker, open_or_resume
+from cifar_sweep.search.sweepfile import Range, Sweep, values_of
+from cifar_sweep.training import data as images
+from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.speed import ONE_AT_A_TIME, Groups
+from cifar_sweep.training.split import split
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+MAX_CONSECUTIVE_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know; the rest is in the database.
+
+    Attributes:
+        storage: address of the database.
+        studies: the studies to work on; none are all that are open.
+        known: of all that are open, those that the groups were planned for. When another one is to be worked on, the
+            worker ends, for new plans; None where it does not.
+        data: where the images are, as `training.data.load` takes it; None is where each study says.
+        artifacts: where checkpoints and weights go; None is where each study says.
+        device: auto, cpu, cuda or cuda:N.
+        threads: threads to compute on, on the CPU; 0 is one per core.
+        deadline: when to stop, in seconds since the epoch; None is never.
+        worker: the worker's position among those started together.
+        workers: how many were started together.
+        groups: how many trials of a shape to train at once.
+    """
+
+    storage: str
+    studies: tuple[str, ...] = ()
+    known: tuple[str, ...] | None = None
+    data: str | None = None
+    artifacts: str | None = None
+    device: str = "auto"
+    threads: int = 0
+    deadline: float | None = None
+    worker: int = 0
+    workers: int = 1
+    groups: Groups = ONE_AT_A_TIME
+
+    def out_of_time(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() >= self.deadline
+
+
+def check_images(sweep: Sweep, data: ImageData) -> None:
+    """Refuse a sweep that asks for more training images than there are, or for a batch larger than those.
+
+    Raises:
+        UsageError: it does; the message says which.
+    """
+    available = len(split(data.train_labels)[0])
+    fewest, most = _bounds(sweep, "train_images")
+    if most > available:
+        raise UsageError(f"train_images = {most}: {data.name} has {available} training images besides validation.")
+    used = fewest or most or available
+    smallest, largest = _bounds(sweep, "batch_size")
+    if largest > used:
+        raise UsageError(f"batch_size = {largest}: more than the {used} training images; accepted: at most {used}.")
+    if smallest == 1 and _may_normalize_features(sweep):
+        raise UsageError("batch_size = 1: batch norm after a hidden layer of cnn3 needs two images; accepted: from 2.")
+
+
+def _bounds(sweep: Sweep, name: str) -> tuple[int, int]:
+    """The least and the greatest value that a whole-numbered parameter takes in this sweep."""
+    if sweep.given:
+        taken = [int(point.params().get(name, PARAMETERS[name].default)) for point in sweep.enqueue]
+        return min(taken), max(taken)
+    domain = sweep.space.get(name)
+    if domain is None:
+        value = int(sweep.fixed.get(name, PARAMETERS[name].default))
+        return value, value
+    values = [domain.low, domain.high] if isinstance(domain, Range) else [float(value) for value in domain.choices]
+    return int(min(values)), int(max(values))
+
+
+def _may_normalize_features(sweep: Sweep) -> bool:
+    return "cnn3" in values_of(sweep, "model") and True in values_of(sweep, "batch_norm")
+
+
+def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
+    """What a study stores of its data; `source` is where to find it again, unless told otherwise."""
+    there = str(Path(source).absolute()) if Path(source).exists() else source
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "classes": len(data.classes),
+        "train_images": len(split(data.train_labels)[0]),
+        "source": there,
+    }
+
+
+def submit(
+    storage: Storage,
+    name: str,
+    sweep: Sweep,
+    data: ImageData,
+    *,
+    source: str,
+    artifacts: str | None = None,
+    priority: int | None = None,
+) -> SweepStudy:
+    """Put a study into the database, for workers to train: a new one, or one that is there, with the sweep's budget.
+
+    Args:
+        storage: the database.
+        name: of the study.
+        sweep: what it searches.
+        data: its images.
+        source: where workers find these.
+        artifacts: where checkpoints and weights go; None leaves it as it is (see `open_or_resume`).
+        priority: of studies that are open, workers take the one of the highest; None leaves it as it is.
+
+    Raises:
+        UsageError: the name, the pruner, or the sweep's numbers of images are not accepted.
+        StudyError: the study is there with another space or other data.
+    """
+    check_images(sweep, data)
+    return open_or_resume(storage, name, sweep, data=facts(data, source=source), artifacts=artifacts, priority=priority)
+
+
+def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
+    """Train trials of open studies until their budgets are spent, time is out, or `stop` says yes.
+
+    An unfinished trial goes back to the queue and is continued from its last epoch, here or elsewhere.
+
+    Raises:
+        StudyError: several trials in a row failed, or the data is not the study's.
+        CifarSweepError: the data, the device, the storage or the disk is at fault.
+    """
+    with closing(open_existing(job.storage)) as storage:
+        _Shift(job, storage, stop=lambda: stop() or job.out_of_time()).work()
+
+
+class _Shift:
+    """A worker at work."""
+
+    def __init__(self, job: Job, storage: Storage, *, stop: Callable[[], bool]) -> None:
+        self.job = job
+        self.storage = storage
+        self.stop = stop
+        self.device = resolve_device(job.device, worker=job.worker)
+        threads = prepare_process(self.device, threads=job.threads)
+        precision, _ = resolve_precision(self.device)
+        self.worker = Worker(Owner.current(), f"{self.device.type} ({device_name(self.device)})", threads, precision)
+        self.patiently = Patience(storage, stop)
+        self.fitting: dict[Shape, int] = {}
+        self.failures: Counter[str] = Counter()
+        self.images: dict[str, ImageData] = {}
+        self.unable: dict[str, CifarSweepError] = {}
+
+    def work(self) -> None:
+        while not self.stop():
+            there, turn = self.patiently(self._next)
+            if turn is not None:
+                self._train(*turn)
+            elif not there:
+                break
+            else:
+                time.sleep(POLL_SECONDS)  # other workers hold the last trials; one may come back
+
+    def _next(self) -> tuple[bool, tuple[SweepStudy, list[Claim]] | None]:
+        """Whether there is still something for this worker, now or later; and trials to train now."""
+        unfinished = False
+        for study in open_studies(self.storage, self.job.studies):
+            if self.job.known is not None and study.name not in self.job.known:
+                return False, None
+            if not self._is_able(study):
+                continue
+            unfinished = True
+            workers = None if self.job.groups.fixed else self.job.workers
+            claims = study.claim(self.worker, size=self._size, workers=workers)
+            if claims:
+                return True, (study, claims)
+        if self.unable and not unfinished:
+            raise next(iter(self.unable.values()))
+        return unfinished, None
+
+    def _size(self, shape: Shape) -> int:
+        return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
+
+    def _is_able(self, study: SweepStudy) -> bool:
+        """Whether the study's images are to be had here."""
+        if study.uid in self.unable or study.uid in self.images:
+            return study.uid in self.images
+        try:
+            data = images.load(self.job.data or study.data["source"])
+            study.check_data(name=data.name, fingerprint=data.fingerprint)
+        except (DataError, StudyError) as error:
+            log.warning("%s", error)
+            self.unable[study.uid] = error
+            return False
+        self.images[study.uid] = data
+        return True
+
+    def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
+        lease = Lease(
+            self.storage, study.name, token=self.worker.owner.token, trial_ids=[claim.trial_id for claim in claims]
+        )
+        artifacts: Artifacts = open_artifacts(self.job.artifacts or study.artifacts)
+        training = Training(
+            study, self.images[study.uid], self.device, artifacts, stop=lambda: self.stop() or lease.halted
+        )
+        failed = None
+        with lease:
+            try:
+                failed = training.train(claims)
+            except GroupTooLargeError:
+                self.fitting[claims[0].config.shape] = len(claims) // 2
+                log.warning("%d trials at once do not fit into memory; going on with half as many", len(claims))
+        self.failures[study.uid] = self.failures[study.uid] + 1 if failed else 0
+        if self.failures[study.uid] >= MAX_CONSECUTIVE_FAILURES:
+            self.failures[study.uid] = 0
+            self._give_up(study, f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed; the last one: {failed}")
+
+    def _give_up(self, study: SweepStudy, reason: str) -> None:
+        """Keep a study whose trials all fail from wasting more time; others go on."""
+        self.patiently(lambda: study.set_state(PAUSED, reason=reason))
+        error = StudyError(f"study {study.name!r}: {reason}.")
+        if self.job.studies:
+            raise error
+        log.warning("%s It is paused.", error)
