@@ -169,7 +169,7 @@ class _Shift:
         self.patiently = Patience(storage, stop)
         self.fitting: dict[Shape, int] = {}
         self.failures: Counter[str] = Counter()
-        self.images: dict[str, ImageData] = {}
+        self.ready: dict[str, tuple[ImageData, Artifacts]] = {}
         self.unable: dict[str, CifarSweepError] = {}
 
     def work(self) -> None:
@@ -203,9 +203,10 @@ class _Shift:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
 
     def _is_able(self, study: SweepStudy) -> bool:
-        """Whether the study's images are to be had here."""
-        if study.uid in self.unable or study.uid in self.images:
-            return study.uid in self.images
+        """Whether the study's images are to be had here. Raises UsageError where its files cannot be kept."""
+        if study.uid in self.unable or study.uid in self.ready:
+            return study.uid in self.ready
+        artifacts = open_artifacts(self.job.artifacts or study.artifacts)
         try:
             data = images.load(self.job.data or study.data["source"])
             study.check_data(name=data.name, fingerprint=data.fingerprint)
@@ -213,17 +214,15 @@ class _Shift:
             log.warning("%s", error)
             self.unable[study.uid] = error
             return False
-        self.images[study.uid] = data
+        self.ready[study.uid] = data, artifacts
         return True
 
     def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
         lease = Lease(
             self.storage, study.name, token=self.worker.owner.token, trial_ids=[claim.trial_id for claim in claims]
         )
-        artifacts: Artifacts = open_artifacts(self.job.artifacts or study.artifacts)
-        training = Training(
-            study, self.images[study.uid], self.device, artifacts, stop=lambda: self.stop() or lease.halted
-        )
+        data, artifacts = self.ready[study.uid]
+        training = Training(study, data, self.device, artifacts, stop=lambda: self.stop() or lease.halted)
         failed = None
         with lease:
             try:

@@ -1,10 +1,8 @@
 """A PostgreSQL server of one's own, to be stopped and started again; its programs come from the embedded wheel."""
 
-import shutil
 import subprocess
 import tempfile
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -14,10 +12,20 @@ import psycopg
 from psycopg import sql
 
 StopMode = Literal["smart", "fast", "immediate"]
+# Reads until whoever started it is gone, by itself or killed; then stops the server of the folder and deletes it.
+CLEAN_UP = """
+cat > /dev/null
+if read -r pid < "$1/data/postmaster.pid" && kill -QUIT "$pid"; then
+    tries=0
+    while [ -e "$1/data/postmaster.pid" ] && [ $tries -lt 200 ]; do tries=$((tries + 1)); sleep 0.05; done
+fi 2> /dev/null
+rm -rf "$1"
+"""
 
 
 class PostgresServer:
-    """A server on a port of 127.0.0.1, with its data in a temporary folder; made at `__enter__`, gone at `__exit__`.
+    """A server on a port of 127.0.0.1, with its data in a temporary folder: made at `__enter__`, gone at `__exit__`
+    and also when this process is killed.
 
     With a password the server asks for it (scram), else it lets everybody in.
 
@@ -46,6 +54,8 @@ class PostgresServer:
         self.password = password
         self.port: int = find_suitable_port("127.0.0.1")
         self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        clean_up = ["sh", "-c", CLEAN_UP, "sh", str(self.folder)]
+        self._clean_up = subprocess.Popen(clean_up, stdin=subprocess.PIPE, start_new_session=True)
         self._data = self.folder / "data"
         self._data.mkdir()
         # Never started by itself: it makes the folder of the data, and knows its programs and who may run them.
@@ -96,10 +106,7 @@ class PostgresServer:
 
     def remove(self) -> None:
         """Stop it, whatever it is doing, and delete its data."""
-        if self.is_running():
-            with suppress(subprocess.SubprocessError):  # a test killed it
-                self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clean_up.communicate()
 
     def _ask_for_the_password(self, password: str) -> None:
         with psycopg.connect(self.url_without_password, autocommit=True) as connection:

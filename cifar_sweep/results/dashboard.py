@@ -55,7 +55,8 @@ def _equal(token: str, *given: str) -> bool:
 def _welcome(environ: dict[str, Any], start_response: Callable[..., Any], token: str) -> Iterable[bytes]:
     """The same page without the token, which goes into a cookie: an address is copied, and kept in histories."""
     cookie = SimpleCookie({COOKIE: token})
-    cookie[COOKIE].update({"httponly": True, "samesite": "Strict", "path": "/"})
+    for name, value in {"httponly": "true", "samesite": "Strict", "path": "/"}.items():
+        cookie[COOKIE][name] = value
     headers = [("Location", quote(environ.get("PATH_INFO") or "/")), ("Set-Cookie", cookie[COOKIE].OutputString())]
     start_response("303 See Other", headers)
     return [b""]

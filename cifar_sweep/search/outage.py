@@ -158,7 +158,7 @@ def _says_later(error: BaseException) -> bool | None:
     if isinstance(error, sqlite3.Error):
         # The lowest byte is the kind, the rest which of its kind.
         return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_BUSY
-    if isinstance(error, DBAPIError) and not isinstance(error.orig, sqlite3.Error):
+    if isinstance(error, DBAPIError):
         return True if error.connection_invalidated else None
     if _is_of_psycopg(error):
         code: str | None = getattr(error, "sqlstate", None)

@@ -12,6 +12,7 @@ import sqlite3
 import time
 import uuid
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -125,6 +126,7 @@ class Storage:
         self.optuna = rdb
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)
         self._lock_file = _sqlite_lock(url) if _is_sqlite(url) else None
+        weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
 
     def lock(self) -> AbstractContextManager[Any]:

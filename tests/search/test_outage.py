@@ -224,9 +224,15 @@ def test_a_name_that_is_not_known_now_is_an_outage(monkeypatch: pytest.MonkeyPat
         "FATAL:  the database system is not yet accepting connections",
         "FATAL:  sorry, too many clients already",
         "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute",
-        f"could not receive data from server: {os.strerror(errno.ECONNRESET)}",
-        f"{os.strerror(errno.EHOSTUNREACH)}\n\tIs the server running on that host and accepting TCP/IP connections?",
+        f"could not receive data from server: {os.strerror(errno.ETIMEDOUT)}",
+        f"could not send startup packet: {os.strerror(errno.EPIPE)}",
+        os.strerror(errno.ECONNABORTED),
+        os.strerror(errno.EHOSTDOWN),
+        os.strerror(errno.EHOSTUNREACH),
+        os.strerror(errno.ENETUNREACH),
         "SSL connection has been closed unexpectedly",
+        "timeout expired",
+        'could not translate host name "db" to address: Temporary failure in name resolution',
     ],
 )
 def test_other_words_of_an_outage(words: str) -> None:
@@ -401,13 +407,13 @@ def test_a_mistake_made_while_an_outage_was_handled_is_none(error: Exception) ->
 
 
 def test_the_latest_word_counts() -> None:
-    full = raised(lambda: sqlite3.connect(":memory:").execute("SELECT nonsense"))
-
     def handle() -> None:
-        with handled(GONE):
-            raise StorageInternalError("An exception is raised during the commit.") from full
+        with handled(GONE), closing(sqlite3.connect(":memory:")) as connection:
+            connection.execute("SELECT nonsense")
 
-    assert not is_outage(raised(handle))
+    error = raised(handle)
+    assert error.__context__ is GONE
+    assert not is_outage(error)
 
 
 # Waiting

@@ -1,0 +1,412 @@
+"""What happens in hours, in seconds: kills, stops, outages and full disks, on SQLite and on PostgreSQL.
+
+`CIFAR_SWEEP_FAULT_REPEATS=5` does each as often, and with 20 kills where there are 4; docs/faults.md has what came out.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep.artifacts import Stored, open_artifacts
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.search.storage import Storage, open_existing, open_storage
+from cifar_sweep.search.study import SweepStudy
+from cifar_sweep.search.sweepfile import parse
+from cifar_sweep.service import Job, submit, work
+from cifar_sweep.training import checkpoint
+from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.train import Run
+from tests.servers import PostgresServer
+
+REPEATS = int(os.environ.get("CIFAR_SWEEP_FAULT_REPEATS", "1"))
+KILLS = 20 if REPEATS > 1 else 4
+LEASE_SECONDS = 4
+CREW = Path(__file__).with_name("crew.py")
+SWEEP = {
+    "name": "s",
+    "trials": 6,
+    "sampler": "random",
+    "pruner": "none",
+    "keep_weights": 100,
+    "fixed": {"model": "lenet", "precision": "fp32", "batch_size": 32, "epochs": 25, "dropout": 0.1},
+    "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+}
+
+repeated = pytest.mark.parametrize("repeat", range(REPEATS))
+
+
+@pytest.fixture(autouse=True)
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_LEASE_SECONDS", str(LEASE_SECONDS))
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Storage]:
+    with closing(open_storage(url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def study(database: Storage, name: str, small_data: ImageData) -> SweepStudy:
+    return submitted(database, name, small_data)
+
+
+def submitted(storage: Storage, name: str, data: ImageData, **changes: Any) -> SweepStudy:
+    for other, attributes in storage.studies():  # the server is shared by tests
+        if attributes.get("state") == "open":
+            SweepStudy(storage, storage_study(storage, other)).set_state("paused")
+    return submit(storage, name, parse(SWEEP | changes, where="test"), data, source="synthetic:500")
+
+
+def storage_study(storage: Storage, name: str) -> Any:
+    import optuna
+
+    return optuna.load_study(study_name=name, storage=storage.optuna)
+
+
+class Crew:
+    """Running workers; see crew.py."""
+
+    def __init__(self, url: str, count: int, folder: Path, *, group: int = 1) -> None:
+        self.log = folder / "crew.log"
+        command = [sys.executable, str(CREW), url, str(count), str(self.log), str(group)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.errors = folder / "crew.err"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(command, stderr=errors, env=environment)
+
+    def lines(self, kind: str) -> list[list[str]]:
+        text = self.log.read_text() if self.log.exists() else ""
+        return [line.split()[1:] for line in text.splitlines() if line.startswith(kind + " ")]
+
+    def pids(self) -> list[int]:
+        ended = {pid for pid, _ in self.lines("end")}
+        return [int(pid) for (pid,) in self.lines("start") if pid not in ended]
+
+    def epochs(self) -> Counter[tuple[str, str]]:
+        """How often each epoch of each trial (by its seed) was trained."""
+        return Counter((seed, epoch) for _, seed, epoch in self.lines("epoch"))
+
+    def wait_for(self, condition: Callable[[], bool], *, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < end, "it did not happen in time"
+            time.sleep(0.02)
+
+    def finish(self, *, seconds: float = 240) -> str:
+        """Wait until nothing is left to train; what the workers said."""
+        assert self.process.wait(timeout=seconds) == 0, self.errors.read_text()
+        return self.errors.read_text()
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
+    crews: list[Crew] = []
+
+    def start(url: str, count: int = 2, **options: Any) -> Crew:
+        crews.append(Crew(url, count, tmp_path, **options))
+        return crews[-1]
+
+    yield start
+    for each in crews:
+        for pid in each.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        each.process.kill()
+        each.process.wait()
+
+
+def record(row: str, url: str, **found: Any) -> None:
+    """Keep what was counted, where a file is named for it."""
+    if path := os.environ.get("CIFAR_SWEEP_FAULT_RECORDS"):
+        with Path(path).open("a") as file:
+            file.write(json.dumps({"row": row, "database": url.partition(":")[0], **found}) + "\n")
+
+
+def assert_finished(study: SweepStudy, count: int) -> list[FrozenTrial]:
+    trials = list(study.trials())
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * count
+    assert [trial.number for trial in trials] == list(range(count))
+    for trial in trials:
+        epochs = [point["epoch"] for point in trial.user_attrs["curve"]]
+        assert epochs == list(range(1, study.sweep.fixed["epochs"] + 1))
+        assert sorted(trial.intermediate_values) == epochs, "every report is there"
+    return trials
+
+
+def assert_as_unbroken(study: SweepStudy, trial: FrozenTrial, data: ImageData) -> None:
+    """The trial's losses and kept weights are bit for bit those of its config trained in one go."""
+    torch.set_num_threads(1)
+    config = TrialConfig.from_dict(trial.user_attrs["config"])
+    unbroken = Run([config], data, device=torch.device("cpu"))
+    for _ in range(config.shape.epochs):
+        unbroken.epoch()
+    losses = [point["train_loss"] for point in trial.user_attrs["curve"]]
+    assert losses == [result.train_loss for result in unbroken.members[0].history]
+    kept = checkpoint.unpack(open_artifacts(study.artifacts).get(Stored(**trial.user_attrs["weights"])))
+    for name, value in unbroken.member(0).state_dict().items():
+        assert kept[name].equal(value), name
+
+
+@repeated
+def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew: Any, small_data: ImageData) -> None:
+    chance = random.Random(repeat)
+    workers = crew(url)
+    kills = 0
+    workers.wait_for(lambda: bool(workers.lines("epoch")))
+    while kills < KILLS and workers.process.poll() is None:
+        time.sleep(chance.uniform(0.4, 1.6))
+        if pids := workers.pids():
+            os.kill(chance.choice(pids), signal.SIGKILL)
+            kills += 1
+    workers.finish()
+    trials = assert_finished(study, 6)
+    twice = sum(times - 1 for times in workers.epochs().values())
+    assert twice <= kills, "at most one epoch is trained twice for each kill"
+    resumed = [trial for trial in trials if "deaths" in trial.user_attrs]
+    assert resumed
+    for trial in resumed[: 6 if REPEATS > 1 else 1]:
+        assert_as_unbroken(study, trial, small_data)
+    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
+    record("kill", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
+
+
+@repeated
+def test_a_worker_that_stands_still_longer_than_its_lease(
+    repeat: int, url: str, study: SweepStudy, crew: Any, small_data: ImageData
+) -> None:
+    workers = crew(url)
+    workers.wait_for(lambda: len(workers.lines("epoch")) > 4 + repeat)
+    [(first, *_)] = workers.lines("epoch")[-1:]
+    os.kill(int(first), signal.SIGSTOP)
+    time.sleep(LEASE_SECONDS * 2)
+    os.kill(int(first), signal.SIGCONT)
+    said = workers.finish()
+    trials = assert_finished(study, 6)
+    for trial in trials[:2]:
+        assert_as_unbroken(study, trial, small_data)
+    assert [pid for pid, code in workers.lines("end") if code != "0"] == [], "it lives on"
+    lost = said.count("was taken up by another worker")
+    record("stop", url, lost=lost, finished=len(trials))
+
+
+@repeated
+def test_the_server_is_restarted_and_gone_for_a_while(
+    repeat: int, own_postgres: PostgresServer, name: str, crew: Any, small_data: ImageData
+) -> None:
+    url = own_postgres.url
+    with closing(open_storage(url)) as storage:
+        study = submitted(storage, name, small_data, fixed=SWEEP["fixed"] | {"epochs": 60})
+        workers = crew(url)
+        workers.wait_for(lambda: len(workers.lines("epoch")) > 3 + repeat)
+        own_postgres.restart()
+        seen = len(workers.lines("epoch"))
+        workers.wait_for(lambda: len(workers.lines("epoch")) > seen + 4)
+        own_postgres.stop("immediate" if repeat % 2 else "fast")
+        before = len(workers.lines("epoch"))
+        time.sleep(10)
+        meanwhile = len(workers.lines("epoch")) - before
+        own_postgres.start()
+    said = workers.finish()
+    with closing(open_existing(url)) as storage:
+        study = SweepStudy(storage, storage_study(storage, name))
+        trials = assert_finished(study, 6)
+        assert_as_unbroken(study, trials[0], small_data)
+    assert max(workers.epochs().values()) == 1, "nothing was trained twice"
+    assert meanwhile > 4, "the training went on"
+    assert "the training goes on" in said
+    assert not any("deaths" in trial.user_attrs for trial in trials)
+    assert [code for _, code in workers.lines("end")] == ["0", "0"], "no worker died"
+    record("outage", url, epochs_meanwhile=meanwhile, finished=len(trials))
+
+
+@repeated
+def test_another_program_holds_the_sqlite_file(
+    repeat: int, tmp_path: Path, sqlite_template: Path, name: str, crew: Any, small_data: ImageData
+) -> None:
+    shutil.copy(sqlite_template, tmp_path / "studies.db")
+    url = f"sqlite:///{tmp_path}/studies.db"
+    with closing(open_storage(url)) as storage:
+        study = submitted(storage, name, small_data)
+        workers = crew(url)
+        workers.wait_for(lambda: len(workers.lines("epoch")) > 3 + repeat)
+        with closing(sqlite3.connect(tmp_path / "studies.db", timeout=60)) as connection:
+            connection.isolation_level = None
+            connection.execute("BEGIN IMMEDIATE")
+            time.sleep(10)
+            connection.execute("ROLLBACK")
+        workers.finish()
+        trials = assert_finished(study, 6)
+        assert max(workers.epochs().values()) == 1
+        assert_as_unbroken(study, trials[0], small_data)
+    record("outage", url, finished=len(trials))
+
+
+# Full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a disk of so many megabytes."""
+    mounted: list[Path] = []
+
+    def make(megabytes: int) -> Path:
+        disk = tmp_path / f"disk-{megabytes}"
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(disk)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small disk cannot be mounted here")
+        mounted.append(disk)
+        return disk
+
+    yield make
+    for disk in mounted:
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+def fill(disk: Path) -> Path:
+    path = disk / "filling"
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 65536)
+        except OSError:
+            pass
+        try:
+            while True:
+                file.write(b"x" * 512)
+        except OSError:
+            return path
+
+
+@repeated
+def test_the_disk_of_the_artifacts_is_full(
+    repeat: int, url: str, name: str, database: Storage, small_disk: Any, cli: Any, small_data: ImageData
+) -> None:
+    disk = small_disk(8)
+    study = submitted(database, name, small_data, fixed=SWEEP["fixed"] | {"epochs": 3})
+    os.environ["CIFAR_SWEEP_STORAGE"] = url
+    try:
+        command = ("worker", "--until-idle", "--workers", 1, "--threads", 1, "--artifacts", disk / "files")
+        work(Job(url, artifacts=str(disk / "files"), threads=1), stop=lambda: len(study.ranked()) > 1)
+        filling = fill(disk)
+        failed = cli(*command)
+        assert failed.exit_code == 1
+        assert failed.err.count("\n") == 1, failed.err
+        assert "No space left on device" in failed.err
+        before = [trial for trial in study.trials() if trial.state is TrialState.COMPLETE]
+        assert before
+        for trial in before:
+            open_artifacts(str(disk / "files")).get(Stored(**trial.user_attrs["weights"]))
+        assert TrialState.RUNNING not in [trial.state for trial in study.trials()]
+        filling.unlink()
+        assert cli(*command).exit_code == 0
+    finally:
+        del os.environ["CIFAR_SWEEP_STORAGE"]
+    trials = assert_finished(study, 6)
+    assert [trial.user_attrs["curve"] for trial in trials[: len(before)]] == [t.user_attrs["curve"] for t in before]
+    record("full artifacts", url, finished=len(trials))
+
+
+# Damaged checkpoints
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+@repeated
+@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_damaged_checkpoint_is_found(
+    repeat: int,
+    files: int,
+    damage: Callable[[Path], None],
+    url: str,
+    database: Storage,
+    name: str,
+    small_data: ImageData,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = submitted(database, name, small_data, trials=1, fixed=SWEEP["fixed"] | {"epochs": 8})
+    epochs = 3 + repeat
+    work(Job(url, threads=1), stop=lambda: bool(study.trials()) and curve_length(study) >= epochs)
+    last = curve_length(study)
+    for path in sorted(Path("artifacts").rglob("checkpoint-*"))[-files:]:
+        damage(path)
+    assert len(list(Path("artifacts").rglob("checkpoint-*"))) == 2
+    trained: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        epoch = Run.epoch
+        patch.setattr(Run, "epoch", lambda run, *rest: (trained.append(run.epochs_done + 1), epoch(run, *rest))[1])
+        work(Job(url, threads=1))
+    assert f"trial 0: its checkpoint of epoch {last} is not usable" in caplog.text
+    assert trained[0] == (last if files == 1 else 1)
+    assert ("trial 0 starts again from its first epoch" in caplog.text) is (files == 2)
+    [trial] = assert_finished(study, 1)
+    assert_as_unbroken(study, trial, small_data)
+    record(f"{damage.__name__} {files}", url, began_at=trained[0], last=last)
+
+
+def curve_length(study: SweepStudy) -> int:
+    return len(study.trials()[0].user_attrs.get("curve", []))
+
+
+# Memory
+
+
+@repeated
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=["cpu", "cuda"],
+)
+def test_a_trial_that_needs_too_much_memory_fails_alone(
+    repeat: int,
+    error: Exception,
+    url: str,
+    database: Storage,
+    name: str,
+    small_data: ImageData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = submitted(database, name, small_data, trials=3, fixed=SWEEP["fixed"] | {"epochs": 2})
+    epoch = Run.epoch
+    calls = iter(range(100))
+
+    def short_of_memory(run: Run, *arguments: Any) -> Any:
+        if next(calls) == 3:
+            raise error
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", short_of_memory)
+    work(Job(url, threads=1))
+    states = [trial.state for trial in study.trials()]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert study.trials()[1].user_attrs["reason"] == f"{type(error).__name__}: {error}".rstrip(".")
+    record("memory", url, finished=3)
