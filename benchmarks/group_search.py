@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial
 
 from cifar_sweep.config import TrialConfig, derive_seed
 from cifar_sweep.search import space, strategy
-from cifar_sweep.search.study import commit, versions
+from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.search.sweepfile import Sweep, parse
 from cifar_sweep.training import data as images
 from cifar_sweep.training.device import prepare_process

@@ -16,7 +16,7 @@ import torch
 
 from cifar_sweep.cli.options import settings_of
 from cifar_sweep.config import TrialConfig, derive_seed
-from cifar_sweep.search.study import commit, versions
+from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.search.sweepfile import find, load
 from cifar_sweep.training import batches, data
 from cifar_sweep.training.data import ImageData

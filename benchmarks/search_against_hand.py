@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifar_sweep.service import Job, facts, work
-from cifar_sweep.search import study as studies
+from cifar_sweep.search import opening as studies
 from cifar_sweep.search.storage import open_existing, open_storage
 from cifar_sweep.search.sweepfile import Sweep, find, load, parse
+from cifar_sweep.service import Job, facts, work
 from cifar_sweep.training import data as images
 from cifar_sweep.training.device import available_cores
 

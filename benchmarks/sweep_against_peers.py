@@ -28,7 +28,7 @@ from typing import Any
 
 import optuna
 
-from cifar_sweep.search.study import commit, versions
+from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.training import data
 from cifar_sweep.training.device import available_cores, device_name, resolve_device
 

@@ -14,9 +14,10 @@ from cifar_sweep.config import PARAMETERS, Shape
 from cifar_sweep.errors import CifarSweepError, DataError, StudyError, UsageError
 from cifar_sweep.runner import GroupTooLargeError, Patience, Training
 from cifar_sweep.search.lease import Lease
+from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.queue import open_studies
 from cifar_sweep.search.storage import PAUSED, Owner, Storage, open_existing
-from cifar_sweep.search.study import Claim, SweepStudy, Worker, open_or_resume
+from cifar_sweep.search.study import Claim, SweepStudy, Worker
 from cifar_sweep.search.sweepfile import Range, Sweep, values_of
 from cifar_sweep.training import data as images
 from cifar_sweep.training.data import ImageData

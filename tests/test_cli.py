@@ -200,8 +200,11 @@ def test_a_database_in_a_missing_folder(tiny_sweep: Path, cli: Any) -> None:
     assert not Path("no").exists()
 
 
-def test_an_unreachable_server_says_so_without_its_password(tiny_sweep: Path, cli: Any) -> None:
-    finished = cli(*RUN, "--storage", "postgresql://me:secret@127.0.0.1:1/studies")
+def test_an_unreachable_server_says_so_without_its_password(
+    tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_STORAGE", "postgresql://me:secret@127.0.0.1:1/studies")
+    finished = cli(*RUN)
     assert_one_sentence(finished, 1, "127.0.0.1")
     assert "secret" not in finished.out + finished.err
 

@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_sweep import files
 from cifar_sweep.artifacts import Stored, open_artifacts
 from cifar_sweep.errors import DiskError, StudyError, UsageError
+from cifar_sweep.search.opening import load, open_or_resume
 from cifar_sweep.search.storage import Storage, open_existing, open_storage
-from cifar_sweep.search.study import SweepStudy, load, open_or_resume
+from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.search.sweepfile import parse
 from cifar_sweep.service import Job, check_images, facts, work
 from cifar_sweep.training import checkpoint

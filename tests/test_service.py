@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+from cifar_sweep.search.opening import load
 from cifar_sweep.search.queue import open_studies
 from cifar_sweep.search.storage import open_existing
-from cifar_sweep.search.study import SweepStudy, load
+from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.service import Job, work
 
 URL = "sqlite:///studies.db"
@@ -188,6 +189,9 @@ def test_deleting_asks_and_removes_the_files(submit: Callable[..., Any], cli: An
     assert refused.exit_code == 2
     assert "study 'tiny' was not deleted; accepted: y at the question, or --yes." in refused.err
     assert states() == [TrialState.COMPLETE]
+    assert cli("copy", "sqlite:///studies.db", "sqlite:///copy.db", "tiny").exit_code == 0
+    assert cli("delete", "tiny", "--yes", "--keep-files", "--storage", "sqlite:///copy.db").exit_code == 0
+    assert len(list(Path("artifacts").rglob("weights-*"))) == 2, "the original has its files"
     deleted = cli("delete", "tiny", "--yes")
     assert deleted.exit_code == 0, deleted.err
     assert [study["name"] for study in json.loads(cli("status", "--json").out)["studies"]] == ["other"]

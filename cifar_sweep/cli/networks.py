@@ -42,8 +42,8 @@ def export(
 ) -> None:
     """Write a trial's config, weights, metrics and model card, with its test accuracy, measured here."""
     from cifar_sweep.results.export import pick, trained_trial, write
+    from cifar_sweep.search.opening import load
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     the_study = load(open_existing(storage), study)
@@ -82,8 +82,8 @@ def ensemble(
     from cifar_sweep.results.ensemble import check_size, choose, joined, train_copies
     from cifar_sweep.results.export import discard_unfinished, trained_trial, write_ensemble
     from cifar_sweep.results.exported import is_export, read
+    from cifar_sweep.search.opening import load
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     on = resolve_device(device)

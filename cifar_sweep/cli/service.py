@@ -52,8 +52,8 @@ def worker(
     from cifar_sweep.launch.local import serve, stop_on_signals
     from cifar_sweep.launch.plan import choose
     from cifar_sweep.results.progress import shown
+    from cifar_sweep.search.opening import load
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load
     from cifar_sweep.service import Job
     from cifar_sweep.training.device import resolve_device
 
@@ -107,8 +107,8 @@ def cancel(study: OneStudy, storage: StorageUrl = DEFAULT_STORAGE) -> None:
 
 
 def _set_state(name: str, state: str, storage: str, then: str) -> None:
+    from cifar_sweep.search.opening import load
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load
 
     opened = open_existing(storage)
     study = load(opened, name)
@@ -119,25 +119,27 @@ def _set_state(name: str, state: str, storage: str, then: str) -> None:
 def delete(
     study: OneStudy,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    keep_files: Annotated[
+        bool,
+        typer.Option("--keep-files", help="Leave checkpoints and weights: a copy in another database has them, too."),
+    ] = False,
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = None,
 ) -> None:
     """Delete a study with all its trials, checkpoints and weights. Exports stay."""
     from cifar_sweep.keeping import remove_files
+    from cifar_sweep.search.opening import load
     from cifar_sweep.search.queue import delete as delete_study
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load
 
     opened = open_existing(storage)
     the_study = load(opened, study)
     store = artifacts_of(the_study, artifacts)
-    question = (
-        f"Delete study {the_study.name} with its {len(the_study.trials())} trials from {opened.shown}, and its files "
-        f"from {store.shown}?"
-    )
+    files = f", but not its files from {store.shown}" if keep_files else f", and its files from {store.shown}"
+    question = f"Delete study {the_study.name} with its {len(the_study.trials())} trials from {opened.shown}{files}?"
     if not yes and not _confirmed(question):
         raise UsageError(f"study {study!r} was not deleted; accepted: y at the question, or --yes.")
-    delete_study(opened, study, remove_files=lambda each: remove_files(each, store))
+    delete_study(opened, study, remove_files=lambda each: None if keep_files else remove_files(each, store))
     printer(terminal())(f"study {study} is deleted")
 
 
@@ -153,7 +155,10 @@ def copy(
     target: Annotated[str, typer.Argument(metavar="TO", callback=without_password, help="Likewise; made if needed.")],
     studies: Studies = None,
 ) -> None:
-    """Copy studies to another database. They stay where they are, too; their files are found from both."""
+    """Copy studies to another database; `delete --keep-files` removes the originals. Pause them before.
+
+    Checkpoints and weights stay where they are, and are found from both.
+    """
     from cifar_sweep.search.copying import copy_studies
     from cifar_sweep.search.storage import open_existing, open_storage
 

@@ -27,8 +27,8 @@ def status(
 ) -> None:
     """Show how far each study is, and its best trial."""
     from cifar_sweep.results.status import table
+    from cifar_sweep.search.opening import load, load_all
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load, load_all
 
     opened = open_existing(storage)
     studies = load_all(opened) if study is None else [load(opened, study)]
@@ -55,8 +55,8 @@ def compare(
     from cifar_sweep.results.compare import as_json as plain
     from cifar_sweep.results.compare import collect, tables
     from cifar_sweep.results.figures import comparison_page
+    from cifar_sweep.search.opening import load_all
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load_all
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     on = resolve_device(device)
@@ -88,8 +88,8 @@ def plot(
 ) -> None:
     """Draw the best trials' loss and accuracy curves, and accuracy by learning rate, into a page that opens offline."""
     from cifar_sweep.results.figures import study_page
+    from cifar_sweep.search.opening import load
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load
 
     the_study = load(open_existing(storage), study)
     path = out or Path(f"{the_study.name}.html")

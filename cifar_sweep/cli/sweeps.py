@@ -1,6 +1,7 @@
 """Running sweeps: `run`, `list`, `doctor`."""
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +36,8 @@ from cifar_sweep.cli.options import (
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from cifar_sweep.launch.plan import Plan
@@ -58,6 +61,12 @@ def run(
     only: Only = None,
     preview: AsPreview = False,
     max_hours: MaxHours = None,
+    on: Annotated[
+        str | None, typer.Option(help="ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="With --on: GPUs of each worker, or a fraction of one; 0 if not given.")
+    ] = None,
     study: NewStudy = None,
     priority: Priority = None,
     storage: StorageUrl = DEFAULT_STORAGE,
@@ -70,25 +79,55 @@ def run(
     from cifar_sweep.service import Job
     from cifar_sweep.training.device import resolve_device
 
-    resolve_device(device)
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)
+    if on is None:
+        resolve_device(device)
+        if gpus_per_worker is not None:
+            raise UsageError(
+                "--gpus-per-worker: here workers share the GPUs out by themselves; accepted with --on ray."
+            )
+    else:
+        _check_cluster(on, storage=storage, artifacts=artifacts, workers=processes)
     console = terminal()
     chosen = load_sweep(
         sweep, settings=settings, trials=trials, epochs=epochs, train_images=train_images, seed=seed, only=only,
         preview=preview,
     )  # fmt: skip
     the_study, source = _submit(chosen, study, data, storage, artifacts, priority, preview=preview, console=console)
-    plan = choose([chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console))
     job = Job(storage, (the_study.name,), data=source, device=device, deadline=deadline)
-    jobs = local_jobs(job, plan)
-    _say_start(the_study, jobs, plan, console)
-    with stop_on_signals() as stop, shown(the_study, console):
-        run_workers(jobs, stop=stop)
+    if on is not None:
+        jobs = [replace(job, threads=threads, worker=worker, workers=processes) for worker in range(processes)]
+        with stop_on_signals() as stop, shown(the_study, console):
+            _run_on_ray(jobs, on, gpus_per_worker or 0.0, at_once, stop, console)
+    else:
+        plan = choose([chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console))
+        jobs = local_jobs(job, plan)
+        _say_start(the_study, jobs, plan, console)
+        with stop_on_signals() as stop, shown(the_study, console):
+            run_workers(jobs, stop=stop)
     _say_end(the_study, storage, console)
     # Another point takes the place of a trial that failed, but never of a given one.
     missing = chosen.given and the_study.missing()
     raise typer.Exit(stop.exit_code() or int(missing))
+
+
+def _check_cluster(on: str, *, storage: str, artifacts: str | None, workers: int) -> None:
+    """Refuse what cannot be, before a study is made of it."""
+    from cifar_sweep.launch.joining import check_request
+
+    check_request(on, storage=storage, artifacts=artifacts or "")
+    if not workers:
+        raise UsageError("--workers auto: a cluster's nodes are not known beforehand; accepted with --on: a number.")
+
+
+def _run_on_ray(
+    jobs: "list[Job]", on: str, gpus: float, group: int, stop: "Callable[[], bool]", console: "Console"
+) -> None:
+    from cifar_sweep.launch.ray import run_on_ray
+
+    cpus = float(jobs[0].threads or 1)
+    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=cpus, group=group, stop=stop, say=printer(console))
 
 
 def submit(
@@ -134,8 +173,8 @@ def _submit(
 ) -> "tuple[SweepStudy, str]":
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
     from cifar_sweep.artifacts import open_artifacts
+    from cifar_sweep.search.opening import check_request
     from cifar_sweep.search.storage import open_storage
-    from cifar_sweep.search.study import check_request
     from cifar_sweep.service import check_images
     from cifar_sweep.service import submit as submit_study
 
@@ -192,7 +231,7 @@ def bench(
 
     from cifar_sweep.config import check_parameter
     from cifar_sweep.launch.bench import CASES, measure
-    from cifar_sweep.search.study import commit, versions
+    from cifar_sweep.search.provenance import commit, versions
     from cifar_sweep.training.device import available_cores, device_name, resolve_device
 
     where = resolve_device(device)
@@ -267,6 +306,7 @@ def _say_start(study: "SweepStudy", jobs: "list[Job]", plan: "Plan", console: "C
 
 
 def _say_end(study: "SweepStudy", storage: str, console: "Console") -> None:
+    from cifar_sweep.keeping import study_folder
     from cifar_sweep.results.status import setting_text
     from cifar_sweep.search.storage import HALTED
 
@@ -283,7 +323,7 @@ def _say_end(study: "SweepStudy", storage: str, console: "Console") -> None:
         lines.append(f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {setting_text(best)}")
     at = _at(study, storage)
     lines += [
-        f"study: {study.storage.shown}, weights: {artifacts_of(study, None).shown}",
+        f"study: {study.storage.shown}, weights: {artifacts_of(study, None).shown}/{study_folder(study)}",
         f"next: cifar-sweep export {study.name}{at}   config, weights and test accuracy",
         f"      cifar-sweep dashboard{at}   every trial, in a browser",
     ]

@@ -264,6 +264,7 @@ class _Crew:
                 reason = _last_line(failure)
                 self._fail(ClusterError(f"a node could not load cifar-sweep ({reason}); it must be installed on each."))
             else:
+                log.debug("worker %d: %s", seat.job.worker, failure)
                 self._start_again(seat)
                 return
         else:
@@ -273,7 +274,7 @@ class _Crew:
         seat.actor, seat.done = None, True
 
     def _start_again(self, seat: _Seat) -> None:
-        where = f" on {seat.host}" if seat.host else ""
+        where = f"on {seat.host}, with its process or its node" if seat.host else "before it started"
         self._dismiss(seat)  # it may only be out of reach
         if self._closing:
             return
@@ -281,8 +282,7 @@ class _Crew:
         pause = min(seat.losses * RESTART_SECONDS, LONGEST_RESTART_SECONDS)
         seat.due = time.monotonic() + pause
         self._say(
-            f"worker {seat.job.worker}{where} was lost with its process or its node; it is started again in "
-            f"{pause:.0f} s, wherever there is room."
+            f"worker {seat.job.worker} was lost {where}; it is started again in {pause:.0f} s, wherever there is room."
         )
 
     def _fail(self, error: CifarSweepError) -> None:

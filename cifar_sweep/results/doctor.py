@@ -10,8 +10,9 @@ import torch
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.errors import CifarSweepError
+from cifar_sweep.search.opening import load_all
+from cifar_sweep.search.provenance import versions
 from cifar_sweep.search.storage import open_storage
-from cifar_sweep.search.study import load_all, versions
 from cifar_sweep.training import data as images
 from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision
 

@@ -18,7 +18,8 @@ from cifar_sweep.files import replace_file
 from cifar_sweep.keeping import UnusableError, restore
 from cifar_sweep.results.card import ensemble_card, model_card
 from cifar_sweep.results.classifier import Classifier, accuracy, loss, predict, resident
-from cifar_sweep.search.study import SweepStudy, commit, describe, versions
+from cifar_sweep.search.provenance import commit, versions
+from cifar_sweep.search.study import SweepStudy, describe
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device

@@ -20,8 +20,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import StudyError, UsageError
+from cifar_sweep.search.opening import load, load_all
 from cifar_sweep.search.storage import Storage
-from cifar_sweep.search.study import load, load_all
 
 MARK = "copy"  # a study attribute; never copied itself
 LAST = ("uid", "sweep")  # without an uid, `run` does not take a broken-off copy for a study that it has begun itself

@@ -173,4 +173,4 @@ def _reason(outage: BaseException) -> str:
     words = str(outage.orig if isinstance(outage, DBAPIError) else outage)
     line = (words.strip().splitlines() or [type(outage).__name__])[0]
     # Our own sentence goes on with what to do about it.
-    return line.removeprefix("connection failed: ").partition(";")[0].rstrip(".")
+    return line.removeprefix("connection failed: ").partition(";")[0]

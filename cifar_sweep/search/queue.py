@@ -5,8 +5,9 @@ from collections.abc import Callable, Collection, Iterator
 import optuna
 
 from cifar_sweep.errors import StudyError
+from cifar_sweep.search.opening import load
 from cifar_sweep.search.storage import CANCELLED, OPEN, Storage
-from cifar_sweep.search.study import SweepStudy, load
+from cifar_sweep.search.study import SweepStudy
 
 
 def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[SweepStudy]:

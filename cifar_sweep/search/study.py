@@ -1,32 +1,22 @@
-"""A study and its trials: open or resume, claim, report, prune, finish.
+"""A study and its trials: claim, report, prune, finish.
 
 A trial is an Optuna trial from first to last. Interrupted, it goes back to WAITING under its own number, with its
 parameters and reports, and is claimed again; so a study holds exactly as many trials as were asked for.
 """
 
-import json
-import platform
-import re
-import subprocess
-import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.errors import StorageBusyError, StudyError, UsageError, nearest
+from cifar_sweep.errors import StorageBusyError, StudyError
 from cifar_sweep.search import space, strategy
+from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.search.storage import CANCELLED, FINISHED, OPEN, Owner, Storage, owner_attribute, queued_params
 from cifar_sweep.search.sweepfile import Sweep, parse
 
@@ -136,7 +126,7 @@ class SweepStudy:
         if not self.sweep.given:
             return trials
         wanted = [(point.label, point.params()) for point in self.sweep.enqueue]
-        return [trial for trial in trials if _given(trial) in wanted]
+        return [trial for trial in trials if given_point(trial) in wanted]
 
     def finished(self) -> bool:
         """Whether the budget is spent. Nothing takes the place of a given point that failed."""
@@ -423,7 +413,7 @@ def describe(trial: FrozenTrial) -> dict[str, Any]:
     return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params), **known}
 
 
-def _given(trial: FrozenTrial) -> tuple[Any, Any]:
+def given_point(trial: FrozenTrial) -> tuple[Any, Any]:
     """What tells given points apart: two reports may have run the same."""
     return trial.user_attrs.get("label"), trial.user_attrs.get("given")
 
@@ -444,179 +434,3 @@ def _count(trials: Sequence[FrozenTrial], *states: str) -> int:
 def _set(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         trial.set_user_attr(name, value)
-
-
-def check_request(name: str, sweep: Sweep) -> None:
-    """Refuse what no study can be made of, before a database is.
-
-    Raises:
-        UsageError: the name, or the pruner in this space, is not accepted.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UsageError(f"study {name!r}: accepted: letters, digits, dots, dashes and underscores.")
-    strategy.build_pruner(sweep)
-
-
-def open_or_resume(
-    storage: Storage,
-    name: str,
-    sweep: Sweep,
-    *,
-    data: Mapping[str, Any],
-    artifacts: str | None = None,
-    priority: int | None = None,
-) -> SweepStudy:
-    """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
-
-    Args:
-        storage: where it is.
-        name: letters, digits, dots, dashes and underscores.
-        sweep: what it searches.
-        data: `name`, `fingerprint` and `classes` (their number) of the data.
-        artifacts: where its trials' files go; None leaves it as it is, which is ./artifacts at first.
-        priority: workers take the open study of the highest first; None leaves it as it is, which is 0 at first.
-
-    Raises:
-        UsageError: the name, or the pruner in this space, is not accepted.
-        StudyError: the study is there with another space or other data.
-    """
-    check_request(name, sweep)
-    with storage.lock():
-        study = _create_or_load(storage, name)
-        if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
-            raise StudyError(
-                f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study."
-            )
-        if "sweep" not in study.user_attrs:
-            _found(study, sweep, data)
-        else:
-            _check_same(study, sweep, data)
-            _enqueue(study, sweep)
-            study.set_user_attr("sweep", sweep.model_dump(mode="json"))
-        if artifacts is not None or "artifacts" not in study.user_attrs:
-            study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
-        if priority is not None:
-            study.set_user_attr("priority", priority)
-        study.set_user_attr("reason", "")
-        study.set_user_attr("state", OPEN)
-    return SweepStudy(storage, study)
-
-
-def _create_or_load(storage: Storage, name: str) -> optuna.Study:
-    study = optuna.create_study(
-        storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
-    )
-    if study.directions != [StudyDirection.MAXIMIZE]:
-        raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
-    return study
-
-
-def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
-    """Give a new study its facts and hand points. The sweep comes last: a study that has it is whole."""
-    study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex[:8]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(["validation accuracy"])
-    study.set_user_attr("data", dict(data))
-    study.set_user_attr("versions", versions())
-    study.set_user_attr("commit", commit())
-    _enqueue(study, sweep)
-    study.set_user_attr("sweep", sweep.model_dump(mode="json"))
-
-
-def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
-    """Queue the sweep's own points, those that the study does not have yet.
-
-    A given point that failed is run again.
-    """
-    there = [_given(trial) for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.FAIL]
-    for point in sweep.enqueue:
-        params = space.encode(point.params(), sweep)
-        attributes: dict[str, Any] = {"label": point.label} if point.label else {}
-        if sweep.given:
-            attributes |= {"given": point.params(), "shortened": point.shortened}
-            if (point.label, point.params()) in there:
-                continue
-        if params or sweep.given:
-            study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
-
-
-def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
-    """Numbers that mean different things must not meet in one study."""
-    name = study.study_name
-    stored = parse(study.user_attrs["sweep"], where=f"study {name!r}").identity()
-    asked = sweep.identity()
-    differing = [key for key in asked if asked[key] != stored[key]]
-    if differing:
-        was, now = (
-            _difference(one[differing[0]], other[differing[0]]) for one, other in ((stored, asked), (asked, stored))
-        )
-        raise StudyError(
-            f"study {name!r} is there already with another {differing[0]}: it has {was}, this run has {now}; "
-            "run with the same settings to continue it, or name a new study with --study."
-        )
-    there = study.user_attrs["data"]
-    if there["fingerprint"] != data["fingerprint"]:
-        raise StudyError(
-            f"study {name!r} was run on other data: {there['name']} ({there['fingerprint']}), not {data['name']} "
-            f"({data['fingerprint']}); give the same --data to continue it, or name a new study with --study."
-        )
-
-
-def _difference(one: Any, other: Any) -> str:
-    """What `one` has that `other` has not, in short."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = [key for key in one if one[key] != other.get(key)]
-        return json.dumps({key: one[key] for key in keys}) if keys else "less"
-    return json.dumps(one)
-
-
-def load(storage: Storage, name: str | None = None) -> SweepStudy:
-    """An existing study; with no name, the only one there is.
-
-    Raises:
-        StudyError: there is no such study, or no name was given and there are several.
-    """
-    known = optuna.get_all_study_names(storage.optuna)
-    if name is None:
-        if len(known) != 1:
-            raise StudyError(f"{storage.shown}: name one of its studies: {', '.join(sorted(known)) or 'it has none'}.")
-        name = known[0]
-    if name not in known:
-        there = nearest(name, known) if known else "it has no study"
-        raise StudyError(f"{storage.shown}: there is no study {name!r}; {there}.")
-    return SweepStudy(storage, optuna.load_study(storage=storage.optuna, study_name=name))
-
-
-def load_all(storage: Storage) -> list[SweepStudy]:
-    """Every study of ours, by name; others' studies in the same database are passed over."""
-    studies = [
-        optuna.load_study(storage=storage.optuna, study_name=name)
-        for name in sorted(optuna.get_all_study_names(storage.optuna))
-    ]
-    return [SweepStudy(storage, study) for study in studies if "sweep" in study.user_attrs]
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what decides a number."""
-    found = {"python": platform.python_version()}
-    for package in ("cifar-sweep", "torch", "torchvision", "optuna"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-@cache
-def commit() -> str | None:
-    """The commit of the source that runs, marked where it was changed; None outside of a checkout."""
-    root = Path(__file__).parent.parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

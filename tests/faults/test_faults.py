@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,20 @@ from cifar_sweep.training.train import Run
 from tests.servers import PostgresServer
 
 REPEATS = int(os.environ.get("CIFAR_SWEEP_FAULT_REPEATS", "1"))
-KILLS = 20 if REPEATS > 1 else 4
-LEASE_SECONDS = 4
+WHOLE = REPEATS > 1
+KILLS = 20 if WHOLE else 3
+GONE_SECONDS = 10 if WHOLE else 4
+LEASE_SECONDS = 3
 CREW = Path(__file__).with_name("crew.py")
+CLAIMING = Path(__file__).parent.parent / "search" / "claiming.py"
+TRIALS = 6 if WHOLE else 4
 SWEEP = {
     "name": "s",
-    "trials": 6,
+    "trials": TRIALS,
     "sampler": "random",
     "pruner": "none",
     "keep_weights": 100,
-    "fixed": {"model": "lenet", "precision": "fp32", "batch_size": 32, "epochs": 25, "dropout": 0.1},
+    "fixed": {"model": "lenet", "precision": "fp32", "batch_size": 32, "epochs": 25 if WHOLE else 12, "dropout": 0.1},
     "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
 }
 
@@ -165,6 +170,32 @@ def assert_as_unbroken(study: SweepStudy, trial: FrozenTrial, data: ImageData) -
 
 
 @repeated
+def test_many_workers_share_the_trials_exactly(
+    repeat: int, url: str, database: Storage, name: str, small_data: ImageData, tmp_path: Path
+) -> None:
+    """With a stub for the training; `status` is asked all the time."""
+    workers, count = (8, 150) if WHOLE else (4, 40)
+    study = submitted(database, name, small_data, trials=count)
+    command = [sys.executable, str(CLAIMING), url, name, str(tmp_path), str(workers)]
+    moments: list[dict[str, int]] = []
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}) as program:
+        while program.poll() is None:
+            moments.append(study.summary()["trials"])
+            time.sleep(0.02)
+    assert program.returncode == 0
+    moments.append(study.summary()["trials"])
+    for before, after in pairwise(moments):
+        assert before["complete"] <= after["complete"] <= count
+        assert after["complete"] + after["running"] + after["waiting"] <= count
+        assert after["running"] <= workers
+        assert after["failed"] == after["pruned"] == 0
+    assert moments[-1] == {"complete": count, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+    claimed = [int(line) for path in tmp_path.glob("*.txt") for line in path.read_text().split()]
+    assert sorted(claimed) == list(range(count)), "each was trained once"
+    record("share", url, trials=count, workers=workers, looks=len(moments))
+
+
+@repeated
 def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew: Any, small_data: ImageData) -> None:
     chance = random.Random(repeat)
     workers = crew(url)
@@ -176,12 +207,12 @@ def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew:
             os.kill(chance.choice(pids), signal.SIGKILL)
             kills += 1
     workers.finish()
-    trials = assert_finished(study, 6)
+    trials = assert_finished(study, TRIALS)
     twice = sum(times - 1 for times in workers.epochs().values())
     assert twice <= kills, "at most one epoch is trained twice for each kill"
     resumed = [trial for trial in trials if "deaths" in trial.user_attrs]
-    assert resumed
-    for trial in resumed[: 6 if REPEATS > 1 else 1]:
+    assert resumed or kills == 0
+    for trial in resumed[: TRIALS if WHOLE else 1]:
         assert_as_unbroken(study, trial, small_data)
     assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
     record("kill", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
@@ -198,7 +229,7 @@ def test_a_worker_that_stands_still_longer_than_its_lease(
     time.sleep(LEASE_SECONDS * 2)
     os.kill(int(first), signal.SIGCONT)
     said = workers.finish()
-    trials = assert_finished(study, 6)
+    trials = assert_finished(study, TRIALS)
     for trial in trials[:2]:
         assert_as_unbroken(study, trial, small_data)
     assert [pid for pid, code in workers.lines("end") if code != "0"] == [], "it lives on"
@@ -212,7 +243,7 @@ def test_the_server_is_restarted_and_gone_for_a_while(
 ) -> None:
     url = own_postgres.url
     with closing(open_storage(url)) as storage:
-        study = submitted(storage, name, small_data, fixed=SWEEP["fixed"] | {"epochs": 60})
+        study = submitted(storage, name, small_data, fixed=SWEEP["fixed"] | {"epochs": 60 if WHOLE else 40})
         workers = crew(url)
         workers.wait_for(lambda: len(workers.lines("epoch")) > 3 + repeat)
         own_postgres.restart()
@@ -220,13 +251,13 @@ def test_the_server_is_restarted_and_gone_for_a_while(
         workers.wait_for(lambda: len(workers.lines("epoch")) > seen + 4)
         own_postgres.stop("immediate" if repeat % 2 else "fast")
         before = len(workers.lines("epoch"))
-        time.sleep(10)
+        time.sleep(GONE_SECONDS)
         meanwhile = len(workers.lines("epoch")) - before
         own_postgres.start()
     said = workers.finish()
     with closing(open_existing(url)) as storage:
         study = SweepStudy(storage, storage_study(storage, name))
-        trials = assert_finished(study, 6)
+        trials = assert_finished(study, TRIALS)
         assert_as_unbroken(study, trials[0], small_data)
     assert max(workers.epochs().values()) == 1, "nothing was trained twice"
     assert meanwhile > 4, "the training went on"
@@ -249,10 +280,10 @@ def test_another_program_holds_the_sqlite_file(
         with closing(sqlite3.connect(tmp_path / "studies.db", timeout=60)) as connection:
             connection.isolation_level = None
             connection.execute("BEGIN IMMEDIATE")
-            time.sleep(10)
+            time.sleep(GONE_SECONDS)
             connection.execute("ROLLBACK")
         workers.finish()
-        trials = assert_finished(study, 6)
+        trials = assert_finished(study, TRIALS)
         assert max(workers.epochs().values()) == 1
         assert_as_unbroken(study, trials[0], small_data)
     record("outage", url, finished=len(trials))
@@ -319,7 +350,7 @@ def test_the_disk_of_the_artifacts_is_full(
         assert cli(*command).exit_code == 0
     finally:
         del os.environ["CIFAR_SWEEP_STORAGE"]
-    trials = assert_finished(study, 6)
+    trials = assert_finished(study, TRIALS)
     assert [trial.user_attrs["curve"] for trial in trials[: len(before)]] == [t.user_attrs["curve"] for t in before]
     record("full artifacts", url, finished=len(trials))
 

@@ -17,8 +17,9 @@ from cifar_sweep.results import hand as hand_runs
 from cifar_sweep.results import testset
 from cifar_sweep.results.compare import SweepRow, as_json, collect, sweep_rows, tables
 from cifar_sweep.results.hand import HandRow, hand_rows
+from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.storage import open_storage
-from cifar_sweep.search.study import SweepStudy, open_or_resume
+from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.search.sweepfile import Sweep, load
 from cifar_sweep.service import Job, facts, work
 from cifar_sweep.training import data as images

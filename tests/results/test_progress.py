@@ -8,8 +8,9 @@ from rich.console import Console
 
 from cifar_sweep.results import progress
 from cifar_sweep.results.status import duration, params_text, seconds_left, table
+from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.storage import open_storage
-from cifar_sweep.search.study import SweepStudy, open_or_resume
+from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.search.sweepfile import parse
 from cifar_sweep.service import Job, facts, work
 from cifar_sweep.training.data import ImageData

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cifar_sweep.search.opening import load
 from cifar_sweep.search.storage import Owner, open_existing
-from cifar_sweep.search.study import SweepStudy, Worker, load
+from cifar_sweep.search.study import SweepStudy, Worker
 
 
 def claim_until_finished(url: str, name: str, folder: Path, start: Any) -> None:

@@ -19,10 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_sweep.errors import StorageError, StudyError, UsageError
 from cifar_sweep.search import copying
 from cifar_sweep.search import storage as storage_module
-from cifar_sweep.search import study as studies
+from cifar_sweep.search import opening as studies
 from cifar_sweep.search.copying import copy_studies
+from cifar_sweep.search.opening import load, load_all, open_or_resume
 from cifar_sweep.search.storage import Owner, Storage, open_storage
-from cifar_sweep.search.study import Claim, SweepStudy, Worker, load, load_all, open_or_resume
+from cifar_sweep.search.study import Claim, SweepStudy, Worker
 from cifar_sweep.search.sweepfile import Sweep, parse
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
@@ -363,6 +364,8 @@ def test_what_did_not_arrive_as_it_was_is_no_study(
         with pytest.raises(StudyError, match=rf"did not arrive as it was \({found}\), and is no study yet; copy it ag"):
             copy_studies(source, target)
     assert load_all(target) == []
+    with pytest.raises(StudyError, match="was not made by cifar-sweep"):
+        make(target)
     assert copy_studies(source, target) == ["first"]
 
 
@@ -488,11 +491,12 @@ def test_the_target_is_free_for_others_between_the_trials(
     source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_rich(source)
+    address = target.optuna.engine.url.render_as_string(hide_password=False)
     entered = []
 
     def others(_seconds: float) -> None:
-        with target.lock():
-            entered.append(len(study_of(target).trials))
+        with closing(open_storage(address)) as other, other.lock():
+            entered.append(len(study_of(other).trials))
 
     monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
     monkeypatch.setattr(copying, "TRIALS_PER_LOCK", 3)

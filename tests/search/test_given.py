@@ -188,8 +188,8 @@ def given(tmp_path: Path) -> Path:
 
 
 def trials() -> list[Any]:
+    from cifar_sweep.search.opening import load as load_study
     from cifar_sweep.search.storage import open_existing
-    from cifar_sweep.search.study import load as load_study
 
     return list(load_study(open_existing("sqlite:///studies.db"), "given").trials())
 

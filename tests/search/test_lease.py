@@ -9,9 +9,10 @@ import pytest
 from cifar_sweep.errors import StorageBusyError
 from cifar_sweep.search import lease as lease_module
 from cifar_sweep.search.lease import Lease
+from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.queue import delete
 from cifar_sweep.search.storage import CANCELLED, PAUSED, Owner, Storage
-from cifar_sweep.search.study import Claim, SweepStudy, Worker, open_or_resume
+from cifar_sweep.search.study import Claim, SweepStudy, Worker
 from cifar_sweep.search.sweepfile import parse
 
 SWEEP = {"name": "s", "trials": 4, "sampler": "random", "pruner": "none", "fixed": {"epochs": 3}}

@@ -226,6 +226,7 @@ def test_a_name_that_is_not_known_now_is_an_outage(monkeypatch: pytest.MonkeyPat
         "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute",
         f"could not receive data from server: {os.strerror(errno.ETIMEDOUT)}",
         f"could not send startup packet: {os.strerror(errno.EPIPE)}",
+        os.strerror(errno.ECONNRESET),
         os.strerror(errno.ECONNABORTED),
         os.strerror(errno.EHOSTDOWN),
         os.strerror(errno.EHOSTUNREACH),
@@ -365,8 +366,14 @@ def test_a_lock_that_another_holds_is_an_outage(storage: Storage, url: str, monk
     ("come_back", "hidden_behind"), [(False, UnboundLocalError), (True, AssertionError)], ids=["gone", "restarted"]
 )
 def test_an_outage_that_optimize_hides_is_one(
-    own_postgres: PostgresServer, opened: Storage, name: str, come_back: bool, hidden_behind: type[Exception]
+    own_postgres: PostgresServer,
+    opened: Storage,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    come_back: bool,
+    hidden_behind: type[Exception],
 ) -> None:
+    monkeypatch.setattr(opened.optuna, "heartbeat_interval", None)  # a thread of its own, which would fail, too
     study = optuna.create_study(storage=opened.optuna, study_name=name)
 
     def objective(_: optuna.Trial) -> float:
@@ -482,6 +489,21 @@ def test_an_outage_is_waited_out_and_said_twice(clock: Clock) -> None:
     assert said[1].startswith("the database answers again after 6")
     assert said[1].endswith(" s.")
     assert len(said) == 2
+
+
+def test_the_reason_is_what_happened_and_not_what_to_do(clock: Clock) -> None:
+    said: list[str] = []
+    held = StorageBusyError("studies.db.lock: another process has held it for 120 s; end it and try again.")
+
+    def operation() -> None:
+        if not said:
+            raise held
+
+    wait_out(operation, stop=never, say=said.append)
+    assert said == [
+        "the database does not answer (studies.db.lock: another process has held it for 120 s); going on when it does.",
+        "the database answers again after 1 s.",
+    ]
 
 
 def test_a_long_outage_is_said_every_five_minutes(clock: Clock) -> None:

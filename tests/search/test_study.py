@@ -19,9 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import CifarSweepError, StorageError, StudyError, UsageError
 from cifar_sweep.search import storage as storage_module
-from cifar_sweep.search import study as studies
+from cifar_sweep.search import opening as studies
+from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.storage import Owner, Storage, open_storage
-from cifar_sweep.search.study import Claim, SweepStudy, TrialLostError, Worker, open_or_resume
+from cifar_sweep.search.study import Claim, SweepStudy, TrialLostError, Worker
 from cifar_sweep.search.sweepfile import Sweep, parse
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
