@@ -143,11 +143,14 @@ class Artifacts:
 
 
 def open_artifacts(address: str) -> Artifacts:
-    """The files at an address. Nothing is written, and S3 is not asked for anything, before the first file.
+    """The files at an address. Nothing is written, and nothing asked of S3, before the first file.
 
     Args:
         address: a folder, which need not exist, or ``s3://BUCKET/PREFIX``. Credentials come from boto3's own places;
             ``AWS_ENDPOINT_URL`` names another server that speaks S3.
+
+    Returns:
+        The files; they cannot be sent to another process, but their `address` can.
 
     Raises:
         UsageError: the address is neither, or holds credentials; boto3 is missing or set up wrongly.
@@ -337,7 +340,6 @@ def _bucket_store(bucket: str, prefix: str, client: Any) -> Store:
 @contextmanager
 def _explained(what: str, client: Any) -> Iterator[None]:
     """Turn boto3's errors into a DiskError of one sentence, without its words, which may repeat a secret."""
-    from boto3.exceptions import Boto3Error  # type: ignore[import-untyped, import-not-found, unused-ignore]
     from botocore.exceptions import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
         BotoCoreError,
         ClientError,
@@ -354,7 +356,7 @@ def _explained(what: str, client: Any) -> Iterator[None]:
         raise
     except FlexibleChecksumError:
         raise DamagedArtifactError(f"{what}: it does not fit the checksum that S3 keeps of it.") from None
-    except (BotoCoreError, ClientError, Boto3Error) as error:
+    except (BotoCoreError, ClientError) as error:
         raise DiskError(f"{what}: {_reason(error, urlsplit(client.meta.endpoint_url).netloc)}.") from None
 
 
@@ -371,6 +373,6 @@ def _reason(error: Exception, host: str) -> str:
         return f"{REFUSALS.get(code, f'{host} refused')} ({code})"
     if isinstance(error, exceptions.NoCredentialsError):
         return f"there are no credentials; {OWN_WAYS}"
-    if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError):
-        return f"{host} cannot be reached ({type(error).__name__})"
+    if isinstance(error, exceptions.ConnectionError | exceptions.ReadTimeoutError):
+        return f"{host} does not answer ({type(error).__name__})"
     return type(error).__name__

@@ -245,7 +245,7 @@ def test_a_name_may_have_dots_and_spaces(artifacts: Artifacts) -> None:
 
 
 def test_threads_that_put_one_name_leave_one_whole_file(place: Place, artifacts: Artifacts) -> None:
-    contents = [bytes([number]) * (100_000 + number) for number in range(8)]
+    contents = [bytes([number]) * (1_000_000 + number) for number in range(8)]
     with ThreadPoolExecutor(len(contents)) as pool:
         stored = list(pool.map(lambda content: artifacts.put(NAME, content), contents * 5))
     whole = 0
@@ -451,12 +451,16 @@ def test_processes_that_put_one_name_leave_one_whole_file(folder: Artifacts) -> 
 
 
 def test_two_machines_may_share_a_process_id(folder: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two containers on one volume are both process 1: the second writes the whole file while the first is at it."""
+    """Two containers on one volume are both process 1: the second is killed while the first writes the same name."""
     sync, other = os.fsync, open_artifacts(folder.address)
 
+    def kill(_file: int) -> None:
+        raise KeyboardInterrupt
+
     def let_the_other_write(file: int) -> None:
-        monkeypatch.setattr(os, "fsync", sync)
-        other.put(NAME, b"other")
+        monkeypatch.setattr(os, "fsync", kill)
+        with pytest.raises(KeyboardInterrupt):
+            other.put(NAME, b"other")
         sync(file)
 
     monkeypatch.setattr(os, "fsync", let_the_other_write)
@@ -538,7 +542,15 @@ def closed_port() -> Iterator[int]:
 def test_an_unreachable_endpoint_is_told(amazon: None, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port}")
     for refusal in refusals_of("s3://lab"):
-        assert f"127.0.0.1:{closed_port} cannot be reached" in refusal
+        assert f"127.0.0.1:{closed_port} does not answer" in refusal
+
+
+def test_a_silent_endpoint_is_told(amazon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_sweep.artifacts.READ_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for refusal in refusals_of("s3://lab"):
+            assert "does not answer (ReadTimeoutError)" in refusal
 
 
 def test_missing_credentials_are_told(amazon: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,13 +65,14 @@ def check_request(on: str, *, storage: str, artifacts: str) -> str:
         UsageError: no such form; a database that other machines do not reach; Ray is not installed.
     """
     if on == "ray":
-        address, target, said = "", _named_by_environment(), f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
+        address, target = "", _named_by_environment()
+        said = f"RAY_ADDRESS={target}"
     elif on.startswith("ray://"):
         address = target = on.removeprefix("ray://")
         said = f"--on {on}"
     else:
         raise UsageError(f"--on {on}: accepted: {ACCEPTED}.")
-    if target:
+    if target or on != "ray":
         host, port = _host_and_port(target, said=said)
         if port == CLIENT_PORT:
             raise UsageError(f"{said}: {port} is the port of Ray Client, which is not used here; accepted: {ACCEPTED}.")

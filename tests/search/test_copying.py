@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import StorageError, StudyError, UsageError
 from cifar_sweep.search import copying
-from cifar_sweep.search import storage as storage_module
 from cifar_sweep.search import opening as studies
+from cifar_sweep.search import storage as storage_module
 from cifar_sweep.search.copying import copy_studies
 from cifar_sweep.search.opening import load, load_all, open_or_resume
 from cifar_sweep.search.storage import Owner, Storage, open_storage

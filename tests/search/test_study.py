@@ -18,11 +18,11 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import CifarSweepError, StorageError, StudyError, UsageError
-from cifar_sweep.search import storage as storage_module
 from cifar_sweep.search import opening as studies
+from cifar_sweep.search import storage as storage_module
 from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.storage import Owner, Storage, open_storage
-from cifar_sweep.search.study import Claim, SweepStudy, TrialLostError, Worker
+from cifar_sweep.search.study import MAX_DEATHS, Claim, SweepStudy, TrialLostError, Worker
 from cifar_sweep.search.sweepfile import Sweep, parse
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
@@ -320,7 +320,7 @@ def test_a_trial_that_has_no_owner_yet_is_taken_up(make: Callable[..., SweepStud
 
 def test_a_trial_that_kills_its_workers_is_failed(make: Callable[..., SweepStudy], ended_pid: int) -> None:
     study = make(trials=1)
-    deaths = studies.MAX_DEATHS + 1
+    deaths = MAX_DEATHS + 1
     assert [claimed(study, worker(pid=ended_pid)).number for _ in range(deaths)] == [0] * deaths
     assert claimed(study).number == 1
     first = study.trials()[0]
