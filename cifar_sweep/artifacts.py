@@ -8,7 +8,6 @@ when it is written, and verified when it is read. Optuna and boto3 are loaded wh
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -194,7 +193,7 @@ def _folder_store(root: Path) -> Store:
         def write(self, artifact_id: str, content_body: BinaryIO) -> None:
             path = root / _checked(artifact_id)
             try:
-                _write_whole(path, content_body.read())
+                _write_among_others(path, content_body.read())
             except DiskError:
                 _remove_empty_folders(path, root)
                 raise
@@ -210,34 +209,15 @@ def _folder_store(root: Path) -> Store:
     return FolderStore(root)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file and rename it into place, whoever else writes or removes there at the same time."""
-    # replace_file tells writers apart by their process id, which two threads share, and two containers on one volume.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        _write_among_others(beside, content)
-        os.replace(beside, path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise DiskError(f"{path}: the file could not be written: {error.strerror or error}.") from error
-
-
 def _write_among_others(path: Path, content: bytes) -> None:
-    """Write a new file, again where another process removed the folder, empty for a moment, before the file was in it.
-
-    Raises:
-        OSError: the file could not be written.
-    """
+    """Write a file, again where another process removed the folder, empty for a moment, before the file was in it."""
     for left in reversed(range(FOLDER_ATTEMPTS)):
         try:
             replace_file(path, content)
             break
         except DiskError as error:
-            reason = error.__cause__
-            if isinstance(reason, FileNotFoundError | FileExistsError) and left:
-                continue
-            raise reason or error from None
+            if not (isinstance(error.__cause__, FileNotFoundError | FileExistsError) and left):
+                raise
 
 
 def _remove_empty_folders(path: Path, root: Path) -> None:

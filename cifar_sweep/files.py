@@ -1,6 +1,7 @@
 """Writing a file whole or not at all."""
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,8 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         DiskError: the file could not be written; what stood there before still stands.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process id: threads share it, and so do containers that share a folder.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +221,11 @@ def test_a_name_that_leads_elsewhere_is_refused(place: Place, artifacts: Artifac
 
 
 def test_the_files_of_a_folder_are_named(place: Place, artifacts: Artifacts) -> None:
-    kept = {NAME, BESIDE, "lr_batch-1a2b3c4d/notes"}
-    for name in (*kept, "lr_batch-1a2b3c4d5/notes", "vgg_depth-1a2b3c4d/notes"):
+    kept = {NAME, BESIDE, "lr_batch-1a2b3c4d/weights"}
+    for name in (*kept, "lr_batch-1a2b3c4d5/weights", "vgg_depth-1a2b3c4d/weights"):
         artifacts.put(name, b"")
     assert artifacts.names("lr_batch-1a2b3c4d") == sorted(kept)
-    assert artifacts.names("lr_batch-1a2b3c4d/trial-0007") == sorted(kept - {"lr_batch-1a2b3c4d/notes"})
+    assert artifacts.names("lr_batch-1a2b3c4d/trial-0007") == sorted({NAME, BESIDE})
     assert artifacts.names("lr_batch") == []
     with pytest.raises(ValueError, match="no name of a stored file"):
         artifacts.names("..")
@@ -294,6 +295,12 @@ def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytes
 def test_a_path_out_of_the_folder_is_refused(folder: Artifacts) -> None:
     with pytest.raises(ValueError, match="no name of a stored file"):
         folder.path("../weights")
+
+
+def test_the_store_alone_refuses_such_a_name(folder: Artifacts, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no name of a stored file"):
+        folder.store.write("../weights", BytesIO(b"content"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_itself_stays(folder: Artifacts) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from cifar_sweep.cli.options import settings_of
 from cifar_sweep.errors import UsageError
+from cifar_sweep.launch import plan
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 
@@ -291,7 +292,9 @@ def test_help_answers_at_once() -> None:
     assert min(seconds() for _ in range(4)) < 0.5
 
 
-def test_list_shows_every_sweep(cli: Any) -> None:
+def test_list_shows_every_sweep(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))  # what is measured here is no machine's speed
+    monkeypatch.setattr(plan._Timing, "_seconds", lambda timing, batch, size: 1e-4 * batch * size)
     first, second = cli("list").out, cli("list").out
     for name in ("lr_batch", "schedule", "regularization", "optimizer", "vgg_depth", "full", "reports"):
         [line] = [line for line in first.splitlines() if line.split()[:1] == [name]]

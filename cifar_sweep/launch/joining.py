@@ -183,8 +183,8 @@ def _check_cluster(address: str) -> None:
         return
     if "InvalidAuthToken" in probe.stderr or "AuthenticationError" in probe.stderr:
         raise ClusterError(
-            f"{where}: its token is missing here, or another one; RAY_AUTH_TOKEN_PATH names the file that holds it, and "
-            "RAY_AUTH_MODE=disabled joins a cluster that has none."
+            f"{where}: its token is missing here, or another one; RAY_AUTH_TOKEN_PATH names the file that holds it, "
+            "and RAY_AUTH_MODE=disabled joins a cluster that has none."
         )
     if "ersion mismatch" in probe.stderr:
         raise ClusterError(f"{where}: it has another version of Ray or Python; all machines need the same.")

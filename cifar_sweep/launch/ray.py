@@ -202,8 +202,8 @@ class _Crew:
         self._seats = [_Seat(job) for job in jobs]
         self._error: CifarSweepError | None = None
         self._closing = False
-        self._at_work = len(jobs)  # as far as anybody was told
-        self._told = time.monotonic()
+        self._at_work = 0
+        self._since = time.monotonic()  # so many are at work; when that was said, infinite
 
     def run(self, finished: Callable[[], bool], *, stop: Callable[[], bool]) -> None:
         """See `run_on_ray`."""
@@ -294,12 +294,13 @@ class _Crew:
         seat.actor, seat.host = None, ""
 
     def _say_who_waits(self) -> None:
-        now = time.monotonic()
-        at_work, there_are = sum(bool(seat.host) or seat.done for seat in self._seats), len(self._seats)
-        if at_work != self._at_work and now - self._told > PATIENCE_SECONDS:
-            self._at_work, self._told = at_work, now
-            if at_work < there_are:
-                self._say(f"{at_work} of {there_are} workers are at work; the others wait for room in the cluster.")
+        at_work, all_of_them = sum(bool(seat.host) or seat.done for seat in self._seats), len(self._seats)
+        if at_work != self._at_work:
+            self._at_work, self._since = at_work, time.monotonic()
+        if time.monotonic() - self._since > PATIENCE_SECONDS:
+            self._since = math.inf
+            if at_work < all_of_them:
+                self._say(f"{at_work} of {all_of_them} workers are at work; the others wait for room in the cluster.")
 
     def _close(self) -> None:
         """Ask all to stop, wait for those that have started, and end the rest."""

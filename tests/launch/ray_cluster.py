@@ -16,7 +16,7 @@ from typing import Any
 from cifar_sweep.launch import ray as launch_ray
 from cifar_sweep.launch.joining import set_environment
 from cifar_sweep.launch.local import stop_on_signals
-from cifar_sweep.search.opening import load
+from cifar_sweep.search.opening import load, open_or_resume
 from cifar_sweep.search.storage import open_existing
 from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.service import Job
@@ -36,6 +36,10 @@ def in_training(study: SweepStudy) -> list[dict[str, Any]]:
             seconds = [epoch["seconds"] for epoch in trial.user_attrs.get("curve", [])]
             found.append({"number": trial.number, "pid": owner["pid"], "node": node, "seconds": seconds})
     return found
+
+
+def two_epochs(trial: dict[str, Any]) -> bool:
+    return len(trial["seconds"]) >= 2
 
 
 def parent_of(pid: int) -> int | None:
@@ -79,19 +83,22 @@ def on_a_cluster(name: str) -> dict[str, Any]:
     raylet = first.all_processes["raylet"][0].process.pid
 
     def events(study: SweepStudy, seen: dict[str, Any]) -> Events:
+        seen["nodes"] = []
         for count in (2, 3):
             while len({trial["node"] for trial in in_training(study)}) < count:
                 yield
-            seen[f"nodes_{count}"] = time.monotonic()
+            seen["nodes"].append(count)
             if count == 2:
                 cluster.add_node(**node)
-        while True:
-            begun = [each for each in in_training(study) if each["node"] == raylet and len(each["seconds"]) >= 2]
-            if begun:
-                cluster.remove_node(first, allow_graceful=False)
-                seen["lost"] = begun[0]
-                return
+        while not (begun := [each for each in in_training(study) if each["node"] == raylet and two_epochs(each)]):
             yield
+        cluster.remove_node(first, allow_graceful=False)
+        seen["lost"] = begun[0]
+        while not study.trials()[begun[0]["number"]].state.is_finished():
+            yield
+        # Machines are differently fast: only now is it sure that it is enough. Two more, for those just being asked for.
+        enough = study.sweep.model_copy(update={"trials": len(study.trials()) + 2})
+        open_or_resume(study.storage, name, enough, data=study.data)
 
     try:
         return run(name, on=f"ray://{cluster.address}", workers=3, gpus=0.5, events=events)
@@ -104,7 +111,7 @@ def on_this_machine(name: str) -> dict[str, Any]:
     launch_ray.RESTART_SECONDS = 1.0
 
     def events(study: SweepStudy, seen: dict[str, Any]) -> Events:
-        while not (begun := [each for each in in_training(study) if len(each["seconds"]) >= 2]):
+        while not (begun := [each for each in in_training(study) if two_epochs(each)]):
             yield
         seen["lost"] = begun[0]
         os.kill(begun[0]["pid"], signal.SIGKILL)

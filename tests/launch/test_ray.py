@@ -581,11 +581,11 @@ def continued(study: SweepStudy, lost: dict[str, Any]) -> bool:
 def test_a_node_is_lost_and_every_trial_finishes(
     postgres_url: str, postgres_storage: Storage, name: str, small_data: ImageData, scenario: Callable[..., Any]
 ) -> None:
-    study = begin(postgres_storage, name, small_data, trials=8, epochs=10, batch_size=4)
+    study = begin(postgres_storage, name, small_data, trials=99, epochs=10, batch_size=4)
     seen = scenario("cluster", postgres_url.replace("postgres@", f"postgres:{PASSWORD}@"), name)
     assert seen["said"][0] == "Ray: 3 nodes with 2 cores and 2 GPUs; 3 workers with 1 cores and 0.5 GPU each"
     assert sum("was lost on" in sentence for sentence in seen["said"]) == 1
-    assert states(study) == ["COMPLETE"] * 8
+    assert set(states(study)) == {"COMPLETE"}
     assert seen["nodes"] == [2, 3]  # the third when it joined
     assert continued(study, seen["lost"])
     assert all(len(trial.user_attrs["curve"]) == 10 for trial in study.trials())
@@ -595,7 +595,7 @@ def test_a_node_is_lost_and_every_trial_finishes(
 def test_a_killed_worker_and_ctrl_c_on_this_machine(
     study: SweepStudy, small_data: ImageData, scenario: Callable[..., Any]
 ) -> None:
-    begin(study.storage, "long", small_data, trials=4, epochs=60, batch_size=4)
+    begin(study.storage, "long", small_data, trials=4, epochs=200, batch_size=4)
     long = load(study.storage, "long")
     seen = scenario("machine", f"sqlite:///{Path('studies.db').absolute()}", "long")
     assert seen["signal"] == signal.SIGINT
@@ -604,8 +604,3 @@ def test_a_killed_worker_and_ctrl_c_on_this_machine(
     assert set(states(long)) == {"WAITING"}
     assert continued(long, seen["lost"])
     assert all(trial.user_attrs["owner"] is None for trial in long.trials())
-    assert not workers_of(long)
-
-
-def workers_of(study: SweepStudy) -> list[Any]:
-    return [trial.user_attrs["owner"] for trial in study.trials() if trial.user_attrs["owner"]]
