@@ -96,7 +96,7 @@ def on_a_cluster(name: str) -> dict[str, Any]:
         seen["lost"] = begun[0]
         while not study.trials()[begun[0]["number"]].state.is_finished():
             yield
-        # Machines are differently fast: only now is it sure that it is enough. Two more, for those just being asked for.
+        # Only now is it known how much is enough on this machine; two more, for those being asked for at this moment.
         enough = study.sweep.model_copy(update={"trials": len(study.trials()) + 2})
         open_or_resume(study.storage, name, enough, data=study.data)
 
