@@ -79,7 +79,7 @@ def open_or_resume(
 
 def _create_or_load(storage: Storage, name: str) -> optuna.Study:
     study = optuna.create_study(
-        storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
+        storage=storage.cached, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
     )
     if study.directions != [StudyDirection.MAXIMIZE]:
         raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
@@ -160,13 +160,13 @@ def load(storage: Storage, name: str | None = None) -> SweepStudy:
     if name not in known:
         there = nearest(name, known) if known else "it has no study"
         raise StudyError(f"{storage.shown}: there is no study {name!r}; {there}.")
-    return SweepStudy(storage, optuna.load_study(storage=storage.optuna, study_name=name))
+    return SweepStudy(storage, optuna.load_study(storage=storage.cached, study_name=name))
 
 
 def load_all(storage: Storage) -> list[SweepStudy]:
     """Every study of ours, by name; others' studies in the same database are passed over."""
     studies = [
-        optuna.load_study(storage=storage.optuna, study_name=name)
+        optuna.load_study(storage=storage.cached, study_name=name)
         for name in sorted(optuna.get_all_study_names(storage.optuna))
     ]
     return [SweepStudy(storage, study) for study in studies if "sweep" in study.user_attrs]

@@ -117,6 +117,7 @@ class Storage:
     Attributes:
         shown: the address without its password, for people.
         optuna: the Optuna storage.
+        cached: the same for studies: each finished trial is read once, however often a study is loaded.
         heartbeat_seconds: how often a worker says that it trains a trial.
     """
 
@@ -124,6 +125,7 @@ class Storage:
         # libpq takes passwords as options, too, and those are not masked.
         self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
+        self.cached = optuna.storages.get_storage(rdb)
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)
         self._lock_file = _sqlite_lock(url) if _is_sqlite(url) else None
         weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
@@ -180,8 +182,9 @@ class Storage:
 
     def studies(self) -> list[tuple[str, dict[str, Any]]]:
         """All studies, the oldest first: their names and user attributes."""
-        summaries = optuna.get_all_study_summaries(self.optuna, include_best_trial=False)
-        return [(each.study_name, each.user_attrs) for each in sorted(summaries, key=lambda each: each._study_id)]
+        # Not get_all_study_summaries, which reads every trial of every study.
+        there = sorted(self.optuna.get_all_studies(), key=lambda each: each._study_id)
+        return [(each.study_name, each.user_attrs) for each in there]
 
     def close(self) -> None:
         """Give the database connections back."""

@@ -106,6 +106,8 @@ class SweepStudy:
 
     def settle(self) -> bool:
         """Whether there is nothing more to be trained; if so, workers need not look at the study again."""
+        if not self.finished():
+            return self.state != OPEN
         with self.storage.lock():
             if self.state == OPEN and self.finished():
                 self._study.set_user_attr("state", FINISHED)
