@@ -739,3 +739,22 @@ def test_the_import_test_can_fail() -> None:
 def test_what_is_stored_goes_through_json() -> None:
     stored = Stored(NAME, "0" * 64, 7)
     assert Stored(**json.loads(json.dumps(asdict(stored)))) == stored
+
+
+# A sweep
+
+
+def test_a_sweep_keeps_its_files_in_a_bucket(bucket: Any, tiny_sweep: Path, cli: Any) -> None:
+    submitted = cli("submit", "tiny.toml", "--data", "synthetic:500", "--trials", 2, "--artifacts", "s3://lab/sweeps")
+    assert submitted.exit_code == 0, submitted.err
+    assert "checkpoints and weights go to s3://lab/sweeps" in submitted.out
+    worked = cli("worker", "--until-idle", "--workers", 1, "--threads", 1)
+    assert worked.exit_code == 0, worked.err
+    keys = keys_in_bucket(bucket)
+    assert [key.split("/")[0] for key in keys] == ["sweeps"] * 2
+    assert [key.split("/")[3][:8] for key in keys] == ["weights-"] * 2, "checkpoints of finished trials are gone"
+    assert not Path("artifacts").exists()
+    exported = cli("export", "tiny", "--out", "out")
+    assert exported.exit_code == 0, exported.err
+    assert cli("delete", "tiny", "--yes").exit_code == 0
+    assert keys_in_bucket(bucket) == []

@@ -179,6 +179,7 @@ def _config(network: str, *, precision: str = "fp32") -> TrialConfig:
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
 
 
+@cache
 def _macs(network: str) -> int:
     return macs(build(_config(network).shape, seed=0))
 

@@ -170,10 +170,22 @@ def jobs(count: int = 1, *, name: str = "tiny", **changes: Any) -> list[Job]:
     return [Job(SQLITE, (name,), worker=worker, workers=count, **changes) for worker in range(count)]
 
 
+def never() -> Callable[[], bool]:
+    """A run that does not end by itself fails."""
+    until = time.monotonic() + 40
+
+    def stop() -> bool:
+        if time.monotonic() > until:
+            raise TimeoutError("the run did not end")
+        return False
+
+    return stop
+
+
 def run(
-    jobs: list[Job], said: list[str], *, stop: Callable[[], bool] = lambda: False, on: str = "ray", gpus: float = 0.0
+    jobs: list[Job], said: list[str], *, stop: Callable[[], bool] | None = None, on: str = "ray", gpus: float = 0.0
 ) -> None:
-    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=1.0, group=1, stop=stop, say=said.append)
+    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=1.0, group=1, stop=stop or never(), say=said.append)
 
 
 def states(study: SweepStudy) -> list[str]:
@@ -332,12 +344,16 @@ def test_a_cluster_that_was_started_here_is_joined(
     current.write_text(f"127.0.0.1:{closed_port}\n")  # one that has ended
     with joining.joined(""):
         assert ray.initialized["address"] == "local"
+        assert ray.initialized["object_store_memory"] == 80_000_000
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         current.write_text(address)
         with joining.joined(""):
             assert ray.initialized["address"] == address
             assert "object_store_memory" not in ray.initialized  # Ray refuses it there
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        with joining.joined(""):
+            assert ray.initialized["address"] == "local"
 
 
 def test_what_keeps_ray_from_starting_is_said_in_a_sentence(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,6 +447,18 @@ def test_a_worker_that_does_not_stop_is_not_waited_for(
     finally:
         released.set()
     assert said[1:] == ["a worker that did not stop within 0 s will be ended; trials go on from checkpoints."]
+
+
+def test_who_is_lost_at_the_end_is_not_spoken_of(
+    ray: FakeRay, study: SweepStudy, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(worker: ClusterWorker, *_: object) -> None:
+        worker._asked.wait()
+        raise RayError("the actor died because its node has died")
+
+    monkeypatch.setattr(ClusterWorker, "work", vanish)
+    run(jobs(), said, stop=lambda: bool(ray.actors))
+    assert len(said) == 1
 
 
 def test_a_fault_of_a_worker_ends_the_run(ray: FakeRay, study: SweepStudy, said: list[str]) -> None:
