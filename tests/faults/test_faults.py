@@ -202,16 +202,18 @@ def test_many_workers_share_the_trials_exactly(
 def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew: Any, small_data: ImageData) -> None:
     chance = random.Random(repeat)
     workers = crew(url)
-    kills = 0
+    kills = newborn = 0
     workers.wait_for(lambda: bool(workers.lines("epoch")))
     while kills < KILLS and workers.process.poll() is None:
         time.sleep(chance.uniform(0.4, 1.6))
-        # A trial whose workers die four times in the same epoch fails, so only some are killed before their first one.
+        # A trial whose workers die four times in the same epoch fails, so only two are killed before their first one.
         trained = {int(pid) for pid, *_ in workers.lines("epoch")}
-        ready = [pid for pid in workers.pids() if pid in trained or chance.random() < 0.2]
+        ready = [pid for pid in workers.pids() if pid in trained or newborn < 2]
         if ready:
-            os.kill(chance.choice(ready), signal.SIGKILL)
+            chosen = chance.choice(ready)
+            os.kill(chosen, signal.SIGKILL)
             kills += 1
+            newborn += chosen not in trained
     workers.finish()
     trials = assert_finished(study, TRIALS)
     twice = sum(times - 1 for times in workers.epochs().values())
