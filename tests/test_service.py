@@ -165,6 +165,7 @@ def test_a_paused_study_rests_and_goes_on_where_it_was(
     wait_for(lambda: states() == [TrialState.FAIL], worker, seconds=20)
     [trial] = study_named().trials()
     assert trial.user_attrs["reason"] == "the study was cancelled"
+    wait_for(lambda: not list(Path("artifacts").rglob("checkpoint-*")), worker)
     assert trial.user_attrs["curve"][: len(before)] == before
     worker.send_signal(signal.SIGTERM)
     worker.communicate(timeout=30)

@@ -317,17 +317,21 @@ class SweepStudy:
             _set(claim.trial, attributes)
             self._study.tell(claim.trial, value, state=state)
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: Claim) -> bool:
         """Give an unfinished trial back to the queue; fail it if the study was cancelled.
+
+        Returns:
+            Whether somebody will continue it.
 
         Raises TrialLostError as `report` does.
         """
         if self.state == CANCELLED:
             self.fail(claim, "the study was cancelled")
-            return
+            return False
         with self._held(claim):
             claim.trial.set_user_attr("owner", None)
             self.storage.set_waiting(claim.trial_id)
+        return True
 
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[None]:

