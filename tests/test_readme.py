@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import typer
 
 from cifar_sweep.cli import app
@@ -11,6 +12,7 @@ from cifar_sweep.search.sweepfile import Choices, Range, parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_sweep_file_is_accepted() -> None:
@@ -32,9 +34,19 @@ def test_every_command_and_option_exists() -> None:
     assert {"--trials", "--set", "--max-hours"} <= mentioned <= options
 
 
-def test_its_links_to_files_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_the_other_pages_exist(page: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"^(?:exec )?cifar-sweep (.*)$", page.read_text(), re.MULTILINE):
+        command = commands[line.split()[0]]
+        options = {name for option in command.params for name in option.opts}
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line.partition("#")[0])) <= options, line
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_its_make_targets_exist() -> None:
