@@ -72,6 +72,7 @@ class Training:
         device: where to train.
         artifacts: where their files go.
         stop: asked before every step.
+        patiently: waits for the database.
         members: the run's members, in order; those that have ended are taken out.
         away: whether the database did not answer when the last epoch was to be reported.
     """
@@ -81,11 +82,9 @@ class Training:
     device: torch.device
     artifacts: Artifacts
     stop: Callable[[], bool]
+    patiently: Patience
     members: list[Member] = field(default_factory=list)
     away: bool = False
-
-    def __post_init__(self) -> None:
-        self.patiently = Patience(self.study.storage, self.stop)
 
     def train(self, claims: Sequence[Claim]) -> str | None:
         """Train these trials.
@@ -251,6 +250,8 @@ class Training:
                     member.files.discard()
             except Exception as error:
                 log.debug("trial %d could not be given back now: %s", member.claim.number, error)
+                if is_outage(error):
+                    break  # the others would wait for an answer as long
 
 
 def _is_out_of_memory(error: Exception) -> bool:

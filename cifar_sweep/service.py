@@ -11,10 +11,11 @@ from pathlib import Path
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import PARAMETERS, Shape
-from cifar_sweep.errors import CifarSweepError, DataError, StudyError, UsageError
+from cifar_sweep.errors import CifarSweepError, DiskError, StudyError, UsageError
 from cifar_sweep.runner import GroupTooLargeError, Patience, Training
 from cifar_sweep.search.lease import Lease
 from cifar_sweep.search.opening import open_or_resume
+from cifar_sweep.search.outage import is_outage, wait_out
 from cifar_sweep.search.queue import open_studies
 from cifar_sweep.search.storage import PAUSED, Owner, Storage, open_existing
 from cifar_sweep.search.study import Claim, SweepStudy, Worker
@@ -152,8 +153,17 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
         StudyError: several trials in a row failed, or the data is not the study's.
         CifarSweepError: the data, the device, the storage or the disk is at fault.
     """
-    with closing(open_existing(job.storage)) as storage:
-        _Shift(job, storage, stop=lambda: stop() or job.out_of_time()).work()
+
+    def stopped() -> bool:
+        return stop() or job.out_of_time()
+
+    try:
+        with closing(wait_out(lambda: open_existing(job.storage), stop=stopped, say=log.warning)) as storage:
+            _Shift(job, storage, stop=stopped).work()
+    except Exception as error:
+        if not (stopped() and is_outage(error)):
+            raise
+        log.warning("stopped while the database does not answer; the trials go on elsewhere, or with the same command")
 
 
 class _Shift:
@@ -170,6 +180,7 @@ class _Shift:
         self.patiently = Patience(storage, stop)
         self.fitting: dict[Shape, int] = {}
         self.failures: Counter[str] = Counter()
+        self.given_up = 0
         self.ready: dict[str, tuple[ImageData, Artifacts]] = {}
         self.unable: dict[str, CifarSweepError] = {}
 
@@ -204,33 +215,48 @@ class _Shift:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
 
     def _is_able(self, study: SweepStudy) -> bool:
-        """Whether the study's images are to be had here. Raises UsageError where its files cannot be kept."""
+        """Whether the study's images are to be had here, and its files can be kept."""
         if study.uid in self.unable or study.uid in self.ready:
             return study.uid in self.ready
-        artifacts = open_artifacts(self.job.artifacts or study.artifacts)
         try:
+            artifacts = open_artifacts(self.job.artifacts or study.artifacts)
             data = images.load(self.job.data or study.data["source"])
             study.check_data(name=data.name, fingerprint=data.fingerprint)
-        except (DataError, StudyError) as error:
-            log.warning("%s", error)
-            self.unable[study.uid] = error
+        except CifarSweepError as error:
+            self._leave(study, error)
             return False
         self.ready[study.uid] = data, artifacts
         return True
+
+    def _leave(self, study: SweepStudy, error: CifarSweepError) -> None:
+        """Leave a study to others: here its images are not to be had, or its files cannot be kept."""
+        log.warning("study %s: %s", study.name, error)
+        self.ready.pop(study.uid, None)
+        self.unable[study.uid] = error
 
     def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
         lease = Lease(
             self.storage, study.name, token=self.worker.owner.token, trial_ids=[claim.trial_id for claim in claims]
         )
         data, artifacts = self.ready[study.uid]
-        training = Training(study, data, self.device, artifacts, stop=lambda: self.stop() or lease.halted)
+
+        def stop() -> bool:
+            return self.stop() or lease.halted
+
+        training = Training(study, data, self.device, artifacts, stop, self.patiently)
         failed = None
         with lease:
             try:
                 failed = training.train(claims)
+            except DiskError as error:
+                if self.job.studies:
+                    raise
+                self._leave(study, error)
             except GroupTooLargeError:
                 self.fitting[claims[0].config.shape] = len(claims) // 2
                 log.warning("%d trials at once do not fit into memory; going on with half as many", len(claims))
+        if not failed:
+            self.given_up = 0
         self.failures[study.uid] = self.failures[study.uid] + 1 if failed else 0
         if self.failures[study.uid] >= MAX_CONSECUTIVE_FAILURES:
             self.failures[study.uid] = 0
@@ -240,6 +266,7 @@ class _Shift:
         """Keep a study whose trials all fail from wasting more time; others go on."""
         self.patiently(lambda: study.set_state(PAUSED, reason=reason))
         error = StudyError(f"study {study.name!r}: {reason}.")
-        if self.job.studies:
+        self.given_up += 1
+        if self.job.studies or self.given_up > 1:  # then it is rather this process that is sick
             raise error
         log.warning("%s It is paused.", error)

@@ -317,7 +317,7 @@ def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monk
     monkeypatch.setattr("cifar_sweep.search.storage.Owner.is_dead", lambda _: True)
     for _ in range(6):
         with monkeypatch.context() as patch:
-            patch.setattr(SweepStudy, "release", lambda *_: None)  # as if killed
+            patch.setattr(SweepStudy, "release", lambda *_: True)  # as if killed
             work(job(), stop=after(epochs=1))
         assert study.trials()[0].state is TrialState.RUNNING
     assert SweepStudy.release is release

@@ -273,3 +273,43 @@ def test_a_password_on_the_command_line_is_refused(cli: Any) -> None:
             assert refused.exit_code == 2
             assert "a password on the command line is seen in the process list" in refused.err
             assert "secret" not in refused.err
+
+
+def test_a_deleted_study_is_no_other_one_of_its_name(submit: Callable[..., Any], cli: Any) -> None:
+    """SQLite gives its keys again."""
+    storage = open_existing(URL) if submit("--trials", 1) else None
+    assert storage is not None
+    assert cli(*WORKER).exit_code == 0
+    assert len(load(storage, "tiny").trials()) == 1
+    assert cli("delete", "tiny", "--yes").exit_code == 0
+    submit("--trials", 1)
+    assert not load(storage, "tiny").trials()
+    assert not load(storage, "tiny").settle()
+
+
+def test_a_budget_that_was_raised_meanwhile_counts(submit: Callable[..., Any], cli: Any) -> None:
+    submit("--trials", 1)
+    before = study_named()
+    assert cli(*WORKER).exit_code == 0
+    submit("--trials", 3)
+    assert not before.settle()
+    assert study_named().state == "open"
+
+
+def test_a_service_outlives_a_study_whose_files_cannot_be_kept(
+    submit: Callable[..., Any], start: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "no-folder").write_text("a file")
+    submit("--trials", 1, "--study", "bad", "--priority", 1)
+    bad = study_named("bad")
+    bad._study.set_user_attr("artifacts", str(tmp_path / "no-folder"))
+    submit("--trials", 1, "--study", "good")
+    worker = start("worker", "--workers", 1, "--threads", 1)
+    wait_for(lambda: study_named("good").state == "finished", worker)
+    time.sleep(2)
+    assert worker.poll() is None, "it waits and tries again"
+    worker.send_signal(signal.SIGTERM)
+    _, err = worker.communicate(timeout=30)
+    assert worker.returncode == 143
+    assert "no-folder" in err
+    assert states("bad") == []

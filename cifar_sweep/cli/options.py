@@ -49,7 +49,7 @@ def without_password(context: typer.Context, parameter: typer.CallbackParam, add
     return address
 
 
-_PASSWORD = re.compile(r"^[^/]*://[^/@]*:[^/]*@|[?&](ssl)?password=")
+_PASSWORD = re.compile(r"^[^/]*://[^/@]*:[^@]*@|[?&](ssl)?password=")
 DatabaseUrl = "sqlite:///FILE or postgresql://USER@HOST/DATABASE."
 StorageUrl = Annotated[
     str,

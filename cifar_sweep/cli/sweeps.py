@@ -76,6 +76,7 @@ def run(
     from cifar_sweep.launch.local import local_jobs, run_workers, stop_on_signals
     from cifar_sweep.launch.plan import choose
     from cifar_sweep.results.progress import shown
+    from cifar_sweep.search.outage import wait_out
     from cifar_sweep.service import Job
     from cifar_sweep.training.device import resolve_device
 
@@ -106,9 +107,10 @@ def run(
         _say_start(the_study, jobs, plan, console)
         with stop_on_signals() as stop, shown(the_study, console):
             run_workers(jobs, stop=stop)
-    _say_end(the_study, storage, console)
+    # The database may have been away in the meantime, or be so now.
+    wait_out(lambda: _say_end(the_study, storage, console), stop=stop, say=printer(console))
     # Another point takes the place of a trial that failed, but never of a given one.
-    missing = chosen.given and the_study.missing()
+    missing = chosen.given and wait_out(the_study.missing, stop=stop, say=printer(console))
     raise typer.Exit(stop.exit_code() or int(missing))
 
 

@@ -25,6 +25,7 @@ from cifar_sweep.service import Job, work
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 2.0
+RETRY_SECONDS = 60
 
 
 class StopRequest:
@@ -87,7 +88,7 @@ def serve(
         stop: asked every moment.
 
     Raises:
-        CifarSweepError: a worker's.
+        CifarSweepError: a worker's; of one that serves all studies for good it is said, and tried again.
     """
     with closing(open_existing(job.storage)) as storage:
         patiently = Patience(storage, stop)
@@ -95,8 +96,14 @@ def serve(
             studies = patiently(lambda: list(open_studies(storage, job.studies)))
             if studies:
                 jobs = local_jobs(replace(job, known=tuple(study.name for study in studies)), plan(studies))
-                with shown(studies):
-                    run_workers(jobs, stop=stop)
+                try:
+                    with shown(studies):
+                        run_workers(jobs, stop=stop)
+                except CifarSweepError as error:
+                    if until_idle or job.studies:
+                        raise
+                    log.warning("%s It is tried again in %d s.", error, RETRY_SECONDS)
+                    _sleep(RETRY_SECONDS, stop)
             elif until_idle:
                 break
             else:

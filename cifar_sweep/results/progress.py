@@ -37,6 +37,7 @@ def shown(study: SweepStudy, console: Console, *, live: bool = True) -> Iterator
 
     thread = threading.Thread(target=refresh_on, name="progress", daemon=True)
     with view.live:
+        refresh()
         thread.start()
         try:
             yield
@@ -51,7 +52,7 @@ class _LiveView:
 
     def __init__(self, study: SweepStudy, console: Console) -> None:
         self.study = study
-        self.live = Live(self._draw(), console=console, auto_refresh=False, redirect_stdout=False)
+        self.live = Live(Text(), console=console, auto_refresh=False, redirect_stdout=False)
 
     def refresh(self) -> None:
         self.live.update(self._draw(), refresh=True)
@@ -80,10 +81,13 @@ class _Lines:
         self.console = console
         self.prefix = f"{study.name} " if named else ""
         self.live = _nothing()
-        self.said = {trial.number for trial in study.trials() if trial.state.is_finished()}
+        self.said: set[int] | None = None
 
     def refresh(self) -> None:
-        for trial in self.study.trials():
+        trials = self.study.trials()
+        if self.said is None:  # what was finished before
+            self.said = {trial.number for trial in trials if trial.state.is_finished()}
+        for trial in trials:
             if trial.state.is_finished() and trial.number not in self.said:
                 self.console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
                 self.said.add(trial.number)

@@ -63,18 +63,23 @@ def open_or_resume(
                 f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study."
             )
         if "sweep" not in study.user_attrs:
+            _place(study, artifacts, priority)
             _found(study, sweep, data)
         else:
             _check_same(study, sweep, data)
+            _place(study, artifacts, priority)
             _enqueue(study, sweep)
             study.set_user_attr("sweep", sweep.model_dump(mode="json"))
-        if artifacts is not None or "artifacts" not in study.user_attrs:
-            study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
-        if priority is not None:
-            study.set_user_attr("priority", priority)
         study.set_user_attr("reason", "")
         study.set_user_attr("state", OPEN)
     return SweepStudy(storage, study)
+
+
+def _place(study: optuna.Study, artifacts: str | None, priority: int | None) -> None:
+    if artifacts is not None or "artifacts" not in study.user_attrs:
+        study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
+    if priority is not None:
+        study.set_user_attr("priority", priority)
 
 
 def _create_or_load(storage: Storage, name: str) -> optuna.Study:
@@ -160,13 +165,23 @@ def load(storage: Storage, name: str | None = None) -> SweepStudy:
     if name not in known:
         there = nearest(name, known) if known else "it has no study"
         raise StudyError(f"{storage.shown}: there is no study {name!r}; {there}.")
-    return SweepStudy(storage, optuna.load_study(storage=storage.cached, study_name=name))
+    return load_known(storage, name)
+
+
+def load_known(storage: Storage, name: str) -> SweepStudy:
+    """A study of ours that was there a moment ago.
+
+    Raises:
+        KeyError: it is gone.
+        StudyError: it is not one of ours.
+    """
+    study = optuna.load_study(storage=storage.cached, study_name=name)
+    if storage.is_reused(study._study_id, str(study.user_attrs.get("uid"))):
+        study = optuna.load_study(storage=storage.cached, study_name=name)
+    return SweepStudy(storage, study)
 
 
 def load_all(storage: Storage) -> list[SweepStudy]:
     """Every study of ours, by name; others' studies in the same database are passed over."""
-    studies = [
-        optuna.load_study(storage=storage.cached, study_name=name)
-        for name in sorted(optuna.get_all_study_names(storage.optuna))
-    ]
-    return [SweepStudy(storage, study) for study in studies if "sweep" in study.user_attrs]
+    names = sorted(name for name, attributes in storage.studies() if "sweep" in attributes)
+    return [load_known(storage, name) for name in names]

@@ -35,6 +35,8 @@ WORDS = NETWORK | {
     "too many clients",
     "remaining connection slots",
     "server closed the connection",
+    "terminating connection",
+    "EOF detected",
     "SSL connection has been closed",
     "accepting connections on that socket",
     "timeout expired",

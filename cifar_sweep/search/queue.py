@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 import optuna
 
 from cifar_sweep.errors import StudyError
-from cifar_sweep.search.opening import load
+from cifar_sweep.search.opening import load, load_known
 from cifar_sweep.search.storage import CANCELLED, OPEN, Storage
 from cifar_sweep.search.study import SweepStudy
 
@@ -18,7 +18,10 @@ def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[Swee
         if "sweep" in attributes and attributes.get("state", OPEN) == OPEN and (not names or name in names)
     ]
     for name, _ in sorted(known, key=lambda each: -each[1].get("priority", 0)):
-        study = load(storage, name)
+        try:
+            study = load_known(storage, name)
+        except KeyError:  # it was deleted just now
+            continue
         if not study.settle():
             yield study
 
@@ -33,10 +36,11 @@ def delete(storage: Storage, name: str, *, remove_files: Callable[[SweepStudy], 
     study.set_state(CANCELLED)
     with storage.lock():
         running = study.summary()["trials"]["running"]
-        if running:
-            raise StudyError(
-                f"study {name!r}: {running} of its trials are being trained; they stop within "
-                f"{storage.heartbeat_seconds:.0f} s or so: delete it then."
-            )
-        remove_files(study)
+    if running:
+        raise StudyError(
+            f"study {name!r}: {running} of its trials are being trained; they stop within "
+            f"{storage.heartbeat_seconds:.0f} s or so: delete it then."
+        )
+    remove_files(study)  # it may take a while, and nobody takes trials of a cancelled study
+    with storage.lock():
         optuna.delete_study(study_name=name, storage=storage.optuna)

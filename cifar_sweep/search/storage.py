@@ -5,6 +5,7 @@ nothing there, so every transaction begins with ``BEGIN IMMEDIATE``; counting tr
 several transactions, so both stand under one lock; ask and tell send no heartbeat, so we send our own.
 """
 
+import json
 import math
 import os
 import socket
@@ -126,6 +127,7 @@ class Storage:
         self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
         self.cached = optuna.storages.get_storage(rdb)
+        self._uids: dict[int, str] = {}
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)
         self._lock_file = _sqlite_lock(url) if _is_sqlite(url) else None
         weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
@@ -149,9 +151,20 @@ class Storage:
 
     def owner(self, trial_id: int) -> str | None:
         """The token of the worker that holds a running trial; None where nobody does or it does not run."""
-        trial = self.optuna.get_trial(trial_id)
-        holder = trial.user_attrs.get("owner")
-        return str(holder["token"]) if trial.state is TrialState.RUNNING and holder else None
+        state, holder = self.holder(trial_id)
+        return holder if state is TrialState.RUNNING else None
+
+    def holder(self, trial_id: int) -> tuple[TrialState | None, str | None]:
+        """A trial's state, and the token of its last worker; None where there is no such trial, or worker.
+
+        In one small query: it is asked with each report, and Optuna would read all that a trial has.
+        """
+        with self.optuna.engine.connect() as connection:
+            row = connection.execute(_HOLDER, {"trial_id": trial_id}).one_or_none()
+        if row is None:
+            return None, None
+        holder = json.loads(row.value_json) if row.value_json else None
+        return TrialState[row.state], holder["token"] if holder else None
 
     def orphans(self, study: optuna.Study) -> Sequence[int]:
         """Keys of running trials that nobody trains: their process is gone, or its heartbeat is older than the lease.
@@ -176,6 +189,14 @@ class Storage:
         except KeyError:
             return True
 
+    def is_reused(self, study_id: int, uid: str) -> bool:
+        """Whether this id was another study's, which was deleted since; what is cached of that is forgotten then."""
+        reused = self._uids.setdefault(study_id, uid) != uid
+        if reused:
+            self._uids[study_id] = uid
+            self.cached = optuna.storages.get_storage(self.optuna)
+        return reused
+
     def note_outage(self) -> None:
         """Remember that the database did not answer just now."""
         self._outage = time.monotonic()
@@ -189,6 +210,12 @@ class Storage:
     def close(self) -> None:
         """Give the database connections back."""
         self.optuna.engine.dispose()
+
+
+_HOLDER = sqlalchemy.text(
+    "SELECT t.state, a.value_json FROM trials t LEFT JOIN trial_user_attributes a "
+    "ON a.trial_id = t.trial_id AND a.key = 'owner' WHERE t.trial_id = :trial_id"
+)
 
 
 def owner_attribute(owner: Owner) -> dict[str, Any]:
@@ -227,7 +254,8 @@ def open_storage(url: str) -> Storage:
     """
     parsed = _parse(url)
     if not _is_sqlite(parsed):
-        return _connect(parsed, SERVER_OPTIONS)
+        connecting = SERVER_OPTIONS["connect_args"] | {"options": f"-c lock_timeout={LOCK_SECONDS}s"}
+        return _connect(parsed, SERVER_OPTIONS | {"connect_args": connecting})
     _check_sqlite_file(parsed)
     # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
     with _file_lock(_sqlite_lock(parsed)):
@@ -371,7 +399,6 @@ def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
     # "cifarswp" in ASCII: one lock for all studies of a database, held by the session until it says otherwise.
     key = {"key": int.from_bytes(b"cifarswp", "big")}
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
         try:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
         except sqlalchemy.exc.OperationalError as error:
@@ -380,8 +407,6 @@ def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
             raise StorageBusyError(
                 f"storage: another process has held the study database for {LOCK_SECONDS} s; end it and try again."
             ) from None
-        finally:
-            connection.execute(sqlalchemy.text("RESET lock_timeout"))
         try:
             yield
         finally:

@@ -46,12 +46,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process holds."""
+    """A trial that this process holds. `reported` are the steps that Optuna has of it."""
 
     trial: optuna.Trial
     trial_id: int
     owner: Owner
     config: TrialConfig
+    reported: set[int]
 
     @property
     def number(self) -> int:
@@ -109,9 +110,14 @@ class SweepStudy:
         if not self.finished():
             return self.state != OPEN
         with self.storage.lock():
+            self._read_again()
             if self.state == OPEN and self.finished():
                 self._study.set_user_attr("state", FINISHED)
             return self.state != OPEN
+
+    def _read_again(self) -> None:
+        """The sweep as it stands now: somebody may have given the study more trials since it was loaded."""
+        self.sweep = parse(self._study.user_attrs["sweep"], where=f"study {self.name!r}")
 
     @property
     def budget(self) -> int:
@@ -157,6 +163,8 @@ class SweepStudy:
         with self.storage.lock():
             if self.state != OPEN:
                 return []
+            self._read_again()
+            self._give_back_own(worker)
             self._requeue_orphans()
             first = self._claim_first(worker)
             if first is None:
@@ -218,9 +226,9 @@ class SweepStudy:
         self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
         trial = optuna.Trial(self._study, trial_id)
         space.suggest(trial, self.sweep, named=waiting.user_attrs["given"] if self.sweep.given else None)
-        return self._hold(trial, worker)
+        return self._hold(trial, worker, reported=set(waiting.intermediate_values))
 
-    def _hold(self, trial: optuna.Trial, worker: Worker) -> Claim:
+    def _hold(self, trial: optuna.Trial, worker: Worker, *, reported: set[int]) -> Claim:
         trial_id = self.storage.trial_id(self._study, trial.number)
         # Before the lock is given up: an interrupted trial's last heartbeat is old, and the next claim would take it.
         self.storage.beat(trial_id)
@@ -235,10 +243,18 @@ class SweepStudy:
         environment = {"device": worker.device, "threads": worker.threads, "versions": versions(), "commit": commit()}
         trial.set_user_attr("environment", environment)
         trial.set_user_attr("owner", owner_attribute(worker.owner))
-        return Claim(trial, trial_id, worker.owner, config)
+        return Claim(trial, trial_id, worker.owner, config, reported)
 
     def _config(self, params: Mapping[str, Any], *, number: int, precision: str) -> TrialConfig:
         return space.to_config(params, self.sweep, number=number, classes=self.data["classes"], precision=precision)
+
+    def _give_back_own(self, worker: Worker) -> None:
+        """Requeue what this worker holds without knowing it: who claims has no trial, so a claim was broken off."""
+        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if (trial.user_attrs.get("owner") or {}).get("token") == worker.owner.token:
+                trial_id = self.storage.trial_id(self._study, trial.number)
+                self.storage.optuna.set_trial_user_attr(trial_id, "owner", None)
+                self.storage.set_waiting(trial_id)
 
     def _requeue_orphans(self) -> None:
         """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""
@@ -277,11 +293,11 @@ class SweepStudy:
             # First: a curve must not be longer than what a trial can be continued from.
             claim.trial.set_user_attr("checkpoints", [dict(each) for each in checkpoints])
             claim.trial.set_user_attr("curve", list(curve))
-            seen = self.storage.optuna.get_trial(claim.trial_id).intermediate_values
             for point in curve:
                 step = strategy.step_of(point["epoch"], epochs=claim.config.shape.epochs, searched=searched)
-                if step is not None and step not in seen:
+                if step is not None and step not in claim.reported:
                     claim.trial.report(point["validation_accuracy"], step)
+                    claim.reported.add(step)
 
     def should_prune(self, claim: Claim) -> bool:
         """Whether the pruner would end this trial after its last report."""
@@ -309,10 +325,10 @@ class SweepStudy:
     ) -> None:
         """End a trial, once: done again because the database's answer was lost, it changes nothing."""
         with self.storage.lock():
-            trial = self.storage.optuna.get_trial(claim.trial_id)
-            if (trial.user_attrs.get("owner") or {}).get("token") != claim.owner.token:
+            there, holder = self.storage.holder(claim.trial_id)
+            if there is None or holder != claim.owner.token:
                 raise TrialLostError(f"trial {claim.number} was taken up by another worker")
-            if trial.state.is_finished():
+            if there.is_finished():
                 return
             _set(claim.trial, attributes)
             self._study.tell(claim.trial, value, state=state)
@@ -325,7 +341,7 @@ class SweepStudy:
 
         Raises TrialLostError as `report` does.
         """
-        if self.state == CANCELLED:
+        if self.state == CANCELLED and not self.sweep.given:  # nothing takes the place of a given point that failed
             self.fail(claim, "the study was cancelled")
             return False
         with self._held(claim):

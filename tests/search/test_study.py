@@ -648,3 +648,12 @@ def test_without_a_name_the_only_study_is_loaded(own_storage: Storage) -> None:
     open_or_resume(own_storage, "a", sweep(), data=DATA)
     assert load_error(own_storage).endswith("own.db: name one of its studies: a, b.")
     assert [study.name for study in studies.load_all(own_storage)] == ["a", "b"]
+
+
+def test_what_a_broken_claim_left_is_not_lost(make: Callable[..., SweepStudy]) -> None:
+    study = make()
+    me = worker()
+    left = claimed(study, me)  # and the answer of the database was lost
+    again = claimed(study, me)
+    assert again.number == left.number
+    assert "deaths" not in stored(study, again).user_attrs
