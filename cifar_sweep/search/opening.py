@@ -72,7 +72,7 @@ def open_or_resume(
             study.set_user_attr("sweep", sweep.model_dump(mode="json"))
         study.set_user_attr("reason", "")
         study.set_user_attr("state", OPEN)
-    return SweepStudy(storage, study)
+    return load_known(storage, name)
 
 
 def _place(study: optuna.Study, artifacts: str | None, priority: int | None) -> None:
@@ -84,7 +84,7 @@ def _place(study: optuna.Study, artifacts: str | None, priority: int | None) -> 
 
 def _create_or_load(storage: Storage, name: str) -> optuna.Study:
     study = optuna.create_study(
-        storage=storage.cached, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
+        storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
     )
     if study.directions != [StudyDirection.MAXIMIZE]:
         raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
