@@ -43,8 +43,10 @@ def assert_one_sentence(message: str) -> None:
     assert not JARGON.search(message), message
 
 
-TOP_LEVEL = "accepted: description, trials, seed, keep_weights, keep_megabytes, "
-    "sampler, pruner, fixed, space, enqueue, ensemble, preview"
+TOP_LEVEL = (
+    "accepted: description, trials, seed, keep_weights, keep_megabytes, sampler, pruner, fixed, space, enqueue, "
+    "ensemble, preview"
+)
 
 REFUSED = {
     "not TOML": ("trials = = 3", "lr.toml: not valid TOML: Invalid value (at line 1, column 10)"),
