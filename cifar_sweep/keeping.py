@@ -31,7 +31,7 @@ class TrialFiles:
     """The files of one claimed trial.
 
     Attributes:
-        checkpoints: the last ones that were saved, as `SweepStudy.report` takes them.
+        checkpoints: those that are kept, as `SweepStudy.report` takes them.
     """
 
     def __init__(self, artifacts: Artifacts, study: SweepStudy, claim: Claim) -> None:
@@ -41,6 +41,11 @@ class TrialFiles:
         self._mark = claim.owner.token[:8]
         self._reported = claim.checkpoints
         self.checkpoints = claim.checkpoints
+
+    @property
+    def newest(self) -> list[dict[str, Any]]:
+        """The checkpoints that are worth knowing of: the last one, and the one before should that be damaged."""
+        return self.checkpoints[-KEPT_CHECKPOINTS:]
 
     def take_up(self, run: Run, k: int) -> None:
         """Continue member `k` from the newest checkpoint that is sound; from its first epoch if none is."""
@@ -62,11 +67,11 @@ class TrialFiles:
         stored = self._artifacts.put(name, checkpoint.pack(run.state(k)))
         self.checkpoints = [*self.checkpoints, {"epoch": epoch, **asdict(stored)}]
         # While the database is away it names older ones; these stay until it names newer ones.
-        self._drop_others_than(self.checkpoints[-KEPT_CHECKPOINTS:] + self._reported)
+        self._drop_others_than(self.newest + self._reported)
 
     def reported(self) -> None:
         """The database has the last checkpoints: the older ones are not needed any more."""
-        self._reported = self.checkpoints[-KEPT_CHECKPOINTS:]
+        self._reported = self.newest
         self._drop_others_than(self._reported)
 
     def keep_weights(self, run: Run, k: int) -> Stored:

@@ -187,7 +187,7 @@ class Training:
     def _report_up_to(self, run: Run, k: int, epoch: int) -> None:
         member = self.members[k]
         curve = [asdict(result) for result in run.members[k].history[:epoch]]
-        self.study.report(member.claim, curve, member.files.checkpoints[-2:])
+        self.study.report(member.claim, curve, member.files.newest)
         member.files.reported()
 
     def _pruned(self, run: Run, k: int) -> bool:

@@ -50,10 +50,10 @@ def without_password(context: typer.Context, parameter: typer.CallbackParam, add
 
 
 _PASSWORD = re.compile(r"^[^/]*://[^/@]*:[^@]*@|[?&](ssl)?password=")
-DatabaseUrl = "sqlite:///FILE or postgresql://USER@HOST/DATABASE."
+DATABASE_HELP = "sqlite:///FILE or postgresql://USER@HOST/DATABASE."
 StorageUrl = Annotated[
     str,
-    typer.Option("--storage", envvar="CIFAR_SWEEP_STORAGE", callback=without_password, help=DatabaseUrl),
+    typer.Option("--storage", envvar="CIFAR_SWEEP_STORAGE", callback=without_password, help=DATABASE_HELP),
 ]
 Artifacts = Annotated[
     str | None,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cifar_sweep.cli.options import (
+    DATABASE_HELP,
     DEFAULT_STORAGE,
     Artifacts,
-    DatabaseUrl,
     Device,
     GroupSize,
     MaxHours,
@@ -151,7 +151,7 @@ def _confirmed(question: str) -> bool:
 
 
 def copy(
-    source: Annotated[str, typer.Argument(metavar="FROM", callback=without_password, help=DatabaseUrl)],
+    source: Annotated[str, typer.Argument(metavar="FROM", callback=without_password, help=DATABASE_HELP)],
     target: Annotated[str, typer.Argument(metavar="TO", callback=without_password, help="Likewise; made if needed.")],
     studies: Studies = None,
 ) -> None:

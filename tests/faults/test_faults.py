@@ -1,6 +1,7 @@
 """What happens in hours, in seconds: kills, stops, outages and full disks, on SQLite and on PostgreSQL.
 
-`CIFAR_SWEEP_FAULT_REPEATS=5` does each as often, and with 20 kills where there are 4; docs/faults.md has what came out.
+`CIFAR_SWEEP_FAULT_REPEATS=5` does each as often, on both databases, with 20 kills where there are 3; docs/faults.md has
+what came out.
 """
 
 import json
@@ -26,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.artifacts import Stored, open_artifacts
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.search.opening import load
 from cifar_sweep.search.storage import Storage, open_existing, open_storage
 from cifar_sweep.search.study import SweepStudy
 from cifar_sweep.search.sweepfile import parse
@@ -83,14 +85,8 @@ def study(database: Storage, name: str, small_data: ImageData) -> SweepStudy:
 def submitted(storage: Storage, name: str, data: ImageData, **changes: Any) -> SweepStudy:
     for other, attributes in storage.studies():  # the server is shared by tests
         if attributes.get("state") == "open":
-            SweepStudy(storage, storage_study(storage, other)).set_state("paused")
+            load(storage, other).set_state("paused")
     return submit(storage, name, parse(SWEEP | changes, where="test"), data, source="synthetic:500")
-
-
-def storage_study(storage: Storage, name: str) -> Any:
-    import optuna
-
-    return optuna.load_study(study_name=name, storage=storage.optuna)
 
 
 class Crew:
@@ -273,7 +269,7 @@ def test_the_server_is_restarted_and_gone_for_a_while(
         own_postgres.start()
     said = workers.finish()
     with closing(open_existing(url)) as storage:
-        study = SweepStudy(storage, storage_study(storage, name))
+        study = load(storage, name)
         trials = assert_finished(study, TRIALS)
         assert_as_unbroken(study, trials[0], small_data)
     assert max(workers.epochs().values()) == 1, "nothing was trained twice"

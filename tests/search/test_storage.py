@@ -5,7 +5,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -358,18 +357,6 @@ def test_optunas_assertion_for_an_unwritten_trial_is_explained() -> None:
 )  # fmt: skip
 def test_what_is_no_database_error_is_not_explained(error: Exception) -> None:
     assert explain(error) is None
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="small-disk-"))  # where pytest does not tidy up on its own
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        folder.rmdir()
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    folder.rmdir()
 
 
 def fill(storage: Storage, study_id: int) -> None:
