@@ -54,9 +54,7 @@ def claimed_against_measured(rows: Sequence[HandRow]) -> go.Figure:
     figure.update_xaxes(title="test accuracy, %")
     data = list(dict.fromkeys(row.data for row in measured if row.data))
     title = f"claims are the reports', on CIFAR-10; measured on {', '.join(data) or 'nothing yet'}"
-    return _finish(
-        figure, title + (f"; {SYNTHETIC_REMARK}" if is_synthetic(data) else ""), height=170 + 24 * len(shown)
-    )
+    return finish(figure, title + (f"; {SYNTHETIC_REMARK}" if is_synthetic(data) else ""), height=170 + 24 * len(shown))
 
 
 def _add_points(figure: go.Figure, name: str, colour: str, symbol: str, rows: Sequence[HandRow]) -> None:
@@ -90,7 +88,7 @@ def _row_words(row: HandRow) -> str:
     if row.difference is not None:
         lines.append(f"difference {row.difference:+.2f} points")
     lines += [f"shortened: {row.shortened}"] if row.shortened else []
-    return _lines([*lines, row.note])
+    return hover_text([*lines, row.note])
 
 
 def learning_curves(trials: Sequence[FrozenTrial], *, data: str) -> go.Figure:
@@ -105,7 +103,7 @@ def learning_curves(trials: Sequence[FrozenTrial], *, data: str) -> go.Figure:
     figure.update_yaxes(title="accuracy, %", row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     title = f"{data}: training images dashed, validation images solid"
-    return _finish(figure, title, height=560 + 12 * len(drawn))
+    return finish(figure, title, height=560 + 12 * len(drawn))
 
 
 def _curve(trial: FrozenTrial, part: str, quantity: str, *, place: int) -> go.Scatter:
@@ -117,13 +115,15 @@ def _curve(trial: FrozenTrial, part: str, quantity: str, *, place: int) -> go.Sc
         # Where a training diverged there is a gap: JSON has no word for what is not a number.
         y=[value if math.isfinite(value) else None for _, value in epochs],
         mode="lines+markers",  # one epoch alone is no line
-        name=escape(_name(trial)),
+        name=escape(trial_name(trial)),
         legendgroup=str(trial.number),
         showlegend=(part, quantity) == ("validation", "accuracy"),
         line={"color": PALETTE[place % len(PALETTE)], "dash": "dash" if part == "train" else "solid", "width": 2},
         marker={"symbol": _CURVE_SYMBOLS[place // len(PALETTE) % len(_CURVE_SYMBOLS)], "size": 5},
         hoverinfo="text",
-        hovertext=[escape(f"{_name(trial)}, epoch {epoch}: {part} {quantity} {y:.4g} {unit}") for epoch, y in epochs],
+        hovertext=[
+            escape(f"{trial_name(trial)}, epoch {epoch}: {part} {quantity} {y:.4g} {unit}") for epoch, y in epochs
+        ],
     )
 
 
@@ -132,7 +132,7 @@ def accuracy_by_learning_rate(trials: Sequence[FrozenTrial], *, data: str) -> go
 
     The symbol says how a trial ended, the colour its batch size where that varies, a ring that it is a point by hand.
     """
-    drawn = [trial for trial in trials if "config" in trial.user_attrs and _accuracy(trial) is not None]
+    drawn = [trial for trial in trials if "config" in trial.user_attrs and accuracy_of(trial) is not None]
     sizes = sorted({trial.user_attrs["config"]["batch_size"] for trial in drawn})
     groups: dict[tuple[int, TrialState], list[FrozenTrial]] = defaultdict(list)
     for trial in drawn:
@@ -162,18 +162,18 @@ def accuracy_by_learning_rate(trials: Sequence[FrozenTrial], *, data: str) -> go
         )
     figure.update_xaxes(title="learning rate", type="log", exponentformat="power")
     figure.update_yaxes(title="validation accuracy, %")
-    return _finish(figure, f"{data}: validation images", height=520)
+    return finish(figure, f"{data}: validation images", height=520)
 
 
 def _positions(trials: Iterable[FrozenTrial]) -> dict[str, list[float]]:
-    accuracies = [(trial, _accuracy(trial)) for trial in trials]
+    accuracies = [(trial, accuracy_of(trial)) for trial in trials]
     return {
         "x": [trial.user_attrs["config"]["learning_rate"] for trial, _ in accuracies],
         "y": [100 * accuracy for _, accuracy in accuracies if accuracy is not None],
     }
 
 
-def _accuracy(trial: FrozenTrial) -> float | None:
+def accuracy_of(trial: FrozenTrial) -> float | None:
     """A complete trial's best validation accuracy, any other's last one, as a fraction; None before its first epoch."""
     if trial.state is TrialState.COMPLETE:
         return trial.value
@@ -183,29 +183,29 @@ def _accuracy(trial: FrozenTrial) -> float | None:
 
 def _trial_words(trial: FrozenTrial) -> str:
     config = trial.user_attrs["config"]
-    return _lines(
+    return hover_text(
         [
-            f"{_name(trial)}, {STATE_NAMES[trial.state]}: {config['model']}",
+            f"{trial_name(trial)}, {STATE_NAMES[trial.state]}: {config['model']}",
             f"learning rate {config['learning_rate']:.3g}, batch size {config['batch_size']}",
-            f"validation accuracy {100 * (_accuracy(trial) or 0):.2f} %",
+            f"validation accuracy {100 * (accuracy_of(trial) or 0):.2f} %",
             f"after {len(trial.user_attrs.get('curve', []))} of {config['epochs']} epochs",
         ]
     )
 
 
-def _name(trial: FrozenTrial) -> str:
+def trial_name(trial: FrozenTrial) -> str:
     label, shortened = trial.user_attrs.get("label"), trial.user_attrs.get("shortened")
     return (
         f"trial {trial.number}" + (f", {label}" if label else "") + (f" (shortened: {shortened})" if shortened else "")
     )
 
 
-def _lines(words: Iterable[str]) -> str:
+def hover_text(words: Iterable[str]) -> str:
     """Escaped text on several lines, for a box beside the pointer."""
     return "<br>".join(escape(line) for text in words if text for line in textwrap.wrap(text, 60))
 
 
-def _finish(figure: go.Figure, title: str, *, height: int) -> go.Figure:
+def finish(figure: go.Figure, title: str, *, height: int) -> go.Figure:
     """The look that all figures share. Grounds are clear and inks are neutral: the page's light or dark shows."""
     lines = textwrap.wrap(title, _TITLE_COLUMNS)
     axis = {"gridcolor": "rgba(128,128,128,0.3)", "zeroline": False, "linecolor": QUIET, "automargin": True}
@@ -246,7 +246,7 @@ def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
     trials = [trial for trial in study.trials() if trial.user_attrs.get("curve")]
     if not trials:
         raise StudyError(f"study {study.name!r} has no trial with a finished epoch to draw; run it first.")
-    ended = study.ranked() or sorted(trials, key=lambda trial: -(_accuracy(trial) or 0))
+    ended = study.ranked() or sorted(trials, key=lambda trial: -(accuracy_of(trial) or 0))
     data = data_words(study)
     figures = [
         (
