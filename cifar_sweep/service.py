@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
-from cifar_sweep.config import PARAMETERS, Shape
+from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value, is_own
 from cifar_sweep.errors import CifarSweepError, DiskError, StudyError, UsageError
+from cifar_sweep.own_model import fingerprints
 from cifar_sweep.runner import GroupTooLargeError, Patience, Training
 from cifar_sweep.search.lease import Lease
-from cifar_sweep.search.opening import open_or_resume
+from cifar_sweep.search.opening import check_code, check_request, open_or_resume
 from cifar_sweep.search.outage import is_outage, wait_out
 from cifar_sweep.search.queue import open_studies
 from cifar_sweep.search.storage import PAUSED, Owner, Storage, open_existing
@@ -23,6 +24,7 @@ from cifar_sweep.search.sweepfile import Range, Sweep, values_of
 from cifar_sweep.training import data as images
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.models.own import check_outputs
 from cifar_sweep.training.speed import ONE_AT_A_TIME, Groups
 from cifar_sweep.training.split import split
 
@@ -68,6 +70,17 @@ class Job:
         return self.deadline is not None and time.time() >= self.deadline
 
 
+def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
+    """Refuse what no study can be made of, before a database is.
+
+    Raises:
+        UsageError: the name, the pruner, the numbers of images or a model of the user's own are not accepted.
+    """
+    check_images(sweep, data)
+    check_request(name, sweep)
+    check_networks(sweep, data)
+
+
 def check_images(sweep: Sweep, data: ImageData) -> None:
     """Refuse a sweep that asks for more training images than there are, or for a batch larger than those.
 
@@ -103,6 +116,25 @@ def _may_normalize_features(sweep: Sweep) -> bool:
     return "cnn3" in values_of(sweep, "model") and True in values_of(sweep, "batch_norm")
 
 
+def check_networks(sweep: Sweep, data: ImageData) -> None:
+    """Run a pair of images through each network of the user's own that the sweep names.
+
+    Raises:
+        UsageError: there is no such function, or what it makes is no network for these images.
+    """
+    for model in _models(sweep):
+        if is_own(model):
+            params: dict[str, Value] = {**sweep.fixed, "model": model}
+            config = TrialConfig.from_params(params, classes=len(data.classes), precision="fp32", data_seed=0, seed=0)
+            check_outputs(config.shape)
+
+
+def _models(sweep: Sweep) -> list[str]:
+    if sweep.given:
+        return [str(point.params().get("model", PARAMETERS["model"].default)) for point in sweep.enqueue]
+    return [str(model) for model in values_of(sweep, "model")]
+
+
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
     """What a study stores of its data; `source` is where to find it again, unless told otherwise."""
     there = str(Path(source).absolute()) if Path(source).exists() else source
@@ -111,6 +143,7 @@ def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
         "fingerprint": data.fingerprint,
         "classes": len(data.classes),
         "train_images": len(split(data.train_labels)[0]),
+        "test_images": len(data.test_labels),
         "source": there,
     }
 
@@ -137,11 +170,19 @@ def submit(
         priority: of studies that are open, workers take the one of the highest; None leaves it as it is.
 
     Raises:
-        UsageError: the name, the pruner, or the sweep's numbers of images are not accepted.
+        UsageError: the name, the pruner, the sweep's numbers of images or a model of the user's own are not accepted.
         StudyError: the study is there with another space or other data.
     """
-    check_images(sweep, data)
-    return open_or_resume(storage, name, sweep, data=facts(data, source=source), artifacts=artifacts, priority=priority)
+    check_submission(name, sweep, data)
+    return open_or_resume(
+        storage,
+        name,
+        sweep,
+        data=facts(data, source=source),
+        code=fingerprints(_models(sweep)),
+        artifacts=artifacts,
+        priority=priority,
+    )
 
 
 def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
@@ -222,6 +263,7 @@ class _Shift:
             artifacts = open_artifacts(self.job.artifacts or study.artifacts)
             data = images.load(self.job.data or study.data["source"])
             study.check_data(name=data.name, fingerprint=data.fingerprint)
+            check_code(study.name, study.code, fingerprints(study.code))
         except CifarSweepError as error:
             self._leave(study, error)
             return False

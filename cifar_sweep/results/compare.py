@@ -7,9 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 from rich.text import Text
@@ -19,10 +18,14 @@ from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.results.hand import SYNTHETIC_REMARK, HandRow, data_words, hand_rows, is_synthetic, points
 from cifar_sweep.results.status import duration, params_text
-from cifar_sweep.results.testset import TestSet
 from cifar_sweep.search.study import SweepStudy, describe
 from cifar_sweep.search.sweepfile import Sweep, find, load
-from cifar_sweep.training.data import ImageData
+
+if TYPE_CHECKING:  # what compares without measuring loads no torch
+    import torch
+
+    from cifar_sweep.results.testset import TestSet
+    from cifar_sweep.training.data import ImageData
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +85,8 @@ def collect(
     *,
     hand: str,
     artifacts_of: Callable[[SweepStudy], Artifacts],
-    device: torch.device,
-    images_of: Callable[[SweepStudy], ImageData],
+    device: "torch.device",
+    images_of: "Callable[[SweepStudy], ImageData]",
 ) -> tuple[list[HandRow], list[SweepRow]]:
     """Everything to compare: the hand runs of study `hand`, and the best trial of each study that searches.
 
@@ -93,11 +96,13 @@ def collect(
     Raises:
         UsageError: `hand` is a study that searches, or there is no sweep file of its name.
     """
+    from cifar_sweep.results.testset import TestSet
+
     known = {study.name: study for study in studies}
     by_hand = known.get(hand)
     if by_hand is not None and not by_hand.sweep.given:
         raise UsageError(f"study {hand!r} searches; --study takes a study of given runs, such as that of `reports`.")
-    sweep = _file(by_hand.sweep.name if by_hand else hand) or (by_hand.sweep if by_hand else None)
+    sweep = whole_sweep(by_hand.sweep.name if by_hand else hand) or (by_hand.sweep if by_hand else None)
     if sweep is None or not sweep.given:
         raise UsageError(f"--study {hand}: there is no such study or sweep of given runs; accepted: that of `reports`.")
     searches = [study for study in studies if not study.sweep.given]
@@ -120,11 +125,11 @@ def collect(
         ensembles=ensembles,
         train_images=by_hand.data.get("train_images") if by_hand else None,
     )
-    files = {study.sweep.name: _file(study.sweep.name) for study in searches}
+    files = {study.sweep.name: whole_sweep(study.sweep.name) for study in searches}
     return rows, sweep_rows(searches, rows, tests, files=files)
 
 
-def _file(name: str) -> Sweep | None:
+def whole_sweep(name: str) -> Sweep | None:
     """The sweep file of this name, whole; None where there is none that can be read."""
     try:
         return load(find(name))
@@ -132,7 +137,7 @@ def _file(name: str) -> Sweep | None:
         return None
 
 
-def _ensembles(sweep: Sweep, study: SweepStudy, test_set: TestSet) -> dict[str, float]:
+def _ensembles(sweep: Sweep, study: SweepStudy, test_set: "TestSet") -> dict[str, float]:
     """Test accuracies (fractions) of the claimed ensembles whose members were all run whole."""
     whole: dict[str, FrozenTrial] = {}
     for trial in study.ranked():
