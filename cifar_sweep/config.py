@@ -7,6 +7,7 @@ number per trial. Trials with equal shapes can share one training group.
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -18,7 +19,10 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a parameter of a trial may be. `low` and `high` are inclusive; `high` is exclusive where it says so."""
+    """What a parameter of a trial may be. `low` and `high` are inclusive; `high` is exclusive where it says so.
+
+    `pattern` is of further texts besides `choices`, and `pattern_words` says in words what they are.
+    """
 
     kind: type
     default: Value
@@ -26,12 +30,15 @@ class Parameter:
     high: float | None = None
     choices: tuple[Value, ...] = ()
     high_is_open: bool = False
+    pattern: str = ""
+    pattern_words: str = ""
     help: str = ""
 
     def accepted(self) -> str:
         """The accepted values, in words."""
         if self.choices:
-            return "one of " + ", ".join(str(choice) for choice in self.choices)
+            words = "one of " + ", ".join(str(choice) for choice in self.choices)
+            return f"{words}, or {self.pattern_words}" if self.pattern else words
         if self.kind is bool:
             return "true or false"
         noun = "a whole number" if self.kind is int else "a number"
@@ -49,7 +56,7 @@ class Parameter:
                 raise refusal
             return value
         if self.kind is str:
-            if value not in self.choices:
+            if value not in self.choices and not (isinstance(value, str) and self._matches(value)):
                 raise refusal
             return str(value)
         if not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
@@ -60,12 +67,23 @@ class Parameter:
             raise refusal
         return self.kind(value)  # type: ignore[no-any-return]
 
+    def _matches(self, text: str) -> bool:
+        return bool(self.pattern) and re.fullmatch(self.pattern, text) is not None
+
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", *VGG_MODELS)
+OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 PARAMETERS: dict[str, Parameter] = {
-    "model": Parameter(str, "cnn3", choices=MODEL_NAMES, help="network"),
+    "model": Parameter(
+        str,
+        "cnn3",
+        choices=MODEL_NAMES,
+        pattern=OWN_MODEL,
+        pattern_words="a function of your own as my_module:build",
+        help="network",
+    ),
     "activation": Parameter(str, "relu", choices=("relu", "leaky_relu", "sigmoid", "tanh"), help="activation function"),
     "batch_norm": Parameter(bool, False, help="batch normalisation"),
     "norm_position": Parameter(
@@ -98,7 +116,7 @@ _VGG: tuple[frozenset[str], dict[str, Value]] = (
     {"batch_norm": True, "hidden_units": 500},
 )
 
-# For each model: the parameters it has, and its report's own settings where they differ from the defaults above.
+# For each model here: the parameters it has, and its report's own settings where they differ from the defaults above.
 MODEL_TRAITS: dict[str, tuple[frozenset[str], dict[str, Value]]] = {
     "lenet": (_COMMON | {"hidden_units", "dropout", "norm_position"}, {"hidden_units": 84}),
     "convnet": (frozenset(PARAMETERS), {"batch_norm": True, "hidden_units": 84}),
@@ -106,6 +124,19 @@ MODEL_TRAITS: dict[str, tuple[frozenset[str], dict[str, Value]]] = {
     "cnn1": (_COMMON | {"dropout", "norm_position"}, {}),
     **dict.fromkeys(VGG_MODELS, _VGG),
 }
+
+# What a network of a user's own makes of its shape is its own affair.
+_OWN_TRAITS: tuple[frozenset[str], dict[str, Value]] = (frozenset(PARAMETERS), {})
+
+
+def is_own(model: str) -> bool:
+    """Whether the model is a user's own, named by module and function."""
+    return ":" in model
+
+
+def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
+    """The parameters that a model has, and its own defaults where they differ from those of `PARAMETERS`."""
+    return _OWN_TRAITS if is_own(model) else MODEL_TRAITS[model]
 
 
 def check_parameter(name: str, value: Any, *, where: str) -> Value:
@@ -128,7 +159,7 @@ def applies(name: str, values: Mapping[str, Value]) -> bool:
     It does not where the model lacks it, momentum for adam, and the place of batch norm where there is none.
     """
     model = str(values.get("model", PARAMETERS["model"].default))
-    has, defaults = MODEL_TRAITS[model]
+    has, defaults = traits(model)
     if name == "momentum":
         return values.get("optimizer", PARAMETERS["optimizer"].default) != "adam"
     if name == "norm_position":
@@ -204,7 +235,7 @@ class TrialConfig:
         """
         given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
         model = str(given.get("model", PARAMETERS["model"].default))
-        has, defaults = MODEL_TRAITS[model]
+        has, defaults = traits(model)
         values: dict[str, Value] = {name: parameter.default for name, parameter in PARAMETERS.items()} | defaults
         complete = values | given
         values |= {name: value for name, value in given.items() if applies(name, complete)}

@@ -175,15 +175,13 @@ def _submit(
 ) -> "tuple[SweepStudy, str]":
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
     from cifar_sweep.artifacts import open_artifacts
-    from cifar_sweep.search.opening import check_request
     from cifar_sweep.search.storage import open_storage
-    from cifar_sweep.service import check_images
+    from cifar_sweep.service import check_submission
     from cifar_sweep.service import submit as submit_study
 
     source, images = load_data(data, console, download=not preview)
-    check_images(chosen, images)
     name = name or chosen.name + ("-preview" if preview else "")
-    check_request(name, chosen)
+    check_submission(name, chosen, images)
     address = open_artifacts(artifacts).address if artifacts is not None else None
     the_study = submit_study(
         open_storage(storage), name, chosen, images, source=source, artifacts=address, priority=priority

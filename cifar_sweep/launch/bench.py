@@ -174,7 +174,7 @@ def training_macs(config: TrialConfig) -> int:
     But for the first layer's input, whose gradient nobody needs.
     """
     network = build(config.shape, seed=0)
-    first = network[0]
+    first = next(network.children())
     assert isinstance(first, nn.Conv2d)
     side = 32 + 2 * int(first.padding[0]) - int(first.kernel_size[0]) + 1
     return 3 * macs(network) - first.weight.numel() * side**2

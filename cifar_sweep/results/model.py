@@ -26,7 +26,7 @@ def describe_model(params: Mapping[str, Value]) -> dict[str, Any]:
     """
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=0)
     network = build(config.shape, seed=0)
-    for layer in network:
+    for layer in network.modules():
         if isinstance(layer, (nn.Dropout, nn.Dropout2d)):
             layer.p = config.knobs.dropout  # `build` leaves it at 0: the trainer sets it
     rows = summarize(network)

@@ -38,6 +38,7 @@ def open_or_resume(
     sweep: Sweep,
     *,
     data: Mapping[str, Any],
+    code: Mapping[str, str] | None = None,
     artifacts: str | None = None,
     priority: int | None = None,
 ) -> SweepStudy:
@@ -48,12 +49,13 @@ def open_or_resume(
         name: letters, digits, dots, dashes and underscores.
         sweep: what it searches.
         data: `name`, `fingerprint` and `classes` (their number) of the data.
+        code: the fingerprints of users' own models, by model.
         artifacts: where its trials' files go; None leaves it as it is, which is ./artifacts at first.
         priority: workers take the open study of the highest first; None leaves it as it is, which is 0 at first.
 
     Raises:
         UsageError: the name, or the pruner in this space, is not accepted.
-        StudyError: the study is there with another space or other data.
+        StudyError: the study is there with another space, other data or another model under the same name.
     """
     check_request(name, sweep)
     with storage.lock():
@@ -64,9 +66,9 @@ def open_or_resume(
             )
         if "sweep" not in study.user_attrs:
             _place(study, artifacts, priority)
-            _found(study, sweep, data)
+            _found(study, sweep, data, code or {})
         else:
-            _check_same(study, sweep, data)
+            _check_same(study, sweep, data, code or {})
             _place(study, artifacts, priority)
             _enqueue(study, sweep)
             study.set_user_attr("sweep", sweep.model_dump(mode="json"))
@@ -91,13 +93,15 @@ def _create_or_load(storage: Storage, name: str) -> optuna.Study:
     return study
 
 
-def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
+def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
     """Give a new study its facts and hand points. The sweep comes last: a study that has it is whole."""
     study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex[:8]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(["validation accuracy"])
     study.set_user_attr("data", dict(data))
+    if code:
+        study.set_user_attr("code", dict(code))
     study.set_user_attr("versions", versions())
     study.set_user_attr("commit", commit())
     _enqueue(study, sweep)
@@ -121,7 +125,7 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
 
 
-def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> None:
+def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
     """Numbers that mean different things must not meet in one study."""
     name = study.study_name
     stored = parse(study.user_attrs["sweep"], where=f"study {name!r}").identity()
@@ -141,6 +145,17 @@ def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any]) -> N
             f"study {name!r} was run on other data: {there['name']} ({there['fingerprint']}), not {data['name']} "
             f"({data['fingerprint']}); give the same --data to continue it, or name a new study with --study."
         )
+    check_code(name, study.user_attrs.get("code", {}), code)
+
+
+def check_code(name: str, stored: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise StudyError if a user's own model is not the one that the study's trials were trained with."""
+    for model, fingerprint in stored.items():
+        if found.get(model) != fingerprint:
+            raise StudyError(
+                f"study {name!r} was run with another file for model {model!r}: its trials would not be comparable; "
+                "restore the file to continue it, or name a new study with --study."
+            )
 
 
 def _difference(one: Any, other: Any) -> str:

@@ -85,6 +85,7 @@ class SweepStudy:
         self.sweep: Sweep = parse(attributes["sweep"], where=f"study {self.name!r}")
         self.uid: str = attributes["uid"]
         self.data: dict[str, Any] = attributes["data"]
+        self.code: dict[str, str] = attributes.get("code", {})
         self.artifacts: str = attributes["artifacts"]
         self.priority: int = attributes.get("priority", 0)
         self._study.pruner = strategy.build_pruner(self.sweep)
@@ -240,7 +241,8 @@ class SweepStudy:
         )
         trial.set_user_attr("config", config.to_dict())
         # One attribute, not four: each is a transaction, and a group has many trials.
-        environment = {"device": worker.device, "threads": worker.threads, "versions": versions(), "commit": commit()}
+        known = versions() | {model: code for model, code in self.code.items() if model == config.shape.model}
+        environment = {"device": worker.device, "threads": worker.threads, "versions": known, "commit": commit()}
         trial.set_user_attr("environment", environment)
         trial.set_user_attr("owner", owner_attribute(worker.owner))
         return Claim(trial, trial_id, worker.owner, config, reported)

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from cifar_sweep.config import MODEL_TRAITS, PARAMETERS, Value, check_parameter
+from cifar_sweep.config import PARAMETERS, Value, check_parameter, traits
 from cifar_sweep.errors import UsageError, nearest
 
 SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
@@ -452,7 +452,7 @@ def _check_domain(name: str, domain: Range | Choices, *, where: str) -> None:
 def _check_used(sweep: Sweep, *, where: str) -> None:
     """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
     models = values_of(sweep, "model")
-    has = frozenset[str]().union(*(MODEL_TRAITS[str(model)][0] for model in models))
+    has = frozenset[str]().union(*(traits(str(model))[0] for model in models))
     for table, names_in_table in (("fixed", sweep.fixed), ("space", sweep.space)):
         for name in names_in_table:
             if name not in has:

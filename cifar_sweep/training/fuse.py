@@ -9,73 +9,37 @@ All parameters lie in one matrix, a row for each member: what an optimizer, a ch
 hands them out to the layers, the members' parts one after the other, in the arithmetic of the forward pass.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class Masks:
-    """A member's dropout: its rate, and the generator that its masks come from and nothing else does."""
-
-    rate: float
-    generator: torch.Generator
+from cifar_sweep.training.rows import Masks, Part, Rows, masks_of, parts_of
 
 
-@dataclass(frozen=True)
-class Part:
-    """Where a parameter of the plain network lies in a member's row, and the dtype that a step wants it in."""
-
-    name: str
-    start: int
-    shape: torch.Size
-    dtype: torch.dtype | None
-
-    def of(self, rows: Tensor) -> Tensor:
-        """The parameter in rows [..., parameters], flat; it shares their memory."""
-        return rows[..., self.start : self.start + self.shape.numel()]
-
-
-class Fused(nn.Module):
+class Fused(Rows):
     """`networks` as one. From images [b, 3, h, w] to outputs [K, b, classes], in the members' order.
 
     Args:
-        networks: plain networks of one shape, in order.
+        networks: plain networks of one shape, in order, which `can_fuse`.
         masks: the members' dropout.
         dtype: of convolutions and linear layers; None is that of the parameters. Batch norm keeps the parameters'.
 
-    Attributes:
-        weights: the members' parameters [K, parameters], each row in the plain network's order.
-        gradients: theirs, as `gather_gradients` found them.
-
     Raises:
-        ValueError: a kind of layer that no network here has.
+        ValueError: a kind of layer that has no fused form.
     """
 
     def __init__(
         self, networks: Sequence[nn.Sequential], masks: Sequence[Masks], *, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(networks, parts_of(networks[0], dtypes=_dtypes(networks[0], dtype)))
         self.layers = nn.ModuleDict(
             {place: _fused([network[int(place)] for network in networks], masks) for place in _order(networks[0])}
         )
-        rows = [[parameter.detach().flatten() for parameter in network.parameters()] for network in networks]
-        self.register_buffer("weights", torch.stack([torch.cat(row) for row in rows]))
-        self.register_buffer("gradients", torch.zeros_like(self.weights))
-        self.weights: Tensor
-        self.gradients: Tensor
-        self.parts = _parts(networks[0], dtype=dtype)
         self._handed: list[Tensor] = []
         self.dtype = dtype
-
-    @property
-    def size(self) -> int:
-        """The number of members."""
-        return len(self.weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs [K, b, classes] for images [b, 3, h, w]."""
@@ -83,7 +47,10 @@ class Fused(nn.Module):
         handed = iter(self._handed)
         x = images.to(self.dtype or self.weights.dtype)
         for layer in self.layers.values():
-            x = layer(x, weight=next(handed), bias=next(handed)) if isinstance(layer, _WITH_WEIGHTS) else layer(x)
+            if isinstance(layer, _WITH_WEIGHTS):
+                x = layer(x, weight=next(handed), bias=next(handed) if layer.has_bias else None)
+            else:
+                x = layer(x)
         return x
 
     def _hand_out(self, part: Part) -> Tensor:
@@ -98,27 +65,14 @@ class Fused(nn.Module):
             part.of(self.gradients).copy_(whole.grad.reshape(self.size, -1))
         self._handed = []
 
-    def member_state(self, k: int) -> dict[str, Tensor]:
-        """Member `k`'s state dict, under the names of the plain network; it shares the memory of the whole."""
-        state = {part.name: part.of(self.weights[k]).view(part.shape) for part in self.parts}
-        return state | {name: buffer[k] for name, buffer in self.layers.named_buffers()}
-
-    def load_member_state(self, k: int, state: dict[str, Tensor]) -> None:
-        """Take over member `k`'s state dict.
-
-        Raises:
-            RuntimeError: it is not of this network.
-        """
-        mine = self.member_state(k)
-        if mine.keys() != state.keys() or any(mine[name].shape != state[name].shape for name in mine):
-            raise RuntimeError("the state is not one of this network")
-        for name, value in mine.items():
-            value.copy_(state[name])
+    def member_buffers(self, k: int) -> Mapping[str, Tensor]:
+        """Batch norm's statistics."""
+        return {name: buffer[k] for name, buffer in self.layers.named_buffers()}
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""
+        super().keep(members)
         kept = list(members)
-        self.weights, self.gradients = self.weights[kept], self.gradients[kept]
         for layer in self.layers.values():
             for name, buffer in layer.named_buffers(recurse=False):
                 setattr(layer, name, buffer[kept])
@@ -128,14 +82,62 @@ class Fused(nn.Module):
                 layer.masks = [layer.masks[k] for k in kept]
 
 
-def _parts(network: nn.Sequential, *, dtype: torch.dtype | None) -> list[Part]:
-    parts: list[Part] = []
-    start = 0
-    for name, parameter in network.named_parameters():
-        normalizes = isinstance(network[int(name.split(".")[0])], (nn.BatchNorm1d, nn.BatchNorm2d))
-        parts.append(Part(name, start, parameter.shape, None if normalizes else dtype))
-        start += parameter.numel()
-    return parts
+def _dtypes(network: nn.Sequential, dtype: torch.dtype | None) -> dict[str, torch.dtype | None]:
+    """The dtype that each parameter is wanted in: batch norm's stay as they are."""
+    return {
+        f"{place}.{name}": None if isinstance(layer, _NORMS) else dtype
+        for place, layer in network.named_children()
+        for name, _ in layer.named_parameters()
+    }
+
+
+# Layers that work on each value or each channel alone: members side by side are more of those.
+_ALONE = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU,
+    nn.Hardswish,
+)  # fmt: skip
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_OF_CHANNELS = (nn.Conv2d, nn.BatchNorm2d, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_OF_FEATURES = (nn.Linear, nn.BatchNorm1d)
+# What comes before a ReLU needs its own output no more, so that it can work in place.
+_BEFORE_RELU = (nn.Conv2d, nn.Linear, nn.MaxPool2d, *_NORMS, nn.Dropout, nn.Dropout2d)
+
+
+def can_fuse(network: nn.Module) -> bool:
+    """Whether a network is a plain ``nn.Sequential`` of layers that have a fused form, in an order that has one.
+
+    That is a convolution first, then what works on channels, one flattening, and what works on features.
+    """
+    if type(network) is not nn.Sequential:
+        return False
+    layers = list(network)
+    named = [place for place, _ in network.named_children()]  # a layer that stands there twice has one name
+    if named != [str(place) for place in range(len(layers))] or not all(map(_has_fused_form, layers)):
+        return False
+    kinds = [type(layer) for layer in layers]
+    if kinds[0] is not nn.Conv2d or kinds.count(nn.Flatten) != 1 or nn.Softmax in kinds[:-1]:
+        return False
+    flat = kinds.index(nn.Flatten)
+    in_place = all(issubclass(kinds[at - 1], _BEFORE_RELU) for at, kind in enumerate(kinds) if kind is nn.ReLU)
+    return in_place and not (set(_OF_FEATURES) & set(kinds[:flat]) or set(_OF_CHANNELS) & set(kinds[flat:]))
+
+
+def _has_fused_form(layer: nn.Module) -> bool:
+    kind = type(layer)  # what a subclass does is not known
+    if isinstance(layer, nn.Conv2d):
+        pads = not isinstance(layer.padding, str) and layer.padding_mode in ("zeros", "reflect")
+        return kind is nn.Conv2d and layer.groups == 1 and pads
+    if isinstance(layer, _NORMS):
+        return kind in _NORMS and layer.affine and layer.track_running_stats and layer.momentum is not None
+    if isinstance(layer, nn.MaxPool2d):
+        return kind is nn.MaxPool2d and not layer.return_indices
+    if isinstance(layer, nn.LeakyReLU) and layer.negative_slope < 0:
+        return False  # pooling is moved before it, which needs it to keep the order
+    if isinstance(layer, nn.Flatten):
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    if isinstance(layer, nn.Softmax):
+        return layer.dim in (1, -1)
+    return kind in (nn.Linear, nn.Dropout, nn.Dropout2d, nn.ReLU, *_ALONE)
 
 
 # What pooling may come before: the greatest of a window stays the greatest. Of values that the layer rounds to the
@@ -162,50 +164,55 @@ def _fused(layers: Sequence[nn.Module], masks: Sequence[Masks]) -> nn.Module:
         case nn.Conv2d():
             return FusedConv2d(layers[0])
         case nn.Linear():
-            return FusedLinear()
+            return FusedLinear(has_bias=layers[0].bias is not None)
         case nn.BatchNorm2d() | nn.BatchNorm1d():
             return FusedBatchNorm([layer for layer in layers if isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm1d))])
-        case nn.Dropout2d():
-            return FusedDropout(masks, channelwise=True)
-        case nn.Dropout():
-            return FusedDropout(masks, channelwise=False)
+        case nn.Dropout2d() | nn.Dropout():
+            return FusedDropout(masks_of(layers[0], masks), channelwise=isinstance(layers[0], nn.Dropout2d))
         case nn.Flatten():
             return FusedFlatten(len(layers))
         case nn.Softmax():
             return FusedSoftmax()
         case nn.ReLU():
-            return nn.ReLU(inplace=True)  # what comes before a ReLU here needs its own output no more
-        case nn.MaxPool2d() | nn.LeakyReLU() | nn.Sigmoid() | nn.Tanh():
-            return layers[0]  # works on each element or channel alone: members side by side are more of those
+            return nn.ReLU(inplace=True)  # `_BEFORE_RELU`
+        case layer if isinstance(layer, _ALONE):
+            return layer
         case unknown:
             raise ValueError(f"no way is known to fuse {unknown}")
 
 
 class FusedConv2d(nn.Module):
-    """K convolutions of stride 1, from [b, K * in, h, w] or shared images [b, in, h, w] to [b, K * out, h, w]."""
+    """K convolutions, from [b, K * in, h, w] or shared images [b, in, h, w] to [b, K * out, h', w']."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
-        self.padding = int(layer.padding[0])
+        self.strides = {"stride": layer.stride, "dilation": layer.dilation}
+        self.padding = (int(layer.padding[0]), int(layer.padding[1]))
         self.reflect = layer.padding_mode == "reflect"
         self.inputs = layer.in_channels
+        self.has_bias = layer.bias is not None
 
-    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         if self.reflect:
-            x, padding = functional.pad(x, [padding] * 4, mode="reflect"), 0
+            high, wide = padding
+            x, padding = functional.pad(x, [wide, wide, high, high], mode="reflect"), (0, 0)
         groups = x.shape[1] // self.inputs  # images are shared: one group
-        return functional.conv2d(x, weight, bias, padding=padding, groups=groups)
+        return functional.conv2d(x, weight, bias, padding=padding, groups=groups, **self.strides)
 
 
 class FusedLinear(nn.Module):
     """K linear layers, from [K, b, in] to [K, b, out]."""
 
-    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor) -> Tensor:
+    def __init__(self, *, has_bias: bool) -> None:
+        super().__init__()
+        self.has_bias = has_bias
+
+    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
         if len(x) == 1:  # the same product, by a kernel that is faster for one
             return functional.linear(x[0], weight, bias)[None]
-        each = weight.view(len(x), -1, x.shape[2])
-        return torch.baddbmm(bias.view(len(x), 1, -1), x, each.transpose(1, 2))
+        each = weight.view(len(x), -1, x.shape[2]).transpose(1, 2)
+        return torch.bmm(x, each) if bias is None else torch.baddbmm(bias.view(len(x), 1, -1), x, each)
 
 
 class FusedBatchNorm(nn.Module):
@@ -213,6 +220,8 @@ class FusedBatchNorm(nn.Module):
 
     Buffers have the members in front: running mean and variance [K, channels], and the number of batches [K].
     """
+
+    has_bias = True
 
     def __init__(self, layers: Sequence[nn.BatchNorm2d | nn.BatchNorm1d]) -> None:
         super().__init__()
@@ -225,7 +234,7 @@ class FusedBatchNorm(nn.Module):
         self.eps = layers[0].eps
         self.of_features = isinstance(layers[0], nn.BatchNorm1d)
 
-    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.training:
             self.num_batches_tracked.add_(1)
         # Features are normalised as channels side by side, too.
@@ -290,13 +299,5 @@ class FusedDropout(nn.Module):
             return x
         if x.dim() == 4:
             shape = [x.shape[0], x.shape[1] // len(self.masks), *((1, 1) if self.channelwise else x.shape[2:])]
-            return x * torch.cat([self._draw(mask, shape, like=x) for mask in self.masks], dim=1)
-        return x * torch.stack([self._draw(mask, list(x.shape[1:]), like=x) for mask in self.masks])
-
-    def _draw(self, mask: Masks, shape: list[int], *, like: Tensor) -> Tensor:
-        """A mask of this shape: 0 at the rate, else what keeps the mean. A member without dropout draws nothing."""
-        drawn = torch.empty(shape, device=like.device, dtype=like.dtype)
-        if mask.rate == 0:
-            return drawn.fill_(1)
-        kept = 1 - mask.rate
-        return drawn.bernoulli_(kept, generator=mask.generator).div_(kept)
+            return x * torch.cat([mask.draw(shape, like=x) for mask in self.masks], dim=1)
+        return x * torch.stack([mask.draw(x.shape[1:], like=x) for mask in self.masks])

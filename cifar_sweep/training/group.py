@@ -4,15 +4,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from cifar_sweep.config import TrialConfig, derive_seed
-from cifar_sweep.training.fuse import Fused, Masks
+from cifar_sweep.training.apart import Apart
+from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import build_optimizer, learning_rate_at
+from cifar_sweep.training.rows import Masks, Rows
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,12 @@ class Group:
         networks = [build(self.shape, seed=derive_seed(config.knobs.seed, "init")) for config in configs]
         dtype = torch.bfloat16 if self.shape.precision == "bf16" else None
         masks = [member.masks for member in self.members]
-        self.network = Fused(networks, masks, dtype=dtype).to(device=device)
+        together: Rows
+        if can_fuse(networks[0]):
+            together = Fused([cast(nn.Sequential, network) for network in networks], masks, dtype=dtype)
+        else:
+            together = Apart(networks, masks, dtype=dtype)
+        self.network = together.to(device=device)
         self._prepare_optimizer()
 
     def _prepare_optimizer(self) -> None:

@@ -1,7 +1,8 @@
 """How fast this machine trains a network, by how many trials train at once, and what memory that takes.
 
 A network here is a model, and for the small ones batch norm, which makes a step up to 1.6 times as long: ``cnn3`` and
-``cnn3+batch_norm``. In ``cnn1`` and the VGGs batch norm is 5 %.
+``cnn3+batch_norm``. In ``cnn1`` and the VGGs batch norm is 5 %. One of a user's own has the hash of its file with it,
+``my_module:build@0123456789abcdef``: what was timed of another file is not its time.
 """
 
 import math
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from cifar_sweep.config import VGG_MODELS, Shape, TrialConfig, Value
+from cifar_sweep.config import VGG_MODELS, Shape, TrialConfig, Value, is_own
+from cifar_sweep.own_model import fingerprint
 from cifar_sweep.training.device import prepare_process
 from cifar_sweep.training.group import Group
 from cifar_sweep.training.models import build
@@ -28,6 +30,7 @@ MEMORY_FILE = Path("/proc/meminfo")
 WORTHWHILE_GAIN = 1.04
 
 _BATCH_NORM = "+batch_norm"
+_FILE = "@"
 _SMALL_MODELS = ("lenet", "convnet", "cnn3")
 
 
@@ -105,6 +108,8 @@ ONE_AT_A_TIME = Groups(1)
 
 def network_of(shape: Shape) -> str:
     """The name of the network whose time stands for this shape's."""
+    if is_own(shape.model):
+        return f"{shape.model}{_FILE}{fingerprint(shape.model)}"
     return shape.model + (_BATCH_NORM if shape.batch_norm and shape.model in _SMALL_MODELS else "")
 
 
@@ -172,7 +177,7 @@ def step_seconds(
 
 
 def _config(network: str, *, precision: str = "fp32") -> TrialConfig:
-    model = network.removesuffix(_BATCH_NORM)
+    model = network.removesuffix(_BATCH_NORM).partition(_FILE)[0]
     params: dict[str, Value] = {"model": model}
     if model in _SMALL_MODELS:
         params["batch_norm"] = network != model

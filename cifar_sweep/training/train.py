@@ -104,7 +104,7 @@ class Run:
         """Go on with these members (positions in the last epoch's results) alone."""
         self.group.keep(members)
 
-    def member(self, k: int) -> nn.Sequential:
+    def member(self, k: int) -> nn.Module:
         """Member `k`'s best weights so far in a plain network on the CPU, as `build` makes it.
 
         Raises:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from cifar_sweep.config import MODEL_NAMES, Shape
+from cifar_sweep.config import MODEL_NAMES, Shape, is_own
 from cifar_sweep.training.models.cnn import cnn1, cnn3
 from cifar_sweep.training.models.convnet import convnet
 from cifar_sweep.training.models.lenet import lenet
+from cifar_sweep.training.models.own import own
 from cifar_sweep.training.models.vgg import VGG_LAYERS, vgg
 
 MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {
@@ -25,21 +26,25 @@ MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {
 assert set(MODELS) == set(MODEL_NAMES)
 
 
-def build(shape: Shape, *, seed: int) -> nn.Sequential:
+def build(shape: Shape, *, seed: int) -> nn.Module:
     """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
 
     Returns:
         A network from float images [batch, 3, 32, 32] to logits [batch, classes]; to probabilities where
-        ``shape.softmax`` is set.
+        ``shape.softmax`` is set. Those of `MODELS` are plain ``nn.Sequential``s.
+
+    Raises:
+        UsageError: it is a network of a user's own, and there is something wrong with it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = MODELS[shape.model](shape)
+        network = own(shape) if is_own(shape.model) else MODELS[shape.model](shape)
         if shape.init == "xavier":
             network.apply(_init_xavier)
-    if shape.softmax:
-        network.append(nn.Softmax(dim=1))
-    return network
+    if not shape.softmax:
+        return network
+    softmax = nn.Softmax(dim=1)
+    return network.append(softmax) if isinstance(network, nn.Sequential) else nn.Sequential(network, softmax)
 
 
 def _init_xavier(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,35 +18,49 @@ class LayerRow:
     parameters: int
 
 
-def summarize(network: nn.Sequential) -> list[LayerRow]:
+def summarize(network: nn.Module) -> list[LayerRow]:
     """One row per layer, from one zero image [1, 3, 32, 32] on the network's own device.
 
-    Leaves the network as it was: no gradient, no batch norm statistics, every layer's training flag put back.
+    Layers are the modules that have no modules below them, in the order in which the image comes to them. Leaves the
+    network as it was: no gradient, no batch norm statistics, every layer's training flag put back.
     """
-    like = next(network.parameters())
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    rows = []
-    try:
-        with torch.no_grad():
-            x = torch.zeros(1, 3, 32, 32, device=like.device, dtype=like.dtype)
-            for layer in network:
-                x = layer(x)
-                parameters = sum(parameter.numel() for parameter in layer.parameters())
-                rows.append(LayerRow(type(layer).__name__, _detail(layer), tuple(x.shape[1:]), parameters))
-    finally:
-        for module, training in modes:
-            module.training = training
-    return rows
+    return [
+        LayerRow(
+            type(layer).__name__, _detail(layer), shape, sum(parameter.numel() for parameter in layer.parameters())
+        )
+        for layer, shape in _visits(network)
+    ]
 
 
-def macs(network: nn.Sequential) -> int:
+def macs(network: nn.Module) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image, forward."""
     return sum(
-        layer.weight.numel() * (math.prod(row.output_shape[1:]) if isinstance(layer, nn.Conv2d) else 1)
-        for layer, row in zip(network, summarize(network), strict=True)
+        layer.weight.numel() * (math.prod(shape[1:]) if isinstance(layer, nn.Conv2d) else 1)
+        for layer, shape in _visits(network)
         if isinstance(layer, (nn.Conv2d, nn.Linear))
     )
+
+
+def _visits(network: nn.Module) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """Each layer that an image comes to, with the shape of its output; what is not one tensor has none."""
+    found: list[tuple[nn.Module, tuple[int, ...]]] = []
+
+    def note(layer: nn.Module, _inputs: Any, output: Any) -> None:
+        found.append((layer, tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()))
+
+    like = next(network.parameters())
+    modes = [(module, module.training) for module in network.modules()]
+    hooks = [module.register_forward_hook(note) for module in network.modules() if not any(module.children())]
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, 32, 32, device=like.device, dtype=like.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return found
 
 
 def _detail(layer: nn.Module) -> str:

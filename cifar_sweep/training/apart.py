@@ -1,0 +1,107 @@
+"""Networks that have no fused form, one after the other: any ``nn.Module`` of a user's own.
+
+The interface is that of `Fused`, so that there is one training loop; a group of them takes as long as its members.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cifar_sweep.training.rows import Masks, Rows, masks_of, parts_of
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class Apart(Rows):
+    """`networks`, each by itself. Arguments as for `Fused`; `dtype` is what autocast computes in, None is none."""
+
+    def __init__(
+        self, networks: Sequence[nn.Module], masks: Sequence[Masks], *, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(networks, parts_of(networks[0]))
+        for network, mask in zip(networks, masks, strict=True):
+            _own_dropout(network, mask)
+        self.networks = nn.ModuleList(networks)
+        self.dtype = dtype
+        self._handed: list[dict[str, Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs [K, b, classes] for images [b, 3, h, w]."""
+        self._handed = [self._hand_out(k) for k in range(self.size)]
+        with self._arithmetic(images.device):
+            x = images if self.dtype else images.to(self.weights.dtype)
+            each = [
+                functional_call(network, parameters, (x,))
+                for network, parameters in zip(self.networks, self._handed, strict=True)
+            ]
+        return torch.stack(each)
+
+    @contextmanager
+    def _arithmetic(self, device: torch.device) -> Iterator[None]:
+        if self.dtype is None:
+            yield
+        else:
+            with torch.autocast(device.type, self.dtype):
+                yield
+
+    def _hand_out(self, k: int) -> dict[str, Tensor]:
+        """Member `k`'s parameters, for one step."""
+        row = self.weights[k]
+        return {
+            part.name: part.of(row).view(part.shape).detach().requires_grad_(torch.is_grad_enabled())
+            for part in self.parts
+        }
+
+    def gather_gradients(self) -> None:
+        """Take the last backward pass's gradients into `gradients`; a parameter that was not used has none."""
+        for row, handed in zip(self.gradients, self._handed, strict=True):
+            for part in self.parts:
+                gradient = handed[part.name].grad
+                part.of(row).copy_(gradient.flatten() if gradient is not None else torch.zeros_like(part.of(row)))
+        self._handed = []
+
+    def member_buffers(self, k: int) -> Mapping[str, Tensor]:
+        """Buffers, parameters that are not trained, and trained ones under their second names."""
+        trained = {part.name: part for part in self.parts}
+        network = self.networks[k]
+        first = {id(parameter): name for name, parameter in network.named_parameters()}
+        second = {
+            name: trained[first[id(parameter)]]
+            for name, parameter in network.named_parameters(remove_duplicate=False)
+            if name not in trained and first[id(parameter)] in trained
+        }
+        others = {name: value for name, value in network.state_dict().items() if name not in trained.keys() | second}
+        row = self.weights[k]
+        return others | {name: part.of(row).view(part.shape) for name, part in second.items()}
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, in this order."""
+        super().keep(members)
+        self.networks = nn.ModuleList([self.networks[k] for k in members])
+
+
+def _own_dropout(network: nn.Module, masks: Masks) -> None:
+    """Have dropout layers draw from the member's own generator: at its rate, where the layer has none of its own."""
+    for module in list(network.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, _DROPOUTS):
+                [own] = masks_of(layer, [masks])
+                setattr(module, name, OwnDropout(own, whole=not isinstance(layer, nn.Dropout)))
+
+
+class OwnDropout(nn.Module):
+    """Dropout of one member, of single values [b, ...], or of `whole` channels [b, channels, ...]."""
+
+    def __init__(self, masks: Masks, *, whole: bool) -> None:
+        super().__init__()
+        self.masks = masks
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.masks.rate == 0:
+            return x
+        shape = [*x.shape[:2], *([1] * (x.dim() - 2))] if self.whole else list(x.shape)
+        return x * self.masks.draw(shape, like=x)
