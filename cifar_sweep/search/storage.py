@@ -50,6 +50,8 @@ SERVER_OPTIONS: dict[str, Any] = {
         "tcp_user_timeout": 50_000,
     },
 }
+ONLY_READS = "cifar_sweep_only_reads"
+READING_OF_A_SERVER: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 NO_SQLITE = "not an SQLite database; the study database is a file that cifar-sweep made"
 
 
@@ -140,6 +142,13 @@ class Storage:
             StorageBusyError: another process has held it for `LOCK_SECONDS`.
         """
         return _advisory_lock(self.optuna.engine) if self._lock_file is None else _file_lock(self._lock_file)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlalchemy.Connection]:
+        """A connection that sees one moment of the database, and holds no writer off meanwhile."""
+        options = READING_OF_A_SERVER if self._lock_file is None else {ONLY_READS: True}
+        with self.optuna.engine.connect().execution_options(**options) as connection:
+            yield connection
 
     def set_waiting(self, trial_id: int) -> None:
         """Put a running trial back into the queue, with its parameters, reports and attributes."""
@@ -371,7 +380,7 @@ def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
 
 
 def _on_sqlite_begin(connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(ONLY_READS) else "BEGIN IMMEDIATE")
 
 
 def _sqlite_lock(url: URL) -> FileLock:
