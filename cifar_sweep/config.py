@@ -15,6 +15,7 @@ from typing import Any, Literal
 from cifar_sweep.errors import UsageError, nearest
 
 Value = bool | int | float | str
+DEFAULT_STORAGE = "sqlite:///studies.db"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cifar_sweep.config import DEFAULT_STORAGE as DEFAULT_STORAGE
 from cifar_sweep.config import Value
 from cifar_sweep.errors import UsageError
 
@@ -93,7 +94,6 @@ MaxHours = Annotated[float | None, typer.Option(min=0, help="Stop after so long;
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, or cuda:N.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of each worker; 0 shares the cores out.")]
 StudyName = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Study; the only one, if there is one.")]
-DEFAULT_STORAGE = "sqlite:///studies.db"
 
 
 def terminal() -> "Console":

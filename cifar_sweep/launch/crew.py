@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -35,6 +36,21 @@ class Crew:
 
 
 @contextmanager
+def without_main() -> Iterator[None]:
+    """Start processes that do not load the program's main file: what they run is all in modules.
+
+    A script that runs a sweep in its last line, without a look at ``__name__``, would else run it in each of them.
+    """
+    main = sys.modules["__main__"].__dict__
+    file = main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        if file is not None:
+            main["__file__"] = file
+
+
+@contextmanager
 def crew(size: int) -> Iterator[Crew]:
     """`size` processes, ended with the block."""
     context = multiprocessing.get_context("spawn")
@@ -43,7 +59,8 @@ def crew(size: int) -> Iterator[Crew]:
         for _ in range(size):
             mine, theirs = context.Pipe()
             process = context.Process(target=_answer, args=(theirs,), daemon=True)
-            process.start()
+            with without_main():
+                process.start()
             theirs.close()  # so that a process that ends is noticed
             connections.append(mine)
             processes.append(process)

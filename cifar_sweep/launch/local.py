@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from cifar_sweep.errors import CifarSweepError, StudyError, one_line
+from cifar_sweep.launch.crew import without_main
 from cifar_sweep.launch.plan import Plan
 from cifar_sweep.runner import Patience
 from cifar_sweep.search.queue import open_studies
@@ -147,7 +148,8 @@ def _start(job: Job) -> tuple[BaseProcess, Connection]:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work_in_process, args=(job, sender), name=f"worker-{job.worker}")
     try:
-        process.start()
+        with without_main():
+            process.start()
     except OSError as error:
         raise StudyError(f"worker {job.worker} could not be started: {error.strerror}.") from None
     sender.close()

@@ -282,17 +282,29 @@ def load(
         raise UsageError(f"{path}: the sweep file cannot be read: it is not text in UTF-8.") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
-    sweep = parse({"name": path.stem} | raw, where=str(path))
+    return from_mapping({"name": path.stem} | raw, where=str(path), changes=changes, preview=preview, only=only)
+
+
+def from_mapping(
+    raw: Mapping[str, Any],
+    *,
+    where: str,
+    changes: Mapping[str, Value] | None = None,
+    preview: bool = False,
+    only: Sequence[str] = (),
+) -> Sweep:
+    """A sweep from what a file would hold, and its name; the rest as in `load`. `where` begins every message."""
+    sweep = parse(raw, where=where)
     if any(point.whole for point in sweep.enqueue):
-        raise UsageError(f"{path}: [[enqueue]]: whole is written by a run that shortens a point, not in a file.")
+        raise UsageError(f"{where}: [[enqueue]]: whole is written by a run that shortens a point, not in a file.")
     if sweep.given and "trials" in raw:
         raise UsageError(
-            f"{path}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points."
+            f"{where}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points."
         )
-    _check_ensembles(sweep, where=str(path))
+    _check_ensembles(sweep, where=where)
     sweep = _only(sweep, only)
     if preview:
-        sweep = _previewed(sweep, where=f"{path}: [preview]")
+        sweep = _previewed(sweep, where=f"{where}: [preview]")
     return _changed(sweep, changes or {}, where="--set")
 
 

@@ -1,0 +1,270 @@
+"""cifar-sweep from Python, in a notebook as in a script: load a sweep, run it, look at its trials, take the best away.
+
+from cifar_sweep import load_sweep, run_sweep
+
+study = run_sweep(load_sweep("lr_batch", settings={"trials": 12, "epochs": 5}))
+study.trials()                     # a pandas DataFrame, a row for each trial
+study.curves()                     # a row for each epoch of each trial
+network = study.best().network()   # a plain torch module with the best trial's weights
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from cifar_sweep.artifacts import Artifacts, open_artifacts
+from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
+from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.launch.local import StopRequest, local_jobs, run_workers, stop_on_signals
+from cifar_sweep.launch.plan import choose
+from cifar_sweep.results import export
+from cifar_sweep.results.gallery import FIGURES
+from cifar_sweep.results.progress import shown
+from cifar_sweep.results.report import rows_of
+from cifar_sweep.search import opening
+from cifar_sweep.search.storage import open_existing, open_storage
+from cifar_sweep.search.study import SweepStudy, describe
+from cifar_sweep.search.sweepfile import Sweep, find, from_mapping, load
+from cifar_sweep.service import Job, submit
+from cifar_sweep.training import data as images
+from cifar_sweep.training.device import prepare_process, resolve_device
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go  # type: ignore[import-untyped]
+    from torch import nn
+
+
+def load_sweep(
+    source: str | Path | Mapping[str, Any],
+    *,
+    settings: Mapping[str, Value] | None = None,
+    preview: bool = False,
+    only: Sequence[str] = (),
+) -> Sweep:
+    """A sweep to run.
+
+    Args:
+        source: its name (as `cifar-sweep list` shows them), the path of a TOML file, or what such a file would hold.
+        settings: as the command line's ``--set``: ``{"trials": 20, "epochs": 5, "batch_size": 32, "pruner": "none"}``.
+        preview: the same sweep at a small part of its cost.
+        only: of a sweep of given runs, these labels.
+
+    Raises:
+        UsageError: there is no such sweep, or a key or value is not accepted; the message says where.
+    """
+    options: dict[str, Any] = {"changes": settings, "preview": preview, "only": only}
+    if isinstance(source, Mapping):
+        return from_mapping(source, where="load_sweep", **options)
+    return load(find(str(source)), **options)
+
+
+def run_sweep(
+    sweep: Sweep | str | Path | Mapping[str, Any],
+    *,
+    study: str | None = None,
+    data: str | Path = "auto",
+    workers: int = 0,
+    group: int = 0,
+    threads: int = 0,
+    device: str = "auto",
+    max_hours: float | None = None,
+    storage: str = DEFAULT_STORAGE,
+    artifacts: str | Path | None = None,
+    progress: bool = True,
+) -> "Study":
+    """Run a sweep, or continue it, as ``cifar-sweep run`` does; Ctrl-C ends it early, and the next call goes on.
+
+    Args:
+        sweep: what `load_sweep` gives or takes.
+        study: name of the study; the sweep's if not given.
+        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N.
+        workers: processes that train; 0 takes what is measured to be fastest, as for `group`.
+        group: trials of one shape that each worker trains at once.
+        threads: CPU threads of each worker; 0 shares the cores out.
+        device: auto, cpu, cuda or cuda:N.
+        max_hours: stop after so long.
+        storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE.
+        artifacts: where checkpoints and weights go; where the study has them if not given, artifacts/ at first.
+        progress: whether to show how far it is.
+
+    Raises:
+        CifarSweepError: the sweep, the data, the device, the storage or the disk is at fault, in one sentence.
+    """
+    chosen = sweep if isinstance(sweep, Sweep) else load_sweep(sweep)
+    resolve_device(device)
+    source = str(data)
+    console = Console(quiet=not progress)
+    loaded = images.load(source, on_progress=console.print if progress else None)
+    address = open_artifacts(str(artifacts)).address if artifacts is not None else None
+    made = submit(open_storage(storage), study or chosen.name, chosen, loaded, source=source, artifacts=address)
+    plan = choose([chosen], device=device, workers=workers, threads=threads, group=group, say=console.print)
+    deadline = time.time() + 3600 * max_hours if max_hours is not None else None
+    job = Job(storage, (made.name,), data=source, device=device, deadline=deadline)
+    with _stop_request() as stop, shown(made, console) if progress else nullcontext():
+        run_workers(local_jobs(job, plan), stop=stop)
+    return load_study(made.name, storage=storage, artifacts=artifacts)
+
+
+@contextmanager
+def _stop_request() -> Iterator[StopRequest]:
+    """A request to stop that Ctrl-C sets, where this is the thread that Python hands it to."""
+    if threading.current_thread() is threading.main_thread():
+        with stop_on_signals() as stop:
+            yield stop
+    else:
+        yield StopRequest()
+
+
+def load_study(
+    name: str | None = None, *, storage: str = DEFAULT_STORAGE, artifacts: str | Path | None = None
+) -> "Study":
+    """A study by name; the only one of the database, if none is given.
+
+    Raises:
+        StudyError: there is no such study, or no name was given and there are several.
+        StorageError: the database cannot be read.
+    """
+    found = opening.load(open_existing(storage), name)
+    return Study(found, open_artifacts(str(artifacts) if artifacts is not None else found.artifacts))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's results, as they are when they are asked for. Accuracies are fractions, times seconds."""
+
+    _study: SweepStudy
+    _artifacts: Artifacts
+
+    def __repr__(self) -> str:
+        counts = self._study.summary()["trials"]
+        return (
+            f"Study({self.name!r}, " + ", ".join(f"{count} {state}" for state, count in counts.items() if count) + ")"
+        )
+
+    @property
+    def name(self) -> str:
+        """Its name in the database."""
+        return self._study.name
+
+    @property
+    def sweep(self) -> Sweep:
+        """What it searches."""
+        return self._study.sweep
+
+    def summary(self) -> dict[str, Any]:
+        """What ``cifar-sweep status --json`` says of it."""
+        return self._study.summary()
+
+    def trials(self) -> pd.DataFrame:
+        """A row for each trial, by number: its state, value (the best validation accuracy), parameters, and more."""
+        rows = [
+            {name: value for name, value in asdict(row).items() if name != "params"} | dict(row.params)
+            for row in rows_of(self._study.trials())
+        ]
+        return pd.DataFrame(rows).set_index("number") if rows else pd.DataFrame()
+
+    def curves(self) -> pd.DataFrame:
+        """A row for each epoch of each trial: losses (nats), accuracies, learning rate, seconds."""
+        points = [
+            {"trial": trial.number, **point}
+            for trial in self._study.trials()
+            for point in trial.user_attrs.get("curve", [])
+        ]
+        return pd.DataFrame(points).set_index(["trial", "epoch"]) if points else pd.DataFrame()
+
+    def best(self) -> "Trial":
+        """The complete trial of the best validation accuracy.
+
+        Raises:
+            StudyError: no trial is complete.
+        """
+        return self.trial(None)
+
+    def trial(self, number: int | None) -> "Trial":
+        """A complete trial by number. Raises StudyError where there is none."""
+        return Trial(self._study, self._artifacts, export.pick(self._study, number))
+
+    def figure(self, name: str) -> "go.Figure":
+        """A plotly figure: one of `cifar_sweep.results.gallery.FIGURES`.
+
+        Raises:
+            UsageError: there is no such figure.
+            StudyError: no trial has finished an epoch.
+        """
+        if name not in FIGURES:
+            raise UsageError(f"figure {name!r}: {nearest(name, FIGURES)}.")
+        if not any(trial.user_attrs.get("curve") for trial in self._study.trials()):
+            raise StudyError(f"study {self.name!r} has no trial with a finished epoch to draw; run it first.")
+        return FIGURES[name](self._study)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A complete trial."""
+
+    _study: SweepStudy
+    _artifacts: Artifacts
+    _trial: FrozenTrial
+
+    def __repr__(self) -> str:
+        return f"Trial({self.number}, validation_accuracy={self.validation_accuracy:.4f}, params={self.params})"
+
+    @property
+    def number(self) -> int:
+        """Its number in the study."""
+        return self._trial.number
+
+    @property
+    def validation_accuracy(self) -> float:
+        """The best of its epochs; what trials are chosen by."""
+        assert self._trial.state is TrialState.COMPLETE
+        return float(self._trial.value or 0.0)
+
+    @property
+    def params(self) -> dict[str, Value]:
+        """What was searched."""
+        return dict(describe(self._trial)["params"])
+
+    @property
+    def config(self) -> TrialConfig:
+        """All that it trained, complete."""
+        return TrialConfig.from_dict(self._trial.user_attrs["config"])
+
+    def network(self) -> "nn.Module":
+        """The network with its best weights, on the CPU in evaluation mode.
+
+        From images [n, 3, 32, 32] in [0, 1], normalised where its config says so, to logits [n, classes].
+
+        Raises:
+            StudyError: its weights were not kept, or the file is damaged.
+        """
+        from cifar_sweep.training.models import build
+
+        network = build(self.config.shape, seed=0)
+        network.load_state_dict(export.stored_weights(self._study, self._trial, self._artifacts))
+        return network.eval()
+
+    def export(self, folder: str | Path, *, data: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
+        """Write config, weights, metrics and model card, as ``cifar-sweep export`` does. Returns the metrics.
+
+        The test set is read for it. `data` is where the images are, if not where the study found them.
+
+        Raises:
+            StudyError: the weights were not kept, or these are other images.
+        """
+        trained = export.trained_trial(self._study, self._trial, self._artifacts)
+        loaded = images.load(str(data or self._study.data["source"]))
+        self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
+        on = resolve_device(device)
+        prepare_process(on, threads=trained.provenance.threads)
+        metrics = export.write(Path(folder), trained, data=loaded, device=on)
+        self._study.record_test([self.number], metrics["test_accuracy"])
+        return metrics
