@@ -9,7 +9,8 @@ run: $(VENV)/.installed
 	$(BIN)/cifar-sweep run lr_batch --preview
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

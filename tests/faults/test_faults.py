@@ -55,6 +55,7 @@ SWEEP = {
     "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
 }
 
+pytestmark = pytest.mark.alone
 repeated = pytest.mark.parametrize("repeat", range(REPEATS))
 
 

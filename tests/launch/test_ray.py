@@ -605,6 +605,7 @@ def continued(study: SweepStudy, lost: dict[str, Any]) -> bool:
     return trial.user_attrs["deaths"] == 1 and curve[: len(lost["seconds"])] == lost["seconds"]
 
 
+@pytest.mark.alone
 @needs_ray
 def test_a_node_is_lost_and_every_trial_finishes(
     postgres_url: str, postgres_storage: Storage, name: str, small_data: ImageData, scenario: Callable[..., Any]
@@ -619,6 +620,7 @@ def test_a_node_is_lost_and_every_trial_finishes(
     assert all(len(trial.user_attrs["curve"]) == 10 for trial in study.trials())
 
 
+@pytest.mark.alone
 @needs_ray
 @pytest.mark.skipif(
     "CIFAR_SWEEP_FAULT_REPEATS" not in os.environ, reason="a second cluster: part of the whole fault runs"
