@@ -19,6 +19,7 @@ from cifar_sweep.cli import main
 from cifar_sweep.search.storage import Storage, open_storage
 from cifar_sweep.training import data
 from cifar_sweep.training.data import ImageData
+from tests.bare import BarePython
 from tests.servers import PostgresServer
 
 REAL_DATA = os.environ.get("CIFAR_SWEEP_DATA")
@@ -38,7 +39,10 @@ def isolated(tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatc
     # Nothing to measure before a sweep of seconds; what is measured has tests of its own.
     monkeypatch.setenv("CIFAR_SWEEP_WORKERS", "2")
     monkeypatch.setenv("CIFAR_SWEEP_GROUP", "1")
+    monkeypatch.setenv("CIFAR_SWEEP_ONNX", "0")
     monkeypatch.chdir(tmp_path)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the other cores are for the tests beside this one
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
@@ -140,6 +144,12 @@ def browser() -> Iterator[Any]:
         opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> BarePython:
+    """Runs scripts where only torch, safetensors and Pillow are installed."""
+    return BarePython(tmp_path_factory.mktemp("bare"))
 
 
 # Study databases

@@ -26,8 +26,18 @@ from cifar_sweep.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cifar_sweep.training.data import ImageData
+
 ExportFolder = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write; one named after what is in it if not given.")]
+WithOnnx = Annotated[
+    bool | None,
+    typer.Option(
+        "--onnx/--no-onnx",
+        envvar="CIFAR_SWEEP_ONNX",
+        help="Write model.onnx, too, or do not; where the extra onnx is installed, if not given.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
 
 
@@ -35,17 +45,19 @@ def export(
     study: StudyName = None,
     trial: Annotated[int | None, typer.Option(min=0, help="Its number; the best complete trial if not given.")] = None,
     out: Out = None,
+    with_onnx: WithOnnx = None,
     device: Device = "auto",
     data: SameData = None,
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = None,
 ) -> None:
-    """Write a trial's config, weights, metrics and model card, with its test accuracy, measured here."""
+    """Write a trial's config, weights, metrics, model card and predict.py, with its test accuracy, measured here."""
     from cifar_sweep.results.export import pick, trained_trial, write
     from cifar_sweep.search.opening import load
     from cifar_sweep.search.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
 
+    _check_onnx(with_onnx)
     the_study = load(open_existing(storage), study)
     chosen = pick(the_study, trial)
     trained = trained_trial(the_study, chosen, artifacts_of(the_study, artifacts))
@@ -57,6 +69,7 @@ def export(
     metrics = write(folder, trained, data=images, device=on)
     the_study.record_test([chosen.number], metrics["test_accuracy"])
     _say_export(folder, metrics, console)
+    _add_onnx(folder, images, with_onnx, console)
 
 
 def ensemble(
@@ -71,6 +84,7 @@ def ensemble(
         int, typer.Option(min=0, help="Train each of them again under so many other seeds; 0 takes their weights.")
     ] = 0,
     out: Out = None,
+    with_onnx: WithOnnx = None,
     threads: Threads = 0,
     device: Device = "auto",
     data: SameData = None,
@@ -86,6 +100,7 @@ def ensemble(
     from cifar_sweep.search.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
 
+    _check_onnx(with_onnx)
     on = resolve_device(device)
     console = terminal()
     given = sources or []
@@ -128,6 +143,7 @@ def ensemble(
             f"{member['validation_accuracy']:.2%}, test accuracy {member['test_accuracy']:.2%}"
         )
     _say_export(folder, metrics, console)
+    _add_onnx(folder, images, with_onnx, console)
 
 
 def _numbers(trials: str | None) -> list[int]:
@@ -206,6 +222,7 @@ def predict(
 def train(
     config: Annotated[Path, typer.Argument(help="The config.toml of an export, or its folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; the export's, with -again, if not given.")] = None,
+    with_onnx: WithOnnx = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
     device: Annotated[str | None, typer.Option(help="As in `run`; the export's kind if not given.")] = None,
     data: SameData = None,
@@ -216,6 +233,7 @@ def train(
     from cifar_sweep.results.exported import known_test_accuracy, read
     from cifar_sweep.training.device import resolve_device
 
+    _check_onnx(with_onnx)
     export = read(config)
     console = terminal()
     images = data_of_export(export, data, console)
@@ -245,6 +263,7 @@ def train(
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
         printer(console)(f"test accuracy compared with the export's: {same}")
+    _add_onnx(folder, images, with_onnx, console)
 
 
 def model(
@@ -276,9 +295,39 @@ def model(
 def _say_export(folder: Path, metrics: dict[str, Any], console: "Console") -> None:
     cut = {part["shortened"] for part in metrics.get("members", [metrics])} - {""}
     printer(console)(
-        f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md\n"
+        f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md, predict.py\n"
         f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%} "
         f"({metrics['test_images']:,} images)" + _shortened_words("; ".join(sorted(cut)))
+    )
+
+
+def _check_onnx(wished: bool | None) -> None:
+    """Refuse a wish for ONNX that cannot be met before anything is measured."""
+    if wished:
+        from cifar_sweep.results.onnx import check_installed
+
+        check_installed()
+
+
+def _add_onnx(folder: Path, images: "ImageData", wished: bool | None, console: "Console") -> None:
+    """Write an export's model.onnx, if that is wished for, or can be and nothing was said; say what came of it."""
+    from cifar_sweep.results import onnx
+
+    if wished is False:
+        return
+    if wished is None and onnx.missing():
+        printer(console)(f"{onnx.NAME} is not written: {onnx.INSTALL} brings what it needs")
+        return
+    try:
+        noted = onnx.add(folder, images)
+    except onnx.OnnxError as error:
+        if wished:
+            raise
+        printer(console)(str(error))
+        return
+    printer(console)(
+        f"{folder / onnx.NAME}: the same probabilities on {noted['images']} test images, "
+        f"to {noted['largest_difference']:.1g}"
     )
 
 

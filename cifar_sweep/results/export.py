@@ -1,4 +1,4 @@
-"""A trained network as a folder that others can use without us: config, weights, metrics, model card."""
+"""A trained network as a folder that others can use without us: config, weights, metrics, model card, script."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
@@ -18,6 +18,7 @@ from cifar_sweep.files import replace_file
 from cifar_sweep.keeping import UnusableError, restore
 from cifar_sweep.results.card import ensemble_card, model_card
 from cifar_sweep.results.classifier import Classifier, accuracy, loss, predict, resident
+from cifar_sweep.results.source import script
 from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.search.study import SweepStudy, describe
 from cifar_sweep.training import checkpoint
@@ -139,14 +140,13 @@ def write(folder: Path, trained: Trained, *, data: ImageData, device: torch.devi
         "curve": [dict(point) for point in trained.curve],
         **_surroundings(provenance, data),
     }
-    network = classifier.members[0].cpu()
-    assert isinstance(network, torch.nn.Sequential)
     put(
         folder,
         trained.weights,
         metrics=metrics,
         config=config_toml(trained, data=data),
-        card=model_card(trained.config, network, metrics=metrics, data=data),
+        card=model_card(trained.config, metrics=metrics, data=data),
+        code=script(classifier.configs, list(classifier.members), data=data),
     )
     return metrics
 
@@ -182,13 +182,13 @@ def write_ensemble(
         ],
         **_surroundings(members[0].provenance, data),
     }
-    networks = [cast(torch.nn.Sequential, network) for network in classifier.cpu().members]
     put(
         folder,
         {f"{k}.{name}": value for k, member in enumerate(members) for name, value in member.weights.items()},
         metrics=metrics,
         config=ensemble_toml(members, data=data),
-        card=ensemble_card(classifier.configs, networks, metrics=metrics, data=data),
+        card=ensemble_card(classifier.configs, metrics=metrics, data=data),
+        code=script(classifier.configs, list(classifier.members), data=data),
     )
     return metrics
 
@@ -213,13 +213,16 @@ def _surroundings(provenance: Provenance, data: ImageData) -> dict[str, Any]:
 
 
 def put(
-    folder: Path, weights: Mapping[str, torch.Tensor], *, metrics: Mapping[str, Any], config: str, card: str
+    folder: Path, weights: Mapping[str, torch.Tensor], *, metrics: Mapping[str, Any], config: str, card: str, code: str
 ) -> None:
-    """Write an export's four files, the weights first: a folder with a config has all it speaks of."""
+    """Write an export's files, the weights first: a folder with a config has all it speaks of."""
+    # One that is there already is of the network that is being replaced.
+    (folder / "model.onnx").unlink(missing_ok=True)
     digest = checkpoint.save(dict(weights), folder / "weights.safetensors")
     files = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
         "MODEL_CARD.md": card,
+        "predict.py": code,
         "config.toml": f"{config}\n[weights]\nsha256 = {_toml(digest)}\n",
     }
     for name, text in files.items():

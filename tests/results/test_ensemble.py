@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from cifar_sweep.results import exported
 from cifar_sweep.results.classifier import accuracy, predict, resident
 from cifar_sweep.training.data import ImageData
+from tests.bare import BarePython, assert_same, some_pictures
 
 CPU = torch.device("cpu")
 # Some normalise and some do not, one has the softmax inside: nothing may be taken from the first member alone.
@@ -132,21 +131,32 @@ def test_an_interrupted_training_goes_on_where_it_stopped(study: str, cli: Any, 
     assert Path("seeds/weights.safetensors").read_bytes() == Path("unbroken/weights.safetensors").read_bytes()
 
 
-def test_the_cards_lines_load_it_without_us(study: str, small_data: ImageData, cli: Any) -> None:
+def test_the_cards_lines_use_it_without_us(
+    study: str, small_data: ImageData, cli: Any, bare_python: BarePython
+) -> None:
     assert cli("ensemble", study, "--top", 3, "--out", "all").exit_code == 0
     torch.save({"images": small_data.test_images, "labels": small_data.test_labels}, "test.pt")
     [code] = re.findall(r"```python\n(.*?)```", Path("all/MODEL_CARD.md").read_text(), re.DOTALL)
     mine = "images = torch.load('../test.pt')['images'].permute(0, 3, 1, 2) / 255"
-    code = code.replace("images = torch.rand(8, 3, 32, 32)  # yours go here", mine)
+    code = code.replace("images = torch.rand(8, 3, 32, 32)", mine)
     assert mine in code
     check = """
 labels = torch.load('../test.pt')['labels']
-import sys; assert not any(name.startswith("cifar_sweep") for name in sys.modules)
 print((probabilities.argmax(dim=1) == labels).float().mean().item())
 """
-    command = [sys.executable, "-c", code + check]
-    result = subprocess.run(command, cwd="all", capture_output=True, text=True, check=True)
+    result = bare_python("-c", code + check, cwd=Path("all"))
+    assert result.returncode == 0, result.stderr
     assert float(result.stdout) == pytest.approx(metrics_of("all")["test_accuracy"], abs=1e-6)
+
+
+def test_its_script_says_without_us_what_predict_says(study: str, cli: Any, bare_python: BarePython) -> None:
+    """Of networks of which some normalise, and one has the softmax inside."""
+    assert cli("ensemble", study, "--top", 3, "--out", "all").exit_code == 0
+    pictures = some_pictures(Path("pictures"))
+    said = json.loads(cli("predict", "all", *pictures, "--json").out)["images"]
+    finished = bare_python("all/predict.py", *pictures, cwd=Path())
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert_same(finished.stdout, said, export="all")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
 """An export is whole, true, loads without us, and trains again to the same numbers."""
 
 import json
-import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from cifar_sweep.config import MODEL_NAMES, TrialConfig
-from cifar_sweep.results.card import layer_source, loading_code
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.results.export import Provenance, Trained, write
 from cifar_sweep.results.exported import read
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.models import build
+from tests.bare import BarePython, assert_same, some_pictures
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 EXPORT = ("export", "tiny")
@@ -50,6 +47,7 @@ def test_the_folder_is_whole_and_consistent(exported: Path, cli: Any) -> None:
         "MODEL_CARD.md",
         "config.toml",
         "metrics.json",
+        "predict.py",
         "weights.safetensors",
     ]
     metrics = metrics_of(exported)
@@ -67,29 +65,14 @@ def test_the_folder_is_whole_and_consistent(exported: Path, cli: Any) -> None:
     assert origin["trial"] == study["best"]["number"]
 
 
-def card_code(folder: Path) -> str:
-    [code] = re.findall(r"```python\n(.*?)```", (folder / "MODEL_CARD.md").read_text(), re.DOTALL)
-    return str(code)
-
-
-def test_the_cards_lines_load_the_weights_without_us(exported: Path, small_data: ImageData) -> None:
-    """Run as printed, on the test images, they give the test accuracy of metrics.json."""
-    torch.save({"images": small_data.test_images, "labels": small_data.test_labels}, "test.pt")
-    code = card_code(exported)
-    assert len(code.splitlines()) <= 12
-    mine = "images = torch.load('../../test.pt')['images'].permute(0, 3, 1, 2) / 255"
-    code = code.replace("images = torch.rand(8, 3, 32, 32)  # yours go here", mine)
-    assert mine in code
-    check = """
-import sys
-labels = torch.load('../../test.pt')['labels']
-assert torch.allclose(probabilities.sum(dim=1), torch.ones(len(labels)))
-assert not any(name.startswith("cifar_sweep") for name in sys.modules)
-print((probabilities.argmax(dim=1) == labels).float().mean().item())
-"""
-    command = [sys.executable, "-c", code + check]
-    result = subprocess.run(command, cwd=exported, capture_output=True, text=True, check=True)
-    assert float(result.stdout) == pytest.approx(metrics_of(exported)["test_accuracy"], abs=1e-6)
+def test_its_script_says_without_us_what_predict_says(exported: Path, cli: Any, bare_python: BarePython) -> None:
+    pictures = some_pictures(Path("pictures"))
+    said = json.loads(cli("predict", exported, *pictures, "--json").out)["images"]
+    elsewhere = Path("elsewhere")
+    elsewhere.mkdir()
+    finished = bare_python(exported.absolute() / "predict.py", *(path.absolute() for path in pictures), cwd=elsewhere)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert_same(finished.stdout, said, export=str(exported))
 
 
 def test_training_it_again_gives_the_same_numbers(exported: Path, cli: Any) -> None:
@@ -199,26 +182,6 @@ def test_a_config_by_hand_is_checked(tiny_sweep: Path, cli: Any) -> None:
         assert words in finished.err
 
 
-@pytest.mark.parametrize("model", MODEL_NAMES)
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_the_printed_layers_are_the_networks(model: str, batch_norm: bool) -> None:
-    params = {"model": model, "batch_norm": batch_norm, "activation": "leaky_relu"}
-    config = TrialConfig.from_params(params, classes=7, precision="fp32", data_seed=0, seed=0)
-    network = build(config.shape, seed=0)
-    printed = eval(f"Sequential({', '.join(map(layer_source, network))})", dict(vars(torch.nn)))
-    assert {name: value.shape for name, value in printed.state_dict().items()} == {
-        name: value.shape for name, value in network.state_dict().items()
-    }
-    printed.load_state_dict(network.state_dict())
-    images = torch.rand(2, 3, 32, 32)
-    assert torch.equal(printed.eval()(images), network.eval()(images))
-
-
-def test_an_unknown_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="Bilinear"):
-        layer_source(torch.nn.Bilinear(1, 1, 1))
-
-
 def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     params = {"model": "vgg11", "learning_rate": 1.5e-5, "hidden_units": 8}
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=3, seed=4)
@@ -231,4 +194,12 @@ def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
     assert member.config == config
     assert member.origin.channel_mean == list(small_data.channel_mean)
     assert member.origin.provenance() == provenance
-    assert "Conv2d(3, 64, 3, padding=1)" in loading_code(config, network, data=small_data)
+
+
+def test_an_export_of_former_times_is_read(tiny_sweep: Path, cli: Any) -> None:
+    """It had neither script nor ONNX."""
+    assert cli(*RUN, "--trials", 1).exit_code == 0
+    assert cli(*EXPORT, "--out", "here").exit_code == 0
+    Path("here/predict.py").unlink()
+    finished = cli("predict", "here", "--test", 1)
+    assert finished.exit_code == 0, finished.err
