@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
@@ -62,7 +63,7 @@ def write_html(
         for place, (heading, explanation, _) in enumerate(figures, start=1)
     )
     known = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
-    drawings = json.dumps([figure.to_dict() for _, _, figure in figures], allow_nan=False).translate(_IN_SCRIPT)
+    drawings = in_script([figure.to_dict() for _, _, figure in figures])
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -88,3 +89,12 @@ const FIGURES = {drawings};
 </html>
 """
     replace_file(path, page.encode(errors="replace"))
+
+
+def in_script(value: Any) -> str:
+    """Plain data as JSON that can stand in a page's script, whatever its texts are.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_IN_SCRIPT)

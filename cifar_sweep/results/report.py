@@ -1,0 +1,424 @@
+"""The facts of a study's report, as plain data: the answer, its spread, what pruning saved, every trial.
+
+No figure, no HTML, no tensor: whatever needs the images is in `mistakes`, and comes here as a `Closer`.
+Accuracies are fractions, but for the reports' claims, which are in percent; times are seconds.
+"""
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep.config import PARAMETERS, Value, applies
+from cifar_sweep.results.compare import SweepRow, sweep_rows, whole_sweep
+from cifar_sweep.results.figures import accuracy_of
+from cifar_sweep.results.hand import HandRow, data_words, hand_rows, is_synthetic
+from cifar_sweep.results.reproduction import Reproduction, reproduction_of
+from cifar_sweep.results.savings import Saved, saved_by_pruning
+from cifar_sweep.results.status import seconds_spent
+from cifar_sweep.search import space
+from cifar_sweep.search.study import STATE_NAMES, SweepStudy
+from cifar_sweep.search.sweepfile import Range
+
+CONFIDENCE_Z = statistics.NormalDist().inv_cdf(0.975)
+# PED-ANOVA compares the best tenth, and no fewer than two trials, with all.
+FEWEST_FOR_IMPORTANCE = 10
+REPORTS = "reports"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy, and on how many images it was measured; None where that is not known."""
+
+    value: float
+    images: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval that the number of images leaves; None where that is not known."""
+        return wilson(self.value, self.images) if self.images else None
+
+
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many independent images.
+
+    Wilson, Probable inference, the law of succession, and statistical inference (1927).
+    """
+    z = CONFIDENCE_Z
+    middle = share + z * z / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    scale = 1 + z * z / images
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Complete trials of one config that differ in their seeds alone, one for each seed: validation accuracies."""
+
+    numbers: tuple[int, ...]
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A validation image that was taken for something else, with the probability of that; a PNG as a data URI."""
+
+    right: str
+    taken_for: str
+    probability: float
+    picture: str
+
+
+@dataclass(frozen=True)
+class Closer:
+    """What the best trial's network makes of the images, or in one sentence why that is not known.
+
+    Attributes:
+        missing: what is not there, and why; empty where everything is.
+        validation_images: how many there are; None where they were not at hand.
+        test_images: likewise.
+        parameters: how many the network has.
+        classes: the class names.
+        confusion: validation images of class i (row) that were taken for class j (column).
+        mistakes: some of the most certain ones.
+    """
+
+    missing: str = ""
+    validation_images: int | None = None
+    test_images: int | None = None
+    parameters: int | None = None
+    classes: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The trial that validation accuracy chose.
+
+    Attributes:
+        number: the trial's.
+        label: of a point by hand.
+        chosen: what the sweep fixes, and what it searched: parameters by name.
+        searched: the names among them that were searched, or are the given point's own.
+        config: everything that it was trained with.
+        validation: best validation accuracy over its epochs.
+        test: test accuracy, where it is known.
+        repeats: the same config under other seeds, where there are any.
+        best_epoch: the epoch whose weights count.
+        epochs: of its config.
+        seconds: its training time.
+    """
+
+    number: int
+    label: str
+    chosen: Mapping[str, Value]
+    searched: tuple[str, ...]
+    config: Mapping[str, Value]
+    validation: Accuracy
+    test: Accuracy | None
+    repeats: Repeats | None
+    best_epoch: int
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """The reports beside the study: their claims, and the best trial's row among the searches or the given runs."""
+
+    claims: tuple[HandRow, ...]
+    search: SweepRow | None = None
+    run: HandRow | None = None
+
+
+@dataclass(frozen=True)
+class Importances:
+    """How much each parameter decides whether a trial is among the best tenth; empty, with a reason, where unknown."""
+
+    shares: tuple[tuple[str, float], ...]
+    trials: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial in a line.
+
+    Attributes:
+        number: the trial's.
+        state: in Optuna's words.
+        value: Optuna's: a complete trial's best validation accuracy, a pruned one's last.
+        accuracy: the same, and of a trial that runs or failed the last one it reached.
+        epochs_done: how many it was trained for.
+        epochs: of its config.
+        seconds: training time.
+        params: its parameters under their own names; of a given point, the point's.
+        label: of a point by hand.
+        device: what trained it.
+        worker: which process did, as in "worker 2"; empty where that is not known.
+        started: when it was last taken up.
+        ended: when it ended.
+        seed: its own.
+        weights_bytes: the size of its weights' file; None where there never was one.
+        reason: why it ended early.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    accuracy: float | None
+    epochs_done: int
+    epochs: int | None
+    seconds: float
+    params: Mapping[str, Value]
+    label: str
+    device: str
+    worker: str
+    started: datetime | None
+    ended: datetime | None
+    seed: int | None
+    weights_bytes: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report says of a study. `trials` are Optuna's, for the figures; `rows` are the same in lines.
+
+    `shortened` says in what the sweep is less than a whole one; `parameters` are the names of all that were searched or
+    given, and `logarithmic` those of them that were searched on a logarithmic scale.
+    """
+
+    name: str
+    description: str
+    data: str
+    synthetic: bool
+    given: bool
+    state: str
+    budget: int
+    counts: Mapping[str, int]
+    seconds: float
+    began: datetime | None
+    ended: datetime | None
+    shortened: str
+    sampler: str
+    pruner: str
+    epochs_searched: bool
+    answer: Answer | None
+    by_hand: ByHand | None
+    saved: Saved
+    importances: Importances
+    closer: Closer
+    reproduction: Reproduction
+    parameters: tuple[str, ...]
+    logarithmic: frozenset[str]
+    rows: tuple[TrialRow, ...]
+    trials: tuple[FrozenTrial, ...]
+
+
+def collect(study: SweepStudy, *, closer: Closer, reports: SweepStudy | None = None) -> Report:
+    """The facts of a study as it stands.
+
+    Args:
+        study: what the report is of.
+        closer: what is known with the images at hand.
+        reports: the study of the reports' hand runs, if the same database has one.
+    """
+    trials = study.trials()
+    rows = rows_of(trials)
+    synthetic = is_synthetic([study.data["name"]])
+    by_hand = None if synthetic else _by_hand(study, reports)
+    starts = [row.started for row in rows if row.started]
+    ends = [row.ended for row in rows if row.ended]
+    ranked = study.ranked()
+    return Report(
+        name=study.name,
+        description=study.sweep.description,
+        data=data_words(study),
+        synthetic=synthetic,
+        given=study.sweep.given,
+        state=study.state,
+        budget=study.budget,
+        counts={name: sum(row.state == name for row in rows) for name in STATE_NAMES.values()},
+        seconds=sum(row.seconds for row in rows),
+        began=min(starts, default=None),
+        ended=max(ends, default=None),
+        shortened=_shortened(study, by_hand),
+        sampler=study.sweep.sampler.name,
+        pruner=study.sweep.pruner.name,
+        epochs_searched="epochs" in study.sweep.space,
+        answer=_answer(study, ranked, closer) if ranked else None,
+        by_hand=by_hand,
+        saved=saved_by_pruning(trials),
+        importances=importances_of(trials),
+        closer=closer,
+        reproduction=reproduction_of(study, ranked[0] if ranked else None),
+        parameters=tuple(name for name in PARAMETERS if any(name in row.params for row in rows)),
+        logarithmic=frozenset(
+            name
+            for name, domain in study.sweep.space.items()
+            if isinstance(domain, Range) and (domain.log or domain.base2)
+        ),
+        rows=tuple(rows),
+        trials=tuple(trials),
+    )
+
+
+def _answer(study: SweepStudy, ranked: Sequence[FrozenTrial], closer: Closer) -> Answer:
+    best = ranked[0]
+    attributes = best.user_attrs
+    config: dict[str, Value] = attributes["config"]
+    own = attributes["given"] if study.sweep.given else space.decode(best.params)
+    names = [name for name in PARAMETERS if name in own or name in study.sweep.fixed]
+    test = study.test_accuracy([best.number])
+    return Answer(
+        number=best.number,
+        label=str(attributes.get("label", "")),
+        chosen={name: config[name] for name in names if applies(name, config)},
+        searched=tuple(name for name in names if name in own),
+        config=config,
+        validation=Accuracy(float(best.value or 0), closer.validation_images or _validation_images(study)),
+        test=None if test is None else Accuracy(test, closer.test_images or study.data.get("test_images")),
+        repeats=repeats_of(best, ranked),
+        best_epoch=int(attributes.get("best_epoch", config["epochs"])),
+        epochs=int(config["epochs"]),
+        seconds=seconds_spent(best),
+    )
+
+
+def _validation_images(study: SweepStudy) -> int | None:
+    """From the number of training images: `training.split` takes one image in five of each class for validation."""
+    train_images = study.data.get("train_images")
+    return round(train_images / 4) if train_images else None
+
+
+def repeats_of(best: FrozenTrial, complete: Iterable[FrozenTrial]) -> Repeats | None:
+    """The trials that differ from `best` in their seeds alone, it included; None where there is no other."""
+    alike = [trial for trial in complete if _but_seeds(trial) == _but_seeds(best)]
+    by_seed = {trial.user_attrs["config"]["seed"]: trial for trial in reversed(alike)}
+    if len(by_seed) < 2:
+        return None
+    values = [float(trial.value or 0) for trial in by_seed.values()]
+    numbers = tuple(sorted(trial.number for trial in by_seed.values()))
+    return Repeats(numbers, statistics.mean(values), statistics.stdev(values))
+
+
+def _but_seeds(trial: FrozenTrial) -> dict[str, Value]:
+    return {name: value for name, value in trial.user_attrs["config"].items() if name not in ("seed", "data_seed")}
+
+
+def _by_hand(study: SweepStudy, reports: SweepStudy | None) -> ByHand | None:
+    """The reports' claims, and what stands beside them of `study`; None where there is no sweep file of the reports."""
+    sweep = whole_sweep(study.sweep.name) if study.sweep.given else whole_sweep(REPORTS)
+    source = study if study.sweep.given else reports
+    if sweep is None or not sweep.given:
+        return None
+    measured = source.trials() if source else ()
+    tests = {trial.number: source.test_accuracy([trial.number]) for trial in measured} if source else {}
+    rows = hand_rows(
+        sweep,
+        source,
+        {number: test for number, test in tests.items() if test is not None},
+        train_images=source.data.get("train_images") if source else None,
+    )
+    best = next((trial.number for trial in study.ranked()), None)
+    if study.sweep.given:
+        return ByHand(tuple(rows), run=next((row for row in rows if row.trial == best and best is not None), None))
+    own = {} if best is None else {best: study.test_accuracy([best])}
+    known = {number: test for number, test in own.items() if test is not None}
+    files = {study.sweep.name: whole_sweep(study.sweep.name)}
+    [search] = sweep_rows([study], rows, {study.name: known}, files=files)
+    return ByHand(tuple(row for row in rows if row.claimed is not None), search=search)
+
+
+def _shortened(study: SweepStudy, by_hand: ByHand | None) -> str:
+    if by_hand is None:
+        files = {study.sweep.name: whole_sweep(study.sweep.name)}
+        return "".join(row.shortened for row in sweep_rows([study], (), {}, files=files))
+    if by_hand.search is not None:
+        return by_hand.search.shortened
+    return by_hand.run.shortened if by_hand.run else ""
+
+
+def importances_of(trials: Sequence[FrozenTrial]) -> Importances:
+    """Optuna's PED-ANOVA importances over the complete trials, by the parameters' own names, the greatest first.
+
+    They answer one question: which parameters set the best tenth of the complete trials apart from all of them.
+    """
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    names = {name for trial in complete for name in trial.params}
+    if len(names) < 2:
+        return Importances((), len(complete), "importance compares parameters, and fewer than two were searched")
+    if len(complete) < FEWEST_FOR_IMPORTANCE:
+        few = f"{len(complete)} complete trials are too few; it takes {FEWEST_FOR_IMPORTANCE}"
+        return Importances((), len(complete), few)
+    if len({trial.value for trial in complete}) == 1:
+        return Importances((), len(complete), "all complete trials have the same validation accuracy")
+    # In memory, without their curves: the study's own storage would be read again.
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(
+        [
+            optuna.create_trial(value=trial.value, params=trial.params, distributions=trial.distributions)
+            for trial in complete
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it remarks on parameters that few trials have
+        found = optuna.importance.get_param_importances(study)
+    shares = [(name.removeprefix(space.EXPONENT), share) for name, share in found.items()]
+    return Importances(tuple(sorted(shares, key=lambda entry: -entry[1])), len(complete))
+
+
+def rows_of(trials: Sequence[FrozenTrial]) -> list[TrialRow]:
+    """The trials in lines, by number."""
+    workers = worker_names(trials)
+    return [_row(trial, workers.get(trial.number, "")) for trial in trials]
+
+
+def _row(trial: FrozenTrial, worker: str) -> TrialRow:
+    attributes = trial.user_attrs
+    config: Mapping[str, Any] = attributes.get("config", {})
+    weights: Mapping[str, Any] = attributes.get("weights", {})
+    return TrialRow(
+        number=trial.number,
+        state=STATE_NAMES[trial.state],
+        value=trial.value,
+        accuracy=accuracy_of(trial),
+        epochs_done=len(attributes.get("curve", [])),
+        epochs=config.get("epochs"),
+        seconds=seconds_spent(trial),
+        params=attributes["given"] if "given" in attributes else space.decode(trial.params),
+        label=str(attributes.get("label", "")),
+        device=str(attributes.get("environment", {}).get("device", "")),
+        worker=worker,
+        started=trial.datetime_start,
+        ended=trial.datetime_complete,
+        seed=config.get("seed"),
+        weights_bytes=weights.get("size"),
+        reason=str(attributes.get("reason", "")),
+    )
+
+
+def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
+    """Who trained each trial last, by number: "worker 1" began first; the machine is named where there are several.
+
+    A trial that its worker's death ended has none.
+    """
+    owned = [trial for trial in trials if trial.user_attrs.get("owner") and trial.datetime_start]
+    owned.sort(key=lambda trial: (trial.datetime_start or datetime.min, trial.number))
+    tokens = list(dict.fromkeys(trial.user_attrs["owner"]["token"] for trial in owned))
+    several = len({trial.user_attrs["owner"]["host"] for trial in owned}) > 1
+    names = {}
+    for trial in owned:
+        owner = trial.user_attrs["owner"]
+        where = f" on {owner['host']}" if several else ""
+        names[trial.number] = f"worker {tokens.index(owner['token']) + 1}{where}"
+    return names
