@@ -6,29 +6,25 @@ Accuracies are fractions, but for the reports' claims, which are in percent; tim
 
 import math
 import statistics
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.results.compare import SweepRow, sweep_rows, whole_sweep
-from cifar_sweep.results.figures import accuracy_of
 from cifar_sweep.results.hand import HandRow, data_words, hand_rows, is_synthetic
+from cifar_sweep.results.importance import Importances, importances_of
 from cifar_sweep.results.reproduction import Reproduction, reproduction_of
 from cifar_sweep.results.savings import Saved, saved_by_pruning
 from cifar_sweep.results.status import seconds_spent
+from cifar_sweep.results.trial_rows import TrialRow, rows_of
 from cifar_sweep.search import space
 from cifar_sweep.search.study import STATE_NAMES, SweepStudy
 from cifar_sweep.search.sweepfile import Range
 
 CONFIDENCE_Z = statistics.NormalDist().inv_cdf(0.975)
-# PED-ANOVA compares the best tenth, and no fewer than two trials, with all.
-FEWEST_FOR_IMPORTANCE = 10
 REPORTS = "reports"
 
 
@@ -137,56 +133,6 @@ class ByHand:
     claims: tuple[HandRow, ...]
     search: SweepRow | None = None
     run: HandRow | None = None
-
-
-@dataclass(frozen=True)
-class Importances:
-    """How much each parameter decides whether a trial is among the best tenth; empty, with a reason, where unknown."""
-
-    shares: tuple[tuple[str, float], ...]
-    trials: int
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """One trial in a line.
-
-    Attributes:
-        number: the trial's.
-        state: in Optuna's words.
-        value: Optuna's: a complete trial's best validation accuracy, a pruned one's last.
-        accuracy: the same, and of a trial that runs or failed the last one it reached.
-        epochs_done: how many it was trained for.
-        epochs: of its config.
-        seconds: training time.
-        params: its parameters under their own names; of a given point, the point's.
-        label: of a point by hand.
-        device: what trained it.
-        worker: which process did, as in "worker 2"; empty where that is not known.
-        started: when it was last taken up.
-        ended: when it ended.
-        seed: its own.
-        weights_bytes: the size of its weights' file; None where there never was one.
-        reason: why it ended early.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    accuracy: float | None
-    epochs_done: int
-    epochs: int | None
-    seconds: float
-    params: Mapping[str, Value]
-    label: str
-    device: str
-    worker: str
-    started: datetime | None
-    ended: datetime | None
-    seed: int | None
-    weights_bytes: int | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -346,79 +292,3 @@ def _shortened(study: SweepStudy, by_hand: ByHand | None) -> str:
     if by_hand.search is not None:
         return by_hand.search.shortened
     return by_hand.run.shortened if by_hand.run else ""
-
-
-def importances_of(trials: Sequence[FrozenTrial]) -> Importances:
-    """Optuna's PED-ANOVA importances over the complete trials, by the parameters' own names, the greatest first.
-
-    They answer one question: which parameters set the best tenth of the complete trials apart from all of them.
-    """
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    names = {name for trial in complete for name in trial.params}
-    if len(names) < 2:
-        return Importances((), len(complete), "importance compares parameters, and fewer than two were searched")
-    if len(complete) < FEWEST_FOR_IMPORTANCE:
-        few = f"{len(complete)} complete trials are too few; it takes {FEWEST_FOR_IMPORTANCE}"
-        return Importances((), len(complete), few)
-    if len({trial.value for trial in complete}) == 1:
-        return Importances((), len(complete), "all complete trials have the same validation accuracy")
-    # In memory, without their curves: the study's own storage would be read again.
-    study = optuna.create_study(direction="maximize")
-    study.add_trials(
-        [
-            optuna.create_trial(value=trial.value, params=trial.params, distributions=trial.distributions)
-            for trial in complete
-        ]
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it remarks on parameters that few trials have
-        found = optuna.importance.get_param_importances(study)
-    shares = [(name.removeprefix(space.EXPONENT), share) for name, share in found.items()]
-    return Importances(tuple(sorted(shares, key=lambda entry: -entry[1])), len(complete))
-
-
-def rows_of(trials: Sequence[FrozenTrial]) -> list[TrialRow]:
-    """The trials in lines, by number."""
-    workers = worker_names(trials)
-    return [_row(trial, workers.get(trial.number, "")) for trial in trials]
-
-
-def _row(trial: FrozenTrial, worker: str) -> TrialRow:
-    attributes = trial.user_attrs
-    config: Mapping[str, Any] = attributes.get("config", {})
-    weights: Mapping[str, Any] = attributes.get("weights", {})
-    return TrialRow(
-        number=trial.number,
-        state=STATE_NAMES[trial.state],
-        value=trial.value,
-        accuracy=accuracy_of(trial),
-        epochs_done=len(attributes.get("curve", [])),
-        epochs=config.get("epochs"),
-        seconds=seconds_spent(trial),
-        params=attributes["given"] if "given" in attributes else space.decode(trial.params),
-        label=str(attributes.get("label", "")),
-        device=str(attributes.get("environment", {}).get("device", "")),
-        worker=worker,
-        started=trial.datetime_start,
-        ended=trial.datetime_complete,
-        seed=config.get("seed"),
-        weights_bytes=weights.get("size"),
-        reason=str(attributes.get("reason", "")),
-    )
-
-
-def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
-    """Who trained each trial last, by number: "worker 1" began first; the machine is named where there are several.
-
-    A trial that its worker's death ended has none.
-    """
-    owned = [trial for trial in trials if trial.user_attrs.get("owner") and trial.datetime_start]
-    owned.sort(key=lambda trial: (trial.datetime_start or datetime.min, trial.number))
-    tokens = list(dict.fromkeys(trial.user_attrs["owner"]["token"] for trial in owned))
-    several = len({trial.user_attrs["owner"]["host"] for trial in owned}) > 1
-    names = {}
-    for trial in owned:
-        owner = trial.user_attrs["owner"]
-        where = f" on {owner['host']}" if several else ""
-        names[trial.number] = f"worker {tokens.index(owner['token']) + 1}{where}"
-    return names

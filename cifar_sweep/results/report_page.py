@@ -16,10 +16,11 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from cifar_sweep import __version__
 from cifar_sweep.results.page import in_script
-from cifar_sweep.results.report import Accuracy, Closer, Report, TrialRow
+from cifar_sweep.results.report import Accuracy, Closer, Report
 from cifar_sweep.results.report_sections import SIGNIFICANT_DIGITS, sections_of
 from cifar_sweep.results.report_words import counts_text, date, hand_card, percent, plain
 from cifar_sweep.results.status import duration
+from cifar_sweep.results.trial_rows import TrialRow
 
 MOST_CONFUSED = 10
 SECTIONS = {

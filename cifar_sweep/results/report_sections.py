@@ -10,9 +10,11 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from cifar_sweep.results import report_figures as figures
 from cifar_sweep.results.figures import claimed_against_measured, learning_curves
 from cifar_sweep.results.page import in_script
+from cifar_sweep.results.parameter_figures import parallel, slices
 from cifar_sweep.results.report import Report
 from cifar_sweep.results.search_figures import hand_beside_search, learning_rate_by_batch, seconds_by_trial
 from cifar_sweep.results.status import duration
+from cifar_sweep.results.timeline import spans_of, timeline
 
 CURVES_IN_DETAIL = 3
 AXIS_PIXELS = 88  # of the parallel coordinates: below that, names lie on each other
@@ -153,15 +155,15 @@ def _importance(report: Report) -> Section:
         heat.update_layout(height=height).update_xaxes(dtick=1)
         pair.append(_drawing("heat-plot", "Learning rate by batch size", caption, heat))
     rows = [Row(pair, "pair narrow-first" if len(pair) == 2 else "")] if pair else []
-    slices = [
+    each = [
         _drawing(f"slice-{k}", name.replace("_", " "), "", figure)
-        for k, (name, figure) in enumerate(figures.slices(report.rows, names, logarithmic=report.logarithmic))
+        for k, (name, figure) in enumerate(slices(report.rows, names, logarithmic=report.logarithmic))
     ]
-    rows += [Row(slices, "slices")] if slices else []
+    rows += [Row(each, "slices")] if each else []
     if len(report.parameters) > 1:
         caption = "A line is a trial: the best tenth in blue, the best one in orange, some of the others in grey."
         width = AXIS_PIXELS * (len(names) + 1)
-        lines = figures.parallel(
+        lines = parallel(
             report.rows, names[::-1], logarithmic=report.logarithmic
         )  # what matters most stands beside the accuracy
         rows.append(
@@ -196,13 +198,13 @@ def _curves(report: Report) -> Section:
 
 
 def _time(report: Report) -> Section:
-    if not figures.spans_of(report.rows):
+    if not spans_of(report.rows):
         return Section("time", "Who trained what when", "No trial that was trained has ended yet.")
     caption = (
-        "A block for each worker, a line for each trial that it trained at once. An interrupted trial is shown from "
-        "when it was last taken up; a dotted line stands for a long pause."
+        "The trials that have ended: a block for each worker, a line for each trial that it trained at once. One that "
+        "was interrupted is shown from when it was last taken up; a dotted line stands for a long pause."
     )
-    plot = _drawing("time-plot", "Workers", caption, figures.timeline(report.rows))
+    plot = _drawing("time-plot", "Workers", caption, timeline(report.rows))
     return Section("time", "Who trained what when", rows=[Row([plot])])
 
 

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 
 from cifar_sweep.config import Value
-from cifar_sweep.results.report import Accuracy, Importances, Report, TrialRow
+from cifar_sweep.results.importance import Importances
+from cifar_sweep.results.report import Accuracy, Report
 from cifar_sweep.results.report_words import counts_text, hand_card, percent, plain
 from cifar_sweep.results.status import duration
+from cifar_sweep.results.trial_rows import TrialRow
 
 TOP_TRIALS = 10
 _MARKED_UP = re.compile(r"([\\`*_\[\]<>|~&$])")

@@ -58,7 +58,8 @@
     if (cell === null) return "";
     if (typeof cell !== "number") return String(cell);
     if (column.digits !== undefined) return cell.toFixed(column.digits);
-    return Number.isInteger(cell) ? String(cell) : String(Number(cell.toPrecision(3)));
+    if (Number.isInteger(cell)) return String(cell);
+    return Math.abs(cell) < 1e-3 ? cell.toExponential(2).replace(/\.?0+e/, "e") : String(Number(cell.toPrecision(3)));
   };
 
   const show = () => {
