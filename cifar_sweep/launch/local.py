@@ -12,11 +12,12 @@ from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import FrameType
 
 from cifar_sweep.errors import CifarSweepError, StudyError, one_line
 from cifar_sweep.launch.crew import without_main
 from cifar_sweep.launch.plan import Plan
+from cifar_sweep.launch.signals import StopRequest as StopRequest
+from cifar_sweep.launch.signals import stop_on_signals as stop_on_signals
 from cifar_sweep.runner import Patience
 from cifar_sweep.search.queue import open_studies
 from cifar_sweep.search.storage import explain, open_existing
@@ -27,41 +28,6 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 2.0
 RETRY_SECONDS = 60
-
-
-class StopRequest:
-    """Set by the first Ctrl-C or SIGTERM; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    def exit_code(self) -> int:
-        """What a shell expects of a program that a signal ended; 0 where none did."""
-        return 128 + self.signal if self.signal else 0
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or hang-up into a request to stop."""
-    request = StopRequest()
-    caught = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-        caught.append(signal.SIGHUP)
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        request.signal = number
-        for each in caught:
-            signal.signal(each, signal.SIG_DFL)
-
-    before = {each: signal.signal(each, on_signal) for each in caught}
-    try:
-        yield request
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def local_jobs(job: Job, plan: Plan) -> list[Job]:

@@ -1,70 +1,24 @@
-"""optuna-dashboard behind a guard: it has no authentication and lets anyone who reaches it delete or invent trials."""
+"""The dashboard: optuna-dashboard, shown our overlay of the database, behind our guard."""
 
-import hmac
 import logging
 import os
-import re
-from collections.abc import Callable, Iterable
-from http.cookies import SimpleCookie
+import threading
+from collections.abc import Callable
 from ipaddress import ip_address
 from socketserver import ThreadingMixIn
 from typing import Any
-from urllib.parse import parse_qs, quote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna_dashboard import wsgi  # type: ignore[import-untyped]
 
 from cifar_sweep.errors import CifarSweepError, UsageError
+from cifar_sweep.results.downloads import with_downloads
+from cifar_sweep.results.guard import WsgiApp, guarded
+from cifar_sweep.results.overlay import Overlay
 from cifar_sweep.search.storage import Storage
 
 log = logging.getLogger(__name__)
-LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_VARIABLE = "CIFAR_SWEEP_TOKEN"  # noqa: S105 - a name, no token
-COOKIE = "cifar_sweep_token"
-
-WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-
-def guarded(app: WsgiApp, *, token: str = "") -> WsgiApp:
-    """`app` for reading only, and only for requests that name this machine (against DNS rebinding).
-
-    With a token, for those that have it instead: as ``?token=``, which is answered with a cookie, or as bearer.
-    """
-
-    def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if token:
-            if _equal(token, *parse_qs(environ.get("QUERY_STRING", "")).get("token", [])):
-                return _welcome(environ, start_response, token)
-            cookie = SimpleCookie(environ.get("HTTP_COOKIE", "")).get(COOKIE)
-            bearer = environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer ")
-            if not (_equal(token, bearer) or (cookie is not None and _equal(token, cookie.value))):
-                return _refuse(start_response, "this dashboard needs its token, as in ?token=...")
-        elif re.sub(r":\d+$", "", environ.get("HTTP_HOST", "")) not in LOCAL_NAMES:
-            return _refuse(start_response, "this dashboard answers to 127.0.0.1 and localhost only")
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _refuse(start_response, "this dashboard is for reading only")
-        return app(environ, start_response)
-
-    return guard
-
-
-def _equal(token: str, *given: str) -> bool:
-    return any(hmac.compare_digest(token.encode(), each.encode()) for each in given)
-
-
-def _welcome(environ: dict[str, Any], start_response: Callable[..., Any], token: str) -> Iterable[bytes]:
-    """The same page without the token, which goes into a cookie: an address is copied, and kept in histories."""
-    cookie = SimpleCookie({COOKIE: token})
-    for name, value in {"httponly": "true", "samesite": "Strict", "path": "/"}.items():
-        cookie[COOKIE][name] = value
-    headers = [("Location", quote(environ.get("PATH_INFO") or "/")), ("Set-Cookie", cookie[COOKIE].OutputString())]
-    start_response("303 See Other", headers)
-    return [b""]
-
-
-def _refuse(start_response: Callable[..., Any], reason: str) -> Iterable[bytes]:
-    start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
-    return [reason.encode()]
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
@@ -75,6 +29,21 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
+
+    def get_stderr(self) -> Any:
+        return _OneLine()
+
+
+class _OneLine(logging.Handler):
+    """What optuna-dashboard says of an error in many lines, in one: a log handler, and a server's error stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.warning("dashboard: %s", record.getMessage().splitlines()[0])
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.warning("dashboard: %s", text.strip().splitlines()[-1])
+        return len(text)
 
 
 def token_for(host: str) -> str:
@@ -102,14 +71,38 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def serve(storage: Storage, *, host: str, port: int, stop: Callable[[], bool], on_ready: Callable[[str], None]) -> None:
+def application(storage: Storage, *, token: str = "", allow_write: bool = False) -> WsgiApp:
+    """The whole dashboard as a WSGI application. It begins to read the studies at once, in the background.
+
+    Args:
+        storage: the studies.
+        token: what it asks for; empty where it answers to this machine's own names alone.
+        allow_write: whether it lets through what changes studies; else it is for reading only.
+    """
+    overlay = Overlay(storage, writable=allow_write)
+    theirs = logging.getLogger("optuna_dashboard")
+    theirs.handlers, theirs.propagate = [_OneLine()], False
+    app = with_downloads(wsgi(overlay, artifact_store=overlay), overlay)
+    threading.Thread(target=overlay.warm, name="dashboard", daemon=True).start()
+    return guarded(app, token=token, allow_write=allow_write)
+
+
+def serve(
+    storage: Storage,
+    *,
+    host: str,
+    port: int,
+    allow_write: bool = False,
+    stop: Callable[[], bool],
+    on_ready: Callable[[str], None],
+) -> None:
     """Serve the dashboard until `stop` says yes. `on_ready` is given the address.
 
     Raises:
         UsageError: others can reach it, and there is no token.
         CifarSweepError: the address cannot be used.
     """
-    app = guarded(wsgi(storage.optuna), token=token_for(host))
+    app = application(storage, token=token_for(host), allow_write=allow_write)
     try:
         server = make_server(host, port, app, server_class=_ThreadingServer, handler_class=_QuietHandler)
     except OSError as error:

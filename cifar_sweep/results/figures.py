@@ -202,7 +202,8 @@ def trial_name(trial: FrozenTrial) -> str:
 
 def hover_text(words: Iterable[str]) -> str:
     """Escaped text on several lines, for a box beside the pointer."""
-    return "<br>".join(escape(line) for text in words if text for line in textwrap.wrap(text, 60))
+    wrapped = (textwrap.wrap(text, 60) if len(text) > 60 else [text] for text in words if text)  # to wrap takes long
+    return "<br>".join(escape(line) for lines in wrapped for line in lines)
 
 
 def finish(figure: go.Figure, title: str, *, height: int) -> go.Figure:
@@ -211,7 +212,9 @@ def finish(figure: go.Figure, title: str, *, height: int) -> go.Figure:
     axis = {"gridcolor": "rgba(128,128,128,0.3)", "zeroline": False, "linecolor": QUIET, "automargin": True}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
-    words: dict[str, Any] = {"text": "<br>".join(map(escape, lines)), "font": {"size": 13}, "x": 0, "xref": "container"}
+    words: dict[str, Any] = {"text": "<br>".join(map(escape, lines)), "font": {"size": 13}}
+    # From the top down: else many lines hang over what is drawn.
+    words |= {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 12}}
     return figure.update_layout(
         title=words,
         height=height + 18 * len(lines),

@@ -19,6 +19,7 @@ from cifar_sweep.search.study import STATE_NAMES
 
 BINS_PER_DECADE = 3
 MOST_BATCH_ROWS = 12
+MOST_MARKS = 300  # of one kind in a figure; a browser draws thousands of them for seconds
 # Paul Tol's "iridescent", every third step: it grows darker evenly, for readers of every colour vision.
 SCALE = (
     "#FEFBE9", "#F5F3C1", "#DDECBF", "#C2E3D2", "#A8D8DC", "#8DCBE4",
@@ -158,7 +159,7 @@ def hand_beside_search(trials: Sequence[FrozenTrial], claims: Sequence[HandRow],
 
 
 def _add_spread(figure: go.Figure, row: str, trials: Sequence[FrozenTrial], *, colour: str) -> None:
-    """A box with each trial's accuracy beside it."""
+    """A box with each trial's accuracy in it."""
     if not trials:
         return
     figure.add_box(
@@ -166,16 +167,23 @@ def _add_spread(figure: go.Figure, row: str, trials: Sequence[FrozenTrial], *, c
         y=[row] * len(trials),
         orientation="h",
         name=row,
-        boxpoints="all",
-        jitter=0.7,
-        pointpos=0,
         fillcolor="rgba(0,0,0,0)",
         line={"color": colour, "width": 1},
-        marker={"color": colour, "size": 5, "opacity": 0.6},
-        hoveron="points",
-        hoverinfo="text",
-        hovertext=[_search_words(trial) for trial in trials],
+        **_points(trials, colour) if len(trials) <= MOST_MARKS else {"boxpoints": False, "hoverinfo": "x"},
     )
+
+
+def _points(trials: Sequence[FrozenTrial], colour: str) -> dict[str, Any]:
+    """Each trial as a point in its box."""
+    return {
+        "boxpoints": "all",
+        "jitter": 0.7,
+        "pointpos": 0,
+        "marker": {"color": colour, "size": 5, "opacity": 0.6},
+        "hoveron": "points",
+        "hoverinfo": "text",
+        "hovertext": [_search_words(trial) for trial in trials],
+    }
 
 
 def _add_best(figure: go.Figure, best: FrozenTrial) -> None:
@@ -205,7 +213,7 @@ def _add_claims(figure: go.Figure, row: str, claims: Sequence[HandRow], *, symbo
         name=row,
         marker={"color": CLAIM, "symbol": symbol, "size": 11, "line": {"width": 1.5, "color": CLAIM}},
         text=[f"{claim.claimed:.2f} %, {escape(claim.label)}" if claim is best else "" for claim in claims],
-        textposition="top center",
+        textposition="top left",
         cliponaxis=False,
         hoverinfo="text",
         hovertext=[_claim_words(claim) for claim in claims],
@@ -242,16 +250,12 @@ def seconds_by_trial(trials: Sequence[FrozenTrial], *, data: str) -> go.Figure:
     figure = go.Figure()
     for state, colour in STATE_COLOURS.items():
         members = [trial for trial in drawn if trial.state is state]
-        if members:
-            figure.add_bar(
-                x=[trial.number for trial in members],
-                y=[seconds_spent(trial) / factor for trial in members],
-                name=STATE_NAMES[state],
-                marker={"color": colour, "line": {"width": 0}},
-                hoverinfo="text",
-                hovertext=[_time_words(trial) for trial in members],
-            )
-    # Of one width and at one place, whatever the state: bars of several traces would else stand side by side.
+        times = [seconds_spent(trial) / factor for trial in members]
+        if members and len(drawn) <= MOST_MARKS:
+            figure.add_bar(**_bars(members, times, colour), name=STATE_NAMES[state])
+        elif members:
+            figure.add_scatter(**_stems(members, times, colour), name=STATE_NAMES[state])
+    # At one place, whatever the state: bars of several traces would else stand side by side.
     figure.update_layout(barmode="overlay", bargap=0.15)
     figure.update_xaxes(title="trial", rangemode="tozero" if len(drawn) > 1 else "normal")
     figure.update_yaxes(title=f"training time, {unit}", rangemode="tozero")
@@ -259,6 +263,28 @@ def seconds_by_trial(trials: Sequence[FrozenTrial], *, data: str) -> go.Figure:
     total = duration(sum(map(seconds_spent, drawn)))
     title = f"training on {'; '.join(devices) or 'no device yet'}: {total} in all; {data}"
     return finish(figure, title, height=380)
+
+
+def _bars(trials: Sequence[FrozenTrial], times: Sequence[float], colour: str) -> dict[str, Any]:
+    return {
+        "x": [trial.number for trial in trials],
+        "y": times,
+        "marker": {"color": colour, "line": {"width": 0}},
+        "hoverinfo": "text",
+        "hovertext": [_time_words(trial) for trial in trials],
+    }
+
+
+def _stems(trials: Sequence[FrozenTrial], times: Sequence[float], colour: str) -> dict[str, Any]:
+    """As `_bars`, in one line that leaves the paper between two trials."""
+    return {
+        "x": [place for trial in trials for place in (trial.number, trial.number, None)],
+        "y": [end for time in times for end in (0, time, None)],
+        "mode": "lines",
+        "line": {"color": colour, "width": 1},
+        "hoverinfo": "text",
+        "hovertext": [words for trial in trials for words in ("", _time_words(trial), "")],
+    }
 
 
 def _device(trial: FrozenTrial) -> str:
