@@ -25,7 +25,7 @@ ALLOWED = {
     "runner": {"keeping", "artifacts", "training", "search", "config", "errors"},
     "service": {"runner", "artifacts", "training", "search", "own_model", "config", "errors"},
     "launch": {"launch", "service", "runner", "training", "search", "config", "files", "errors"},
-    "results": {"results", "keeping", "artifacts", "training", "search", "config", "files", "errors"},
+    "results": {"results", "keeping", "own_model", "artifacts", "training", "search", "config", "files", "errors"},
     "cli": {"cli", "launch", "results", "service", "keeping", "artifacts", "training", "search", "config", "errors"},
     "api": {"launch", "results", "service", "artifacts", "training", "search", "config", "errors"},
     "__main__": {"cli"},

@@ -17,6 +17,7 @@ from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks
 from cifar_sweep.training.train import Run
+from tests.bare import BarePython
 
 CPU = torch.device("cpu")
 MODULE = '''
@@ -229,7 +230,7 @@ def five_classes(small_data: ImageData, tmp_path: Path) -> Path:
 
 
 def test_a_sweep_over_a_file_of_ones_own_on_five_classes(
-    module: str, five_classes: Path, cli: Any, tmp_path: Path
+    module: str, five_classes: Path, cli: Any, tmp_path: Path, bare_python: BarePython
 ) -> None:
     Path("own.toml").write_text(SWEEP.replace("my_module", module))
     run = ("run", "own.toml", "--data", five_classes, "--workers", 2, "--threads", 1)
@@ -244,6 +245,12 @@ def test_a_sweep_over_a_file_of_ones_own_on_five_classes(
     assert set(json.loads(predicted.out)["images"][0]["predictions"]["best"]["probabilities"]) == set(
         metrics["data"]["classes"]
     )
+    assert {path.name for path in Path("best").glob("*.py")} == {"predict.py", f"{module}.py"}
+    alone = bare_python("best/predict.py", five_classes / "test" / "cup" / "0.png", cwd=tmp_path)
+    said = json.loads(predicted.out)["images"][0]["predictions"]["best"]
+    assert f"{said['class']} {said['probabilities'][said['class']]:.2%}" in alone.stdout
+    assert cli("train", "best", "--out", "again", "--data", five_classes).exit_code == 0
+    assert json.loads(Path("again/metrics.json").read_text())["test_accuracy"] == metrics["test_accuracy"]
     described = cli("model", f"{module}:build", "--json")
     assert described.exit_code == 0, described.err
 
@@ -253,7 +260,9 @@ def test_a_sweep_over_a_file_of_ones_own_on_five_classes(
     refused = cli(*run, "--trials", 4)
     assert refused.exit_code == 1
     assert f"study 'own' was run with another file for model '{module}:build'" in refused.err
-    refused = cli("worker", "--until-idle", "--workers", 1, "own")
+    refused = cli("export", "own")
+    assert refused.exit_code == 1
+    assert "is not what trial" in refused.err
     shutil.move("before.py", f"{module}.py")
     assert cli(*run, "--trials", 4).exit_code == 0
 

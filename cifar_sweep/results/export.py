@@ -12,13 +12,14 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, Stored
-from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.config import TrialConfig, Value, is_own
 from cifar_sweep.errors import StudyError
 from cifar_sweep.files import replace_file
 from cifar_sweep.keeping import UnusableError, restore
+from cifar_sweep.own_model import fingerprint, fingerprints, source_of
 from cifar_sweep.results.card import ensemble_card, model_card
 from cifar_sweep.results.classifier import Classifier, accuracy, loss, predict, resident
-from cifar_sweep.results.source import script
+from cifar_sweep.results.source import SCRIPT, script
 from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.search.study import SweepStudy, describe
 from cifar_sweep.training import checkpoint
@@ -126,6 +127,7 @@ def write(folder: Path, trained: Trained, *, data: ImageData, device: torch.devi
     Raises:
         DiskError: a file could not be written.
     """
+    beside = _own_files([trained])
     classifier = classifier_of([trained], data)
     test = predict(classifier, resident(data, device=device).test(), device=device)
     provenance = trained.provenance
@@ -147,6 +149,7 @@ def write(folder: Path, trained: Trained, *, data: ImageData, device: torch.devi
         config=config_toml(trained, data=data),
         card=model_card(trained.config, metrics=metrics, data=data),
         code=script(classifier.configs, list(classifier.members), data=data),
+        beside=beside,
     )
     return metrics
 
@@ -161,6 +164,7 @@ def write_ensemble(
     Raises:
         DiskError: a file could not be written.
     """
+    beside = _own_files(members)
     classifier = classifier_of(members, data)
     batches = resident(data, device=device)
     validation = predict(classifier, batches.validation(), device=device)
@@ -189,8 +193,32 @@ def write_ensemble(
         config=ensemble_toml(members, data=data),
         card=ensemble_card(classifier.configs, metrics=metrics, data=data),
         code=script(classifier.configs, list(classifier.members), data=data),
+        beside=beside,
     )
     return metrics
+
+
+def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
+    """The files of users' own networks that the script imports, by name.
+
+    Raises:
+        StudyError: a file is not the one that its network was trained with, or is named like one of an export.
+        UsageError: it is not to be found.
+    """
+    found = {}
+    for member in members:
+        model, provenance = member.config.shape.model, member.provenance
+        if is_own(model):
+            path = source_of(model)
+            if provenance.versions.get(model, "") != fingerprint(model):
+                raise StudyError(
+                    f"model {model!r}: {path} is not what trial {provenance.trial} was trained with; restore the file."
+                )
+            name = f"{model.partition(':')[0].rpartition('.')[2]}.py"
+            if name == SCRIPT:
+                raise StudyError(f"model {model!r}: an export has a {SCRIPT} of its own; name the module otherwise.")
+            found[name] = path.read_bytes()
+    return found
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
@@ -213,20 +241,27 @@ def _surroundings(provenance: Provenance, data: ImageData) -> dict[str, Any]:
 
 
 def put(
-    folder: Path, weights: Mapping[str, torch.Tensor], *, metrics: Mapping[str, Any], config: str, card: str, code: str
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    metrics: Mapping[str, Any],
+    config: str,
+    card: str,
+    code: str,
+    beside: Mapping[str, bytes],
 ) -> None:
     """Write an export's files, the weights first: a folder with a config has all it speaks of."""
     # One that is there already is of the network that is being replaced.
     (folder / "model.onnx").unlink(missing_ok=True)
     digest = checkpoint.save(dict(weights), folder / "weights.safetensors")
-    files = {
+    texts = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
         "MODEL_CARD.md": card,
-        "predict.py": code,
+        SCRIPT: code,
         "config.toml": f"{config}\n[weights]\nsha256 = {_toml(digest)}\n",
     }
-    for name, text in files.items():
-        replace_file(folder / name, text.encode())
+    for name, content in {**beside, **{name: text.encode() for name, text in texts.items()}}.items():
+        replace_file(folder / name, content)
 
 
 def train_again(
@@ -287,7 +322,7 @@ def train_again(
         provenance,
         device=f"{on.type} ({device_name(on)})",
         threads=used,
-        versions=versions(),
+        versions=versions() | fingerprints([config.shape.model]),
         commit=commit(),
         group_sizes=tuple(result.group_size for result in run.members[place].history),
         group_places=tuple(result.group_place for result in run.members[place].history),

@@ -2,13 +2,14 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from cifar_sweep.config import TrialConfig
+from cifar_sweep.config import TrialConfig, is_own
 from cifar_sweep.training.data import ImageData
 
+SCRIPT = "predict.py"
 WIDTH = 120
 
 
@@ -21,11 +22,13 @@ class NetworkSource:
 
 
 def network_source(config: TrialConfig, network: nn.Module) -> NetworkSource:
-    """What makes `network`, which is `config`'s, anew.
+    """What makes `network`, which is `config`'s, anew. One of a user's own is made by the user's module.
 
     Raises:
         ValueError: it is not made of layers that are known here.
     """
+    if is_own(config.shape.model):
+        return _own_source(config)
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"no source is known for {config.shape.model}, a {type(network).__name__}")
     rows: list[str] = []
@@ -34,6 +37,16 @@ def network_source(config: TrialConfig, network: nn.Module) -> NetworkSource:
             rows.append("   ")
         rows[-1] += f" {layer_source(layer)},"
     return NetworkSource(("from torch import nn",), "\n".join(["nn.Sequential(", *rows, ")"]))
+
+
+def _own_source(config: TrialConfig) -> NetworkSource:
+    """A call of the user's function, whose module lies beside the script."""
+    module, _, function = config.shape.model.partition(":")
+    beside = module.rpartition(".")[2]
+    made = f"{beside}.{function}(SimpleNamespace(**{asdict(config.shape)}))"
+    if config.shape.softmax:
+        made = f"nn.Sequential({made}, nn.Softmax(dim=1))"
+    return NetworkSource(("from torch import nn", "from types import SimpleNamespace", f"import {beside}"), made)
 
 
 def layer_source(layer: nn.Module) -> str:

@@ -44,7 +44,9 @@ def build(shape: Shape, *, seed: int) -> nn.Module:
     if not shape.softmax:
         return network
     softmax = nn.Softmax(dim=1)
-    return network.append(softmax) if isinstance(network, nn.Sequential) else nn.Sequential(network, softmax)
+    if is_own(shape.model) or not isinstance(network, nn.Sequential):
+        return nn.Sequential(network, softmax)
+    return network.append(softmax)
 
 
 def _init_xavier(module: nn.Module) -> None:
