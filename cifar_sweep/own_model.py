@@ -46,13 +46,14 @@ def fingerprint(model: str) -> str:
     """
     path = source_of(model)
     try:
-        return _hash(path, path.stat().st_mtime_ns)
+        now = path.stat()
+        return _hash(path, now.st_mtime_ns, now.st_size)
     except OSError as error:
         raise UsageError(f"model {model!r}: {path} cannot be read: {error.strerror}.") from None
 
 
 @cache
-def _hash(path: Path, _modified: int) -> str:
+def _hash(path: Path, _modified: int, _size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
