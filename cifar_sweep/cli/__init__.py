@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cifar_sweep.cli import networks, service, studies, sweeps
+from cifar_sweep.cli import networks, report, service, studies, sweeps
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     sweeps.bench,
     studies.compare,
     studies.plot,
+    report.report,
     networks.export,
     networks.ensemble,
     networks.evaluate,

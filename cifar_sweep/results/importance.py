@@ -29,13 +29,13 @@ def importances_of(trials: Sequence[FrozenTrial]) -> Importances:
     """
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     names = {name for trial in complete for name in trial.params}
-    if len(names) < 2:
-        return Importances((), len(complete), "importance compares parameters, and fewer than two were searched")
     if len(complete) < FEWEST_FOR_IMPORTANCE:
-        few = f"{len(complete)} complete trials are too few; it takes {FEWEST_FOR_IMPORTANCE}"
-        return Importances((), len(complete), few)
+        there = f"there {'is 1 complete trial' if len(complete) == 1 else f'are {len(complete)} complete trials'}"
+        return Importances((), len(complete), f"{there}, and it takes {FEWEST_FOR_IMPORTANCE}")
+    if len(names) < 2:
+        return Importances((), len(complete), "it compares parameters, and fewer than two were searched")
     if len({trial.value for trial in complete}) == 1:
-        return Importances((), len(complete), "all complete trials have the same validation accuracy")
+        return Importances((), len(complete), "all complete trials have the same accuracy")
     # In memory, without their curves: the study's own storage would be read again.
     study = optuna.create_study(direction="maximize")
     study.add_trials(

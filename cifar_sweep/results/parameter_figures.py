@@ -83,7 +83,7 @@ class Axis:
     Attributes:
         name: the parameter's.
         words: the values of a parameter without order; empty where it has one.
-        few: whether there are so few values that trials of one stand beside each other.
+        few: whether so many trials share a value that they are drawn beside each other.
         log: whether the scale is logarithmic.
         low: the least value.
         high: the greatest.
@@ -106,7 +106,8 @@ class Axis:
             return cls(name, words=tuple(known + sorted(found - set(known))))
         numbers = [float(value) for value in values]
         low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-        few = len(set(numbers)) <= FEW_VALUES
+        distinct = len(set(numbers))
+        few = distinct <= FEW_VALUES and len(numbers) >= 3 * distinct
         return cls(name, few=few, log=log and low > 0, low=low, high=high)
 
     def raw(self, value: Value) -> float:

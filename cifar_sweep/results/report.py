@@ -248,13 +248,13 @@ def _validation_images(study: SweepStudy) -> int | None:
 
 def repeats_of(best: FrozenTrial, complete: Iterable[FrozenTrial]) -> Repeats | None:
     """The trials that differ from `best` in their seeds alone, it included; None where there is no other."""
-    alike = [trial for trial in complete if _but_seeds(trial) == _but_seeds(best)]
-    by_seed = {trial.user_attrs["config"]["seed"]: trial for trial in reversed(alike)}
+    alike = sorted((trial for trial in complete if _but_seeds(trial) == _but_seeds(best)), key=lambda each: each.number)
+    by_seed = {trial.user_attrs["config"]["seed"]: trial for trial in reversed(alike)}  # the first of each seed
     if len(by_seed) < 2:
         return None
     values = [float(trial.value or 0) for trial in by_seed.values()]
-    numbers = tuple(sorted(trial.number for trial in by_seed.values()))
-    return Repeats(numbers, statistics.mean(values), statistics.stdev(values))
+    numbers = sorted(trial.number for trial in by_seed.values())
+    return Repeats(tuple(numbers), statistics.mean(values), statistics.stdev(values))
 
 
 def _but_seeds(trial: FrozenTrial) -> dict[str, Value]:

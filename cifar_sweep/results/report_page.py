@@ -18,7 +18,7 @@ from cifar_sweep import __version__
 from cifar_sweep.results.page import in_script
 from cifar_sweep.results.report import Accuracy, Closer, Report
 from cifar_sweep.results.report_sections import SIGNIFICANT_DIGITS, sections_of
-from cifar_sweep.results.report_words import counts_text, date, hand_card, percent, plain
+from cifar_sweep.results.report_words import counts_text, date, furthest_text, hand_card, percent, plain
 from cifar_sweep.results.status import duration
 from cifar_sweep.results.trial_rows import TrialRow
 
@@ -47,6 +47,7 @@ def render(report: Report) -> str:
         bodies=bodies,
         finished=report.counts["complete"] + report.counts["pruned"],
         counts=counts_text(report),
+        furthest=furthest_text(report),
         hand=hand_card(report),
         marks=marks,
         scale=scale,

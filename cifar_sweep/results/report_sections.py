@@ -12,12 +12,14 @@ from cifar_sweep.results.figures import claimed_against_measured, learning_curve
 from cifar_sweep.results.page import in_script
 from cifar_sweep.results.parameter_figures import parallel, slices
 from cifar_sweep.results.report import Report
+from cifar_sweep.results.report_words import counted
 from cifar_sweep.results.search_figures import hand_beside_search, learning_rate_by_batch, seconds_by_trial
 from cifar_sweep.results.status import duration
 from cifar_sweep.results.timeline import spans_of, timeline
 
 CURVES_IN_DETAIL = 3
 AXIS_PIXELS = 88  # of the parallel coordinates: below that, names lie on each other
+GROUP_WORDS = "A trial of a group has its share of the group's time."
 HAND_PIXELS = 620
 PAIR_PIXELS = 340  # the height of figures beside each other
 SIGNIFICANT_DIGITS = 6
@@ -78,7 +80,7 @@ def _history(report: Report) -> Section:
     if report.by_hand is not None and report.by_hand.claims:
         rows.append(Row([_beside_hand(report)]))
     how = "the sweep's own points, as they are" if report.given else f"chosen by sampler {report.sampler}"
-    return Section("history", "How the search went", f"{len(report.rows)} trials, {how}.", rows=rows)
+    return Section("history", "How the search went", f"{counted(len(report.rows), 'trial')}, {how}.", rows=rows)
 
 
 def _beside_hand(report: Report) -> Drawing:
@@ -102,11 +104,10 @@ def _beside_hand(report: Report) -> Drawing:
 def _pruning(report: Report) -> Section:
     saved = report.saved
     title = "What was stopped early"
-    times = _drawing(
-        "seconds-plot", "Training time by trial", "A trial of a group has its share of the group's time.",
-        # Of one width: by itself the bars of a trace are as wide as its trials lie apart.
-        seconds_by_trial(report.trials, data=report.data).update_layout(height=PAIR_PIXELS).update_traces(width=0.85),
-    )  # fmt: skip
+    bars = seconds_by_trial(report.trials, data=report.data).update_layout(height=PAIR_PIXELS)
+    # Of one width: left alone, the bars of a trace are as wide as its trials lie apart.
+    bars.update_traces(width=0.85, selector={"type": "bar"})
+    times = _drawing("seconds-plot", "Training time by trial", GROUP_WORDS, bars)
     if not saved.trials:
         none = "The sweep has no pruner." if report.pruner == "none" else f"Pruner {report.pruner} stopped no trial."
         return Section("pruning", title, none, rows=[Row([times])])
@@ -143,6 +144,8 @@ def _importance(report: Report) -> Section:
     )
     if found.shares and found.trials < 30:
         words += " So few trials give a hint, no more."
+    if sum(row.accuracy is not None for row in report.rows) < 2:
+        return Section("importance", "What matters", f"{words} One trial has nothing beside it to compare it with.")
     names = _by_importance(report)
     height = max(PAIR_PIXELS, 110 + 32 * len(found.shares))
     pair = []
@@ -213,10 +216,7 @@ def _cost(report: Report) -> Section:
     title = "Accuracy against time and size"
     if not complete:
         return Section("cost", title, "No trial is complete yet.")
-    time = _drawing(
-        "seconds-front", "By training time", "A trial of a group has its share of the group's time.",
-        figures.front(complete, size=False),
-    )  # fmt: skip
+    time = _drawing("seconds-front", "By training time", GROUP_WORDS, figures.front(complete, size=False))
     sizes = {row.weights_bytes for row in complete if row.weights_bytes}
     if len(sizes) < 2:
         words = f"All networks are of one size: {sizes.pop() / 1e6:.3g} MB of weights." if sizes else ""

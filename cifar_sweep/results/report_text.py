@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from cifar_sweep.config import Value
 from cifar_sweep.results.importance import Importances
 from cifar_sweep.results.report import Accuracy, Report
-from cifar_sweep.results.report_words import counts_text, hand_card, percent, plain
+from cifar_sweep.results.report_words import counts_text, furthest_text, hand_card, percent, plain
 from cifar_sweep.results.status import duration
 from cifar_sweep.results.trial_rows import TrialRow
 
@@ -50,7 +50,7 @@ def markdown(report: Report) -> str:
 def _answer(report: Report) -> list[str]:
     best = report.answer
     if best is None:
-        return ["No trial is complete yet."]
+        return [f"No trial is complete yet. {furthest_text(report)}".rstrip()]
     label = f" ({_plain(best.label)})" if best.label else ""
     params = ", ".join(f"{name} {_plain(plain(best.chosen[name]))}" for name in best.searched if name in best.chosen)
     lines = [

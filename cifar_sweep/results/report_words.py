@@ -26,6 +26,24 @@ def date(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def furthest_text(report: Report) -> str:
+    """Where no trial is complete, the best value that one had when it was last heard of; empty where none had any."""
+    best = max(
+        (row for row in report.rows if row.accuracy is not None), key=lambda row: row.accuracy or 0, default=None
+    )
+    if best is None:
+        return ""
+    return (
+        f"The best value so far is that of trial {best.number}, {best.state}: {percent(best.accuracy or 0)} % after "
+        f"{counted(best.epochs_done, 'epoch')}."
+    )
+
+
 def counts_text(report: Report) -> str:
     """How many trials ended how; empty where all are complete."""
     counts = {name: count for name, count in report.counts.items() if count}

@@ -2,8 +2,10 @@
 
 import math
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from cifar_sweep.search import space
 from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.storage import open_storage
 from cifar_sweep.search.study import SweepStudy
-from cifar_sweep.search.sweepfile import Sweep, parse
+from cifar_sweep.search.sweepfile import SamplerSettings, Sweep, parse
 
 BEGAN = datetime(2026, 1, 1, 12, 0)
 DATA = {"name": "CIFAR-10", "fingerprint": "0123456789abcdef", "classes": 10, "train_images": 40000, "source": "auto"}
@@ -141,11 +143,41 @@ def many(sweep: Sweep, count: int) -> list[FrozenTrial]:
     return trials
 
 
+@cache
+def _empty_database() -> bytes:
+    """Made once: its tables take half a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        open_storage(f"sqlite:///{folder}/studies.db").close()
+        return Path(folder, "studies.db").read_bytes()
+
+
 def study_of(
-    trials: Sequence[FrozenTrial], *, sweep: Sweep | None = None, folder: Path = Path(), name: str = "mine", **data: Any
+    trials: Sequence[FrozenTrial],
+    *,
+    sweep: Sweep | None = None,
+    folder: Path = Path(),
+    name: str = "mine",
+    stored: bool = False,
+    **data: Any,
 ) -> SweepStudy:
-    """A study in a database of its own in `folder` that holds these trials."""
-    storage = open_storage(f"sqlite:///{folder / 'studies.db'}")
-    study = open_or_resume(storage, name, sweep or sweep_of(), data=DATA | data)
-    study._study.add_trials(trials)
+    """A study, in a database of its own in `folder`, that has these trials.
+
+    Where they are not to be `stored` there, which takes a while for many, only the study that is returned has them.
+    """
+    path = folder / "studies.db"
+    if not path.exists():
+        path.write_bytes(_empty_database())
+    whole = sweep or sweep_of()
+    study = open_or_resume(open_storage(f"sqlite:///{path}"), name, _without_points(whole), data=DATA | data)
+    study.sweep = whole
+    if stored:
+        study._study.add_trials(trials)
+    else:
+        study.trials = lambda: trials  # type: ignore[method-assign]
     return study
+
+
+def _without_points(sweep: Sweep) -> Sweep:
+    """The points would be trials that wait."""
+    sampler = SamplerSettings(name="random") if sweep.given else sweep.sampler
+    return sweep.model_copy(update={"enqueue": [], "ensemble": [], "sampler": sampler})
