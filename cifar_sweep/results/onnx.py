@@ -103,12 +103,12 @@ def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
                 verbose=False,
                 dynamo=True,
             )
+            assert program is not None
+            model = program.model_proto
         except ImportError as error:
             raise OnnxError(f"{NAME} cannot be written: {one_line(error)}; {INSTALL} brings what it needs.") from error
-        except torch.onnx.OnnxExporterError as error:
+        except Exception as error:  # whatever a network of a user's own may lead the exporter to
             raise OnnxError(f"{NAME} cannot be written: {one_line(error.__cause__ or error)}.") from error
-    assert program is not None
-    model = program.model_proto
     _forget_the_source(model)
     model.producer_name = "cifar-sweep"
     model.producer_version = cifar_sweep.__version__
@@ -156,13 +156,20 @@ def some_images(data: ImageData) -> Tensor:
 
 
 def largest_difference(model: bytes, classifier: Classifier, images: Tensor) -> float:
-    """How far any probability of an ONNX file is from the classifier's, for images [n, 3, 32, 32] in [0, 1]."""
+    """How far any probability of an ONNX file is from the classifier's, for images [n, 3, 32, 32] in [0, 1].
+
+    Raises:
+        OnnxError: the file does not run.
+    """
     import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    [found] = session.run(["probabilities"], {"images": images.contiguous().numpy()})
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        [found] = session.run(["probabilities"], {"images": images.contiguous().numpy()})
+    except Exception as error:  # the runtime's errors have no common kind
+        raise OnnxError(f"{NAME} does not run: {one_line(error)}.") from error
     with torch.no_grad():
         return float((torch.from_numpy(found) - classifier(images)).abs().max())
