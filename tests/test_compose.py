@@ -147,6 +147,15 @@ def test_workers_share_what_they_keep_and_no_host_name(services: Services) -> No
     assert mounts(services["db"]) == {"/var/lib/postgresql": "database"}
 
 
+def test_the_dashboard_reads_what_workers_keep_and_changes_none_of_it(services: Services) -> None:
+    [volume] = services["dashboard"]["volumes"]
+    assert mounts(services["dashboard"]) == {"/artifacts": "artifacts"}
+    assert volume["read_only"] if isinstance(volume, dict) else volume.endswith(":ro")
+    keys = {name for name in services["worker"]["environment"] if name.startswith("AWS_")}
+    assert keys == {name for name in services["dashboard"]["environment"] if name.startswith("AWS_")} != set()
+    assert "--allow-write" not in services["dashboard"]["command"]
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("missing", SECRETS)
 def test_compose_refuses_to_start_without_a_secret(program: str, missing: str, tmp_path: Path) -> None:
