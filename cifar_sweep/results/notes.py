@@ -20,12 +20,13 @@ from cifar_sweep.search.sweepfile import Choices, Range, Sweep
 TRACEBACK_LINES = 12
 # Between our note and a user's own, in one text: the dashboard has one note for a study, and one for a trial.
 OWN_NOTE = "*Your own note is below this line; what is above it is written anew each time.*"
-_MARKS = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$&:@/])")
+NO_CURVES = "not drawn here, of so many trials; each trial's note has its first, best and last epoch"
+_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]()<>#+-.!|~$&:@/"})
 
 
 def plain(text: object) -> str:
     """Text on one line that Markdown shows as it is."""
-    return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
+    return " ".join(str(text).split()).translate(_MARKS)
 
 
 def with_own(text: str, own: str, *, invite: bool) -> str:
@@ -39,7 +40,7 @@ def own_part(text: str) -> str:
 
 
 def study_note(
-    study: SweepStudy, trials: Sequence[FrozenTrial], claims: Sequence[HandRow], *, curves: int | None = None
+    study: SweepStudy, trials: Sequence[FrozenTrial], claims: Sequence[HandRow], *, with_curves: bool = True
 ) -> str:
     """The plan of a study, how far it is, and what the reports claim of hand runs.
 
@@ -47,14 +48,14 @@ def study_note(
         study: the study.
         trials: all its trials.
         claims: the hand runs of the reports; only what they claim is shown.
-        curves: of how many trials alone the intermediate values are shown beside the note; None: of all.
+        with_curves: whether the trials' intermediate values are shown beside the note.
     """
     return _joined(
         plain(study.sweep.description),
         "### Plan",
         _facts(_plan(study)),
         "### So far",
-        _facts(_progress(study, trials) | {"curves": _curves(curves)}),
+        _facts(_progress(study, trials) | ({} if with_curves else {"curves": NO_CURVES})),
         _claims(claims, networks=_networks(study.sweep), data=study.data["name"]),
     )
 
@@ -131,12 +132,6 @@ def _progress(study: SweepStudy, trials: Sequence[FrozenTrial]) -> dict[str, str
     }
 
 
-def _curves(shown: int | None) -> str:
-    return (
-        "" if shown is None else f"of the {shown} best and the running trials; of each trial, its note says how it went"
-    )
-
-
 def _best(best: FrozenTrial, *, data: str) -> str:
     label = best.user_attrs.get("label")
     point = f", the point {plain(label)}" if label else ""
@@ -192,7 +187,7 @@ def trial_note(trial: FrozenTrial) -> str:
     facts = {
         "point by hand": plain(label or "") + plain(f" (shortened: {shortened})" if shortened else ""),
         "config": plain(_config_words(trial)),
-        "device": plain(f"{_device(trial)}, {environment.get('threads', '?')} threads") if environment else "",
+        "device": plain(f"{_device(trial)}, threads: {environment.get('threads', '?')}") if environment else "",
         "training time": f"{duration(spent)}, {spent / len(curve):.3g} s an epoch" if curve else "",
         "commit": plain(environment.get("commit") or ""),
     }
@@ -206,7 +201,7 @@ def _ending(trial: FrozenTrial) -> str:
     reason = plain(trial.user_attrs.get("reason", ""))
     match trial.state:
         case TrialState.COMPLETE:
-            return f"**Complete**: {trial.value:.2%} validation accuracy in its best epoch, of {len(curve)}."
+            return f"**Complete**: {trial.value:.2%} validation accuracy in the best of {len(curve)} epochs."
         case TrialState.PRUNED:
             return f"**Pruned** after {len(curve)} of {epochs} epochs: {reason}."
         case TrialState.FAIL:

@@ -19,7 +19,7 @@ from cifar_sweep.search.study import STATE_NAMES
 
 BINS_PER_DECADE = 3
 MOST_BATCH_ROWS = 12
-MOST_MARKS = 300  # of one kind in a figure; a browser draws thousands of them for seconds
+MOST_MARKS = 200  # of one kind in a figure: thousands take a browser seconds
 # Paul Tol's "iridescent", every third step: it grows darker evenly, for readers of every colour vision.
 SCALE = (
     "#FEFBE9", "#F5F3C1", "#DDECBF", "#C2E3D2", "#A8D8DC", "#8DCBE4",
@@ -240,64 +240,55 @@ def _claim_words(claim: HandRow) -> str:
 def seconds_by_trial(trials: Sequence[FrozenTrial], *, data: str) -> go.Figure:
     """A bar for each trial: how long it was trained on its device, coloured by how it ended.
 
-    A trial of a group has its share of the group's time. `data` names the images.
+    A trial of a group has its share of the group's time. Of many trials, a bar stands for several that followed each
+    other, as wide as they are. `data` names the images.
     """
     drawn = [trial for trial in trials if trial.user_attrs.get("curve")]
-    longest = max(map(seconds_spent, drawn), default=0.0)
-    unit, factor = next(
-        (unit, factor) for unit, factor, least in (("h", 3600, 5400), ("min", 60, 90), ("s", 1, 0)) if longest >= least
-    )
+    numbers = [trial.number for trial in drawn]
+    width = math.ceil((max(numbers) + 1 - min(numbers)) / MOST_MARKS) if drawn else 1
+    bars: dict[TrialState, dict[int, list[FrozenTrial]]] = {state: defaultdict(list) for state in STATE_COLOURS}
+    for trial in drawn:
+        bars[trial.state][trial.number // width * width].append(trial)
+    heights = [sum(map(seconds_spent, members)) for places in bars.values() for members in places.values()]
+    unit, factor = _unit(max(heights, default=0.0))
     figure = go.Figure()
     for state, colour in STATE_COLOURS.items():
-        members = [trial for trial in drawn if trial.state is state]
-        times = [seconds_spent(trial) / factor for trial in members]
-        if members and len(drawn) <= MOST_MARKS:
-            figure.add_bar(**_bars(members, times, colour), name=STATE_NAMES[state])
-        elif members:
-            figure.add_scatter(**_stems(members, times, colour), name=STATE_NAMES[state])
-    # At one place, whatever the state: bars of several traces would else stand side by side.
-    figure.update_layout(barmode="overlay", bargap=0.15)
-    figure.update_xaxes(title="trial", rangemode="tozero" if len(drawn) > 1 else "normal")
+        if bars[state]:
+            figure.add_bar(
+                x=[place + (width - 1) / 2 for place in bars[state]],
+                y=[sum(map(seconds_spent, members)) / factor for members in bars[state].values()],
+                width=0.85 * width,
+                name=STATE_NAMES[state],
+                marker={"color": colour, "line": {"width": 0}},
+                hoverinfo="text",
+                hovertext=[_time_words(members, place, width) for place, members in bars[state].items()],
+            )
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(title="trial" if width == 1 else f"trial, {width} to a bar")
     figure.update_yaxes(title=f"training time, {unit}", rangemode="tozero")
     devices = sorted({_device(trial) for trial in drawn})
     total = duration(sum(map(seconds_spent, drawn)))
     title = f"training on {'; '.join(devices) or 'no device yet'}: {total} in all; {data}"
-    return finish(figure, title, height=380)
+    return finish(figure, title, height=380).update_layout(legend={"traceorder": "normal"})
 
 
-def _bars(trials: Sequence[FrozenTrial], times: Sequence[float], colour: str) -> dict[str, Any]:
-    return {
-        "x": [trial.number for trial in trials],
-        "y": times,
-        "marker": {"color": colour, "line": {"width": 0}},
-        "hoverinfo": "text",
-        "hovertext": [_time_words(trial) for trial in trials],
-    }
-
-
-def _stems(trials: Sequence[FrozenTrial], times: Sequence[float], colour: str) -> dict[str, Any]:
-    """As `_bars`, in one line that leaves the paper between two trials."""
-    return {
-        "x": [place for trial in trials for place in (trial.number, trial.number, None)],
-        "y": [end for time in times for end in (0, time, None)],
-        "mode": "lines",
-        "line": {"color": colour, "width": 1},
-        "hoverinfo": "text",
-        "hovertext": [words for trial in trials for words in ("", _time_words(trial), "")],
-    }
+def _unit(longest: float) -> tuple[str, int]:
+    """The unit for times up to so many seconds, and its length."""
+    return ("h", 3600) if longest >= 5400 else ("min", 60) if longest >= 90 else ("s", 1)
 
 
 def _device(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get("environment", {}).get("device", "an unknown device"))
 
 
-def _time_words(trial: FrozenTrial) -> str:
-    curve = trial.user_attrs["curve"]
-    epochs = trial.user_attrs.get("config", {}).get("epochs", "?")
-    return hover_text(
-        [
-            f"{trial_name(trial)}, {STATE_NAMES[trial.state]}",
-            f"{seconds_spent(trial):.4g} s on {_device(trial)}",
-            f"{len(curve)} of {epochs} epochs, {seconds_spent(trial) / len(curve):.3g} s each",
-        ]
-    )
+def _time_words(trials: Sequence[FrozenTrial], place: int, width: int) -> str:
+    """What a bar says: of its trial, or of those of several trials that ended alike."""
+    spent, state = sum(map(seconds_spent, trials)), STATE_NAMES[trials[0].state]
+    devices = ", ".join(sorted({_device(trial) for trial in trials}))
+    if width > 1:
+        name = f"{len(trials)} {state} of the trials {place} to {place + width - 1}"
+        return hover_text([name, f"{duration(spent)} on {devices}"])
+    curve = trials[0].user_attrs["curve"]
+    epochs = trials[0].user_attrs.get("config", {}).get("epochs", "?")
+    pace = f"{len(curve)} of {epochs} epochs, {spent / len(curve):.3g} s each"
+    return hover_text([f"{trial_name(trials[0])}, {state}", f"{duration(spent)} on {devices}", pace])

@@ -10,11 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cifar_sweep.artifacts import Stored
 from cifar_sweep.results.compare import whole_sweep
-from cifar_sweep.results.figures import accuracy_of
 from cifar_sweep.results.hand import HandRow, data_words, hand_rows
 from cifar_sweep.results.notes import study_note, trial_note
 from cifar_sweep.results.search_figures import hand_beside_search, learning_rate_by_batch, seconds_by_trial
@@ -28,8 +27,8 @@ FIGURE_PIXELS = 450  # the dashboard's own place for a figure is as high
 # The note and the figures are made anew when so many times what they took to be made has passed.
 REST = 20
 LONGEST_TEXT = 300
-# A browser draws the learning curves of thousands of trials for half a minute. Of more, those of the best are shown.
-MOST_CURVES = 100
+# optuna-dashboard draws the intermediate values of all trials in one figure; of thousands, for half a minute.
+MOST_CURVES = 200
 
 
 @dataclass(frozen=True)
@@ -138,20 +137,20 @@ class ShownStudy:
     def _look(self) -> dict[int, _Seen]:
         """Everything that is shown of each trial, by the trial's key. What has not changed is not made again."""
         with self._lock:
-            trials = self._reading.trials(self._id)
+            trials = self._reading.trials(self._id, most_with_reports=MOST_CURVES)
             before = self._seen
             if len(trials) == len(before) and all(
                 key in before and before[key].trial is trial for key, trial in trials.items()
             ):
                 return before
             kept = {trial.number for trial in self.study.kept(list(trials.values()))}
-            drawn = _drawn(trials)
+            with_curve = len(trials) <= MOST_CURVES
             self._seen = {
                 key: _see(
                     key,
                     trial,
                     _files(self.study, trial, kept=trial.number in kept),
-                    with_curve=key in drawn,
+                    with_curve=with_curve,
                     before=before.get(key),
                 )
                 for key, trial in trials.items()
@@ -167,21 +166,11 @@ class ShownStudy:
             made, now = self._made, time.monotonic()
             if made is None or (made.of != of and now >= made.until):
                 claims = _claims(self.study)
-                curves = MOST_CURVES if len(trials) > MOST_CURVES else None
-                note = study_note(self.study, trials, claims, curves=curves)
+                note = study_note(self.study, trials, claims, with_curves=len(trials) <= MOST_CURVES)
                 figures = _figures(self.study, trials, claims)
                 end = time.monotonic()
                 made = self._made = _Made(of, end + REST * (end - now), note, figures)
             return made.note, made.figures
-
-
-def _drawn(trials: Mapping[int, FrozenTrial]) -> set[int]:
-    """The keys of the trials whose curves are shown: all, or of many the running and the best ones."""
-    if len(trials) <= MOST_CURVES:
-        return set(trials)
-    with_accuracy = {key: accuracy_of(trial) or 0.0 for key, trial in trials.items()}
-    best = sorted(trials, key=lambda key: -with_accuracy[key])[:MOST_CURVES]
-    return {*best, *(key for key, trial in trials.items() if trial.state is TrialState.RUNNING)}
 
 
 def _see(
@@ -210,19 +199,22 @@ def _trial_facts(trial: FrozenTrial) -> dict[str, Any]:
     """What is shown as a trial's user attributes: short texts and numbers, in place of the data of our programs."""
     own = trial.user_attrs
     config, curve = own.get("config", {}), own.get("curve", [])
+    best = max(curve, key=lambda point: (point["validation_accuracy"], -point["epoch"]), default={})
     facts = {
-        "epochs_done": len(curve),
-        "epochs": config.get("epochs"),
-        "batch_size": config.get("batch_size"),
-        "seconds": round(seconds_spent(trial), 1),
+        "label": own.get("label"),
+        "reason": own.get("reason"),
         "device": own.get("environment", {}).get("device"),
+        "seconds": round(seconds_spent(trial), 1),
+        "epochs_done": len(curve),
+        "best_epoch": best.get("epoch"),
+        "batch_size": config.get("batch_size"),
+        "epochs": config.get("epochs"),
     }
-    if curve:
-        facts["best_epoch"] = max(curve, key=lambda point: (point["validation_accuracy"], -point["epoch"]))["epoch"]
-    others = {name: value for name, value in own.items() if isinstance(value, (str, int, float))}
-    others.pop("traceback", None)  # its end is in the note
     facts = {name: fact for name, fact in facts.items() if fact is not None and name not in trial.params}
-    return {name: fact[:LONGEST_TEXT] if isinstance(fact, str) else fact for name, fact in (others | facts).items()}
+    # What somebody has added; a traceback is too long, and its end is in the note.
+    others = {name: value for name, value in own.items() if isinstance(value, (str, int, float)) and value != ""}
+    others = {name: value for name, value in others.items() if name not in facts and name != "traceback"}
+    return {name: fact[:LONGEST_TEXT] if isinstance(fact, str) else fact for name, fact in (facts | others).items()}
 
 
 def _files(study: SweepStudy, trial: FrozenTrial, *, kept: bool) -> tuple[File, ...]:

@@ -111,10 +111,14 @@ class ReadingStorage(PassedOn):
         trials = [trial for trial in self.trials(study_id).values() if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
-    def trials(self, study_id: int) -> dict[int, FrozenTrial]:
+    def trials(self, study_id: int, *, most_with_reports: int | None = None) -> dict[int, FrozenTrial]:
         """A study's trials as they stand, by their key and in the order of their numbers.
 
         A trial that has not changed is the same object as before.
+
+        Args:
+            study_id: the study's key.
+            most_with_reports: of more trials than these, intermediate values need not be there; None: they always are.
 
         Raises:
             KeyError: there is no such study.
@@ -127,7 +131,9 @@ class ReadingStorage(PassedOn):
                 same = {
                     key for key, (row, trial) in known.items() if trial.state.is_finished() and rows.get(key) == row
                 }
-                read = _read(connection, study_id, [row for key, row in rows.items() if key not in same])
+                changed = [row for key, row in rows.items() if key not in same]
+                with_reports = most_with_reports is None or len(rows) <= most_with_reports
+                read = _read(connection, study_id, changed, with_reports=with_reports)
             if not rows:
                 self._behind.get_study_name_from_id(study_id)
             for key, trial in read.items():
@@ -162,7 +168,9 @@ def _trials_of(study_id: int) -> sqlalchemy.Select[Any]:
     return select(_TRIALS).where(_TRIALS.c.study_id == study_id).order_by(_TRIALS.c.number)
 
 
-def _read(connection: Connection, study_id: int, rows: Sequence[Row[Any]]) -> dict[int, FrozenTrial]:
+def _read(
+    connection: Connection, study_id: int, rows: Sequence[Row[Any]], *, with_reports: bool
+) -> dict[int, FrozenTrial]:
     """The trials of these rows, by their key."""
     if not rows:
         return {}
@@ -177,7 +185,8 @@ def _read(connection: Connection, study_id: int, rows: Sequence[Row[Any]]) -> di
             found[row.trial_id].append(row)
         return found
 
-    params, values, reports = parts(_PARAMS, "param_id"), parts(_VALUES, "objective"), parts(_REPORTS, "step")
+    params, values = parts(_PARAMS, "param_id"), parts(_VALUES, "objective")
+    reports = parts(_REPORTS, "step") if with_reports else {}
     user, system = parts(_USER, "trial_user_attribute_id"), parts(_SYSTEM, "trial_system_attribute_id")
     return {
         row.trial_id: FrozenTrial(
@@ -196,7 +205,7 @@ def _read(connection: Connection, study_id: int, rows: Sequence[Row[Any]]) -> di
             system_attrs=_attributes(system[row.trial_id]),
             intermediate_values={
                 each.step: _number(each.intermediate_value, each.intermediate_value_type)
-                for each in reports[row.trial_id]
+                for each in reports.get(row.trial_id, ())
             },
             trial_id=row.trial_id,
         )
