@@ -7,10 +7,10 @@ import itertools
 import json
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,10 @@ from cifar_sweep.config import Shape
 from cifar_sweep.errors import DiskError
 from cifar_sweep.files import replace_file
 from cifar_sweep.launch.crew import Crew, crew
+from cifar_sweep.search.costs import TRAIN_IMAGES, Costs, Kind, NetworkCosts, Pace, kind_of
 from cifar_sweep.search.expected import expected_shapes
+from cifar_sweep.search.fates import Fates
+from cifar_sweep.search.forecast import Standing, forecast, kinds_of, queue_of
 from cifar_sweep.search.strategy import group_sizes
 from cifar_sweep.search.sweepfile import Sweep
 from cifar_sweep.training.data import default_cache
@@ -41,15 +44,12 @@ from cifar_sweep.training.speed import (
     step_seconds,
 )
 
-TRAIN_IMAGES = 40_000
-VALIDATION_IMAGES = 10_000
-VALIDATION_BATCH = 200
-# Of a training step's time: mostly 0.25 to 0.5 over all networks, noisily measured on 2 cores.
-FORWARD_SHARE = 0.35
 GROUP_SIZES = (1, 2, 4, 8, 16, 32)
 MAX_WORKERS = 16
 # What may go to the groups of all workers; the rest is for the images, the libraries and other programs.
 MEMORY_SHARE = 0.7
+# Enough to tell one split from another.
+CHOICE_DRAWS = 20
 
 Speeds = Mapping[str, Mapping[int, Speed]]
 
@@ -70,7 +70,8 @@ class Plan:
         split: how many workers, of how many threads.
         groups: how many trials of a shape each trains at once.
         usual: the group size of most trials.
-        seconds: the expected wall seconds of the sweep if nothing is pruned; None where nothing was measured.
+        costs: what the sweep's parts are reckoned to cost; None where nothing was measured.
+        seconds: the expected wall seconds of the sweep if nothing is pruned, likewise.
         gain: how many times as fast as one trial at a time on the whole machine; None where nothing was measured.
     """
 
@@ -79,6 +80,7 @@ class Plan:
     usual: int
     seconds: float | None = None
     gain: float | None = None
+    costs: Costs | None = None
 
     def __str__(self) -> str:
         workers, size = self.split.workers, self.usual
@@ -96,6 +98,7 @@ def choose(
     say: Callable[[str], None] = lambda _: None,
     cache: Path | None = None,
     always: bool = False,
+    train_images: int = TRAIN_IMAGES,
 ) -> Plan:
     """The plan for these sweeps on this machine; of `workers`, `threads` and `group`, what is 0 is chosen.
 
@@ -108,6 +111,7 @@ def choose(
         say: gets one sentence where networks have to be timed first, which happens once on a machine.
         cache: the folder of what was measured before.
         always: measure, too, where there is nothing to choose, for the time that it takes.
+        train_images: of the data, for the time that it takes.
 
     Raises:
         DeviceError: there is no such device here.
@@ -122,19 +126,26 @@ def choose(
 
     def plan(split: Split, speeds: Speeds) -> Plan:
         groups = _groups(split, {} if group else speeds, where, named=device, largest=group or GROUP_SIZES[-1])
-        plans = [_plan(sweep, shapes, split, groups, speeds) for sweep, shapes in expected]
-        return replace(plans[0], seconds=math.fsum(each.seconds or 0.0 for each in plans) if speeds else None)
+        usual = _usual(*expected[0], split, groups)
+        if not speeds:
+            return Plan(split, groups, usual)
+        costs = _costs(everything, split, groups, speeds, train_images=train_images)
+        seconds = math.fsum(_seconds(sweep, costs) for sweep, _ in expected)
+        return Plan(split, groups, usual, seconds, costs=costs)
 
+    everything = [counted for _, shapes in expected for counted in shapes]
     if not always and (trials == 1 or (group and len(splits) == 1)):
         return plan(splits[0], {})
-    everything = [counted for _, shapes in expected for counted in shapes]
     networks = {network_of(shape) for _, shape in everything}
     measured = measure(networks, [*splits, _alone(where)], device=device, precision=precision, cache=cache, say=say)
     best = min((plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
-    one_at_a_time = [Groups(1, speeds) for speeds in measured.values()]
-    usual = min(math.fsum(count * trial_seconds(shape, one, 1) for count, shape in everything) for one in one_at_a_time)
-    return replace(best, gain=usual / (best.seconds or math.inf))
+    one_at_a_time = [
+        _costs(everything, split, Groups(1), speeds, train_images=train_images) for split, speeds in measured.items()
+    ]
+    usual = min(math.fsum(count * costs.whole(kind(shape)) for count, shape in everything) for costs in one_at_a_time)
+    training = (best.seconds or math.inf) - math.fsum(best.costs.start for _ in sweeps if best.costs)
+    return replace(best, gain=usual / training)
 
 
 def best_plans(
@@ -179,11 +190,42 @@ def estimates(
     return {name: plan.seconds or 0.0 for name, plan in plans.items()}
 
 
-def trial_seconds(shape: Shape, speeds: Groups, size: int) -> float:
-    """Expected seconds of a worker for one trial in a group of this size, on CIFAR-10, if it is not pruned."""
-    training = (shape.train_images or TRAIN_IMAGES) * speeds.per_image(shape, size)
-    validated = replace(shape, batch_size=VALIDATION_BATCH)
-    return shape.epochs * (training + VALIDATION_IMAGES * FORWARD_SHARE * speeds.per_image(validated, size))
+def kind(shape: Shape) -> Kind:
+    """What of a shape decides how long a trial takes."""
+    return kind_of(asdict(shape))
+
+
+def beginning(sweep: Sweep, costs: Costs) -> Standing:
+    """Where a sweep stands when its command is given."""
+    return Standing(waiting=queue_of(sweep), idle=costs.workers, delay=costs.start)
+
+
+def _seconds(sweep: Sweep, costs: Costs) -> float:
+    """Expected seconds of a sweep of which nothing is pruned."""
+    unpruned = Fates(sweep).without_pruner()
+    standing = beginning(sweep, costs)
+    found = forecast(
+        sweep, standing, pace=Pace(costs, doubt=0.0), fates=unpruned, kinds=kinds_of(sweep), draws=CHOICE_DRAWS
+    )
+    return statistics.fmean(course.seconds for course in found.courses)
+
+
+def _costs(
+    expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups, speeds: Speeds, *, train_images: int
+) -> Costs:
+    """What the parts of sweeps of these shapes cost under this split, in these groups, at these speeds."""
+    shapes: dict[str, dict[int, Shape]] = defaultdict(dict)
+    for _, shape in expected:
+        shapes[kind(shape).network].setdefault(shape.batch_size, shape)
+    networks = {}
+    for name, by_batch in shapes.items():
+        timed = speeds[network_of(next(iter(by_batch.values())))]
+        networks[name] = NetworkCosts(
+            image={size: speed.image for size, speed in timed.items()},
+            step={size: speed.step for size, speed in timed.items()},
+            sizes={batch: groups.size(shape) for batch, shape in by_batch.items()},
+        )
+    return Costs(networks=networks, workers=split.workers, fixed=groups.fixed, train_images=train_images)
 
 
 def _splits(device: torch.device, *, named: str, workers: int, threads: int, trials: int) -> list[Split]:
@@ -208,8 +250,8 @@ def _devices(device: torch.device, named: str) -> int:
     return torch.cuda.device_count() if device.type == "cuda" and not named.startswith("cuda:") else 1
 
 
-def _plan(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups, speeds: Speeds) -> Plan:
-    """The plan with this split and these groups; `speeds` are for the time it takes."""
+def _usual(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups) -> int:
+    """The group size of most trials."""
     alike = Counter(shape for _, shape in expected)  # given points are trained with those alone that are alike
     largest = [groups.size(shape) for _, shape in expected]
     if sweep.given:
@@ -219,14 +261,7 @@ def _plan(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, g
     else:
         typical = {size: _typical(sweep, split, size) for size in set(largest)}
         sizes = [typical[size] for size in largest]
-    usual = _median([(size, count) for size, (count, _) in zip(sizes, expected, strict=True)])
-    if not speeds:
-        return Plan(split, groups, usual)
-    timed = Groups(GROUP_SIZES[-1], speeds)
-    work = math.fsum(
-        count * trial_seconds(shape, timed, size) for size, (count, shape) in zip(sizes, expected, strict=True)
-    )
-    return Plan(split, groups, usual, work / min(split.workers, math.ceil(sweep.size / usual)))
+    return _median([(size, count) for size, (count, _) in zip(sizes, expected, strict=True)])
 
 
 def _typical(sweep: Sweep, split: Split, largest: int) -> int:

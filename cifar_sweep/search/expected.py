@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value
 from cifar_sweep.search.sweepfile import Choices, Range, Sweep
@@ -19,25 +19,42 @@ def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]
     draws from the space. What does not decide a trial's time has its default.
     """
     if sweep.given:
-        return [(1.0, _shape(sweep.fixed | point.params(), precision)) for point in sweep.enqueue]
+        return [(1.0, shape_of(sweep.fixed | point.params(), precision)) for point in sweep.enqueue]
+    firsts = first_points(sweep)
+    draws = drawn(sweep)
+    expected: list[tuple[float, Shape]] = []
+    for first in firsts:
+        few = completed(sweep, first, draws)
+        expected += [(1 / len(few), shape_of(values, precision)) for values in few]
+    left = sweep.trials - len(firsts)
+    return expected + ([(left / len(draws), shape_of(values, precision)) for values in draws] if left else [])
+
+
+def first_points(sweep: Sweep) -> list[dict[str, Value]]:
+    """The points that are tried first, as far as they are in the space; the study queues none twice."""
     firsts: list[dict[str, Value]] = []
     for point in sweep.enqueue:
         chosen = {name: value for name, value in point.params().items() if name in sweep.space}
-        if chosen and chosen not in firsts:  # the study queues no point twice
+        if chosen and chosen not in firsts:
             firsts.append(chosen)
-    firsts = firsts[: sweep.trials]
+    return firsts[: sweep.trials]
+
+
+def drawn(sweep: Sweep) -> list[dict[str, Value]]:
+    """Random draws from the space, with what is fixed: all that a trial's time is estimated from."""
     generator = random.Random(0)  # noqa: S311 - no secret
     space = {name: domain for name, domain in sweep.space.items() if name in _DECISIVE}
-    draws = [sweep.fixed | draw(space, generator) for _ in range(DRAWS if space else 1)]
-    expected: list[tuple[float, Shape]] = []
-    for first in firsts:
-        few = draws if space.keys() - first else draws[:1]  # nothing that decides is open: all draws are alike
-        expected += [(1 / len(few), _shape(values | first, precision)) for values in few]
-    left = sweep.trials - len(firsts)
-    return expected + ([(left / len(draws), _shape(values, precision)) for values in draws] if left else [])
+    return [sweep.fixed | draw(space, generator) for _ in range(DRAWS if space else 1)]
 
 
-def _shape(params: Mapping[str, Value], precision: str) -> Shape:
+def completed(sweep: Sweep, first: Mapping[str, Value], draws: Sequence[Mapping[str, Value]]) -> list[dict[str, Value]]:
+    """What may become of a point that is tried first: what it leaves open of all that decides a time is drawn."""
+    is_open = any(name in _DECISIVE and name not in first for name in sweep.space)
+    return [{**values, **first} for values in (draws if is_open else draws[:1])]
+
+
+def shape_of(params: Mapping[str, Value], precision: str) -> Shape:
+    """The shape of a trial with these parameters, all others being their defaults."""
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0).shape
 
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import StorageBusyError, StudyError
 from cifar_sweep.search import space, strategy
+from cifar_sweep.search.costs import Costs
 from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.search.storage import CANCELLED, FINISHED, OPEN, Owner, Storage, owner_attribute, queued_params
 from cifar_sweep.search.sweepfile import Sweep, parse
@@ -105,6 +106,16 @@ class SweepStudy:
         with self.storage.lock():
             self._study.set_user_attr("reason", reason)
             self._study.set_user_attr("state", state)
+
+    @property
+    def costs(self) -> Costs | None:
+        """What its parts were reckoned to cost where it was started; None where nobody did."""
+        stored = self._study.user_attrs.get("costs")
+        return Costs.model_validate(stored) if stored else None
+
+    def note_costs(self, costs: Costs) -> None:
+        """Store what its parts are reckoned to cost, for those who want to know how long it still takes."""
+        self._study.set_user_attr("costs", costs.model_dump(mode="json"))
 
     def settle(self) -> bool:
         """Whether there is nothing more to be trained; if so, workers need not look at the study again."""

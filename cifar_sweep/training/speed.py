@@ -6,25 +6,32 @@ A network here is a model, and for the small ones batch norm, which makes a step
 """
 
 import math
+import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
+from itertools import count, islice
 from pathlib import Path
 
 import torch
 
 from cifar_sweep.config import VGG_MODELS, Shape, TrialConfig, Value, is_own
+from cifar_sweep.files import replace_file
 from cifar_sweep.own_model import fingerprint
+from cifar_sweep.training import checkpoint, data
 from cifar_sweep.training.device import prepare_process
+from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.group import Group
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs, summarize
+from cifar_sweep.training.train import Run
 
 # Batches of which a step is timed; what it takes at any other follows from the two.
 TIMED_BATCHES = (16, 128)
 _TIMED_SECONDS = 0.15
+VALIDATION_BATCHES = 3
 MEMORY_FILE = Path("/proc/meminfo")
 # A larger group must win by this much: it leaves the search fewer results to learn from at a time.
 WORTHWHILE_GAIN = 1.04
@@ -174,6 +181,68 @@ def step_seconds(
         _wait_for(device)
         taken.append(time.perf_counter() - start)
     return min(taken)
+
+
+@dataclass(frozen=True)
+class GroupSeconds:
+    """Wall seconds of a group: to `begin` it; for an image of one member in training and when it is `validated`; to
+    keep one member's `checkpoint`."""
+
+    begin: float
+    image: float
+    validated: float
+    checkpoint: float
+
+
+def group_seconds(
+    configs: Sequence[TrialConfig], *, source: str, folder: str, threads: int, device: torch.device
+) -> GroupSeconds:
+    """Time a group on the images of `source`, all of it as a sweep does it, with a checkpoint in `folder`.
+
+    Sets this process's threads.
+    """
+    prepare_process(device, threads=threads)
+    images = data.load(source)
+    start = time.perf_counter()
+    run = Run(configs, images, device=device)
+    run.group.start_epoch(1)
+    step = _steps(run)
+    step()
+    begin = time.perf_counter() - start
+    size, validation = run.shape.batch_size * len(configs), run.batches.validation()
+    image = _mean_seconds(step, device) / size
+    evaluation = partial(evaluate, run.group.network, precision=run.shape.precision, device=device)
+    first = list(islice(validation, 1))
+    evaluation(first)
+    few = list(islice(validation, VALIDATION_BATCHES)) or first
+    validated = _mean_seconds(lambda: evaluation(few), device) / len(configs) / sum(len(labels) for _, labels in few)
+    path = Path(folder) / f"{os.getpid()}.safetensors"
+    kept = _mean_seconds(lambda: replace_file(path, checkpoint.pack(run.state(0))), device)
+    path.unlink()
+    return GroupSeconds(max(begin - image * size, 0.0), image, validated, kept)
+
+
+def _steps(run: Run) -> Callable[[], None]:
+    """Does one training step after another, through as many epochs as it takes."""
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for epoch in count(1):
+            yield from run.batches.train(run.shape.batch_size, seed=run.shape.data_seed, epoch=epoch)
+
+    stream = batches()
+    return lambda: run.group.step(*next(stream))
+
+
+def _mean_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The mean time of `work`, over a quarter of a second or once."""
+    taken: list[float] = []
+    while sum(taken) < 0.25 and len(taken) < 50:
+        _wait_for(device)
+        start = time.perf_counter()
+        work()
+        _wait_for(device)
+        taken.append(time.perf_counter() - start)
+    return sum(taken) / len(taken)
 
 
 def _config(network: str, *, precision: str = "fp32") -> TrialConfig:
