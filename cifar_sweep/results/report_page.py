@@ -87,7 +87,7 @@ def _marks(report: Report) -> tuple[list[Mark], tuple[str, str]]:
     if report.answer.test:
         known.append(("test", report.answer.test, False))
     card = hand_card(report)
-    if card is not None:
+    if card is not None and not report.shortened:
         known.append(("claimed", Accuracy(card.claim / 100), True))
     ends = [end for _, accuracy, _ in known for end in (accuracy.interval or (accuracy.value, accuracy.value))]
     low, high = math.floor(100 * min(ends) - 0.5), math.ceil(100 * max(ends) + 0.5)

@@ -164,7 +164,8 @@ def _importance(report: Report) -> Section:
     ]
     rows += [Row(each, "slices")] if each else []
     if len(report.parameters) > 1:
-        caption = "A line is a trial: the best tenth in blue, the best one in orange, some of the others in grey."
+        tenth = ", the rest of the best tenth in blue" if report.counts["complete"] > 10 else ""
+        caption = f"A line is a trial: the best one in orange{tenth}, some of the others in grey."
         width = AXIS_PIXELS * (len(names) + 1)
         lines = parallel(
             report.rows, names[::-1], logarithmic=report.logarithmic
