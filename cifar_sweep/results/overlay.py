@@ -184,6 +184,8 @@ class SystemAttributes(Mapping[str, Any]):
             if found is None:
                 self._plain[key] = value
                 continue
+            if found[1] is not None:
+                self._plain[key] = value  # who saves a note looks for its parts without asking for it
             own = self._own.setdefault(int(found[1]) if found[1] else None, _OwnNote())
             if found[2] is None:
                 own.version = int(value)
@@ -212,6 +214,7 @@ class SystemAttributes(Mapping[str, Any]):
         found = _NOTE.fullmatch(key)
         if found is not None and found[1] is not None:
             trial_id = int(found[1])
+            self._all()  # looks at the trials as they are now
             self._asked = self._note(trial_id, self._study.trial_note(trial_id))
             return self._asked[key]
         if found is None and not key.startswith(PLOT):
