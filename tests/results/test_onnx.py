@@ -101,7 +101,7 @@ def test_a_difference_is_measured(small_data: ImageData) -> None:
 
 
 def test_a_file_that_does_not_run(small_data: ImageData, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(onnx.OnnxError, match="model.onnx does not run"):
+    with pytest.raises(onnx.OnnxError, match=r"model\.onnx does not run"):
         onnx.largest_difference(b"no model", classifier_of([LENET], small_data), pixels(small_data))
     assert capfd.readouterr() == ("", "")
 
