@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cifar_sweep.cli import networks, report, service, studies, sweeps
+from cifar_sweep.cli import networks, plan, report, service, studies, sweeps
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 
 for command in (
+    plan.plan,
     sweeps.run,
     sweeps.submit,
     service.worker,

@@ -25,18 +25,18 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON; accuracies are fractions.")] = False,
     storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
-    """Show how far each study is, and its best trial."""
-    from cifar_sweep.results.status import table
+    """Show how far each study is, its best accuracy, and how long it still takes."""
+    from cifar_sweep.results.status import glance, table
     from cifar_sweep.search.opening import load, load_all
     from cifar_sweep.search.storage import open_existing
 
     opened = open_existing(storage)
     studies = load_all(opened) if study is None else [load(opened, study)]
-    summaries = [each.summary() for each in studies]
+    glances = [glance(each) for each in studies]
     if as_json:
-        typer.echo(json.dumps({"studies": summaries}, indent=2))
+        typer.echo(json.dumps({"studies": glances}, indent=2))
     else:
-        terminal().print(table(summaries) if summaries else f"{opened.shown} holds no study yet.", soft_wrap=True)
+        terminal().print(table(glances) if glances else f"{opened.shown} holds no study yet.", soft_wrap=True)
 
 
 def compare(
@@ -102,10 +102,14 @@ def dashboard(
         str, typer.Option(help="Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
+    allow_write: Annotated[
+        bool,
+        typer.Option("--allow-write", help="Let its page write notes, end trials, delete studies; else read only."),
+    ] = False,
     storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
-    """Serve optuna-dashboard, for reading only, until Ctrl-C."""
-    from cifar_sweep.launch.local import stop_on_signals
+    """Serve optuna-dashboard until Ctrl-C, with notes, figures and files of each study. It is for reading only."""
+    from cifar_sweep.launch.signals import stop_on_signals
     from cifar_sweep.results.dashboard import serve
     from cifar_sweep.search.storage import open_existing
 
@@ -115,6 +119,7 @@ def dashboard(
             opened,
             host=host,
             port=port,
+            allow_write=allow_write,
             stop=stop,
             on_ready=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
         )

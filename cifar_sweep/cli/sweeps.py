@@ -102,7 +102,12 @@ def run(
         with stop_on_signals() as stop, shown(the_study, console):
             _run_on_ray(jobs, on, gpus_per_worker or 0.0, at_once, stop, console)
     else:
-        plan = choose([chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console))
+        plan = choose(
+            [chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console),
+            train_images=the_study.data["train_images"],
+        )  # fmt: skip
+        if plan.costs:
+            the_study.note_costs(plan.costs)
         jobs = local_jobs(job, plan)
         _say_start(the_study, jobs, plan, console)
         with stop_on_signals() as stop, shown(the_study, console):
@@ -301,8 +306,18 @@ def _say_start(study: "SweepStudy", jobs: "list[Job]", plan: "Plan", console: "C
     printer(console)(
         f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
         f"device {device.type}: {device_name(device)}{threads}; precision {chosen}\n"
-        f"plan: {plan}"
+        f"plan: {plan}" + _time_text(plan, study)
     )
+
+
+def _time_text(plan: "Plan", study: "SweepStudy") -> str:
+    """About how long the whole study takes, by steps that were timed on this machine before."""
+    from cifar_sweep.results.status import duration
+
+    if plan.seconds is None or any(trial.state.is_finished() for trial in study.asked()):
+        return ""
+    pruning = ", less with pruning" if study.sweep.pruner.name != "none" else ""
+    return f"; about {duration(plan.seconds)}{pruning}"
 
 
 def _say_end(study: "SweepStudy", storage: str, console: "Console") -> None:

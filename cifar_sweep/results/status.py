@@ -1,54 +1,72 @@
-"""Studies at a glance, and how long a study will still take."""
+"""Studies at a glance, and numbers in words."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.markup import escape
 from rich.table import Table
 
+from cifar_sweep.results.remaining import at_work, seconds_left
+from cifar_sweep.results.savings import saved_by_pruning
 from cifar_sweep.search.storage import OPEN
 from cifar_sweep.search.study import SweepStudy
 
 
-def table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """The summaries of several studies for a terminal."""
+def glance(study: SweepStudy) -> dict[str, Any]:
+    """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
+    trials = study.trials()
+    summary = study.summary(trials)
+    saved = saved_by_pruning(trials)
+    left = seconds_left(study, study.asked())
+    return summary | {
+        "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
+        "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
+        "saved_by_pruning": {"trials": saved.trials, "epochs": saved.epochs, "seconds": round(saved.seconds, 1)},
+    }
+
+
+def table(glances: Sequence[Mapping[str, Any]]) -> Table:
+    """Several studies, a line for each, in 100 columns."""
     view = Table(
-        "study",
-        "state",
-        "complete",
-        "pruned",
-        "failed",
-        "running",
-        "waiting",
-        "budget",
-        "best",
-        "with",
-        "kept",
-        box=None,
+        "study", "state", "trials", "best", "time left", "pruning saved", "kept", box=None, padding=(0, 2, 0, 0)
     )
     view.columns[0].overflow = "fold"  # a name is needed whole
-    for summary in summaries:
-        counts = summary["trials"]
-        best = summary["best"]
+    for each in glances:
+        best, saved = each["best"], each["saved_by_pruning"]
         view.add_row(
-            escape(summary["name"]),
-            escape(_state_text(summary)),
-            *(str(counts[name]) for name in ("complete", "pruned", "failed", "running", "waiting")),
-            str(summary["budget"]),
+            escape(each["name"]),
+            escape(state_text(each)),
+            _trials_text(each),
             f"{best['value']:.2%}" if best else "-",
-            escape(f"trial {best['number']}: {setting_text(best)}") if best else "-",
-            f"{summary['stored_bytes'] / 1e6:,.1f} of {summary['stored_bytes_cap'] / 1e6:,.0f} MB",
+            _left_text(each),
+            f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
+            f"{each['stored_bytes'] / 1e6:,.1f} MB",
         )
     return view
 
 
-def _state_text(summary: Mapping[str, Any]) -> str:
+def state_text(summary: Mapping[str, Any]) -> str:
+    """Whether it is open, and why not."""
     priority = f" (priority {summary['priority']})" if summary["priority"] and summary["state"] == OPEN else ""
     reason = f": {summary['reason']}" if summary["reason"] else ""
     return f"{summary['state']}{priority}{reason}"
+
+
+def _trials_text(summary: Mapping[str, Any]) -> str:
+    """How far it is, with what is worth a word."""
+    counts = summary["trials"]
+    done = f"{counts['complete'] + counts['pruned']}/{summary['budget']}"
+    others = [f"{counts[name]} {name}" for name in ("running", "failed") if counts[name]]
+    return done + (f" ({', '.join(others)})" if others else "")
+
+
+def _left_text(each: Mapping[str, Any]) -> str:
+    if each["seconds_left"]:
+        low, high = each["seconds_left"]
+        return span(low, high) if high else "-"
+    return "not known yet" if each["workers"] else "-"
 
 
 def setting_text(described: Mapping[str, Any]) -> str:
@@ -71,27 +89,6 @@ def seconds_spent(trial: FrozenTrial) -> float:
     return float(sum(point["seconds"] for point in trial.user_attrs.get("curve", [])))
 
 
-def seconds_left(study: SweepStudy) -> tuple[float, float] | None:
-    """A range that holds the remaining time in about eight cases of ten; None before two trials are finished.
-
-    A prediction interval for the sum of the trials to come, taken as independent draws with the mean m and deviation
-    s of the n finished ones: r * m plus or minus 1.28 * s * sqrt(r + r * r / n), shared among the running workers.
-    """
-    trials = study.asked()
-    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    spent = [seconds_spent(trial) for trial in ended]
-    if len(spent) < 2:
-        return None
-    running = [trial for trial in trials if trial.state is TrialState.RUNNING]
-    mean = statistics.mean(spent)
-    begun = sum(min(seconds_spent(trial), mean) for trial in running)
-    to_come = max(study.budget - len(ended), 0)
-    middle = max(to_come * mean - begun, 0.0)
-    spread = 1.28 * statistics.stdev(spent) * math.sqrt(to_come + to_come**2 / len(spent))
-    workers = max(len(running), 1)
-    return max(middle - spread, 0.0) / workers, (middle + spread) / workers
-
-
 def duration(seconds: float) -> str:
     """A length of time for people: ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 90:
@@ -99,3 +96,12 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def span(low: float, high: float) -> str:
+    """A range of times for people: ``12 to 17 min``, ``50 s to 3 min``."""
+    first, last = duration(low), duration(high)
+    if first == last:
+        return f"about {last}"
+    number, _, unit = first.partition(" ")
+    return f"{number} to {last}" if last.endswith(f" {unit}") else f"{first} to {last}"
