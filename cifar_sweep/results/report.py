@@ -26,6 +26,7 @@ from cifar_sweep.search.sweepfile import Range
 
 CONFIDENCE_Z = statistics.NormalDist().inv_cdf(0.975)
 REPORTS = "reports"
+BY_HAND = "the points were chosen by hand, and say what their authors tried"
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def collect(study: SweepStudy, *, closer: Closer, reports: SweepStudy | None = N
         answer=_answer(study, ranked, closer) if ranked else None,
         by_hand=by_hand,
         saved=saved_by_pruning(trials),
-        importances=importances_of(trials),
+        importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
         closer=closer,
         reproduction=reproduction_of(study, ranked[0] if ranked else None),
         parameters=tuple(name for name in PARAMETERS if any(name in row.params for row in rows)),

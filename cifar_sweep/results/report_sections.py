@@ -110,7 +110,7 @@ def _pruning(report: Report) -> Section:
     times = _drawing("seconds-plot", "Training time by trial", GROUP_WORDS, bars)
     if not saved.trials:
         none = "The sweep has no pruner." if report.pruner == "none" else f"Pruner {report.pruner} stopped no trial."
-        return Section("pruning", title, none, rows=[Row([times])])
+        return Section("pruning", "How long trials took", none, rows=[Row([times])])
     whole = saved.seconds + report.seconds
     tiles = [
         ("trials stopped early", f"{saved.trials} of {len(report.rows)}"),

@@ -218,6 +218,7 @@ def test_given_runs_beside_their_own_claims() -> None:
     page = render(report)
     assert "Claimed and measured" in page
     assert "A point by hand: B-009." in page
+    assert "chosen by hand" in report.importances.reason
     assert "(B-009)" in markdown(report)
     assert trials_csv(report).splitlines()[1].count("B-009") == 1
 
