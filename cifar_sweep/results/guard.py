@@ -176,8 +176,8 @@ def _dressing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Ca
     """`start_response` with the headers that every answer has."""
 
     def dress(status: str, headers: Headers, *more: Any) -> Any:
-        kinds = [value for name, value in headers if name.lower() == "content-type"]
-        is_page = _path(environ).startswith("/dashboard") and any(kind.startswith("text/html") for kind in kinds)
+        # By its place: an answer that it has not changed names no kind, but replaces the headers that a browser keeps.
+        is_page = _path(environ).startswith("/dashboard")
         kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
         kept += [*_HEADERS.items(), ("Content-Security-Policy", _PAGE if is_page else _ANYTHING_ELSE)]
         if is_page and (study := _STUDY_PAGE.match(_path(environ))):

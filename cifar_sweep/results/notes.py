@@ -1,6 +1,6 @@
 """Notes on a study and on a trial, as Markdown: the plan, how far it is, what reports claim, why a trial ended.
 
-Whatever a user may have written is escaped: a label or a name is text, never a link, a picture or a table.
+Whatever a user may have written is escaped: a label or a name is text, never a picture, a table or HTML.
 """
 
 import re

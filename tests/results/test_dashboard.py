@@ -1,4 +1,4 @@
-"""The dashboard answers on a study after a run, for reading only and on this machine only."""
+"""The dashboard answers on a study after a run: on this machine only, and for reading unless writes are allowed."""
 
 import http.client
 import json
@@ -23,13 +23,33 @@ def dashboard(tiny_sweep: Path, cli: Any, start: Any) -> Any:
     return int(found.group(1)), process
 
 
-def ask(port: int, method: str, path: str, *, host: str | None = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request(method, path, headers={"Host": host} if host else {})
+def asked(port: int, method: str, path: str, *, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and content of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    content = None if body is None else json.dumps(body)
+    kind = {} if body is None else {"Content-Type": "application/json"}
+    connection.request(method, path, body=content, headers=kind | headers)
     response = connection.getresponse()
-    content = response.read()
+    content_back = response.read()
     connection.close()
-    return response.status, content
+    return response.status, dict(response.getheaders()), content_back
+
+
+def ask(port: int, method: str, path: str, *, host: str | None = None) -> tuple[int, bytes]:
+    status, _, content = asked(port, method, path, **({"Host": host} if host else {}))
+    return status, content
+
+
+def study_of(port: int) -> Any:
+    """The only study, as its page gets it."""
+    [study] = json.loads(ask(port, "GET", "/api/studies")[1])["study_summaries"]
+    return json.loads(ask(port, "GET", f"/api/studies/{study['study_id']}")[1]) | {"id": study["study_id"]}
+
+
+def download(port: int, trial: Any) -> str:
+    """The address of a trial's only file."""
+    [file] = trial["artifacts"]
+    return f"/artifacts/{trial['study_id']}/{trial['trial_id']}/{file['artifact_id']}"
 
 
 def test_it_shows_the_study_and_changes_nothing(dashboard: Any, cli: Any) -> None:
@@ -97,3 +117,70 @@ def test_elsewhere_than_on_this_machine_it_needs_a_token(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=10)
     assert "open-sesame" not in out + err
+
+
+def test_kept_weights_are_downloaded_as_they_are_stored(dashboard: Any, tmp_path: Path) -> None:
+    port, _ = dashboard
+    for trial in study_of(port)["trials"]:
+        status, headers, content = asked(port, "GET", download(port, trial))
+        [stored] = (tmp_path / "artifacts").glob(f"*/trial-{trial['number']:04d}/weights-*.safetensors")
+        assert (status, content) == (200, stored.read_bytes())
+        assert headers["Content-Type"] == "application/octet-stream"
+        assert headers["Content-Disposition"] == f'attachment; filename="tiny-{trial["number"]}-weights.safetensors"'
+        assert headers["Content-Security-Policy"].endswith("sandbox")
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "private, no-cache"
+        assert not {"Access-Control-Allow-Origin", "Content-Encodings"} & set(headers)
+        again = asked(port, "GET", download(port, trial), **{"If-None-Match": headers["ETag"]})
+        assert (again[0], again[2]) == (304, b"")
+        head = asked(port, "HEAD", download(port, trial))
+        assert (head[0], head[1]["Content-Length"], head[2]) == (200, str(len(content)), b"")
+
+
+def test_a_file_that_is_missing_or_damaged_is_said_to_be(dashboard: Any, tmp_path: Path) -> None:
+    port, process = dashboard
+    first, second = study_of(port)["trials"]
+    [missing] = (tmp_path / "artifacts").glob("*/trial-0000/weights-*.safetensors")
+    [damaged] = (tmp_path / "artifacts").glob("*/trial-0001/weights-*.safetensors")
+    missing.unlink()
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    assert ask(port, "GET", download(port, first)) == (404, f"{missing}: there is no such file.".encode())
+    words = f"{damaged}: the file's checksum is not that of what was written."
+    assert ask(port, "GET", download(port, second)) == (500, words.encode())
+    for wrong in ("0" * 32, "../" * 4 + "etc/passwd", "", "x"):
+        path = download(port, first).rpartition("/")[0] + f"/{wrong}"
+        assert ask(port, "GET", path) == (404, b"this file is not kept, or not any more.")
+    other = f"/artifacts/{second['study_id']}/{second['trial_id']}/{first['artifacts'][0]['artifact_id']}"
+    assert ask(port, "GET", other)[0] == 404, "of another trial"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=10)[1].splitlines() == [words], "and nothing else"
+
+
+def test_writes_where_they_are_allowed(tiny_sweep: Path, cli: Any, start: Any, tmp_path: Path) -> None:
+    assert cli(*RUN).exit_code == 0
+    process = start("dashboard", "--port", 0, "--allow-write")
+    port = int(re.search(r":(\d+)/dashboard/", process.stdout.readline())[1])
+    study = study_of(port)
+    path = f"/api/studies/{study['id']}"
+    own, foreign = {"Origin": f"http://127.0.0.1:{port}"}, {"Origin": "http://evil.example"}
+
+    edited = {"version": 1, "body": study["note"]["body"] + "\n\nmine"}
+    assert asked(port, "PUT", f"{path}/note", body=edited, **foreign)[0] == 403
+    assert study_of(port)["note"] == study["note"]
+    assert asked(port, "PUT", f"{path}/note", body=edited, **own)[0] == 204
+    assert study_of(port)["note"] == edited
+    assert asked(port, "PUT", f"{path}/note", body=edited, **own)[0] == 409, "somebody else has written since"
+
+    assert asked(port, "POST", f"{path}/rename", body={"study_name": "new"}, **own)[0] == 403
+    assert asked(port, "DELETE", path, **own, Host="evil.example")[0] == 403
+    assert asked(port, "DELETE", path, **foreign)[0] == 403
+    assert asked(port, "DELETE", path, **own, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert [each["name"] for each in json.loads(cli("status", "--json").out)["studies"]] == ["tiny"]
+    assert list((tmp_path / "artifacts").glob("*/*/weights-*"))
+    assert asked(port, "DELETE", path, body={"remove_associated_artifacts": True}, **own)[0] == 204
+    assert json.loads(ask(port, "GET", "/api/studies")[1])["study_summaries"] == []
+    assert list((tmp_path / "artifacts").glob("*/*")) == []
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=10)[1] == ""

@@ -178,6 +178,8 @@ def test_a_page_may_run_its_own_script_and_fetches_its_data_ahead() -> None:
     assert "sandbox" not in policy
     assert "</api/studies/7?after=0>; rel=preload; as=fetch; crossorigin" in headers["Link"]
     assert "Link" not in ask(app, path="/dashboard")[1]
+    unchanged = ask(guarded(Upstream({"ETag": "x"}, b"")), path="/dashboard/studies/7")[1]
+    assert unchanged["Content-Security-Policy"] == headers["Content-Security-Policy"], "a browser keeps the last one"
     headers = ask(app, path="/csv/1")[1]
     assert "sandbox" in headers["Content-Security-Policy"], "HTML elsewhere is no page of the dashboard"
 
