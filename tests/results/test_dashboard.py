@@ -1,13 +1,21 @@
 """The dashboard answers on a study after a run: on this machine only, and for reading unless writes are allowed."""
 
 import http.client
+import io
 import json
 import re
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cifar_sweep.results.dashboard import application
+from cifar_sweep.search.opening import open_or_resume
+from cifar_sweep.search.storage import open_storage
+from cifar_sweep.search.sweepfile import parse
+from tests.servers import PostgresServer
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--trials", 2)
 
@@ -184,3 +192,30 @@ def test_writes_where_they_are_allowed(tiny_sweep: Path, cli: Any, start: Any, t
     assert list((tmp_path / "artifacts").glob("*/*")) == []
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=10)[1] == ""
+
+
+def test_a_database_that_is_away_for_a_while(
+    own_postgres: PostgresServer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(open_storage(own_postgres.url)) as storage:
+        sweep = parse({"name": "s", "fixed": {"epochs": 1}}, where="test")
+        open_or_resume(storage, name, sweep, data={"name": "pictures", "fingerprint": "abc", "classes": 10})
+        app = application(storage)
+
+        def status_of(path: str) -> int:
+            started: list[str] = []
+            environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "HTTP_HOST": "localhost", "wsgi.input": io.BytesIO()}
+            b"".join(app(environ, lambda status, *_: started.append(status)))
+            return int(started[0][:3])
+
+        assert status_of("/api/studies") == 200
+        own_postgres.stop()
+        for path in ("/api/studies", "/api/studies/1", "/artifacts/1/1/" + "0" * 32):
+            caplog.clear()
+            assert status_of(path) == 500
+            [line] = caplog.messages
+            assert line.startswith("dashboard: ")
+            assert "\n" not in line
+        own_postgres.start()
+        answers = [status_of("/api/studies/1") for _ in range(5)]
+        assert answers[-1] == 200, "the first ones may have a dead connection"
