@@ -8,6 +8,7 @@ study.curves()                     # a row for each epoch of each trial
 network = study.best().network()   # a plain torch module with the best trial's weights
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from cifar_sweep.launch.plan import choose
 from cifar_sweep.results import export
 from cifar_sweep.results.gallery import FIGURES
 from cifar_sweep.results.progress import shown
-from cifar_sweep.results.report import rows_of
+from cifar_sweep.results.trial_rows import rows_of
 from cifar_sweep.search import opening
 from cifar_sweep.search.storage import open_existing, open_storage
 from cifar_sweep.search.study import SweepStudy, describe
@@ -70,13 +71,13 @@ def run_sweep(
     sweep: Sweep | str | Path | Mapping[str, Any],
     *,
     study: str | None = None,
-    data: str | Path = "auto",
+    data: str | Path | None = None,
     workers: int = 0,
     group: int = 0,
     threads: int = 0,
     device: str = "auto",
     max_hours: float | None = None,
-    storage: str = DEFAULT_STORAGE,
+    storage: str | None = None,
     artifacts: str | Path | None = None,
     progress: bool = True,
 ) -> "Study":
@@ -85,13 +86,15 @@ def run_sweep(
     Args:
         sweep: what `load_sweep` gives or takes.
         study: name of the study; the sweep's if not given.
-        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N.
+        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N; what CIFAR_SWEEP_DATA says, or auto,
+            if not given.
         workers: processes that train; 0 takes what is measured to be fastest, as for `group`.
         group: trials of one shape that each worker trains at once.
         threads: CPU threads of each worker; 0 shares the cores out.
         device: auto, cpu, cuda or cuda:N.
         max_hours: stop after so long.
-        storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE.
+        storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE; what CIFAR_SWEEP_STORAGE says, or studies.db in
+            the current folder, if not given.
         artifacts: where checkpoints and weights go; where the study has them if not given, artifacts/ at first.
         progress: whether to show how far it is.
 
@@ -100,7 +103,7 @@ def run_sweep(
     """
     chosen = sweep if isinstance(sweep, Sweep) else load_sweep(sweep)
     resolve_device(device)
-    source = str(data)
+    source, storage = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto")), _storage(storage)
     console = Console(quiet=not progress)
     loaded = images.load(source, on_progress=console.print if progress else None)
     address = open_artifacts(str(artifacts)).address if artifacts is not None else None
@@ -111,6 +114,10 @@ def run_sweep(
     with _stop_request() as stop, shown(made, console) if progress else nullcontext():
         run_workers(local_jobs(job, plan), stop=stop)
     return load_study(made.name, storage=storage, artifacts=artifacts)
+
+
+def _storage(address: str | None) -> str:
+    return address or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)
 
 
 @contextmanager
@@ -124,7 +131,7 @@ def _stop_request() -> Iterator[StopRequest]:
 
 
 def load_study(
-    name: str | None = None, *, storage: str = DEFAULT_STORAGE, artifacts: str | Path | None = None
+    name: str | None = None, *, storage: str | None = None, artifacts: str | Path | None = None
 ) -> "Study":
     """A study by name; the only one of the database, if none is given.
 
@@ -132,7 +139,7 @@ def load_study(
         StudyError: there is no such study, or no name was given and there are several.
         StorageError: the database cannot be read.
     """
-    found = opening.load(open_existing(storage), name)
+    found = opening.load(open_existing(_storage(storage)), name)
     return Study(found, open_artifacts(str(artifacts) if artifacts is not None else found.artifacts))
 
 

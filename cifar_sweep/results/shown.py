@@ -199,7 +199,7 @@ def _trial_facts(trial: FrozenTrial) -> dict[str, Any]:
     """What is shown as a trial's user attributes: short texts and numbers, in place of the data of our programs."""
     own = trial.user_attrs
     config, curve = own.get("config", {}), own.get("curve", [])
-    best = max(curve, key=lambda point: (point["validation_accuracy"], -point["epoch"]), default={})
+    best: dict[str, Any] = max(curve, key=lambda point: (point["validation_accuracy"], -point["epoch"]), default={})
     facts = {
         "label": own.get("label"),
         "reason": own.get("reason"),
