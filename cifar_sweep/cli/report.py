@@ -33,7 +33,7 @@ def report(
         typer.Option("--format", help="html: a page that opens offline; md: in short; csv: a row for each trial."),
     ] = "html",
     out: Annotated[
-        str | None, typer.Option(help="File to write, - for standard output; STUDY-report.html if not given.")
+        str | None, typer.Option(help="File to write, - for standard output; STUDY-report.FORMAT if not given.")
     ] = None,
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Measure nothing, and show no images: the database is enough.")
