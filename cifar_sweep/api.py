@@ -130,9 +130,7 @@ def _stop_request() -> Iterator[StopRequest]:
         yield StopRequest()
 
 
-def load_study(
-    name: str | None = None, *, storage: str | None = None, artifacts: str | Path | None = None
-) -> "Study":
+def load_study(name: str | None = None, *, storage: str | None = None, artifacts: str | Path | None = None) -> "Study":
     """A study by name; the only one of the database, if none is given.
 
     Raises:

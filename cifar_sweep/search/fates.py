@@ -106,7 +106,7 @@ class Fates:
 
 @dataclass(frozen=True)
 class Fate:
-    """Shares, taken to be true: of the first look, of all later ones together (of each rung), of trials that diverge."""
+    """Shares, taken to be true: of the first look, of all later ones (of each rung), of trials that diverge."""
 
     fates: Fates
     generator: random.Random
