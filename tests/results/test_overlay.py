@@ -173,18 +173,17 @@ def test_note_and_figures_are_of_the_moment(
 def test_they_are_not_made_anew_for_each_who_asks(
     study: SweepStudy, overlay: Overlay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
-    monkeypatch.setattr(shown, "study_note", lambda *_, **__: made.append(1) or "note")
+    made: list[int] = []
+    monkeypatch.setattr(shown, "study_note", lambda *_, **__: made.append(1) or f"note {len(made)}")
+    monkeypatch.setattr(shown, "REST", 0)
     complete(study, 0.6)
-    for _ in range(3):
-        assert note_on(overlay, study) == "note"
-    assert len(made) == 1
+    assert [note_on(overlay, study) for _ in range(3)] == ["note 1"] * 3, "nothing has changed"
     monkeypatch.setattr(shown, "REST", 1e9)
     complete(study, 0.7)
-    note_on(overlay, study)
-    complete(study, 0.7)
-    note_on(overlay, study)
-    assert len(made) <= 2, "soon after the last ones"
+    assert note_on(overlay, study) == "note 2"
+    complete(study, 0.8)
+    assert note_on(overlay, study) == "note 2", "soon after the last one"
+    assert shown_trial(overlay, study, 2).value == 0.8, "the trials themselves are of the moment"
 
 
 def test_short_facts_stand_for_our_data(study: SweepStudy, overlay: Overlay) -> None:
