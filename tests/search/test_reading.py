@@ -1,6 +1,7 @@
 """What is read in plain queries is what Optuna reads, on every storage; finished trials are read once."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import optuna
@@ -121,9 +122,9 @@ def test_who_reads_holds_no_writer_off(storage: Storage, name: str) -> None:
     study = optuna.create_study(storage=storage.optuna, study_name=name)
     count = sqlalchemy.text("SELECT count(*) FROM trials WHERE study_id = :study_id")
     key = {"study_id": study_id(storage, name)}
-    with storage.reading() as connection:
+    with ThreadPoolExecutor() as pool, storage.reading() as connection:
         assert connection.execute(count, key).scalar() == 0
-        study.add_trial(create_trial(value=1.0))  # with the database held, this would wait for a minute, and fail
+        pool.submit(study.add_trial, create_trial(value=1.0)).result(timeout=20)
         assert connection.execute(count, key).scalar() == 0, "one moment of the database"
     with storage.reading() as connection:
         assert connection.execute(count, key).scalar() == 1
