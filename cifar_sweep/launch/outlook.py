@@ -6,13 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from cifar_sweep.launch.plan import Plan, beginning
-from cifar_sweep.search.costs import Kind, Pace
+from cifar_sweep.search.costs import END_SECONDS, Kind, Pace
 from cifar_sweep.search.fates import Fates
 from cifar_sweep.search.forecast import Forecast, Standing, forecast, kinds_of
 from cifar_sweep.search.sweepfile import Sweep
-
-# From the last trial's end to the command's.
-END_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

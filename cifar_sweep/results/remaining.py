@@ -4,14 +4,15 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.search import space
-from cifar_sweep.search.costs import Costs, Found, Kind, Pace, kind_of
+from cifar_sweep.search.costs import END_SECONDS, Costs, Found, Kind, Pace, kind_of
 from cifar_sweep.search.fates import Fates, Shares
 from cifar_sweep.search.forecast import (
     Course,
@@ -27,9 +28,8 @@ from cifar_sweep.search.forecast import (
 from cifar_sweep.search.storage import OPEN, queued_params
 from cifar_sweep.search.study import SweepStudy
 
-# A worker between two groups is still one; then it ends, and the command with it.
+# A worker between two groups is still one.
 BETWEEN_SECONDS = 10.0
-END_SECONDS = 1.0
 # A worker that has been at it for so long was not alone in having just begun.
 STARTED_SECONDS = 30.0
 
@@ -105,6 +105,11 @@ def _began(trial: FrozenTrial) -> datetime:
     return trial.datetime_start
 
 
+def _ended(trial: FrozenTrial) -> datetime:
+    assert trial.datetime_complete is not None
+    return trial.datetime_complete
+
+
 def curve_of(trial: FrozenTrial) -> list[Mapping[str, Any]]:
     """A trial's epochs so far."""
     return list(trial.user_attrs.get("curve", []))
@@ -140,7 +145,7 @@ def seconds_left(
     if outlook is None:
         return None
     low, high = outlook.range
-    return (0.0, 0.0) if high == 0 else (max(low, 0.0) + END_SECONDS / 2, high + 1.5 * END_SECONDS)
+    return (0.0, 0.0) if high == 0 else (low + END_SECONDS / 2, high + 1.5 * END_SECONDS)
 
 
 def imagined(
@@ -228,33 +233,38 @@ def _besides(pace: Pace, group: WorkerGroup) -> float:
 def _counted(study: SweepStudy, trials: Sequence[FrozenTrial]) -> Shares:
     """What the pruner has done to those that it looked at."""
     fates = Fates(study.sweep)
-    ends = sorted(
-        trial.datetime_complete
-        for trial in trials
-        if trial.state is TrialState.COMPLETE and trial.datetime_complete is not None
-    )
-    begins = ends[fates.startup - 1] if 0 < fates.startup <= len(ends) else None if fates.startup else datetime.min
-    counts = {"first": [0, 0], "later": [0, 0], "diverged": [0, 0]}
+    complete = sorted(_ended(trial) for trial in trials if trial.state is TrialState.COMPLETE)
+    begins = datetime.max
+    if len(complete) >= fates.startup:
+        begins = complete[fates.startup - 1] if fates.startup else datetime.min
+    first, later, diverged = [0, 0], [0, 0], [0, 0]  # ended, passed
     for trial in trials:
         curve = curve_of(trial)
         if not curve:
             continue
-        diverged = trial.user_attrs.get("reason", "").startswith("diverged")
-        counts["diverged"][not diverged] += 1
-        looks = [epoch for epoch in fates.looks(trial.user_attrs["config"]["epochs"]) if epoch <= len(curve)]
-        ended = trial.datetime_complete
-        if diverged or not looks or begins is None or (ended is not None and ended <= begins):
-            continue
+        broken = trial.user_attrs.get("reason", "").startswith("diverged")
+        diverged[not broken] += 1
         pruned = trial.state is TrialState.PRUNED
-        # One that was under way when the pruner began met its first look later than others.
-        first = pruned and (len(curve) == looks[0] or _began(trial) < begins)
-        counts["first"][not first] += 1
-        if not first and fates.has_rungs:
-            counts["later"][0] += pruned
-            counts["later"][1] += len(looks) - 1 - pruned
-        elif not first and trial.state.is_finished():
-            counts["later"][not pruned] += 1
-    return Shares(**{name: (float(yes), float(no)) for name, (yes, no) in counts.items()})
+        looks = max(_times_looked_at(trial, fates, begins), int(pruned))
+        if looks and not broken:
+            at_once = pruned and looks == 1
+            first[not at_once] += 1
+            if not at_once and fates.has_rungs:
+                later[0] += pruned
+                later[1] += looks - 1 - pruned
+            elif not at_once and trial.state.is_finished():
+                later[not pruned] += 1
+    return Shares(*((float(ended), float(passed)) for ended, passed in (first, later, diverged)))
+
+
+def _times_looked_at(trial: FrozenTrial, fates: Fates, begins: datetime) -> int:
+    """How often the pruner has looked at a trial since it is at work. An epoch's end is reckoned by what they took."""
+    looks = fates.looks(trial.user_attrs["config"]["epochs"])
+    ends = accumulate(point["seconds"] * point["group_size"] for point in curve_of(trial))
+    return sum(
+        epoch in looks and _began(trial) + timedelta(seconds=seconds) >= begins
+        for epoch, seconds in enumerate(ends, start=1)
+    )
 
 
 # Where it stands

@@ -26,6 +26,8 @@ START_SECONDS = 6.0
 TRIAL_SECONDS = 0.15
 REPORT_SECONDS = 0.015
 FLAT_SECONDS = 1e-3
+# From the last trial's end to the command's.
+END_SECONDS = 1.5
 
 
 class Kind(NamedTuple):
@@ -217,6 +219,11 @@ class Drawn:
     common: float
     _factors: dict[tuple[str, int], float] = field(default_factory=dict)
     _epochs: dict[tuple[Kind, int], float] = field(default_factory=dict)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is one of many; else all is certain."""
+        return self.generator is not None and self.pace.doubt > 0
 
     def epoch(self, kind: Kind, members: int) -> float:
         """Wall seconds of a group's epoch, with all that follows it."""

@@ -22,6 +22,8 @@ DRAWS = 200
 # So many trials in all draws together are enough: the more trials, the less their sum is a matter of luck.
 _DRAWN_TRIALS = 8000
 _FEWEST_DRAWS = 40
+# Deviation of one group's time from another's of the same kind.
+STRAY = 0.02
 # A sampler that learns takes more of what it took before; so many trials count like the whole space.
 _OPEN_MINDED = 10
 
@@ -257,15 +259,19 @@ class _Course:
         lengths = sorted(
             self.fate.length(group.kind, looks, done=group.done, active=active) for _ in range(group.members)
         )
-        at, epoch = now, group.done
+        at, epoch, luck = now, group.done, self._luck()
         for k, length in enumerate(lengths):
-            at += (length - epoch) * self.speed.epoch(group.kind, group.members - k)
+            at += luck * (length - epoch) * self.speed.epoch(group.kind, group.members - k)
             epoch = length
             self.ends.append(max(at, 0.0))
             if length == group.kind.epochs:
                 bisect.insort(self.complete, at)
         self.groups.append(Group(group.kind, group.members, at - now))
         heapq.heappush(self.turns, (max(at, 0.0), group.members))
+
+    def _luck(self) -> float:
+        """Of two groups that begin together, either may be the first to end, and find more or fewer finished trials."""
+        return math.exp(self.generator.gauss(0.0, STRAY)) if self.speed.is_drawn else 1.0
 
     def _pruning_begins(self) -> float:
         """When enough trials are complete for the pruner, as far as it is known."""

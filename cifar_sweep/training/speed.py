@@ -31,6 +31,8 @@ from cifar_sweep.training.train import Run
 # Batches of which a step is timed; what it takes at any other follows from the two.
 TIMED_BATCHES = (16, 128)
 _TIMED_SECONDS = 0.15
+MEAN_SECONDS = 0.4
+MOST_TIMES = 100
 VALIDATION_BATCHES = 3
 MEMORY_FILE = Path("/proc/meminfo")
 # A larger group must win by this much: it leaves the search fewer results to learn from at a time.
@@ -216,6 +218,7 @@ def group_seconds(
     evaluation(first)
     few = list(islice(validation, VALIDATION_BATCHES)) or first
     validated = _mean_seconds(lambda: evaluation(few), device) / len(configs) / sum(len(labels) for _, labels in few)
+    run.members[0].best_weights = run.group.network.member_state(0)  # as after an epoch
     path = Path(folder) / f"{os.getpid()}.safetensors"
     kept = _mean_seconds(lambda: replace_file(path, checkpoint.pack(run.state(0))), device)
     path.unlink()
@@ -234,9 +237,9 @@ def _steps(run: Run) -> Callable[[], None]:
 
 
 def _mean_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The mean time of `work`, over a quarter of a second or once."""
+    """The mean time of `work`, over a while."""
     taken: list[float] = []
-    while sum(taken) < 0.25 and len(taken) < 50:
+    while sum(taken) < MEAN_SECONDS and len(taken) < MOST_TIMES:
         _wait_for(device)
         start = time.perf_counter()
         work()

@@ -9,14 +9,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.results.remaining import (
-    END_SECONDS,
-    at_work,
-    groups_of,
-    imagined,
-    seconds_left,
-)
-from cifar_sweep.search.costs import Costs, NetworkCosts
+from cifar_sweep.results.remaining import at_work, groups_of, imagined, seconds_left
+from cifar_sweep.search.costs import END_SECONDS, Costs, NetworkCosts
 from cifar_sweep.search.opening import open_or_resume
 from cifar_sweep.search.storage import PAUSED, Storage
 from cifar_sweep.search.study import SweepStudy

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.training import speed
+from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.group import Group
 from cifar_sweep.training.models import build
 from cifar_sweep.training.speed import (
@@ -19,6 +20,7 @@ from cifar_sweep.training.speed import (
     Groups,
     Speed,
     free_memory,
+    group_seconds,
     member_bytes,
     network_of,
     stand_in,
@@ -202,3 +204,41 @@ def test_a_training_step_of_the_group_is_what_is_timed(monkeypatch: pytest.Monke
 def test_a_real_step_takes_time(precision: str) -> None:
     seconds = step_seconds("lenet", batch=16, members=2, threads=1, device=CPU, precision=precision)
     assert 1e-5 < seconds < 1
+
+
+def test_the_parts_of_a_groups_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_data: ImageData) -> None:
+    """A step of 40 images takes 80 ms, 60 images are looked at in 60 ms, a checkpoint is written in 30 ms."""
+    monkeypatch.setattr(speed, "MEAN_SECONDS", 0.1)
+    written: list[int] = []
+
+    def step(self: Group, images: torch.Tensor, labels: torch.Tensor) -> None:
+        assert (len(self.members), len(labels)) == (2, 40)
+        time.sleep(0.08)
+
+    def looked_at(network: Any, batches: list[Any], **_: Any) -> list[Any]:
+        time.sleep(0.001 * sum(len(labels) for _, labels in batches))
+        return []
+
+    def write(path: Path, content: bytes) -> None:
+        assert path.parent == tmp_path
+        path.touch()
+        written.append(len(content))
+        time.sleep(0.03)
+
+    monkeypatch.setattr(Group, "step", step)
+    monkeypatch.setattr(speed, "evaluate", looked_at)
+    monkeypatch.setattr(speed, "replace_file", write)
+    configs = [config(batch_size=40)] * 2
+    found = group_seconds(configs, source="synthetic:500", folder=str(tmp_path), threads=1, device=CPU)
+    assert found.image == pytest.approx(0.08 / 40 / 2, rel=0.5)
+    assert found.validated == pytest.approx(0.001 / 2, rel=0.5)
+    assert 0.03 <= found.checkpoint < 0.2
+    assert 0 <= found.begin < 5
+    assert min(written) > 2 * 4 * 60_000, "LeNet's parameters, and the best ones"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_with_few_images_is_timed_through_several_epochs(tmp_path: Path, small_data: ImageData) -> None:
+    configs = [config(batch_size=400), config(batch_size=400, learning_rate=0.1)]
+    found = group_seconds(configs, source="synthetic:500", folder=str(tmp_path), threads=1, device=CPU)
+    assert all(0 < part < 1 for part in (found.image, found.validated, found.checkpoint))
