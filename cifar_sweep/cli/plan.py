@@ -99,7 +99,8 @@ def _lines(outlook: "Outlook", *, data: str, hours: float | None) -> list[str]:
 def _about(seconds: dict[str, float]) -> str:
     from cifar_sweep.results.status import duration, span
 
-    return f"about {duration(seconds['likely'])} ({span(seconds['low'], seconds['high'])})"
+    likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
+    return likely if likely == around else f"{likely} ({around})"
 
 
 def _fitting_lines(outlook: "Outlook", fits: dict[str, Any]) -> list[str]:
@@ -107,14 +108,16 @@ def _fitting_lines(outlook: "Outlook", fits: dict[str, Any]) -> list[str]:
     from cifar_sweep.results.status import duration
 
     size, whole, pruned = outlook.sweep.size, fits["trials_unpruned"], fits["trials_pruned"]
-    within = f"in {duration(3600 * fits['hours'])}"
+    within = f"in {duration(3600 * fits['hours'])}: "
     if whole >= size:
-        return [f"{within}: all {size} trials, even if nothing is pruned"]
-    lines = [f"{within}: {whole} of {size} trials if nothing is pruned; {size - whole} would be cut"]
+        return [f"{within}all {size} trials" + (", even if nothing is pruned" if pruned is not None else "")]
+    lines = [
+        f"{whole} of {size} trials, {size - whole} would be cut" + ("; if nothing is pruned" * (pruned is not None))
+    ]
     if pruned is not None:
         cut = "none would be cut" if pruned >= size else f"{size - pruned} would be cut"
-        lines.append(f"{' ' * len(within)}  {pruned} of {size} with the {outlook.sweep.pruner.name} pruner; {cut}")
+        lines.append(f"{pruned} of {size} trials, {cut}; with the {outlook.sweep.pruner.name} pruner")
     epochs = fits["epochs_that_fit"]
-    words = f"with {epochs} of {fits['epochs']} epochs" if epochs else "not even with one epoch"
-    lines.append(f"{' ' * len(within)}  {words} all {size} trials fit unpruned" if epochs else f"{words} do all fit")
-    return lines
+    few = f"all {size} trials if each has at most {epochs} of {fits['epochs']} epochs"
+    lines.append(few + " and nothing is pruned" * (pruned is not None) if epochs else "not all, even of one epoch each")
+    return [within + lines[0], *(" " * len(within) + line for line in lines[1:])]

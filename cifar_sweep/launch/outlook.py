@@ -27,8 +27,10 @@ class Outlook:
 
     @cached_property
     def pruned(self) -> Forecast | None:
-        """How it goes with its pruner, as such pruners do; None where it has none."""
-        return None if self.sweep.pruner.name == "none" else self._forecast(pruned=True)
+        """How it goes with its pruner, as such pruners do; None where it has none, or none that could end a trial."""
+        fates = Fates(self.sweep)
+        looks = any(fates.looks(epochs) for epochs in {kind.epochs for kind in self._kinds})
+        return self._forecast(pruned=True) if looks else None
 
     @property
     def expected(self) -> Forecast:

@@ -113,23 +113,22 @@ class _LiveView:
         trials = self.study.asked()
         summary = self.study.summary(trials)
         done = summary["trials"]["complete"] + summary["trials"]["pruned"]
-        facts = Table.grid(padding=(0, 1))
-        facts.add_column(no_wrap=True, min_width=9)
-        facts.add_column(overflow="ellipsis", no_wrap=True)
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=max(summary["budget"], 1), completed=done, width=BAR_WIDTH), _done_text(summary))
+        lines: list[tuple[str, str]] = [
+            ("time left", left_text(self.study, summary, trials, self.left.now(trials))),
+            *_best_lines(trials, summary["best"]),
+            *_saved_lines(trials),
+            *worker_lines(trials),
+        ]
+        facts = Table.grid(padding=(0, 1))
+        facts.add_column(no_wrap=True, min_width=9, style="cyan")
+        facts.add_column()
         facts.add_row("trials", bar)
-        facts.add_row("time left", Text(self._left_text(summary, trials)))
-        facts.add_row("best", Text(_best_text(trials, summary["best"])))
-        if saved := _saved_text(trials):
-            facts.add_row("pruning", Text(saved))
-        for label, line in worker_lines(trials):
-            facts.add_row(label, Text(line))
+        for label, line in lines:
+            facts.add_row(label, Text(line, overflow="ellipsis", no_wrap=True))
         title = Text.assemble((summary["name"], "bold"), f" on {summary['data']}", overflow="ellipsis", no_wrap=True)
         return Group(title, facts)
-
-    def _left_text(self, summary: dict[str, Any], trials: Sequence[FrozenTrial]) -> str:
-        return left_text(self.study, summary, trials, self.left.now(trials))
 
 
 class _Lines:
@@ -226,23 +225,24 @@ def _waiting_text(study: SweepStudy, summary: dict[str, Any], trials: Sequence[F
     return f"; {idle} worker{'s wait' if idle > 1 else ' waits'} for the others"
 
 
-def _best_text(trials: Sequence[FrozenTrial], best: dict[str, Any] | None) -> str:
+def _best_lines(trials: Sequence[FrozenTrial], best: dict[str, Any] | None) -> list[tuple[str, str]]:
     if best is None:
-        return "none yet"
+        return [("best", "none yet")]
     trial = next(trial for trial in trials if trial.number == best["number"])
     ended = trial.datetime_complete
     ago = f", {duration((datetime.now() - ended).total_seconds())} ago" if ended else ""
-    return f"{best['value']:.2%} validation accuracy, trial {best['number']}{ago}: {setting_text(best)}"
+    return [
+        ("best", f"{best['value']:.2%} validation accuracy, trial {best['number']}{ago}"),
+        ("", setting_text(best)),
+    ]
 
 
-def _saved_text(trials: Sequence[FrozenTrial]) -> str:
+def _saved_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
     saved = saved_by_pruning(trials)
     if not saved.trials:
-        return ""
-    return (
-        f"{saved.trials} trial{'s' * (saved.trials > 1)} ended early: {saved.epochs:,} epochs, "
-        f"{duration(saved.seconds)} of a worker saved"
-    )
+        return []
+    ended = f"{saved.trials} trial{'s' * (saved.trials > 1)} ended early"
+    return [("pruning", f"{ended}: {saved.epochs:,} epochs, {duration(saved.seconds)} of a worker saved")]
 
 
 def worker_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
@@ -281,7 +281,7 @@ def _numbers_text(trials: Sequence[FrozenTrial]) -> str:
     if len(numbers) == 1:
         return f"trial {numbers[0]}"
     together = numbers[-1] - numbers[0] == len(numbers) - 1
-    return f"trials {numbers[0]}-{numbers[-1]}" if together else f"{len(numbers)} trials from {numbers[0]} on"
+    return ("" if together else f"{len(numbers)} of ") + f"trials {numbers[0]}-{numbers[-1]}"
 
 
 def _common_text(trials: Sequence[FrozenTrial]) -> str:

@@ -174,17 +174,17 @@ def test_the_live_view_of_a_running_and_of_a_finished_study(study: SweepStudy, m
 def test_eight_workers_of_sixteen_trials_fit_into_80_columns(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     study = opened("a-study-of-a-rather-long-name-that-somebody-gave-it", trials=400)
     trials = [
-        trial(16 * worker + k, RUNNING, owner=f"w{worker}", accuracies=(0.4, 0.5 + k / 100), together=16, begun=83)
+        trial(16 * worker + k, RUNNING, owner=f"w{worker}", accuracies=(0.4, 0.5 + k / 100), together=16, begun=1000)
         for worker in range(8)
         for k in range(16)
     ]
-    trials.append(trial(128, COMPLETE, owner="w0", accuracies=(0.6,) * 30, begun=900, ended=120))
+    trials.append(trial(128, COMPLETE, owner="w9", accuracies=(0.6,) * 30, begun=900, ended=120))
     lines = drawn(study, trials, monkeypatch)
     assert max(map(len, lines)) <= 80
-    assert len(lines) == 4 + 8
+    assert len(lines) == 5 + 8
     assert line_of(lines, "trials").endswith("1 of 400 done; 128 running")
     assert line_of(lines, "worker 3").split()[2:] == (
-        ["trials", "32-47:", "epoch", "3", "of", "30,", "best", "65.0%,", "83", "s;", "batch_size=64"]
+        ["trials", "32-47:", "epoch", "3", "of", "30,", "best", "65.0%,", "17", "min;", "batch_size=64"]
     )
     assert "60.00% validation accuracy, trial 128, 2 min ago" in line_of(lines, "best")
 

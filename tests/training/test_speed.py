@@ -230,9 +230,9 @@ def test_the_parts_of_a_groups_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(speed, "replace_file", write)
     configs = [config(batch_size=40)] * 2
     found = group_seconds(configs, source="synthetic:500", folder=str(tmp_path), threads=1, device=CPU)
-    assert found.image == pytest.approx(0.08 / 40 / 2, rel=0.5)
-    assert found.validated == pytest.approx(0.001 / 2, rel=0.5)
-    assert 0.03 <= found.checkpoint < 0.2
+    assert 0.08 / 40 / 2 <= found.image < 0.4 / 40 / 2, "by the members and the batch"
+    assert 0.001 / 2 <= found.validated < 0.005 / 2
+    assert 0.03 <= found.checkpoint < 0.3
     assert 0 <= found.begin < 5
     assert min(written) > 2 * 4 * 60_000, "LeNet's parameters, and the best ones"
     assert list(tmp_path.iterdir()) == []
