@@ -29,6 +29,7 @@ from cifar_sweep.launch.plan import choose
 from cifar_sweep.results import export
 from cifar_sweep.results.gallery import FIGURES
 from cifar_sweep.results.progress import shown
+from cifar_sweep.results.status import glance
 from cifar_sweep.results.trial_rows import rows_of
 from cifar_sweep.search import opening
 from cifar_sweep.search.storage import open_existing, open_storage
@@ -37,6 +38,7 @@ from cifar_sweep.search.sweepfile import Sweep, find, from_mapping, load
 from cifar_sweep.service import Job, submit
 from cifar_sweep.training import data as images
 from cifar_sweep.training.device import prepare_process, resolve_device
+from cifar_sweep.training.split import split
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -108,7 +110,12 @@ def run_sweep(
     loaded = images.load(source, on_progress=console.print if progress else None)
     address = open_artifacts(str(artifacts)).address if artifacts is not None else None
     made = submit(open_storage(storage), study or chosen.name, chosen, loaded, source=source, artifacts=address)
-    plan = choose([chosen], device=device, workers=workers, threads=threads, group=group, say=console.print)
+    plan = choose(
+        [chosen], device=device, workers=workers, threads=threads, group=group, say=console.print,
+        train_images=len(split(loaded.train_labels)[0]),
+    )  # fmt: skip
+    if plan.costs:
+        made.note_costs(plan.costs)
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     job = Job(storage, (made.name,), data=source, device=device, deadline=deadline)
     with _stop_request() as stop, shown(made, console) if progress else nullcontext():
@@ -166,7 +173,7 @@ class Study:
 
     def summary(self) -> dict[str, Any]:
         """What ``cifar-sweep status --json`` says of it."""
-        return self._study.summary()
+        return glance(self._study)
 
     def trials(self) -> pd.DataFrame:
         """A row for each trial, by number: its state, value (the best validation accuracy), parameters, and more."""

@@ -40,6 +40,16 @@ def submit(tiny_sweep: Path, cli: Any) -> Callable[..., Any]:
     return submitted
 
 
+def test_a_worker_notes_what_a_study_costs_here(submit: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_sweep.launch.plan._Timing._seconds", lambda timing, batch, size: 1e-4 * batch * size)
+    submit()
+    assert study_named().costs is None
+    assert cli(*WORKER, "--group", "auto").exit_code == 0
+    costs = study_named().costs
+    assert costs is not None
+    assert (costs.train_images, costs.workers, list(costs.networks)) == (400, 1, ["lenet"])
+
+
 @pytest.fixture
 def long_sweep(tiny_sweep: Path) -> Path:
     """Trials of 200 epochs: long enough to be hit in the middle."""

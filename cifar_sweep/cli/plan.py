@@ -50,26 +50,29 @@ def plan(
 ) -> None:
     """Say how long `run` with the same options would take, by trying some steps of it, and what fits into --hours."""
     begun = time.perf_counter()
+    from rich.console import Console
+
     from cifar_sweep.launch.outlook import Outlook, as_plain
     from cifar_sweep.launch.plan import choose
     from cifar_sweep.launch.rehearsal import rehearse
-    from cifar_sweep.service import check_images
+    from cifar_sweep.service import check_submission
     from cifar_sweep.training.device import resolve_device, resolve_precision
+    from cifar_sweep.training.split import split
 
     where = resolve_device(device)
     processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)
-    console = terminal()
+    console = Console(quiet=True) if as_json else terminal()
     chosen = load_sweep(
         sweep, settings=settings, trials=trials, epochs=epochs, train_images=train_images, seed=seed, only=only,
         preview=preview,
     )  # fmt: skip
     started = time.perf_counter() - begun  # with the libraries, as a run loads them
     source, images = load_data(data, console, download=not preview, quiet=as_json)
-    check_images(chosen, images)
-    many = len(images.train_labels) - len(images.train_labels) // 5
+    check_submission(chosen.name, chosen, images)
+    many = len(split(images.train_labels)[0])
     made = choose(
         [chosen], device=device, workers=processes, threads=threads, group=at_once, train_images=many, always=True,
-        say=(lambda _: None) if as_json else printer(console),
+        say=printer(console),
     )  # fmt: skip
     precision, _ = resolve_precision(where)
     pace = rehearse(

@@ -68,6 +68,8 @@ def worker(
     def plan(there: "Sequence[SweepStudy]") -> "Plan":
         sweeps = [study.sweep for study in there]
         made = choose(sweeps, device=device, workers=processes, threads=threads, group=at_once, say=say)
+        for study in there:
+            _note_costs(study, made)
         say(f"working on {', '.join(study.name for study in there)}; plan: {made}")
         return made
 
@@ -83,6 +85,22 @@ def worker(
     with stop_on_signals() as stop:
         serve(job, until_idle=until_idle, plan=plan, shown=all_shown, stop=stop)
     raise typer.Exit(stop.exit_code())
+
+
+def _note_costs(study: "SweepStudy", plan: "Plan") -> None:
+    """Store what the study is reckoned to cost here, where nobody has yet. It is not worth waiting for a database."""
+    from cifar_sweep.search.costs import TRAIN_IMAGES
+    from cifar_sweep.search.outage import is_outage
+
+    if plan.costs is None:
+        return
+    images = study.data.get("train_images", TRAIN_IMAGES)
+    try:
+        if study.costs is None:
+            study.note_costs(plan.costs.model_copy(update={"train_images": images}))
+    except Exception as error:
+        if not is_outage(error):
+            raise
 
 
 def pause(study: OneStudy, storage: StorageUrl = DEFAULT_STORAGE) -> None:

@@ -76,6 +76,7 @@ def run(
     from cifar_sweep.launch.local import local_jobs, run_workers, stop_on_signals
     from cifar_sweep.launch.plan import choose
     from cifar_sweep.results.progress import shown
+    from cifar_sweep.search.costs import TRAIN_IMAGES
     from cifar_sweep.search.outage import wait_out
     from cifar_sweep.service import Job
     from cifar_sweep.training.device import resolve_device
@@ -104,7 +105,7 @@ def run(
     else:
         plan = choose(
             [chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console),
-            train_images=the_study.data["train_images"],
+            train_images=the_study.data.get("train_images", TRAIN_IMAGES),
         )  # fmt: skip
         if plan.costs:
             the_study.note_costs(plan.costs)

@@ -173,6 +173,12 @@ def test_plan_as_json(steps: None, tiny_sweep: Path, cli: Any) -> None:
     assert answer["data"] == "synthetic images (500 + 100)"
 
 
+def test_a_preview_without_data_is_planned_on_synthetic_images(steps: None, tiny_sweep: Path, cli: Any) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text() + "[preview]\ntrials = 2\nepochs = 1\ntrain_images = 100\n")
+    told = cli("plan", tiny_sweep, "--preview", "--workers", 1, "--threads", 1, "--group", 1, "--json")
+    assert json.loads(told.out)["data"].startswith("synthetic")
+
+
 def test_plan_refuses_what_run_would(tiny_sweep: Path, cli: Any) -> None:
     refused = cli("plan", tiny_sweep, "--data", "synthetic:500", "--set", "batch_size=500")
     assert refused.exit_code == 2
