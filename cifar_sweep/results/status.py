@@ -16,8 +16,7 @@ from cifar_sweep.search.study import SweepStudy
 
 def glance(study: SweepStudy) -> dict[str, Any]:
     """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
-    trials = study.trials()
-    summary = study.summary(trials)
+    summary, trials = study.summary(), study.trials()
     saved = saved_by_pruning(trials)
     left = seconds_left(study, study.asked())
     return summary | {
