@@ -156,7 +156,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         pytest.skip("make is not installed")
 
     def of(target: str) -> str:
-        command = ["make", "--dry-run", "--no-print-directory", "--directory", str(ROOT), target, "VENV=.venv-that-is-not-there"]
+        command = ["make", "-n", "--no-print-directory", "-C", str(ROOT), target, "VENV=.venv-that-is-not-there"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     return of
