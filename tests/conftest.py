@@ -28,6 +28,8 @@ OWN_VARIABLES = ("CIFAR_SWEEP_DATA", "CIFAR_SWEEP_STORAGE", "CIFAR_SWEEP_ARTIFAC
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all: real images are decoded once
+        return tmp_path_factory.getbasetemp().parent / "cache"
     return tmp_path_factory.mktemp("cache")
 
 
