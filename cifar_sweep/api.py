@@ -24,21 +24,22 @@ from rich.console import Console
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
 from cifar_sweep.errors import StudyError, UsageError, nearest
-from cifar_sweep.launch.local import StopRequest, local_jobs, run_workers, stop_on_signals
+from cifar_sweep.launch.local import local_jobs, run_workers
 from cifar_sweep.launch.plan import choose
+from cifar_sweep.launch.signals import StopRequest, stop_on_signals
 from cifar_sweep.results import export
 from cifar_sweep.results.gallery import FIGURES
 from cifar_sweep.results.progress import shown
 from cifar_sweep.results.status import glance
 from cifar_sweep.results.trial_rows import rows_of
 from cifar_sweep.search import opening
+from cifar_sweep.search.costs import TRAIN_IMAGES
 from cifar_sweep.search.storage import open_existing, open_storage
 from cifar_sweep.search.study import SweepStudy, describe
 from cifar_sweep.search.sweepfile import Sweep, find, from_mapping, load
 from cifar_sweep.service import Job, submit
 from cifar_sweep.training import data as images
 from cifar_sweep.training.device import prepare_process, resolve_device
-from cifar_sweep.training.split import split
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -112,7 +113,7 @@ def run_sweep(
     made = submit(open_storage(storage), study or chosen.name, chosen, loaded, source=source, artifacts=address)
     plan = choose(
         [chosen], device=device, workers=workers, threads=threads, group=group, say=console.print,
-        train_images=len(split(loaded.train_labels)[0]),
+        train_images=made.data.get("train_images", TRAIN_IMAGES),
     )  # fmt: skip
     if plan.costs:
         made.note_costs(plan.costs)

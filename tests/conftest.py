@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from cifar_sweep.cli import main
+from cifar_sweep.results import testset
 from cifar_sweep.search.storage import Storage, open_storage
 from cifar_sweep.training import data
 from cifar_sweep.training.data import ImageData
@@ -152,6 +153,21 @@ def browser() -> Iterator[Any]:
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> BarePython:
     """Runs scripts where only torch, safetensors and Pillow are installed."""
     return BarePython(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each reading of a test set saw."""
+    seen: list[int] = []
+    predict = testset.predict
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        found = predict(*arguments, **options)
+        seen.append(len(found.labels))
+        return found
+
+    monkeypatch.setattr(testset, "predict", counted)
+    return seen
 
 
 # Study databases

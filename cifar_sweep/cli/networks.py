@@ -92,7 +92,7 @@ def ensemble(
     artifacts: Artifacts = None,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.launch.local import stop_on_signals
+    from cifar_sweep.launch.signals import stop_on_signals
     from cifar_sweep.results.ensemble import check_size, choose, joined, train_copies
     from cifar_sweep.results.export import discard_unfinished, trained_trial, write_ensemble
     from cifar_sweep.results.exported import is_export, read
@@ -228,7 +228,7 @@ def train(
     data: SameData = None,
 ) -> None:
     """Train an exported config again, from its first epoch, and write it as an export of its own."""
-    from cifar_sweep.launch.local import stop_on_signals
+    from cifar_sweep.launch.signals import stop_on_signals
     from cifar_sweep.results.export import discard_unfinished, train_again, write, write_ensemble
     from cifar_sweep.results.exported import known_test_accuracy, read
     from cifar_sweep.training.device import resolve_device

@@ -49,8 +49,9 @@ def worker(
 ) -> None:
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     from cifar_sweep.artifacts import open_artifacts
-    from cifar_sweep.launch.local import serve, stop_on_signals
+    from cifar_sweep.launch.local import serve
     from cifar_sweep.launch.plan import choose
+    from cifar_sweep.launch.signals import stop_on_signals
     from cifar_sweep.results.progress import shown
     from cifar_sweep.search.opening import load
     from cifar_sweep.search.storage import open_existing

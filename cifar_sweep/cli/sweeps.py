@@ -73,8 +73,9 @@ def run(
     artifacts: Artifacts = None,
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
-    from cifar_sweep.launch.local import local_jobs, run_workers, stop_on_signals
+    from cifar_sweep.launch.local import local_jobs, run_workers
     from cifar_sweep.launch.plan import choose
+    from cifar_sweep.launch.signals import stop_on_signals
     from cifar_sweep.results.progress import shown
     from cifar_sweep.search.costs import TRAIN_IMAGES
     from cifar_sweep.search.outage import wait_out

@@ -16,8 +16,7 @@ from multiprocessing.process import BaseProcess
 from cifar_sweep.errors import CifarSweepError, StudyError, one_line
 from cifar_sweep.launch.crew import without_main
 from cifar_sweep.launch.plan import Plan
-from cifar_sweep.launch.signals import StopRequest as StopRequest
-from cifar_sweep.launch.signals import stop_on_signals as stop_on_signals
+from cifar_sweep.launch.signals import StopRequest
 from cifar_sweep.runner import Patience
 from cifar_sweep.search.queue import open_studies
 from cifar_sweep.search.storage import explain, open_existing

@@ -1,5 +1,6 @@
 """The parameters of K equal networks as the rows of one matrix: what an optimizer, a checkpoint and `keep` want."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,7 +43,7 @@ class Part:
         return rows[..., self.start : self.start + self.shape.numel()]
 
 
-class Rows(nn.Module):
+class Rows(nn.Module, ABC):
     """K networks of one shape, from images [b, 3, h, w] to outputs [K, b, classes].
 
     Args:
@@ -70,13 +71,13 @@ class Rows(nn.Module):
         """The number of members."""
         return len(self.weights)
 
+    @abstractmethod
     def gather_gradients(self) -> None:
         """Take the last backward pass's gradients into `gradients`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:
         """What member `k`'s state dict has besides its parameters, in its own memory."""
-        raise NotImplementedError
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Member `k`'s state dict, under the names of the plain network; it shares the memory of the whole."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from cifar_sweep.launch import ray as launch_ray
 from cifar_sweep.launch.joining import set_environment
-from cifar_sweep.launch.local import stop_on_signals
+from cifar_sweep.launch.signals import stop_on_signals
 from cifar_sweep.search.opening import load, open_or_resume
 from cifar_sweep.search.storage import open_existing
 from cifar_sweep.search.study import SweepStudy

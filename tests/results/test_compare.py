@@ -90,21 +90,6 @@ def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each measurement saw."""
-    seen: list[int] = []
-    predict = testset.predict
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        found = predict(*arguments, **options)
-        seen.append(len(found.labels))
-        return found
-
-    monkeypatch.setattr(testset, "predict", counted)
-    return seen
-
-
-@pytest.fixture
 def as_if_real(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims are about CIFAR-10: points are not given for images that were drawn."""
     monkeypatch.setattr(hand_runs, "is_synthetic", lambda _: False)

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.errors import UsageError
-from cifar_sweep.results import compare, hand, testset
+from cifar_sweep.results import compare, hand
 from cifar_sweep.results import mistakes as looking
 from cifar_sweep.results.classifier import Predictions
 from cifar_sweep.results.importance import importances_of
@@ -455,28 +455,13 @@ def trained(tiny_sweep: Path, small_data: ImageData) -> SweepStudy:
     return study
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each reading of the test set saw."""
-    seen: list[int] = []
-    predict = testset.predict
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        found = predict(*arguments, **options)
-        seen.append(len(found.labels))
-        return found
-
-    monkeypatch.setattr(testset, "predict", counted)
-    return seen
-
-
-def test_a_report_of_a_real_run(trained: SweepStudy, cli: Any, measured: list[int]) -> None:
+def test_a_report_of_a_real_run(trained: SweepStudy, cli: Any, reads: list[int]) -> None:
     best = trained.ranked()[0].number
     assert trained.test_accuracy([best]) is None
     finished = cli("report", "--device", "cpu")
     assert (finished.exit_code, finished.out.strip()) == (0, "written: tiny-report.html")
     page = Path("tiny-report.html").read_text()
-    assert measured == [100]
+    assert reads == [100]
     known = trained.test_accuracy([best])
     assert known is not None
     assert f"{100 * known:.2f}<small> %</small>" in page
@@ -485,7 +470,7 @@ def test_a_report_of_a_real_run(trained: SweepStudy, cli: Any, measured: list[in
     assert page.count("data:image/png;base64,") > 5
     assert page.count('<tr><th scope="row">') == 10
     assert cli("report", "--out", "again.html").exit_code == 0
-    assert measured == [100], "what is remembered is not read again"
+    assert reads == [100], "what is remembered is not read again"
     exported = cli("export", "--trial", best, "--out", "here")
     assert exported.exit_code == 0
     assert json.loads(Path("here/metrics.json").read_text())["test_accuracy"] == pytest.approx(known, abs=1e-6)
@@ -520,7 +505,7 @@ def test_the_most_certain_mistakes_first_and_few_of_a_pair() -> None:
     assert shown[0].picture.startswith("data:image/png;base64,iVBOR")
 
 
-def test_missing_weights_are_said_in_a_sentence(trained: SweepStudy, cli: Any, measured: list[int]) -> None:
+def test_missing_weights_are_said_in_a_sentence(trained: SweepStudy, cli: Any, reads: list[int]) -> None:
     for path in Path("artifacts").rglob("weights-*"):
         path.unlink()
     assert cli("report", "--device", "cpu").exit_code == 0
@@ -529,7 +514,7 @@ def test_missing_weights_are_said_in_a_sentence(trained: SweepStudy, cli: Any, m
     assert "not measured" in page
     assert f"Trial {best} is without test accuracy and confusion matrix: " in page
     assert "there are no weights of trial" in page
-    assert measured == []
+    assert reads == []
     text = cli("report", "--format", "md", "--out", "-").out
     assert f"Trial {best} is without test accuracy: " in text
 
