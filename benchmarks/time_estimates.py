@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,7 @@ def watched(options: list[str], url: str, out: Path) -> tuple[float, list[dict[s
     begun = time.monotonic()
     with out.open("w") as log, subprocess.Popen(command("run", *options, "--storage", url), stdout=log) as process:
         samples = []
-        while process.poll() is None:
-            time.sleep(SAMPLE_SECONDS)
+        while not is_over(process, SAMPLE_SECONDS):
             try:
                 with closing(open_existing(url)) as storage:
                     left = seconds_left(load(storage), starting=True)
@@ -77,9 +76,17 @@ def watched(options: list[str], url: str, out: Path) -> tuple[float, list[dict[s
             now = time.monotonic() - begun
             if left is not None and process.poll() is None:
                 samples.append({"at": round(now, 2), "low": round(left[0], 2), "high": round(left[1], 2)})
+        seconds = time.monotonic() - begun
         if process.returncode:
             sys.exit(f"run {' '.join(options)} ended with {process.returncode}; see {out}")
-    return time.monotonic() - begun, samples
+    return seconds, samples
+
+
+def is_over(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process ends within so many seconds; it is not waited for any longer."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
 
 
 def measure(name: str, *, seed: int, prunes: bool, data: str, workers: str, folder: Path) -> dict[str, Any]:

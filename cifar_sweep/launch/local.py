@@ -1,5 +1,7 @@
 """Workers on this machine: in this process when there is one, in processes of their own when there are several."""
 
+import atexit
+import gc
 import logging
 import multiprocessing
 import os
@@ -162,6 +164,7 @@ def _watch(workers: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) 
 
 def _work_in_process(job: Job, sender: Connection) -> None:
     """A worker process: stops on SIGTERM, however often, leaves all else to its parent, and ends when that is gone."""
+    atexit.register(gc.freeze)  # as in the command line
     stop = StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(stop, "signal", number))

@@ -21,12 +21,13 @@ from cifar_sweep.search.forecast import (
     UnderWay,
     Waiting,
     alike,
+    examples,
     forecast,
     kinds_of,
     kinds_of_point,
 )
 from cifar_sweep.search.storage import OPEN, queued_params
-from cifar_sweep.search.study import SweepStudy
+from cifar_sweep.search.study import SweepStudy, best_first
 
 # A worker between two groups is still one.
 BETWEEN_SECONDS = 10.0
@@ -290,18 +291,13 @@ def _standing(
     # Workers begin one after another: until all are there, those are counted that there are to be.
     young = all((now - group.begun).total_seconds() < STARTED_SECONDS for group in groups)
     workers = max(len(working), costs.workers if young else 0, 1)
-    chosen = [
-        kind_of(trial.user_attrs["config"])
-        for trial in trials
-        if "config" in trial.user_attrs and "label" not in trial.user_attrs
-    ]
     finished = _finished(trials)
     return Standing(
         waiting=[_waiting(study, trial) for trial in trials if trial.state is TrialState.WAITING],
         finished=len(finished),
         complete=sum(trial.state is TrialState.COMPLETE for trial in finished),
         under_way=under_way,
-        chosen=chosen,
+        best=[kind_of(trial.user_attrs["config"]) for trial in best_first(finished)[: examples(len(finished))]],
         idle=max(workers - len(under_way), 0),
         delay=costs.start / 2 if young and not under_way else 0.0,
     )

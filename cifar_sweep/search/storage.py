@@ -5,7 +5,6 @@ nothing there, so every transaction begins with ``BEGIN IMMEDIATE``; counting tr
 several transactions, so both stand under one lock; ask and tell send no heartbeat, so we send our own.
 """
 
-import json
 import math
 import os
 import socket
@@ -14,7 +13,7 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -26,10 +25,11 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 
 from cifar_sweep.errors import StorageBusyError, StorageError, UsageError
+from cifar_sweep.search import tables
 
 ACCEPTED = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 LEASE_SECONDS = 120
@@ -37,6 +37,8 @@ BEATS_PER_LEASE = 8
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
 LOCK_SECONDS = 120
+# "cifarswp" in ASCII: one lock for all studies of a server's database, held by a session or a transaction.
+LOCK_KEY = int.from_bytes(b"cifarswp", "big")
 SMALLEST_SQLITE_BYTES = 512  # one page of the smallest size
 # A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
 SERVER_OPTIONS: dict[str, Any] = {
@@ -114,6 +116,30 @@ def _process_started(pid: int) -> str | None:
     return ""
 
 
+class Database(RDBStorage):
+    """Optuna's storage on a database, which reads trials by plain queries, each time in one moment of the database."""
+
+    def reading(self) -> sqlalchemy.Connection:
+        """A connection that sees one moment of the database, and holds no writer off meanwhile."""
+        options = {ONLY_READS: True} if self.engine.name == "sqlite" else READING_OF_A_SERVER
+        return self.engine.connect().execution_options(**options)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: Set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        with self.reading() as connection:
+            rows = tables.rows_of(connection, study_id, after=trial_id_greater_than, besides=included_trial_ids)
+            chosen = [row for row in rows if states is None or TrialState[row.state] in states]
+            trials = list(tables.read(connection, study_id, chosen).values())
+        if not trials:
+            self.get_study_name_from_id(study_id)  # raises KeyError where there is no such study
+        return trials
+
+
 class Storage:
     """An open study database.
 
@@ -124,7 +150,7 @@ class Storage:
         heartbeat_seconds: how often a worker says that it trains a trial.
     """
 
-    def __init__(self, url: URL, rdb: RDBStorage) -> None:
+    def __init__(self, url: URL, rdb: Database) -> None:
         # libpq takes passwords as options, too, and those are not masked.
         self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
@@ -143,13 +169,6 @@ class Storage:
         """
         return _advisory_lock(self.optuna.engine) if self._lock_file is None else _file_lock(self._lock_file)
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlalchemy.Connection]:
-        """A connection that sees one moment of the database, and holds no writer off meanwhile."""
-        options = READING_OF_A_SERVER if self._lock_file is None else {ONLY_READS: True}
-        with self.optuna.engine.connect().execution_options(**options) as connection:
-            yield connection
-
     def set_waiting(self, trial_id: int) -> None:
         """Put a running trial back into the queue, with its parameters, reports and attributes."""
         self.optuna.set_trial_state_values(trial_id, state=TrialState.WAITING)
@@ -166,14 +185,37 @@ class Storage:
     def holder(self, trial_id: int) -> tuple[TrialState | None, str | None]:
         """A trial's state, and the token of its last worker; None where there is no such trial, or worker.
 
-        In one small query: it is asked with each report, and Optuna would read all that a trial has.
+        In one small query: it is asked with each heartbeat, and Optuna would read all that a trial has.
         """
-        with self.optuna.engine.connect() as connection:
-            row = connection.execute(_HOLDER, {"trial_id": trial_id}).one_or_none()
-        if row is None:
-            return None, None
-        holder = json.loads(row.value_json) if row.value_json else None
-        return TrialState[row.state], holder["token"] if holder else None
+        with self.optuna.reading() as connection:
+            return tables.holder(connection, trial_id)
+
+    def record(
+        self, trial: optuna.Trial, token: str, attributes: Mapping[str, Any], values: Mapping[int, float]
+    ) -> bool:
+        """Set user attributes of a trial and report finite values by their step, all in one transaction.
+
+        Returns:
+            Whether the worker of this token holds the trial; if not, nothing is written.
+        """
+        with self._transaction() as connection:
+            if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
+                return False
+            tables.record(connection, trial._trial_id, attributes, values)
+        # What Optuna knows of a trial that runs; its pruners look there.
+        known = trial._cached_frozen_trial
+        known.user_attrs.update(attributes)
+        known.intermediate_values.update(values)
+        return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlalchemy.Connection]:
+        """A transaction under the lock; that of a server is held by the transaction itself, a round trip less."""
+        held = nullcontext() if self._lock_file is None else _file_lock(self._lock_file)
+        with held, self.optuna.engine.begin() as connection:
+            if self._lock_file is None:
+                _take_advisory_lock(connection, "pg_advisory_xact_lock")
+            yield connection
 
     def orphans(self, study: optuna.Study) -> Sequence[int]:
         """Keys of running trials that nobody trains: their process is gone, or its heartbeat is older than the lease.
@@ -219,12 +261,6 @@ class Storage:
     def close(self) -> None:
         """Give the database connections back."""
         self.optuna.engine.dispose()
-
-
-_HOLDER = sqlalchemy.text(
-    "SELECT t.state, a.value_json FROM trials t LEFT JOIN trial_user_attributes a "
-    "ON a.trial_id = t.trial_id AND a.key = 'owner' WHERE t.trial_id = :trial_id"
-)
 
 
 def owner_attribute(owner: Owner) -> dict[str, Any]:
@@ -362,7 +398,7 @@ def _connect(url: URL, options: dict[str, Any]) -> Storage:
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are, and the lower bound is tested
             lease = lease_seconds()
             beat = max(1, lease // BEATS_PER_LEASE)
-            rdb = RDBStorage(address, engine_kwargs=options, heartbeat_interval=beat, grace_period=lease)
+            rdb = Database(address, engine_kwargs=options, heartbeat_interval=beat, grace_period=lease)
     except Exception as error:
         raise explain(error) or error from None
     if _is_sqlite(url):
@@ -405,21 +441,23 @@ def _file_lock(lock: FileLock) -> Iterator[None]:
 
 @contextmanager
 def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
-    # "cifarswp" in ASCII: one lock for all studies of a database, held by the session until it says otherwise.
-    key = {"key": int.from_bytes(b"cifarswp", "big")}
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        try:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
-        except sqlalchemy.exc.OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
-                raise
-            raise StorageBusyError(
-                f"storage: another process has held the study database for {LOCK_SECONDS} s; end it and try again."
-            ) from None
+        _take_advisory_lock(connection, "pg_advisory_lock")
         try:
             yield
         finally:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), key)
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
+
+
+def _take_advisory_lock(connection: sqlalchemy.Connection, function: str) -> None:
+    try:
+        connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": LOCK_KEY})
+    except sqlalchemy.exc.OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
+            raise
+        raise StorageBusyError(
+            f"storage: another process has held the study database for {LOCK_SECONDS} s; end it and try again."
+        ) from None
 
 
 @contextmanager

@@ -302,15 +302,16 @@ class SweepStudy:
             TrialLostError: another worker holds the trial now.
         """
         searched = "epochs" in self.sweep.space
-        with self._held(claim):
-            # First: a curve must not be longer than what a trial can be continued from.
-            claim.trial.set_user_attr("checkpoints", [dict(each) for each in checkpoints])
-            claim.trial.set_user_attr("curve", list(curve))
-            for point in curve:
-                step = strategy.step_of(point["epoch"], epochs=claim.config.shape.epochs, searched=searched)
-                if step is not None and step not in claim.reported:
-                    claim.trial.report(point["validation_accuracy"], step)
-                    claim.reported.add(step)
+        values = {}
+        for point in curve:
+            step = strategy.step_of(point["epoch"], epochs=claim.config.shape.epochs, searched=searched)
+            if step is not None and step not in claim.reported:
+                values[step] = point["validation_accuracy"]
+        # At once: a curve must not be longer than what a trial can be continued from.
+        attributes = {"checkpoints": [dict(each) for each in checkpoints], "curve": list(curve)}
+        if not self.storage.record(claim.trial, claim.owner.token, attributes, values):
+            raise TrialLostError(f"trial {claim.number} was taken up by another worker")
+        claim.reported.update(values)
 
     def should_prune(self, claim: Claim) -> bool:
         """Whether the pruner would end this trial after its last report."""
@@ -390,14 +391,14 @@ class SweepStudy:
 
     def ranked(self) -> list[FrozenTrial]:
         """The complete trials, best validation accuracy first; of equals the earlier one."""
-        return _ranked(self.trials())
+        return best_first(self.trials())
 
     def kept(self, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
         """The trials whose weights are kept, best first: as many as the sweep says, and as its size cap has room for.
 
         The best one is always kept. One that has dropped out does not come back: a better one only takes room.
         """
-        ranked = _ranked(self.trials() if trials is None else trials)[: self.sweep.keep_weights]
+        ranked = best_first(self.trials() if trials is None else trials)[: self.sweep.keep_weights]
         sizes = accumulate(trial.user_attrs.get("weights", {}).get("size", 0) for trial in ranked)
         cap = self.sweep.keep_megabytes * 1_000_000
         return [trial for k, (trial, size) in enumerate(zip(ranked, sizes, strict=True)) if k == 0 or size <= cap]
@@ -421,7 +422,7 @@ class SweepStudy:
         # claim under way looks like one, too, for a moment; at most what runs is counted.
         orphans = min(len(self.storage.orphans(self._study)), counts["running"])
         counts |= {"running": counts["running"] - orphans, "waiting": counts["waiting"] + orphans}
-        ranked = _ranked(trials)
+        ranked = best_first(trials)
         return {
             "name": self.name,
             "description": self.sweep.description,
@@ -457,7 +458,8 @@ def _joined(numbers: Sequence[int]) -> str:
     return "+".join(map(str, numbers))
 
 
-def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials, best validation accuracy first; of equals the earlier one."""
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     return sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))
 

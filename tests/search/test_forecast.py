@@ -14,6 +14,7 @@ from cifar_sweep.search.forecast import (
     Standing,
     UnderWay,
     Waiting,
+    examples,
     forecast,
     kinds_of,
     queue_of,
@@ -160,17 +161,23 @@ def test_each_trial_takes_the_time_of_its_own_kind() -> None:
     assert both - first == pytest.approx(4 * (1000 * (1e-3 + 0.1 / 64) + validation))
 
 
-def test_a_sampler_that_learns_goes_on_with_what_it_chose() -> None:
+def test_a_sampler_that_learns_takes_what_is_like_the_best() -> None:
     chosen = sweep(60, space=RATE | BATCH)
     large = Kind("lenet", 64, epochs=4, train_images=1000)
-    standing = Standing(finished=30, chosen=[large] * 30, idle=1)
+    standing = Standing(finished=30, best=[large] * examples(30), idle=1)
 
-    def share(given: Sweep) -> float:
-        courses = imagine(given, costs(), standing).courses
-        return statistics.fmean(group.kind == large for course in courses for group in course.groups)
+    def shares(given: Sweep) -> list[float]:
+        kinds = [group.kind for course in imagine(given, costs(), standing).courses for group in course.groups]
+        return [statistics.fmean(kind == large._replace(batch_size=batch) for kind in kinds) for batch in (16, 32, 64)]
 
-    assert share(chosen) > 0.7
-    assert share(chosen.model_copy(update={"sampler": replace_name(chosen, "random")})) == pytest.approx(1 / 3, abs=0.1)
+    other, near, same = shares(chosen)
+    assert same > 0.45
+    assert other < near < same
+    at_random = chosen.model_copy(update={"sampler": replace_name(chosen, "random")})
+    assert shares(at_random) == pytest.approx([1 / 3] * 3, abs=0.1)
+    young = Standing(finished=5, best=[large], idle=1)
+    first = [course.groups[0].kind.batch_size for course in imagine(chosen, costs(), young, draws=300).courses]
+    assert first.count(64) / len(first) == pytest.approx(1 / 3, abs=0.1), "the startup trials are random"
 
 
 def replace_name(chosen: Sweep, name: str) -> Any:

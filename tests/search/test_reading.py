@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from cifar_sweep.search import reading
+from cifar_sweep.search import tables
 from cifar_sweep.search.reading import ReadingStorage
 from cifar_sweep.search.storage import Storage
 
@@ -53,7 +53,7 @@ def filled(storage: Storage, name: str) -> optuna.Study:
 def test_trials_are_those_that_optuna_reads(
     storage: Storage, name: str, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "FEW", few)
+    monkeypatch.setattr(tables, "FEW", few)
     filled(storage, name)
     optuna.create_study(storage=storage.optuna, study_name=f"{name}-other").enqueue_trial({"x": 1})
     key = study_id(storage, name)
@@ -122,11 +122,11 @@ def test_who_reads_holds_no_writer_off(storage: Storage, name: str) -> None:
     study = optuna.create_study(storage=storage.optuna, study_name=name)
     count = sqlalchemy.text("SELECT count(*) FROM trials WHERE study_id = :study_id")
     key = {"study_id": study_id(storage, name)}
-    with ThreadPoolExecutor() as pool, storage.reading() as connection:
+    with ThreadPoolExecutor() as pool, storage.optuna.reading() as connection:
         assert connection.execute(count, key).scalar() == 0
         pool.submit(study.add_trial, create_trial(value=1.0)).result(timeout=20)
         assert connection.execute(count, key).scalar() == 0, "one moment of the database"
-    with storage.reading() as connection:
+    with storage.optuna.reading() as connection:
         assert connection.execute(count, key).scalar() == 1
 
 
