@@ -27,7 +27,7 @@ TRIAL_SECONDS = 0.15
 REPORT_SECONDS = 0.015
 FLAT_SECONDS = 1e-3
 # From the last trial's end to the command's.
-END_SECONDS = 1.5
+END_SECONDS = 1.0
 
 
 class Kind(NamedTuple):

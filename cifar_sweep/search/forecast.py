@@ -106,8 +106,8 @@ class Forecast:
 
     @property
     def range(self) -> tuple[float, float]:
-        """Seconds that hold the end in about nine cases of ten, if all that is assumed is true."""
-        return self.quantile(0.05), self.quantile(0.95)
+        """Seconds that hold the end in 19 of 20 cases, if all that is assumed is true: eight of ten real ones."""
+        return self.quantile(0.025), self.quantile(0.975)
 
     def finished(self, seconds: float, share: float) -> int:
         """How many more trials are over by then, at least, in this share of the cases."""
