@@ -9,7 +9,7 @@ run: $(VENV)/.installed
 	$(BIN)/cifar-sweep run lr_batch --preview
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist worksteal
 	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.installed-dev

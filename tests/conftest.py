@@ -39,8 +39,8 @@ def isolated(tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatc
     for name in OWN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(session_cache))
-    # Nothing to measure before a sweep of seconds; what is measured has tests of its own.
-    monkeypatch.setenv("CIFAR_SWEEP_WORKERS", "2")
+    # Nothing to measure before a sweep of seconds, and no processes to start; both have tests of their own.
+    monkeypatch.setenv("CIFAR_SWEEP_WORKERS", "1")
     monkeypatch.setenv("CIFAR_SWEEP_GROUP", "1")
     monkeypatch.setenv("CIFAR_SWEEP_ONNX", "0")
     monkeypatch.chdir(tmp_path)

@@ -22,12 +22,11 @@ def test_the_wheel_holds_the_sweeps_and_the_command(tmp_path: Path) -> None:
     assert shipped
     assert shipped <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
-    script = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); sys.argv[1:] = ['list']; " + (
+    script = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); sys.argv[1:] = ['run', 'nothing']; " + (
         "import cifar_sweep; print(cifar_sweep.__file__); from cifar_sweep.cli import main; main()"
     )
     (tmp_path / "empty").mkdir()
-    listed = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path / "empty", check=True, capture_output=True, text=True
-    ).stdout
-    assert str(tmp_path / "installed") in listed
-    assert "lr_batch" in listed
+    refused = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "empty", capture_output=True, text=True)
+    assert str(tmp_path / "installed") in refused.stdout
+    assert "lr_batch" in refused.stderr, "what it knows instead"
+    assert refused.returncode == 2

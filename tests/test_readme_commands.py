@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cifar_sweep.launch import bench
+from cifar_sweep.launch import bench, plan, rehearsal
 from cifar_sweep.search.opening import load
 from cifar_sweep.search.storage import open_existing
 from tests.conftest import TINY_SWEEP
@@ -89,6 +89,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CIFAR_SWEEP_DATA", "synthetic:500")
     monkeypatch.setattr(bench, "CASES", [("lenet", 32)])
     monkeypatch.setattr(bench, "SECONDS", 0.05)
+    monkeypatch.setattr(plan, "GROUP_SIZES", (1, 2))
+    monkeypatch.setattr(rehearsal, "LONGEST_SECONDS", 1.0)
     return tmp_path
 
 

@@ -555,13 +555,13 @@ def test_a_member_that_another_worker_took_is_dropped(
     small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = study_of(small_data, trials=4)
-    owner = Storage.owner
+    record = Storage.record
 
-    def owner_of(storage: Storage, key: int) -> str | None:
-        trial = storage.optuna.get_trial(key)
-        return "another" if trial.number == 2 and len(trial.user_attrs.get("curve", [])) == 2 else owner(storage, key)
+    def recorded(storage: Storage, trial: Any, token: str, attributes: Any, values: Any) -> bool:
+        taken = trial.number == 2 and len(attributes["curve"]) == 3
+        return not taken and record(storage, trial, token, attributes, values)
 
-    monkeypatch.setattr(Storage, "owner", owner_of)
+    monkeypatch.setattr(Storage, "record", recorded)
     work(job(groups=TOGETHER), stop=lambda: TrialState.COMPLETE in states(study.trials()))
     assert "trial 2 was taken up by another worker" in caplog.text
     assert states(study.trials()) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING, TrialState.COMPLETE]
@@ -579,7 +579,7 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", *,
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def running_curve(minimum: int) -> Callable[[], bool]:
@@ -601,8 +601,8 @@ def running_curve(minimum: int) -> Callable[[], bool]:
 
 @pytest.fixture
 def long_sweep(tiny_sweep: Path) -> Path:
-    """Trials of 25 epochs: long enough to be hit in the middle."""
-    tiny_sweep.write_text(tiny_sweep.read_text().replace("epochs = 3", "epochs = 25"))
+    """Trials of 15 epochs: long enough to be hit in the middle."""
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("epochs = 3", "epochs = 15"))
     return tiny_sweep
 
 

@@ -54,17 +54,19 @@ class Row:
     turns: int
 
 
-def plain_rate(*, config: TrialConfig, source: str, device: torch.device, threads: int) -> float:
+def plain_rate(*, config: TrialConfig, source: str, device: torch.device, threads: int, seconds: float) -> float:
     """Images per second of the plain loop. Sets the threads and nothing else, as a plain script would."""
     torch.set_num_threads(threads)
     images = data.load(source)
     pictures = PilImages(images.train_images, images.train_labels)
     loader = DataLoader(pictures, batch_size=config.shape.batch_size, shuffle=True)
     training = PlainTraining(config, device=device)
-    return _rate(training.step, itertools.chain.from_iterable(itertools.repeat(loader)))
+    return _rate(training.step, itertools.chain.from_iterable(itertools.repeat(loader)), seconds=seconds)
 
 
-def our_rate(*, config: TrialConfig, members: int, source: str, device: torch.device, threads: int) -> float:
+def our_rate(
+    *, config: TrialConfig, members: int, source: str, device: torch.device, threads: int, seconds: float
+) -> float:
     """Images per second of the project's loop, summed over the members of a group."""
     prepare_process(device, threads=threads)
     run = Run([config] * members, data.load(source), device=device)
@@ -74,16 +76,17 @@ def our_rate(*, config: TrialConfig, members: int, source: str, device: torch.de
     def wait() -> None:
         run.group.train_figures(1)  # reads from the device
 
-    return members * _rate(run.group.step, itertools.chain.from_iterable(epochs), wait=wait)
+    return members * _rate(run.group.step, itertools.chain.from_iterable(epochs), seconds=seconds, wait=wait)
 
 
 def _rate(
     step: Callable[[torch.Tensor, torch.Tensor], None],
     batches: Iterator[Sequence[torch.Tensor]],
     *,
+    seconds: float,
     wait: Callable[[], None] = lambda: None,
 ) -> float:
-    """Images per second over `SECONDS`, after two steps to warm up."""
+    """Images per second, after two steps to warm up."""
     for images, labels in itertools.islice(batches, 2):
         step(images, labels)
     wait()
@@ -92,7 +95,7 @@ def _rate(
     for images, labels in batches:
         step(images, labels)
         seen += len(labels)
-        if time.perf_counter() - started > SECONDS:
+        if time.perf_counter() - started > seconds:
             break
     wait()
     return seen / (time.perf_counter() - started)
@@ -134,8 +137,8 @@ def _row(
     config, slow = (_config(model, batch, precision=precision, device=where[0]) for precision in ("auto", "fp32"))
     precision = config.shape.precision
     size = plan.groups.size(config.shape)
-    our_call = {"config": config, "members": size, "source": source, "threads": threads}
-    plain_call = {"config": slow, "source": source}
+    our_call = {"config": config, "members": size, "source": source, "threads": threads, "seconds": SECONDS}
+    plain_call = {"config": slow, "source": source, "seconds": SECONDS}
     taken: list[tuple[float, float, float]] = []
     for turn in range(turns + 1):
         mine = sum(ours.together(our_rate, *({**our_call, "device": each} for each in where[:workers])))

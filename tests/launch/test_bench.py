@@ -17,20 +17,15 @@ def config(model: str = "lenet", **params: Any) -> TrialConfig:
     return TrialConfig.from_params({"model": model, **params}, classes=10, precision="fp32", data_seed=0, seed=0)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SECONDS", 0.05)
-
-
-def test_rates_are_images_per_second(quick: None) -> None:
-    shared = {"config": config(batch_size=32), "source": "synthetic:500", "device": CPU, "threads": 1}
+def test_rates_are_images_per_second() -> None:
+    shared = {"config": config(batch_size=32), "source": "synthetic:500", "device": CPU, "threads": 1, "seconds": 0.05}
     assert 50 < plain_rate(**shared) < 1e5
     assert 50 < our_rate(**shared, members=3) < 1e6
 
 
-def test_the_rate_of_a_group_is_that_of_all_its_members(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_rate", lambda step, batches, wait: 100.0)
-    shared = {"config": config(), "source": "synthetic:500", "device": CPU, "threads": 1}
+def test_the_rate_of_a_group_is_that_of_all_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_rate", lambda step, batches, seconds, wait: 100.0)
+    shared = {"config": config(), "source": "synthetic:500", "device": CPU, "threads": 1, "seconds": 0.05}
     assert our_rate(**shared, members=3) == 300.0
 
 
@@ -38,7 +33,7 @@ def test_the_plain_loop_learns() -> None:
     """A straw man would be easy to beat: this is the same network, on the same images, and it trains."""
     losses: list[float] = []
 
-    def steps(step: Any, batches: Any) -> float:
+    def steps(step: Any, batches: Any, seconds: float) -> float:
         for _, (images, labels) in zip(range(300), batches, strict=False):
             step(images, labels)
         losses.append(step.__self__.loss / 16)
@@ -47,7 +42,7 @@ def test_the_plain_loop_learns() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "_rate", steps)
         torch.manual_seed(0)
-        plain_rate(config=config("convnet", batch_size=16), source="synthetic:500", device=CPU, threads=1)
+        plain_rate(config=config("convnet", batch_size=16), source="synthetic:500", device=CPU, threads=1, seconds=1)
     assert losses[0] / 300 < 2.2  # log(10) is 2.30
 
 
@@ -81,8 +76,9 @@ def test_an_unknown_network_is_refused(cli: Any) -> None:
     assert "--model: model = 'resnet' is not accepted" in refused.err
 
 
-def test_bench_measures(quick: None, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it once, with processes; in them the time is the real one."""
+def test_bench_measures(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it once, with processes."""
+    monkeypatch.setattr(bench, "SECONDS", 0.05)
     monkeypatch.setattr("cifar_sweep.launch.plan.GROUP_SIZES", (1, 2))
     finished = cli("bench", "--model", "lenet", "--turns", 1, "--data", "synthetic:500", "--json")
     assert finished.exit_code == 0, finished.err
