@@ -1,26 +1,17 @@
-"""What is read in plain queries is what Optuna reads, on every storage; finished trials are read once."""
+"""Who reads large studies reads finished trials once, and holds nobody off."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from cifar_sweep.search import tables
 from cifar_sweep.search.reading import ReadingStorage
 from cifar_sweep.search.storage import Storage
-
-SPACE = {
-    "learning_rate": FloatDistribution(1e-5, 0.1, log=True),
-    "log2_batch_size": IntDistribution(4, 8),
-    "model": CategoricalDistribution(("lenet", "cnn3")),
-}
-PARAMS = {"learning_rate": 1e-3, "log2_batch_size": 5, "model": "cnn3"}
 
 
 def study_id(storage: Storage, name: str) -> int:
@@ -30,53 +21,6 @@ def study_id(storage: Storage, name: str) -> int:
 def begun(storage: Storage, study: optuna.Study) -> optuna.Trial:
     """A new trial that runs."""
     return optuna.Trial(study, storage.optuna.create_new_trial(study_id(storage, study.study_name)))
-
-
-def filled(storage: Storage, name: str) -> optuna.Study:
-    """A study with a trial of every state, and with numbers and texts of every kind."""
-    study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize")
-    kinds: list[dict[str, Any]] = [
-        {"value": 0.5, "user_attrs": {"b": {"c": [1, None]}, "a": "\ud83c"}, "intermediate_values": {2: 0.4, 1: 0.3}},
-        {"value": math.inf, "system_attrs": {"fixed_params": {"model": "cnn3"}}},
-        {"state": TrialState.PRUNED, "value": -math.inf, "intermediate_values": {1: math.inf, 2: -math.inf}},
-        {"state": TrialState.FAIL, "user_attrs": {"curve": [{"loss": math.inf}]}},
-    ]  # fmt: skip
-    study.add_trials([create_trial(params=PARAMS, distributions=SPACE, **kind) for kind in kinds])
-    study.enqueue_trial({"learning_rate": 1e-2}, user_attrs={"label": "A-1"})
-    running = begun(storage, study)
-    running.suggest_float("learning_rate", 1e-5, 0.1, log=True)
-    running.report(0.1, 1)
-    return study
-
-
-@pytest.mark.parametrize("few", [0, 200], ids=["as a whole", "by their keys"])
-def test_trials_are_those_that_optuna_reads(
-    storage: Storage, name: str, few: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "FEW", few)
-    filled(storage, name)
-    optuna.create_study(storage=storage.optuna, study_name=f"{name}-other").enqueue_trial({"x": 1})
-    key = study_id(storage, name)
-    there = storage.optuna.get_all_trials(key)
-    assert {trial.state for trial in there} == set(TrialState)
-    read = ReadingStorage(storage)
-    assert read.get_all_trials(key) == there
-    assert list(read.trials(key)) == [
-        storage.trial_id(optuna.load_study(storage=read, study_name=name), n) for n in range(6)
-    ]
-    complete = read.get_all_trials(key, states=[TrialState.COMPLETE])
-    assert [trial.number for trial in complete] == [0, 1]
-    assert read.get_best_trial(key) == storage.optuna.get_best_trial(key)
-
-
-def test_what_is_not_a_number_is_read_as_such(storage: Storage, name: str) -> None:
-    study = optuna.create_study(storage=storage.optuna, study_name=name)
-    trial = begun(storage, study)
-    trial.report(math.nan, 1)
-    trial.set_user_attr("loss", math.nan)
-    [read] = ReadingStorage(storage).get_all_trials(study_id(storage, name))
-    assert math.isnan(read.intermediate_values[1])
-    assert math.isnan(read.user_attrs["loss"])
 
 
 def test_several_objectives(storage: Storage, name: str) -> None:
