@@ -608,7 +608,8 @@ def long_sweep(tiny_sweep: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_and_run_again(workers: int, long_sweep: Path, start: Any, small_data: ImageData) -> None:
-    first = start(*COMMAND, "--workers", workers)
+    command = (*COMMAND, "--workers", workers, "--trials", 2)
+    first = start(*command)
     wait_for(running_curve(5), first)
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -617,10 +618,10 @@ def test_killed_and_run_again(workers: int, long_sweep: Path, start: Any, small_
     running = [trial for trial in study.trials() if trial.state is TrialState.RUNNING]
     cut = {trial.number: trial.user_attrs.get("curve", []) for trial in running}  # one may be in its first epoch
     assert cut
-    second = start(*COMMAND, "--workers", workers)
+    second = start(*command)
     _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
-    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert states(study.trials()) == [TrialState.COMPLETE] * 2
     for number, curve in cut.items():
         assert study.trials()[number].user_attrs["curve"][: len(curve)] == curve, "not trained again"
         assert study.trials()[number].user_attrs["deaths"] == 1
@@ -628,10 +629,9 @@ def test_killed_and_run_again(workers: int, long_sweep: Path, start: Any, small_
         assert_as_unbroken(study, study.trials()[number], small_data)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_to_the_whole_group_ends_cleanly(
-    number: signal.Signals, workers: int, long_sweep: Path, start: Any
+    workers: int, number: signal.Signals, long_sweep: Path, start: Any
 ) -> None:
     """As a terminal sends Ctrl-C, and `timeout` SIGTERM: to the workers, too."""
     process = start(*COMMAND, "--workers", workers)
