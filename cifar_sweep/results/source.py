@@ -104,8 +104,12 @@ from PIL import Image, ImageOps
 CLASSES = [
 {_listed(data.classes)}
 ]
+WEIGHTS = Path(__file__).with_name("weights.safetensors")
 {_normalisation(configs, data)}network = {network}
-network.load_state_dict(load_file(Path(__file__).with_name("weights.safetensors")))
+try:
+    network.load_state_dict(load_file(WEIGHTS))
+except Exception as error:
+    sys.exit(f"error: {{WEIGHTS}}: the weights cannot be read: {{str(error).splitlines()[0]}}")
 network.eval()
 
 

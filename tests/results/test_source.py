@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -104,6 +105,21 @@ def test_its_exit_code_is_1_for_a_missing_picture(predict_script: Path, bare_pyt
     finished = bare_python(predict_script, "nothing.png", cwd=Path())
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr == "error: nothing.png: the picture cannot be read: No such file or directory.\n"
+
+
+def test_damaged_weights_are_said_to_be(predict_script: Path, tmp_path: Path) -> None:
+    weights = predict_script.with_name("weights.safetensors")
+    for content in (weights.read_bytes()[:-100], b"", None):
+        copy = tmp_path / "copy"
+        copy.mkdir(exist_ok=True)
+        (copy / "predict.py").write_text(predict_script.read_text())
+        (copy / weights.name).unlink(missing_ok=True)
+        if content is not None:
+            (copy / weights.name).write_bytes(content)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(copy / "predict.py"))
+        assert str(ended.value).startswith(f"error: {copy / weights.name}: the weights cannot be read: ")
+        assert "\n" not in str(ended.value)
 
 
 def test_where_scripts_are_tried_we_are_not_installed(bare_python: BarePython, tmp_path: Path) -> None:
