@@ -89,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CIFAR_SWEEP_DATA", "synthetic:500")
     monkeypatch.setattr(bench, "CASES", [("lenet", 32)])
     monkeypatch.setattr(bench, "SECONDS", 0.05)
-    monkeypatch.setattr(plan, "GROUP_SIZES", (1, 2))
+    monkeypatch.setattr(plan, "GROUP_SIZES", (1,))
     monkeypatch.setattr(rehearsal, "LONGEST_SECONDS", 1.0)
     return tmp_path
 

@@ -174,7 +174,8 @@ def test_its_script_says_without_us_what_predict_says(study: str, cli: Any, bare
     ],
 )
 def test_what_makes_no_ensemble(study: str, cli: Any, arguments: Any, exit_code: int, words: str) -> None:
-    assert cli("export", "mixed", "--out", "one").exit_code == 0
+    if "one" in arguments:
+        assert cli("export", "mixed", "--out", "one").exit_code == 0
     finished = cli("ensemble", *arguments)
     assert finished.exit_code == exit_code
     assert words in finished.err

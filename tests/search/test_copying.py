@@ -280,9 +280,7 @@ def test_named_studies_are_copied_alone_and_once(source: Storage, target: Storag
     ("method", "count"),
     [
         ("set_study_user_attr", 1),  # an empty study, without even the mark
-        ("create_new_trial", 1),
         ("create_new_trial", 5),
-        ("set_study_user_attr", 3),
         ("set_study_user_attr", -2),  # the uid and the sweep
         ("set_study_user_attr", -1),
     ],
