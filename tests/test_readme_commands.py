@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cifar_sweep.launch import plan, rehearsal
+from cifar_sweep.launch import bench, plan, rehearsal
 from cifar_sweep.search.opening import load
 from cifar_sweep.search.storage import open_existing
 from tests.conftest import TINY_SWEEP
@@ -67,7 +67,6 @@ ELSEWHERE = {
         "tests/launch/test_ray.py::test_a_node_is_lost_and_every_trial_finishes"
     ),
     "docker compose up": "tests/test_compose.py",
-    "cifar-sweep bench": "tests/launch/test_bench.py::test_bench_measures",
 }
 
 
@@ -88,6 +87,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "sweeps" / f"{name}.toml").write_text(text)
     Image.new("RGB", (60, 40), "gray").save(tmp_path / "cat.jpg")
     monkeypatch.setenv("CIFAR_SWEEP_DATA", "synthetic:500")
+    monkeypatch.setattr(bench, "CASES", [("lenet", 32)])
+    monkeypatch.setattr(bench, "SECONDS", 0.05)
     monkeypatch.setattr(plan, "GROUP_SIZES", (1,))
     monkeypatch.setattr(rehearsal, "LONGEST_SECONDS", 1.0)
     return tmp_path
@@ -114,7 +115,7 @@ def test_every_command_runs(folder: Path, cli: Any, start: Any, stand_ins: dict[
             finished = cli(*arguments)
             assert finished.exit_code == 0, f"{command}: {finished.err}"
         ran.append(arguments[0])
-    assert {"run", "plan", "status", "report", "export", "evaluate", "compare", "submit", "copy"} <= set(ran)
+    assert {"run", "plan", "status", "report", "export", "evaluate", "compare", "submit", "copy", "bench"} <= set(ran)
     with closing(open_existing("sqlite:///studies.db")) as storage:
         assert len(load(storage, "lr_batch").ranked()) == 5, "the worker trained what was submitted"
     assert Path("lr_batch-report.html").exists()

@@ -8,7 +8,7 @@ import bisect
 import heapq
 import math
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 
 from cifar_sweep.config import Value
@@ -169,31 +169,18 @@ def forecast(
     """
     ahead = max(sweep.size - standing.finished, 1)
     times = max(min(draws, _DRAWN_TRIALS // ahead), min(draws, _FEWEST_DRAWS))
-    near = _near(kinds)
+    there = frozenset(kinds)
     courses = []
     for seed in range(times):
         generator = random.Random(seed)  # noqa: S311 - no secret
         speed = pace.drawn(generator) if draws > 1 else pace.usual()
-        courses.append(_Course(sweep, standing, speed, fates.drawn(generator), kinds, near, generator).run())
+        courses.append(_Course(sweep, standing, speed, fates.drawn(generator), kinds, there, generator).run())
     return Forecast(sorted(courses, key=lambda course: course.seconds))
 
 
 def examples(finished: int) -> int:
     """How many of so many finished trials TPE takes for examples."""
     return math.ceil(_BEST_SHARE * finished)
-
-
-def _near(kinds: Sequence[Kind]) -> dict[Kind, list[Kind]]:
-    """Of each kind, those that differ in the batch size alone, by a factor of two."""
-    return {
-        kind: [
-            other
-            for other in set(kinds)
-            if other._replace(batch_size=kind.batch_size) == kind
-            and max(other.batch_size, kind.batch_size) == 2 * min(other.batch_size, kind.batch_size)
-        ]
-        for kind in set(kinds)
-    }
 
 
 @dataclass
@@ -205,7 +192,7 @@ class _Course:
     speed: Drawn
     fate: Fate
     kinds: Sequence[Kind]
-    near: Mapping[Kind, Sequence[Kind]]
+    there: Set[Kind]
     generator: random.Random
     ends: list[float] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
@@ -275,9 +262,15 @@ class _Course:
             at = self.generator.random() * (len(self.best) + _OPEN_MINDED)
             if at < len(self.best):
                 kind = self.best[int(at)]
-                near = self.near.get(kind)
+                near = self._near(kind)
                 return self.generator.choice(near) if near and self.generator.random() < _NEXT else kind
         return self.generator.choice(self.kinds)
+
+    def _near(self, kind: Kind) -> list[Kind]:
+        """The kinds that differ from this one in the batch size alone, by a factor of two."""
+        half, odd = divmod(kind.batch_size, 2)
+        sizes = [2 * kind.batch_size] if odd else [half, 2 * kind.batch_size]
+        return [other for other in (kind._replace(batch_size=size) for size in sizes) if other in self.there]
 
     def _train(self, now: float, group: UnderWay) -> None:
         """Train a group to the end of its last trial, from `now` on."""

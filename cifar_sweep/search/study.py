@@ -4,8 +4,7 @@ A trial is an Optuna trial from first to last. Interrupted, it goes back to WAIT
 parameters and reports, and is claimed again; so a study holds exactly as many trials as were asked for.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -310,7 +309,7 @@ class SweepStudy:
         # At once: a curve must not be longer than what a trial can be continued from.
         attributes = {"checkpoints": [dict(each) for each in checkpoints], "curve": list(curve)}
         if not self.storage.record(claim.trial, claim.owner.token, attributes, values):
-            raise TrialLostError(f"trial {claim.number} was taken up by another worker")
+            raise _lost(claim)
         claim.reported.update(values)
 
     def should_prune(self, claim: Claim) -> bool:
@@ -341,7 +340,7 @@ class SweepStudy:
         with self.storage.lock():
             there, holder = self.storage.holder(claim.trial_id)
             if there is None or holder != claim.owner.token:
-                raise TrialLostError(f"trial {claim.number} was taken up by another worker")
+                raise _lost(claim)
             if there.is_finished():
                 return
             _set(claim.trial, attributes)
@@ -358,18 +357,12 @@ class SweepStudy:
         if self.state == CANCELLED and not self.sweep.given:  # nothing takes the place of a given point that failed
             self.fail(claim, "the study was cancelled")
             return False
-        with self._held(claim):
+        with self.storage.lock():
+            if self.storage.owner(claim.trial_id) != claim.owner.token:
+                raise _lost(claim)
             claim.trial.set_user_attr("owner", None)
             self.storage.set_waiting(claim.trial_id)
         return True
-
-    @contextmanager
-    def _held(self, claim: Claim) -> Iterator[None]:
-        """The storage's lock, with the certainty that the claim still stands."""
-        with self.storage.lock():
-            if self.storage.owner(claim.trial_id) != claim.owner.token:
-                raise TrialLostError(f"trial {claim.number} was taken up by another worker")
-            yield
 
     def check_data(self, *, name: str, fingerprint: str) -> None:
         """Raise StudyError if these are not the images that the study was run on."""
@@ -452,6 +445,10 @@ def describe(trial: FrozenTrial) -> dict[str, Any]:
 def given_point(trial: FrozenTrial) -> tuple[Any, Any]:
     """What tells given points apart: two reports may have run the same."""
     return trial.user_attrs.get("label"), trial.user_attrs.get("given")
+
+
+def _lost(claim: Claim) -> TrialLostError:
+    return TrialLostError(f"trial {claim.number} was taken up by another worker")
 
 
 def _joined(numbers: Sequence[int]) -> str:

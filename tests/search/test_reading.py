@@ -12,15 +12,7 @@ from optuna.trial import TrialState, create_trial
 
 from cifar_sweep.search.reading import ReadingStorage
 from cifar_sweep.search.storage import Storage
-
-
-def study_id(storage: Storage, name: str) -> int:
-    return storage.optuna.get_study_id_from_name(name)
-
-
-def begun(storage: Storage, study: optuna.Study) -> optuna.Trial:
-    """A new trial that runs."""
-    return optuna.Trial(study, storage.optuna.create_new_trial(study_id(storage, study.study_name)))
+from tests.search.plain_studies import begun, study_id
 
 
 def test_several_objectives(storage: Storage, name: str) -> None:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cifar_sweep.search import tables
 from cifar_sweep.search.reading import ReadingStorage
 from cifar_sweep.search.storage import Owner, Storage, owner_attribute
+from tests.search.plain_studies import begun, study_id
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-5, 0.1, log=True),
@@ -24,19 +25,10 @@ PARAMS = {"learning_rate": 1e-3, "log2_batch_size": 5, "model": "cnn3"}
 MINE = owner_attribute(Owner("here", 1, "0", token="mine", system="a"))
 
 
-def study_id(storage: Storage, name: str) -> int:
-    return storage.optuna.get_study_id_from_name(name)
-
-
 def as_optuna_reads(storage: Storage, name: str, **asked: Any) -> list[FrozenTrial]:
     """By its own objects, and not by our queries."""
     usual: dict[str, Any] = {"states": None, "included_trial_ids": set(), "trial_id_greater_than": -1}
     return RDBStorage._get_trials(storage.optuna, study_id(storage, name), **(usual | asked))
-
-
-def begun(storage: Storage, study: optuna.Study) -> optuna.Trial:
-    """A new trial that runs."""
-    return optuna.Trial(study, storage.optuna.create_new_trial(study_id(storage, study.study_name)))
 
 
 def filled(storage: Storage, name: str) -> optuna.Study:
