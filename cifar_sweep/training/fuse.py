@@ -10,12 +10,14 @@ hands them out to the layers, the members' parts one after the other, in the ari
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cifar_sweep.training.lanes import EVALUATED, Lanes, fewest_members, stages_of
 from cifar_sweep.training.rows import Masks, Part, Rows, masks_of, parts_of
 
 
@@ -38,15 +40,24 @@ class Fused(Rows):
         self.layers = nn.ModuleDict(
             {place: _fused([network[int(place)] for network in networks], masks) for place in _order(networks[0])}
         )
-        self._handed: list[Tensor] = []
+        self._handed: list[tuple[Part, Tensor]] = []
         self.dtype = dtype
+        self._flat = [type(layer) for layer in networks[0]].index(nn.Flatten)
+        self._stages = stages_of(networks[0], self.parts)
+        self._lanes: Lanes | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs [K, b, classes] for images [b, 3, h, w]."""
-        self._handed = [self._hand_out(part) for part in self.parts]
-        handed = iter(self._handed)
         x = images.to(self.dtype or self.weights.dtype)
-        for layer in self.layers.values():
+        lanes = self._lanes_for(x)
+        places, parts = list(self.layers), self.parts
+        if lanes is not None:
+            x = lanes.forward(x, self.weights, self.gradients, self.layers, training=self.training)
+            places = [place for place in places if int(place) > self._flat]
+            parts = [part for part in parts if int(part.name.partition(".")[0]) > self._flat]
+        self._handed = [(part, self._hand_out(part)) for part in parts]
+        handed = (whole for _, whole in self._handed)
+        for layer in (self.layers[place] for place in places):
             if isinstance(layer, _WITH_WEIGHTS):
                 x = layer(x, weight=next(handed), bias=next(handed) if layer.has_bias else None)
             else:
@@ -58,9 +69,22 @@ class Fused(Rows):
         whole = part.of(self.weights).to(part.dtype or self.weights.dtype).reshape(-1, *part.shape[1:])
         return whole.contiguous().detach().requires_grad_(torch.is_grad_enabled())
 
+    def _lanes_for(self, images: Tensor) -> Lanes | None:
+        """What does the convolutions of these images, where it is not PyTorch."""
+        here = images.device.type == "cpu" and self.weights.dtype is torch.float32 and torch.get_num_threads() == 1
+        fewest = fewest_members(self._stages, images.dtype) if self._stages and here else None
+        if self._stages is None or fewest is None or self.size < fewest:
+            return None
+        if self._lanes is None or not self._lanes.fit(images, members=self.size, training=self.training):
+            batch = len(images) if self.training else min(EVALUATED, len(images))
+            self._lanes = None
+            with suppress(LookupError):
+                self._lanes = Lanes(self._stages, members=self.size, images=images, batch=batch)
+        return self._lanes
+
     def gather_gradients(self) -> None:
         """Take the last backward pass's gradients into `gradients`."""
-        for part, whole in zip(self.parts, self._handed, strict=True):
+        for part, whole in self._handed:
             assert whole.grad is not None
             part.of(self.gradients).copy_(whole.grad.reshape(self.size, -1))
         self._handed = []
@@ -73,6 +97,7 @@ class Fused(Rows):
         """Go on with these members alone, in this order."""
         super().keep(members)
         kept = list(members)
+        self._lanes = None
         for layer in self.layers.values():
             for name, buffer in layer.named_buffers(recurse=False):
                 setattr(layer, name, buffer[kept])
@@ -211,8 +236,27 @@ class FusedLinear(nn.Module):
     def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
         if len(x) == 1:  # the same product, by a kernel that is faster for one
             return functional.linear(x[0], weight, bias)[None]
-        each = weight.view(len(x), -1, x.shape[2]).transpose(1, 2)
+        return _Products.apply(x, weight.view(len(x), -1, x.shape[2]), bias)  # type: ignore[no-any-return]
+
+
+class _Products(torch.autograd.Function):
+    """K linear layers on [K, b, in], with weights [K, out, in]: their gradient comes in this order.
+
+    From autograd's own product it would come as [K, in, out], and turning it takes longer than the product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        each = weight.transpose(1, 2)
         return torch.bmm(x, each) if bias is None else torch.baddbmm(bias.view(len(x), 1, -1), x, each)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        bias = gradient.sum(dim=1).flatten() if ctx.has_bias else None
+        return torch.bmm(gradient, weight), torch.bmm(gradient.transpose(1, 2), x), bias
 
 
 class FusedBatchNorm(nn.Module):

@@ -1,0 +1,130 @@
+"""The C code of `kernels/`, compiled for this very machine where it has a C compiler.
+
+That takes some seconds, once: a library is kept in the cache folder, named by all that it depends on. A machine without
+a compiler trains with PyTorch's own operations.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from cifar_sweep.errors import DiskError, one_line
+from cifar_sweep.files import replace_file
+from cifar_sweep.training.data import default_cache
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "CIFAR_SWEEP_KERNELS"
+_SOURCE = Path(__file__).parent / "kernels" / "lanes.c"
+_COMPILERS = ("cc", "gcc", "clang")
+# No option that lets the compiler change the order of a sum, or what becomes of a NaN.
+_FLAGS = ("-O3", "-funroll-loops", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+_SECONDS = 180
+_AMD_ZEN_4 = "25"  # the processor family that has bf16 and works on vectors of 512 bits in two halves
+
+
+def kernels(lanes: int, *, bf16: bool) -> ctypes.CDLL | None:
+    """The library for vectors of `lanes` 32-bit words, in bf16 or float32; the first call on a machine compiles it.
+
+    None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
+    """
+    if kernels_name() == "torch" or (bf16 and not _has_bf16()):
+        return None
+    return _library(default_cache() / "kernels", lanes, 2 if bf16 else 1)
+
+
+def widest_lanes() -> int:
+    """How many 32-bit words this processor works on at once, of 8 and 16."""
+    found = dict(re.findall(r"^(vendor_id|cpu family)\s*: (.*)$", _processor(), flags=re.MULTILINE))
+    halves = found.get("vendor_id") == "AuthenticAMD" and found.get("cpu family") == _AMD_ZEN_4
+    return 16 if _has_bf16() and not halves else 8
+
+
+def kernels_name() -> str:
+    """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
+    if os.environ.get(VARIABLE) == "torch" or (identity := _identity()) is None:
+        return "torch"
+    return f"compiled {identity[:12]}"
+
+
+@cache
+def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
+    path = folder / f"lanes-{lanes}-{'bf16' if pack == 2 else 'fp32'}-{_identity()}.so"
+    failed = path.with_suffix(".failed")  # so that it is not tried again by each process
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists() and not failed.exists():
+                _compile(path, lanes, pack)
+        library = ctypes.CDLL(str(path))
+    except (OSError, DiskError, subprocess.SubprocessError) as error:
+        log.warning("no compiled kernels, PyTorch's are used: %s", _reason(error))
+        if isinstance(error, subprocess.SubprocessError):
+            failed.write_text(_reason(error))
+        return None
+    library.lanes_bytes.restype = ctypes.c_int64
+    return library
+
+
+def _reason(error: Exception) -> str:
+    output = getattr(error, "stderr", None)
+    return output.strip().splitlines()[0] if output and output.strip() else one_line(error)
+
+
+def _compile(path: Path, lanes: int, pack: int) -> None:
+    log.info("compiling kernels for this machine, once")
+    compiler = _compiler()
+    assert compiler is not None
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        command = [compiler, *_FLAGS, f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
+        command += [str(_SOURCE), "-o", str(made), "-lm"]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+        replace_file(path, made.read_bytes())
+
+
+@cache
+def _compiler() -> str | None:
+    names = [os.environ["CC"]] if os.environ.get("CC") else _COMPILERS
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+@cache
+def _identity() -> str | None:
+    """A hash of the source, the compiler and the processor; None where there is no compiler."""
+    compiler = _compiler()
+    if compiler is None or sys.platform == "win32":
+        return None
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    parts = [version, *_FLAGS, _processor(), _SOURCE.read_text()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+@cache
+def _processor() -> str:
+    """What ``-march=native`` makes of this machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return " ".join(platform.uname()[4:])
+    kept = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kept)}))
+
+
+def _has_bf16() -> bool:
+    """Whether the processor multiplies bf16 numbers, by the one kind of instruction that lanes.c knows."""
+    return {"avx512_bf16", "avx512vl"} <= set(_processor().split())
