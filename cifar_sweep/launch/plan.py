@@ -25,6 +25,7 @@ from cifar_sweep.search.fates import Fates
 from cifar_sweep.search.forecast import Standing, forecast, kinds_of, queue_of
 from cifar_sweep.search.strategy import group_sizes
 from cifar_sweep.search.sweepfile import Sweep
+from cifar_sweep.training.compiled import kernels_name
 from cifar_sweep.training.data import default_cache
 from cifar_sweep.training.device import (
     available_cores,
@@ -42,6 +43,7 @@ from cifar_sweep.training.speed import (
     network_of,
     stand_in,
     step_seconds,
+    trained_as_large_from,
 )
 
 GROUP_SIZES = (1, 2, 4, 8, 16, 32)
@@ -335,7 +337,8 @@ def _of(network: str, known: Speeds) -> Mapping[int, Speed]:
 
 def _key(split: Split, device: torch.device, precision: str, *, devices: int) -> str:
     name = f"{device.type} {device_name(device)}" + (f" x {devices}" if devices > 1 else "")
-    return f"{name}, {split.workers} x {split.threads} threads, {precision}, torch {torch.__version__}"
+    by = f"torch {torch.__version__}" + (f", kernels {kernels_name()}" if device.type == "cpu" else "")
+    return f"{name}, {split.workers} x {split.threads} threads, {precision}, {by}"
 
 
 @dataclass(frozen=True)
@@ -349,12 +352,13 @@ class _Timing:
     precision: str
 
     def ladder(self) -> dict[int, Speed]:
-        """Larger and larger groups, until the next is no faster."""
+        """Larger and larger groups, until the next is no faster, and they are trained as large ones are."""
         found: dict[int, Speed] = {}
+        least = trained_as_large_from(self.network, precision=self.precision)
         for size in GROUP_SIZES:
             found[size] = self._speed(size)
             *_, before, last = [math.inf, *(speed.per_image(TIMED_BATCHES[0]) for speed in found.values())]
-            if last * WORTHWHILE_GAIN > before:
+            if last * WORTHWHILE_GAIN > before and size >= least:
                 break
         return found
 

@@ -11,7 +11,7 @@ hands them out to the layers, the members' parts one after the other, in the ari
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ _OF_FEATURES = (nn.Linear, nn.BatchNorm1d)
 _BEFORE_RELU = (nn.Conv2d, nn.Linear, nn.MaxPool2d, *_NORMS, nn.Dropout, nn.Dropout2d)
 
 
-def can_fuse(network: nn.Module) -> bool:
+def can_fuse(network: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a network is a plain ``nn.Sequential`` of layers that have a fused form, in an order that has one.
 
     That is a convolution first, then what works on channels, one flattening, and what works on features.

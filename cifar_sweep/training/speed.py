@@ -23,9 +23,12 @@ from cifar_sweep.own_model import fingerprint
 from cifar_sweep.training import checkpoint, data
 from cifar_sweep.training.device import prepare_process
 from cifar_sweep.training.evaluate import evaluate
+from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.group import Group
+from cifar_sweep.training.lanes import LANES, fewest_members, stages_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs, summarize
+from cifar_sweep.training.rows import parts_of
 from cifar_sweep.training.train import Run
 
 # Batches of which a step is timed; what it takes at any other follows from the two.
@@ -183,6 +186,14 @@ def step_seconds(
         _wait_for(device)
         taken.append(time.perf_counter() - start)
     return min(taken)
+
+
+def trained_as_large_from(network: str, *, precision: str) -> int:
+    """The least size of a group that is trained as all larger ones are: smaller ones do not tell how fast those are."""
+    plain = build(_config(network, precision=precision).shape, seed=0)
+    stages = stages_of(plain, parts_of(plain)) if can_fuse(plain) else None
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return LANES if stages and fewest_members(stages, dtype) else 1
 
 
 @dataclass(frozen=True)
