@@ -22,6 +22,7 @@ from cifar_sweep.search.storage import PAUSED, Owner, Storage, open_existing
 from cifar_sweep.search.study import Claim, SweepStudy, Worker
 from cifar_sweep.search.sweepfile import Range, Sweep, values_of
 from cifar_sweep.training import data as images
+from cifar_sweep.training.compiled import kernels_name
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.models.own import check_outputs
@@ -217,7 +218,8 @@ class _Shift:
         self.device = resolve_device(job.device, worker=job.worker)
         threads = prepare_process(self.device, threads=job.threads)
         precision, _ = resolve_precision(self.device)
-        self.worker = Worker(Owner.current(), f"{self.device.type} ({device_name(self.device)})", threads, precision)
+        shown = f"{self.device.type} ({device_name(self.device)})"
+        self.worker = Worker(Owner.current(), shown, threads, precision, kernels_name(self.device))
         self.patiently = Patience(storage, stop)
         self.fitting: dict[Shape, int] = {}
         self.failures: Counter[str] = Counter()

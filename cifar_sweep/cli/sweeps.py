@@ -239,6 +239,7 @@ def bench(
     from cifar_sweep.config import check_parameter
     from cifar_sweep.launch.bench import CASES, measure
     from cifar_sweep.search.provenance import commit, versions
+    from cifar_sweep.training.compiled import kernels_name
     from cifar_sweep.training.device import available_cores, device_name, resolve_device
 
     where = resolve_device(device)
@@ -270,7 +271,7 @@ def bench(
     environment = {
         "device": f"{where.type}: {device_name(where)}{cores}",
         "data": images.name,
-        "versions": versions(),
+        "versions": versions() | {"kernels": kernels_name(where)},
         "commit": commit(),
     }
     if as_json:

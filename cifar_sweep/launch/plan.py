@@ -337,7 +337,7 @@ def _of(network: str, known: Speeds) -> Mapping[int, Speed]:
 
 def _key(split: Split, device: torch.device, precision: str, *, devices: int) -> str:
     name = f"{device.type} {device_name(device)}" + (f" x {devices}" if devices > 1 else "")
-    by = f"torch {torch.__version__}" + (f", kernels {kernels_name()}" if device.type == "cpu" else "")
+    by = f"torch {torch.__version__}, kernels {kernels_name(device)}"
     return f"{name}, {split.workers} x {split.threads} threads, {precision}, {by}"
 
 

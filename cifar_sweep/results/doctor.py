@@ -14,7 +14,9 @@ from cifar_sweep.search.opening import load_all
 from cifar_sweep.search.provenance import versions
 from cifar_sweep.search.storage import open_storage
 from cifar_sweep.training import data as images
+from cifar_sweep.training.compiled import kernels, kernels_name
 from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision
+from cifar_sweep.training.lanes import LANES
 
 LOW_DISK_BYTES = 2 * 1024**3
 
@@ -30,7 +32,16 @@ class Finding:
 
 def examine(*, storage: str, data: str, artifacts: str) -> list[Finding]:
     """Look at everything that a run needs. Downloads nothing and makes no database."""
-    return [_python(), _torch(), _device(), _precision(), _data(data), _storage(storage), _artifacts(artifacts)]
+    return [
+        _python(),
+        _torch(),
+        _device(),
+        _precision(),
+        _kernels(),
+        _data(data),
+        _storage(storage),
+        _artifacts(artifacts),
+    ]
 
 
 def _python() -> Finding:
@@ -52,6 +63,15 @@ def _device() -> Finding:
 def _precision() -> Finding:
     precision, ratio = resolve_precision(resolve_device("auto"))
     return Finding("bf16", True, f"trains {ratio:.1f} times as fast as float32 here; precision auto is {precision}")
+
+
+def _kernels() -> Finding:
+    device = resolve_device("auto")
+    if device.type != "cpu":
+        return Finding("kernels", True, "PyTorch's, on a GPU")
+    if kernels(LANES, bf16=resolve_precision(device)[0] == "bf16"):
+        return Finding("kernels", True, f"{kernels_name(device)}: groups of small networks train faster")
+    return Finding("kernels", True, "PyTorch's; with a C compiler (gcc or clang) groups of small networks train faster")
 
 
 def _data(source: str) -> Finding:

@@ -23,6 +23,7 @@ from cifar_sweep.results.source import SCRIPT, script
 from cifar_sweep.search.provenance import commit, versions
 from cifar_sweep.search.study import SweepStudy, describe
 from cifar_sweep.training import checkpoint
+from cifar_sweep.training.compiled import KERNELS, kernels_name
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
 from cifar_sweep.training.train import EpochInterruptedError, Run
@@ -295,7 +296,13 @@ def train_again(
     used = prepare_process(on, threads=threads or provenance.threads)
     groups = list(zip(provenance.group_sizes, provenance.group_places, strict=True))
     run, place = Run([config], data, device=on), 0
-    identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used]).encode()
+    used_then, used_now = provenance.versions.get("kernels", "torch"), kernels_name(on)
+    if used_then != used_now and max(provenance.group_sizes, default=1) > 1:
+        say(
+            f"a group of trials was trained by other kernels ({used_then}) than here ({used_now}): the last digits may "
+            "differ" + (f"; {KERNELS}=torch trains as then" if used_then == "torch" else "")
+        )
+    identity = json.dumps([config.to_dict(), data.fingerprint, on.type, used, used_now]).encode()
     last = unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
     try:
         restore(run, 0, last.read_bytes)
@@ -322,7 +329,7 @@ def train_again(
         provenance,
         device=f"{on.type} ({device_name(on)})",
         threads=used,
-        versions=versions() | fingerprints([config.shape.model]),
+        versions=versions() | {"kernels": kernels_name(on)} | fingerprints([config.shape.model]),
         commit=commit(),
         group_sizes=tuple(result.group_size for result in run.members[place].history),
         group_places=tuple(result.group_place for result in run.members[place].history),

@@ -36,12 +36,13 @@ class TrialLostError(Exception):
 
 @dataclass(frozen=True)
 class Worker:
-    """Who trains, and on what: stored with each trial."""
+    """Who trains, and on what, groups by which kernels: stored with each trial."""
 
     owner: Owner
     device: str
     threads: int
     precision: str
+    kernels: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,8 @@ class SweepStudy:
         )
         trial.set_user_attr("config", config.to_dict())
         # One attribute, not four: each is a transaction, and a group has many trials.
-        known = versions() | {model: code for model, code in self.code.items() if model == config.shape.model}
+        known = versions() | {"kernels": worker.kernels}
+        known |= {model: code for model, code in self.code.items() if model == config.shape.model}
         environment = {"device": worker.device, "threads": worker.threads, "versions": known, "commit": commit()}
         trial.set_user_attr("environment", environment)
         trial.set_user_attr("owner", owner_attribute(worker.owner))

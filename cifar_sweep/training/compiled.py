@@ -14,9 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 from cifar_sweep.errors import DiskError, one_line
@@ -25,7 +27,7 @@ from cifar_sweep.training.data import default_cache
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "CIFAR_SWEEP_KERNELS"
+KERNELS = "CIFAR_SWEEP_KERNELS"
 _SOURCE = Path(__file__).parent / "kernels" / "lanes.c"
 _COMPILERS = ("cc", "gcc", "clang")
 # No option that lets the compiler change the order of a sum, or what becomes of a NaN.
@@ -39,7 +41,7 @@ def kernels(lanes: int, *, bf16: bool) -> ctypes.CDLL | None:
 
     None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
     """
-    if kernels_name() == "torch" or (bf16 and not _has_bf16()):
+    if kernels_name(torch.device("cpu")) == "torch" or (bf16 and not _has_bf16()):
         return None
     return _library(default_cache() / "kernels", lanes, 2 if bf16 else 1)
 
@@ -51,9 +53,9 @@ def widest_lanes() -> int:
     return 16 if _has_bf16() and not halves else 8
 
 
-def kernels_name() -> str:
+def kernels_name(device: torch.device) -> str:
     """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
-    if os.environ.get(VARIABLE) == "torch" or (identity := _identity()) is None:
+    if device.type != "cpu" or os.environ.get(KERNELS) == "torch" or (identity := _identity()) is None:
         return "torch"
     return f"compiled {identity[:12]}"
 
@@ -65,21 +67,23 @@ def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(path.with_suffix(".lock")):
-            if not path.exists() and not failed.exists():
+            if not path.exists() and failed.exists():
+                raise OSError(f"it failed before: {failed.read_text()}")
+            if not path.exists():
                 _compile(path, lanes, pack)
         library = ctypes.CDLL(str(path))
-    except (OSError, DiskError, subprocess.SubprocessError) as error:
-        log.warning("no compiled kernels, PyTorch's are used: %s", _reason(error))
-        if isinstance(error, subprocess.SubprocessError):
-            failed.write_text(_reason(error))
+    except (OSError, DiskError) as error:
+        log.warning("no compiled kernels, PyTorch's are used: %s", error)
+        return None
+    except subprocess.SubprocessError as error:
+        output = (getattr(error, "stderr", None) or "").strip().splitlines()
+        reason = output[0] if output else one_line(error)
+        log.warning("no compiled kernels, PyTorch's are used: %s", reason)
+        with suppress(OSError):
+            failed.write_text(reason)
         return None
     library.lanes_bytes.restype = ctypes.c_int64
     return library
-
-
-def _reason(error: Exception) -> str:
-    output = getattr(error, "stderr", None)
-    return output.strip().splitlines()[0] if output and output.strip() else one_line(error)
 
 
 def _compile(path: Path, lanes: int, pack: int) -> None:

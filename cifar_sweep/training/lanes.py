@@ -190,15 +190,14 @@ class Lanes:
         self._kind = _kind(images)
         net, self.features = self._net()
         self._tiles: list[_Tile] = []
-        start = 0
-        while start < members:
-            lanes = widest_lanes() if members - start > LANES else LANES
-            library = kernels(lanes, bf16=images.dtype is torch.bfloat16)
-            if library is None:
-                raise LookupError(f"no kernels for {images.dtype}")
+        bf16 = images.dtype is torch.bfloat16
+        width = widest_lanes() if bf16 else LANES
+        library = kernels(width, bf16=bf16)
+        if library is None:
+            raise LookupError(f"no kernels for {images.dtype}")
+        for start in range(0, members, width):
             arena = torch.zeros(library.lanes_bytes(ctypes.byref(net)) + _ALIGNED, dtype=torch.uint8)
-            self._tiles.append(_Tile(start, min(lanes, members - start), library, net, arena))
-            start += lanes
+            self._tiles.append(_Tile(start, min(width, members - start), library, net, arena))
         self._calls: list[_Call] = []
         self._held: tuple[Any, ...] = ()
 

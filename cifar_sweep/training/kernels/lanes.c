@@ -13,7 +13,7 @@
  *   wf     [tile of output channels][ky][words of kx and input channels][output channel in the tile]
  *   wb     likewise for the gradient of x: [tile of input channels][ky][kx and output channels][input channel], mirrored
  *   dw     [tile of output channels][tile of input channels][ky][kx][output channel][input channel], float32
- * The sum of a number's products always takes the same order, whatever LANES and the number of members are.
+ * A lane does what it would do in any other place, whoever is in the others.
  */
 #include <math.h>
 #include <stddef.h>
@@ -25,8 +25,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_STAGES 8
-#define WORDS(channels) (((channels) + PACK - 1) / PACK)
 #define EVEN(channels) (((channels) + 1) & ~1)
+#define WORDS(channels) (EVEN(channels) / PACK)
+#define SHARED_WORDS(numbers) (((numbers) + PACK - 1) / PACK)
 #define NUMBER (4 / PACK) /* bytes */
 
 /* As in lanes.py. Weights and the like are places in a member's row of parameters; bias is -1 where there is none. */
@@ -116,7 +117,7 @@ static size_t lay_out(const Net *net, char *base, Arena *arena) {
         Buffers *b = &arena->stage[s];
         size_t pixels = (size_t)(st->hi + 2 * st->pad) * (st->wi + 2 * st->pad), q = st->k - 1 - st->pad;
         size_t in = WORDS(st->ci), out = WORDS(st->co), co = EVEN(st->co), ci = EVEN(st->ci);
-        size_t z = (size_t)st->ho * st->wo, row = s ? st->k * in : (size_t)WORDS(st->k * st->ci);
+        size_t z = (size_t)st->ho * st->wo, row = s ? st->k * in : (size_t)SHARED_WORDS(st->k * st->ci);
         if (s) TAKE(b->x, batch * pixels * in * sizeof(vu));
         else TAKE(b->images, batch * pixels * st->ci * NUMBER + 4);
         TAKE(b->z, batch * z * out * sizeof(vu));
@@ -142,7 +143,7 @@ static size_t lay_out(const Net *net, char *base, Arena *arena) {
 /* ---- Parameters ---- */
 
 static void pack_weights(const Stage *st, const Buffers *b, int first, const Call *call) {
-    int ci = st->ci, co = st->co, k = st->k, in = WORDS(ci), out = WORDS(co), row = first ? WORDS(k * ci) : k * in;
+    int ci = st->ci, co = st->co, k = st->k, in = WORDS(ci), out = WORDS(co), row = first ? SHARED_WORDS(k * ci) : k * in;
     const float *weight = call->rows + st->weight;
     vu *w = b->wf;
     for (int o0 = 0, to; o0 < EVEN(co); o0 += to) {
@@ -609,7 +610,7 @@ void lanes_forward(const Net *net, const Call *call) {
         for (int n = 0; n < call->count; n++) {
             Conv c = {
                 .x = (s ? (const char *)b->x : b->images) + (size_t)n * h * w * pixel, .pixel = pixel, .row = w * pixel,
-                .k = st->k, .words = s ? st->k * WORDS(st->ci) : WORDS(st->k * st->ci), .h = st->ho, .w = st->wo,
+                .k = st->k, .words = s ? st->k * WORDS(st->ci) : SHARED_WORDS(st->k * st->ci), .h = st->ho, .w = st->wo,
                 .co = st->co, .weights = b->wf, .bias = b->bias, .out = b->z + (size_t)n * st->ho * st->wo * words,
                 .sum = sums ? b->s1 : 0, .square = b->s2, .first = b->mean, .begin = !n,
                 .mask = b->mask + (size_t)n * EVEN(st->co), .after = st->after, .slope = st->slope,
