@@ -354,7 +354,8 @@ class _Timing:
     def ladder(self) -> dict[int, Speed]:
         """Larger and larger groups, until the next is no faster, and they are trained as large ones are."""
         found: dict[int, Speed] = {}
-        least = trained_as_large_from(self.network, precision=self.precision)
+        where = resolve_device(self.device)
+        least = trained_as_large_from(self.network, threads=self.split.threads, device=where, precision=self.precision)
         for size in GROUP_SIZES:
             found[size] = self._speed(size)
             *_, before, last = [math.inf, *(speed.per_image(TIMED_BATCHES[0]) for speed in found.values())]

@@ -21,6 +21,7 @@ from cifar_sweep.config import VGG_MODELS, Shape, TrialConfig, Value, is_own
 from cifar_sweep.files import replace_file
 from cifar_sweep.own_model import fingerprint
 from cifar_sweep.training import checkpoint, data
+from cifar_sweep.training.compiled import kernels
 from cifar_sweep.training.device import prepare_process
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.fuse import can_fuse
@@ -188,8 +189,10 @@ def step_seconds(
     return min(taken)
 
 
-def trained_as_large_from(network: str, *, precision: str) -> int:
+def trained_as_large_from(network: str, *, threads: int, device: torch.device, precision: str) -> int:
     """The least size of a group that is trained as all larger ones are: smaller ones do not tell how fast those are."""
+    if device.type != "cpu" or threads > 1 or kernels(LANES, bf16=precision == "bf16") is None:
+        return 1
     plain = build(_config(network, precision=precision).shape, seed=0)
     stages = stages_of(plain, parts_of(plain)) if can_fuse(plain) else None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

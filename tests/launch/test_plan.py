@@ -112,6 +112,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(plan, "free_memory", lambda device: made_up.free)
     monkeypatch.setattr(plan, "resolve_precision", lambda device, cache=None: ("fp32", 1.0))
     monkeypatch.setattr(plan, "default_cache", lambda: tmp_path)
+    monkeypatch.setenv("CIFAR_SWEEP_KERNELS", "torch")
     only_steps = partial(Costs, start=0, trial=0, report=0)  # times are then those of training and validation alone
     monkeypatch.setattr(plan, "Costs", only_steps)
     monkeypatch.setattr(plan, "NetworkCosts", partial(NetworkCosts, checkpoint=0))
@@ -226,6 +227,14 @@ def test_larger_groups_are_tried_until_one_is_no_faster(
     machine.speed = by_size(*milliseconds)
     assert list(speeds("lenet")[Split(1, 1)]["lenet"]) == sizes
     assert machine.sizes(workers=1) == sizes
+
+
+def test_groups_that_are_trained_otherwise_are_tried_though_smaller_ones_gain_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "trained_as_large_from", lambda *_, **__: 8)
+    machine.speed = by_size(4, 4, 4, 3, 3)
+    assert list(speeds("lenet")[Split(1, 1)]["lenet"]) == [1, 2, 4, 8, 16]
 
 
 def test_under_other_splits_the_best_size_of_the_first_is_timed(machine: Machine) -> None:

@@ -319,8 +319,20 @@ def test_many_channels_and_few_members_are_left_to_pytorch() -> None:
     assert [fewest(channels, torch.bfloat16) for channels in (16, 64, 65)] == [5, 7, None]
     assert [fewest(channels, torch.float32) for channels in (16, 64)] == [7, None]
     assert fewest(16, torch.float64) is None
-    assert trained_as_large_from("convnet+batch_norm", precision="bf16") == LANES
-    assert trained_as_large_from("vgg11", precision="bf16") == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "threads", "device", "size"),
+    [
+        ("convnet+batch_norm", 1, "cpu", LANES),
+        ("convnet", 2, "cpu", 1),
+        ("lenet", 1, "cuda", 1),
+        ("vgg11", 1, "cpu", 1),
+    ],
+)
+def test_from_which_size_on_groups_are_alike(network: str, threads: int, device: str, size: int) -> None:
+    where = torch.device(device)
+    assert trained_as_large_from(network, threads=threads, device=where, precision="fp32") == size
 
 
 TRAIN = """
