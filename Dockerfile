@@ -9,6 +9,9 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore \
     PYTHONUNBUFFERED=1
 
+# What compiles the kernels that groups of small networks train with, for the machine that the image runs on.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+
 # 1000 is the first user of most Linux machines: folders of theirs can be mounted as they are. A new volume takes over
 # the owner of the folder that it is mounted on.
 RUN useradd --create-home --uid 1000 sweep \

@@ -52,8 +52,9 @@ STARTUP = 10  # random trials before the sampler's model is used: the product's 
 ENOUGH = 240  # trials after which a search for the target is given up
 
 # Images per second of a group of K `convnet` over those of one alone, by batch size; measured on 2 cores in bf16, with
-# one thread for a group. Between the entries: linear in the logarithms of K and batch size. Above batch 128: as there.
-SPEED_UP = {16: {1: 1.0, 4: 2.5, 8: 2.9, 16: 3.15}, 128: {1: 1.0, 4: 2.15, 8: 2.4, 16: 2.3}}
+# one thread for a group, with and without batch norm. Between the entries: linear in the logarithms of K and batch
+# size. Above batch 128: as there.
+SPEED_UP = {16: {1: 1.0, 2: 1.6, 4: 2.35, 8: 4.7, 16: 5.25}, 128: {1: 1.0, 2: 1.57, 4: 2.05, 8: 3.55, 16: 3.65}}
 
 
 # The table
@@ -238,6 +239,11 @@ def flight(part: float, *, largest: int = LARGEST) -> Callable[[Situation], floa
     return lambda now: min(largest, part * now.finished - now.running)
 
 
+def filled(size: Callable[[Situation], float], under_way: int) -> Callable[[Situation], float]:
+    """As `size` says, but at least what brings all workers' groups together to so many trials."""
+    return lambda now: max(size(now), under_way / now.workers)
+
+
 def after(start: int, size: int) -> Callable[[Situation], float]:
     """One at a time until so many are finished, then groups."""
     return lambda now: size if now.finished >= start else 1
@@ -282,6 +288,7 @@ RULES: dict[str, Rule] = {
     "share 1, even end, start at once": Rule(spread(at_once(share(1)), 1)),
     "share 1, powers of two, start at once": Rule(spread(powers(at_once(share(1))), 1)),
     "share 1, powers of two, start of 16 at once": Rule(spread(powers(at_once(share(1), start=16)), 1)),
+    "share 1 or 16 under way, powers of two": Rule(spread(powers(filled(share(1), 16)), 1)),
     "share 1/2, powers of two": Rule(spread(powers(share(1 / 2)), 1)),
     "share 1/2, even end, start at once": Rule(spread(at_once(share(1 / 2)), 1)),
     **{f"1, then {size}": Rule(after(STARTUP, size)) for size in (4, 8, 16)},

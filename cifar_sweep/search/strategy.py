@@ -66,14 +66,18 @@ def build_pruner(sweep: Sweep) -> BasePruner:
             )
 
 
+# Trials of one shape that may always be under way, of all workers together.
+UNDER_WAY = 16
+
+
 def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
     """How many new trials a worker may ask for at once, before any of them has a result.
 
-    Each is asked without the others' results. So no more are under way than have finished, but where nothing is learnt
-    from results: the first trials of TPE are random, and so are all of the random sampler's. Where the shape is
-    searched, all of a group have one shape, which costs more: no more are under way than half of what has finished,
-    from the first trial on. Both are rounded to powers of two, the fastest sizes. What these rules cost and save is
-    measured in docs/group_search.md.
+    Each is asked without the others' results. So no more are under way than have finished, or than `UNDER_WAY`, which
+    costs the search next to nothing; but where nothing is learnt from results: the first trials of TPE are random, and
+    so are all of the random sampler's. Where the shape is searched, all of a group have one shape, which costs more: no
+    more are under way than half of what has finished, from the first trial on. Both are rounded to powers of two, the
+    fastest sizes. What these rules cost and save is measured in docs/group_search.md.
 
     Args:
         sweep: what is searched.
@@ -88,7 +92,7 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
         return left
     share = _power_of_two(sweep.sampler.startup_trials / workers, up=True)  # more random trials, and a faster group
     at_random = share if asked < sweep.sampler.startup_trials else 1
-    return min(left, max(at_random, _power_of_two(finished / workers)))
+    return min(left, max(at_random, _power_of_two(max(finished, UNDER_WAY) / workers)))
 
 
 def _power_of_two(size: float, *, up: bool = False) -> int:

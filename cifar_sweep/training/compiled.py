@@ -66,6 +66,7 @@ def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
     failed = path.with_suffix(".failed")  # so that it is not tried again by each process
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_foreign(folder)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists() and failed.exists():
                 raise OSError(f"it failed before: {failed.read_text()}")
@@ -84,6 +85,13 @@ def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
         return None
     library.lanes_bytes.restype = ctypes.c_int64
     return library
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise PermissionError if others can put a library there: it would be loaded."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder}: other users can write there")
 
 
 def _compile(path: Path, lanes: int, pack: int) -> None:

@@ -152,8 +152,17 @@ def test_the_first_trials_of_tpe_are_asked_at_once_where_no_shape_is_searched() 
     rates = sweep(trials=100, space=RATE, sampler={"name": "tpe", "startup_trials": 10})
     assert most_new(rates, asked=0, finished=0, workers=2) == 8
     assert most_new(rates, asked=8, finished=0, workers=2) == 8
-    assert most_new(rates, asked=16, finished=0, workers=2) == 1
-    assert most_new(rates, asked=16, finished=16, workers=2) == 8
+    many = sweep(trials=100, space=RATE, sampler={"name": "tpe", "startup_trials": 32})
+    assert most_new(many, asked=16, finished=0, workers=2) == 16
+    assert most_new(many, asked=32, finished=0, workers=2) == 8
+
+
+def test_sixteen_trials_of_one_shape_or_as_many_as_have_finished_may_be_under_way() -> None:
+    rates = sweep(trials=200, space=RATE, sampler={"name": "tpe", "startup_trials": 10})
+    at_two = [most_new(rates, asked=16 + done, finished=done, workers=2) for done in (1, 8, 16, 32, 64)]
+    assert at_two == [8, 8, 8, 16, 32]
+    at_eight = [most_new(rates, asked=16 + done, finished=done, workers=8) for done in (1, 16, 32, 64)]
+    assert at_eight == [2, 2, 4, 8]
 
 
 def test_a_random_sampler_learns_nothing() -> None:

@@ -391,12 +391,25 @@ def test_the_kernels_are_compiled_once_and_named_by_all_they_depend_on(
     assert len(made) == 1
     assert "no compiled kernels" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
-    assert (tmp_path.stat().st_mode & 0o077) == 0 or tmp_path.exists()
     assert compiled.kernels_name(CPU).startswith("compiled ")
     assert compiled.kernels_name(torch.device("cuda")) == "torch"
     monkeypatch.setenv(compiled.KERNELS, "torch")
     assert compiled.kernels_name(CPU) == "torch"
     assert compiled.kernels(LANES, bf16=False) is None
+
+
+def test_a_library_that_others_could_have_put_there_is_not_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, session_cache: Path
+) -> None:
+    [library] = (session_cache / "kernels").glob("lanes-8-fp32-*.so")
+    folder = tmp_path / "kernels"
+    folder.mkdir(mode=0o700)
+    (folder / library.name).write_bytes(library.read_bytes())
+    assert compiled._library(folder, 8, 1) is not None
+    compiled._library.cache_clear()
+    folder.chmod(0o777)
+    assert compiled._library(folder, 8, 1) is None
+    assert "other users can write there" in caplog.text
 
 
 @pytest.mark.parametrize(
