@@ -74,6 +74,8 @@ def crew(size: int) -> Iterator[Crew]:
 
 def _answer(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent ends these
+    import torch  # noqa: F401  # all calls need it, and the parent is still busy with other things
+
     while True:
         try:
             function, call = connection.recv()

@@ -120,11 +120,13 @@ def _bf16_speedup(device: torch.device) -> float:
     network = network.to(device).to(memory_format=torch.channels_last)
     images = images.to(device).contiguous(memory_format=torch.channels_last)
 
+    steps = 4 if device.type == "cuda" else 1  # on the CPU one takes a tenth of a second
+
     def seconds(bf16: bool) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
-        for _ in range(4):
+        for _ in range(steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = network(images).float().square().mean()
             network.zero_grad()
