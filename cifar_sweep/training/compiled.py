@@ -31,7 +31,10 @@ KERNELS = "CIFAR_SWEEP_KERNELS"
 _SOURCE = Path(__file__).parent / "kernels" / "lanes.c"
 _COMPILERS = ("cc", "gcc", "clang")
 # No option that lets the compiler change the order of a sum, or what becomes of a NaN.
-_FLAGS = ("-O3", "-funroll-loops", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+_FLAGS = (
+    "-std=gnu11", "-O3", "-funroll-loops", "-march=native", "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=fast", "-fno-strict-aliasing",
+)  # fmt: skip
 _SECONDS = 180
 _AMD_ZEN_4 = "25"  # the processor family that has bf16 and works on vectors of 512 bits in two halves
 

@@ -1,13 +1,15 @@
 """The ratios that `bench` measures, and what they are measured by."""
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.launch import bench
+from cifar_sweep.launch import bench, plan
 from cifar_sweep.launch.bench import our_rate, plain_rate, product_rate, training_macs
 
 CPU = torch.device("cpu")
@@ -76,10 +78,19 @@ def test_an_unknown_network_is_refused(cli: Any) -> None:
     assert "--model: model = 'resnet' is not accepted" in refused.err
 
 
+class Here:
+    """A crew whose calls are made in this process, one after the other."""
+
+    def together(self, function: Callable[..., Any], *calls: dict[str, Any]) -> list[Any]:
+        return [function(**call) for call in calls]
+
+
 def test_bench_measures(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it once, with processes."""
+    """All of it once; with processes it is among the README's commands."""
     monkeypatch.setattr(bench, "SECONDS", 0.05)
-    monkeypatch.setattr("cifar_sweep.launch.plan.GROUP_SIZES", (1, 2))
+    for module in (bench, plan):
+        monkeypatch.setattr(module, "crew", lambda _size: nullcontext(Here()))
+    monkeypatch.setattr(plan, "GROUP_SIZES", (1, 2))
     finished = cli("bench", "--model", "lenet", "--turns", 1, "--data", "synthetic:500", "--json")
     assert finished.exit_code == 0, finished.err
     [row] = json.loads(finished.out)["rows"]

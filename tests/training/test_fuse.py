@@ -66,7 +66,7 @@ def assert_close(one: Run, k: int, other: Run, j: int) -> None:
 
 
 # The large ones have no layer that the small ones have not, and take long in float64.
-FEW: dict[str, Any] = {"train_images": 30, "batch_size": 15}
+FEW: dict[str, Any] = {"train_images": 12, "batch_size": 6}
 WHOLE = [*product(["lenet", "convnet"], [False, True], OPTIMIZERS), ("cnn3", True, "adam"), ("vgg11", True, "adam")]
 
 
