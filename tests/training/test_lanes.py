@@ -269,8 +269,11 @@ def test_a_group_that_shrinks_goes_on_with_pytorch(small_data: ImageData) -> Non
     assert mine.train_loss == pytest.approx(its.train_loss, rel=0.02)
 
 
-def test_evaluation_is_that_of_pytorch_however_many_images_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = fused("convnet, batch norm, reflect", 8, precision="fp32")
+@pytest.mark.parametrize(("name", "rate"), [("convnet, batch norm, reflect", 0.0), ("norm last", 0.4)])
+def test_evaluation_is_that_of_pytorch_however_many_images_come(
+    name: str, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fused(name, 8, precision="fp32", rate=rate)
     step(network, *batch(6, torch.float32))
     network.eval()
     images, _ = batch(50, torch.float32)
@@ -282,6 +285,17 @@ def test_evaluation_is_that_of_pytorch_however_many_images_come(monkeypatch: pyt
         usual = network(images)
     torch.testing.assert_close(found, one_by_one, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found, usual, rtol=1e-3, atol=1e-5)
+
+
+def test_a_pixel_that_is_nan_is_seen_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = fused("lenet", 8, precision="fp32").eval()
+    images, _ = batch(6, torch.float32)
+    images[2, 1, 3, 3] = float("nan")
+    with torch.no_grad():
+        found = network(images)
+    assert network._lanes is not None
+    assert found[:, 2].isnan().all()
+    assert not found[:, [0, 1, 3, 4, 5]].isnan().any()
 
 
 @pytest.mark.parametrize(

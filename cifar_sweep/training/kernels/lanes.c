@@ -356,7 +356,7 @@ INLINE void window(
     for (int p = 0; p < (POOL ? 4 : 1); p++) {
         u[p] = u_of(ch, half, get(from[(p >> 1) * row + (p & 1) * pixel], half), NORM);
         vf v = v_of(ch, half, u[p], NORM);
-        vi more = (v > best) | (v != v);
+        vi more = v > best;
         best = p ? pick(more, v, best) : v;
         at = p ? (more & p) | (~more & at) : at;
     }
