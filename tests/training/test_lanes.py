@@ -288,7 +288,7 @@ def test_evaluation_is_that_of_pytorch_however_many_images_come(
 
 
 def test_a_pixel_that_is_nan_is_seen_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = fused("lenet", 8, precision="fp32").eval()
+    network = fused("odd", 8, precision="fp32").eval()
     images, _ = batch(6, torch.float32)
     images[2, 1, 3, 3] = float("nan")
     with torch.no_grad():
