@@ -25,7 +25,7 @@ from cifar_sweep.search.fates import Fates
 from cifar_sweep.search.forecast import Standing, forecast, kinds_of, queue_of
 from cifar_sweep.search.strategy import group_sizes
 from cifar_sweep.search.sweepfile import Sweep
-from cifar_sweep.training.compiled import kernels_name
+from cifar_sweep.training.compiled import kernels_name, prepare_kernels, widest_lanes
 from cifar_sweep.training.data import default_cache
 from cifar_sweep.training.device import (
     available_cores,
@@ -122,6 +122,9 @@ def choose(
     where = resolve_device(device)
     trials = sum(sweep.size for sweep in sweeps)
     splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
+    measured_first = always or not (trials == 1 or (group and len(splits) == 1))
+    if measured_first and where.type == "cpu":
+        prepare_kernels(widest_lanes())
     prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
     precision, _ = resolve_precision(where, cache=cache)
     expected = [(sweep, expected_shapes(sweep, precision=precision)) for sweep in sweeps]
@@ -136,7 +139,7 @@ def choose(
         return Plan(split, groups, usual, seconds, costs=costs)
 
     everything = [counted for _, shapes in expected for counted in shapes]
-    if not always and (trials == 1 or (group and len(splits) == 1)):
+    if not measured_first:
         return plan(splits[0], {})
     networks = {network_of(shape) for _, shape in everything}
     measured = measure(networks, [*splits, _alone(where)], device=device, precision=precision, cache=cache, say=say)

@@ -14,7 +14,7 @@ from cifar_sweep.search.opening import load_all
 from cifar_sweep.search.provenance import versions
 from cifar_sweep.search.storage import open_storage
 from cifar_sweep.training import data as images
-from cifar_sweep.training.compiled import kernels, kernels_name
+from cifar_sweep.training.compiled import kernels, kernels_name, obstacle
 from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision
 from cifar_sweep.training.lanes import LANES
 
@@ -69,9 +69,9 @@ def _kernels() -> Finding:
     device = resolve_device("auto")
     if device.type != "cpu":
         return Finding("kernels", True, "PyTorch's, on a GPU")
-    if kernels(LANES, bf16=resolve_precision(device)[0] == "bf16"):
-        return Finding("kernels", True, f"{kernels_name(device)}: groups of small networks train faster")
-    return Finding("kernels", True, "PyTorch's; with a C compiler (gcc or clang) groups of small networks train faster")
+    there = kernels(LANES, bf16=False)
+    found = f"{kernels_name(device)} for this processor" if there else f"PyTorch's: {obstacle() or 'see the warning'}"
+    return Finding("kernels", True, f"{found}; compiled ones train groups of small networks faster")
 
 
 def _data(source: str) -> Finding:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -30,9 +31,10 @@ log = logging.getLogger(__name__)
 KERNELS = "CIFAR_SWEEP_KERNELS"
 _SOURCE = Path(__file__).parent / "kernels" / "lanes.c"
 _COMPILERS = ("cc", "gcc", "clang")
+_FOR_THIS_PROCESSOR = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 # No option that lets the compiler change the order of a sum, or what becomes of a NaN.
 _FLAGS = (
-    "-std=gnu11", "-O3", "-funroll-loops", "-march=native", "-fno-math-errno", "-fno-trapping-math",
+    "-std=gnu11", "-O3", "-funroll-loops", _FOR_THIS_PROCESSOR, "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fno-strict-aliasing",
 )  # fmt: skip
 _SECONDS = 180
@@ -44,9 +46,18 @@ def kernels(lanes: int, *, bf16: bool) -> ctypes.CDLL | None:
 
     None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
     """
-    if kernels_name(torch.device("cpu")) == "torch" or (bf16 and not _has_bf16()):
+    if os.environ.get(KERNELS) == "torch" or _identity() is None or (bf16 and not _has_bf16()):
         return None
-    return _library(default_cache() / "kernels", lanes, 2 if bf16 else 1)
+    return _library(_folder(), lanes, 2 if bf16 else 1)
+
+
+def prepare_kernels(lanes: int) -> None:
+    """Begin to compile, where that is still to be done, what training on the CPU will ask for; returns at once."""
+    threading.Thread(target=kernels, args=(lanes,), kwargs={"bf16": _has_bf16()}, daemon=True).start()
+
+
+def _folder() -> Path:
+    return default_cache() / "kernels"
 
 
 def widest_lanes() -> int:
@@ -58,9 +69,17 @@ def widest_lanes() -> int:
 
 def kernels_name(device: torch.device) -> str:
     """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
-    if device.type != "cpu" or os.environ.get(KERNELS) == "torch" or (identity := _identity()) is None:
-        return "torch"
-    return f"compiled {identity[:12]}"
+    return "torch" if device.type != "cpu" or obstacle() else f"compiled {str(_identity())[:12]}"
+
+
+def obstacle() -> str:
+    """Why there are no kernels on this machine; empty if nothing is known that is in their way."""
+    if os.environ.get(KERNELS) == "torch":
+        return f"{KERNELS} is torch"
+    if _identity() is None:
+        return "there is no C compiler (gcc or clang)"
+    reasons = [failed.read_text() for failed in _folder().glob(f"*-{_identity()}.failed")]
+    return f"the C compiler failed: {reasons[0]}" if reasons else ""
 
 
 @cache
@@ -70,11 +89,13 @@ def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _refuse_foreign(folder)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists() and failed.exists():
-                raise OSError(f"it failed before: {failed.read_text()}")
-            if not path.exists():
-                _compile(path, lanes, pack)
+        if failed.exists():
+            log.info("no compiled kernels, as the compiler failed before: %s", failed.read_text())
+            return None
+        if not path.exists():
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _compile(path, lanes, pack)
         library = ctypes.CDLL(str(path))
     except (OSError, DiskError) as error:
         log.warning("no compiled kernels, PyTorch's are used: %s", error)

@@ -135,12 +135,10 @@ def _stage(block: Sequence[tuple[str, nn.Module]], starts: Mapping[str, int], *,
 
 
 def _is_known(conv: nn.Conv2d, *, first: bool) -> bool:
-    square = len({*conv.kernel_size}) == len({*conv.padding}) == 1
-    plain = (conv.stride, conv.dilation) == ((1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect")
-    narrow = conv.in_channels == _IMAGE_CHANNELS or not first
-    return square and plain and narrow and int(conv.padding[0]) < conv.kernel_size[0] and (
-        first or conv.padding_mode == "zeros"
-    )  # fmt: skip
+    square = len({*conv.kernel_size}) == len({*conv.padding}) == 1 and int(conv.padding[0]) < conv.kernel_size[0]
+    plain = (conv.stride, conv.dilation) == ((1, 1), (1, 1))
+    of_images = conv.in_channels == _IMAGE_CHANNELS and conv.padding_mode in ("zeros", "reflect")
+    return square and plain and (of_images if first else conv.padding_mode == "zeros")
 
 
 def _halves(pool: nn.MaxPool2d) -> bool:
@@ -184,17 +182,17 @@ class Lanes:
     """
 
     def __init__(self, stages: Sequence[Stage], *, members: int, images: Tensor, batch: int) -> None:
+        bf16 = images.dtype is torch.bfloat16
+        width = widest_lanes() if bf16 else LANES
+        library = kernels(width, bf16=bf16)
+        if library is None:
+            raise LookupError(f"no kernels for {images.dtype}")
         self.stages = stages
         self.members = members
         self.batch = batch
         self._kind = _kind(images)
         net, self.features = self._net()
         self._tiles: list[_Tile] = []
-        bf16 = images.dtype is torch.bfloat16
-        width = widest_lanes() if bf16 else LANES
-        library = kernels(width, bf16=bf16)
-        if library is None:
-            raise LookupError(f"no kernels for {images.dtype}")
         for start in range(0, members, width):
             arena = torch.zeros(library.lanes_bytes(ctypes.byref(net)) + _ALIGNED, dtype=torch.uint8)
             self._tiles.append(_Tile(start, min(width, members - start), library, net, arena))

@@ -11,7 +11,9 @@ import torch
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.results.export import Provenance, Trained, write
 from cifar_sweep.results.exported import read
+from cifar_sweep.training.compiled import KERNELS, kernels, kernels_name
 from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.lanes import LANES
 from cifar_sweep.training.models import build
 from tests.bare import BarePython, assert_same, some_pictures
 
@@ -88,11 +90,15 @@ def test_training_it_again_gives_the_same_numbers(exported: Path, cli: Any) -> N
     assert (exported / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_trial_of_a_group_trains_again_to_the_same_numbers(tiny_sweep: Path, cli: Any, precision: str) -> None:
-    """In float32 a network alone gets other last digits than the same one in a group."""
+@pytest.mark.parametrize(
+    ("precision", "trials", "group"), [("fp32", 6, 4), ("bf16", 6, 4), ("fp32", 8, 8), ("bf16", 8, 8)]
+)
+def test_a_trial_of_a_group_trains_again_to_the_same_numbers(
+    tiny_sweep: Path, cli: Any, precision: str, trials: int, group: int
+) -> None:
+    """In float32 a network alone gets other last digits than the same one in a group; large ones have other kernels."""
     pruner = ["--set", "pruner=median", "--set", f"precision={precision}"]
-    assert cli(*RUN, *pruner, "--trials", 6, "--group", 4, "--epochs", 4).exit_code == 0
+    assert cli(*RUN, *pruner, "--trials", trials, "--group", group, "--epochs", 4).exit_code == 0
     assert cli(*EXPORT, "--out", "first").exit_code == 0
     sizes = tomllib.loads(Path("first/config.toml").read_text())["origin"]["group_sizes"]
     assert len(sizes) == 4
@@ -105,6 +111,21 @@ def test_a_trial_of_a_group_trains_again_to_the_same_numbers(tiny_sweep: Path, c
     first = tomllib.loads(Path("first/config.toml").read_text())["origin"]
     for name in ("group_sizes", "group_places"):
         assert again[name] == first[name]
+
+
+def test_training_again_by_other_kernels_says_so(tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels(LANES, bf16=False) is None:
+        pytest.skip("no C compiler here")
+    monkeypatch.setenv(KERNELS, "torch")
+    assert cli(*RUN, "--trials", 8, "--group", 8, "--epochs", 1).exit_code == 0
+    assert cli(*EXPORT, "--out", "first").exit_code == 0
+    assert tomllib.loads(Path("first/config.toml").read_text())["origin"]["versions"]["kernels"] == "torch"
+    monkeypatch.delenv(KERNELS)
+    finished = cli("train", "first", "--out", "again")
+    assert "the last digits may differ; CIFAR_SWEEP_KERNELS=torch trains as then" in " ".join(finished.out.split())
+    found = tomllib.loads(Path("again/config.toml").read_text())["origin"]["versions"]["kernels"]
+    assert found == kernels_name(torch.device("cpu"))
+    assert "may differ" not in cli("train", "again", "--out", "twice").out
 
 
 def test_groups_that_became_larger_and_smaller_are_trained_again(tiny_sweep: Path, cli: Any) -> None:
