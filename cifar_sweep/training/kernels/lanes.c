@@ -5,13 +5,14 @@
  * comes last act(z) * mask; v = norm(u); then the greatest v of each window of two by two; then, where batch norm comes
  * first, act(v) * mask. Any of norm, mask, pooling and activation (slope 1) may be missing.
  *
- * Layouts, outermost first; a word is of LANES members, and of PACK channels, or in the weights' gradient of PACK images:
+ * Layouts, outermost first. A word is of LANES members, and of PACK channels, or for the weights' gradient of PACK
+ * images:
  *   x      [image][padded y][padded x][channels / PACK], the border 0; of the first stage, whose images the members
  *          share, single numbers [image][padded y][padded x][channel]
  *   z      [image][y][x][channels / PACK], and so is the gradient of a stage's outcome
  *   dz     as z, padded for the convolution that gives the gradient of x; of PACK images at a time
  *   wf     [tile of output channels][ky][words of kx and input channels][output channel in the tile]
- *   wb     likewise for the gradient of x: [tile of input channels][ky][kx and output channels][input channel], mirrored
+ *   wb     likewise for x's gradient, mirrored: [tile of input channels][ky][kx and output channels][input channel]
  *   dw     [tile of output channels][tile of input channels][ky][kx][output channel][input channel], float32
  * A lane does what it would do in any other place, whoever is in the others.
  */
@@ -124,7 +125,9 @@ static size_t lay_out(const Net *net, char *base, Arena *arena) {
         TAKE(b->wf, co * st->k * row * sizeof(vu));
         TAKE(b->wb, ci * st->k * st->k * out * sizeof(vu));
         TAKE(b->dz, PACK * (st->ho + 2 * q) * (st->wo + 2 * q) * out * sizeof(vu));
-        vf **each[] = {&b->bias, &b->gamma, &b->beta, &b->mean, &b->inverse, &b->scale, &b->shift, &b->s1, &b->s2, &b->db};
+        vf **each[] = {
+            &b->bias, &b->gamma, &b->beta, &b->mean, &b->inverse, &b->scale, &b->shift, &b->s1, &b->s2, &b->db,
+        };
         for (size_t i = 0; i < sizeof each / sizeof *each; i++) TAKE(*each[i], co * sizeof(vf));
         TAKE(b->dw, co * ci * st->k * st->k * sizeof(vf));
         TAKE(b->mask, batch * co * sizeof(vf));
@@ -143,7 +146,8 @@ static size_t lay_out(const Net *net, char *base, Arena *arena) {
 /* ---- Parameters ---- */
 
 static void pack_weights(const Stage *st, const Buffers *b, int first, const Call *call) {
-    int ci = st->ci, co = st->co, k = st->k, in = WORDS(ci), out = WORDS(co), row = first ? SHARED_WORDS(k * ci) : k * in;
+    int ci = st->ci, co = st->co, k = st->k, in = WORDS(ci), out = WORDS(co);
+    int row = first ? SHARED_WORDS(k * ci) : k * in;
     const float *weight = call->rows + st->weight;
     vu *w = b->wf;
     for (int o0 = 0, to; o0 < EVEN(co); o0 += to) {
@@ -373,13 +377,17 @@ INLINE void norm_sums_kind(
     for (int y = 0; y < st->hq; y++)
         for (int c = 0; c < words; c++) {
             const Channels ch = channels_of(st, b, b->mask + (size_t)image * EVEN(st->co), c);
-            const vu *from = z + (size_t)(y << POOL) * st->wo * words + c, *g = gradient + (size_t)y * st->wq * words + c;
+            const vu *from = z + (size_t)(y << POOL) * st->wo * words + c;
+            const vu *g = gradient + (size_t)y * st->wq * words + c;
             vf s1[2] = {}, s2[2] = {};
             for (int x = 0; x < st->wq; x++, from += words << POOL, g += words)
                 for (int half = 0; half < PACK; half++) {
                     vf u[4], dv[4];
                     window(&ch, half, from, words, (ptrdiff_t)st->wo * words, get(*g, half), POOL, NORM, u, dv);
-                    for (int p = 0; p < (POOL ? 4 : 1); p++) s1[half] += dv[p], s2[half] += dv[p] * (u[p] - ch.mean[half]);
+                    for (int p = 0; p < (POOL ? 4 : 1); p++) {
+                        s1[half] += dv[p];
+                        s2[half] += dv[p] * (u[p] - ch.mean[half]);
+                    }
                 }
             for (int half = 0, o = c * PACK; half < PACK; half++, o++) b->s1[o] += s1[half], b->s2[o] += s2[half];
         }
@@ -465,7 +473,8 @@ static void finish_norm(const Stage *st, const Buffers *b, const Call *call, int
             variance = pick(variance < 0, (vf){}, variance);
         }
         for (int l = 0; l < call->members; l++) {
-            float *running_mean = call->running_mean[s] + l * st->co + o, *running_var = call->running_var[s] + l * st->co + o;
+            float *running_mean = call->running_mean[s] + l * st->co + o;
+            float *running_var = call->running_var[s] + l * st->co + o;
             if (call->training) {
                 *running_mean += st->momentum * (mean[l] - *running_mean);
                 *running_var += st->momentum * (variance[l] * (count / (count - 1)) - *running_var);
@@ -498,7 +507,8 @@ static void pair_images(const vu *one, const vu *other, ptrdiff_t row, int h, in
 }
 
 INLINE void wgrad_block(
-    const vu *dz, const char *x, ptrdiff_t x_row, int rows, int w, vf *sums, const int OUT, const int IN, const int SHARED
+    const vu *dz, const char *x, ptrdiff_t x_row, int rows, int w, vf *sums, const int OUT, const int IN,
+    const int SHARED
 ) {
     vf acc[6][6];
     for (int o = 0; o < OUT; o++)
@@ -564,7 +574,8 @@ INLINE void move_features(const Stage *st, const Call *call, int image, vu *word
         for (int p = 0; p < pixels; p++)
             for (int l = 0; l < call->members; l++) {
                 char *word = (char *)(words + (size_t)p * each + o / PACK) + l * 4 + o % PACK * NUMBER;
-                char *number = (char *)call->features + (((size_t)l * call->count + image) * size + (size_t)o * pixels + p) * NUMBER;
+                size_t at = ((size_t)l * call->count + image) * size + (size_t)o * pixels + p;
+                char *number = (char *)call->features + at * NUMBER;
                 if (INTO_WORDS) memcpy(word, number, NUMBER);
                 else memcpy(number, word, NUMBER);
             }
@@ -575,7 +586,8 @@ static void take_images(const Stage *st, const Buffers *b, const Call *call) {
     for (int n = 0; n < call->count; n++)
         for (int y = 0; y < st->hi; y++) {
             size_t at = (size_t)n * (st->hi + 2 * st->pad) + y + st->pad;
-            memcpy(b->images + at * (row + 2 * edge) + edge, (const char *)call->images + ((size_t)n * st->hi + y) * row, row);
+            const char *from = (const char *)call->images + ((size_t)n * st->hi + y) * row;
+            memcpy(b->images + at * (row + 2 * edge) + edge, from, row);
         }
 }
 
@@ -601,7 +613,8 @@ void lanes_forward(const Net *net, const Call *call) {
     for (int s = 0; s < net->stages; s++) {
         const Stage *st = &net->stage[s], *next = s + 1 < net->stages ? st + 1 : 0;
         const Buffers *b = &arena.stage[s];
-        int h = st->hi + 2 * st->pad, w = st->wi + 2 * st->pad, words = WORDS(st->co), sums = st->norm && call->training;
+        int h = st->hi + 2 * st->pad, w = st->wi + 2 * st->pad, words = WORDS(st->co);
+        int sums = st->norm && call->training;
         ptrdiff_t pixel = s ? WORDS(st->ci) * (ptrdiff_t)sizeof(vu) : st->ci * NUMBER;
         pack_weights(st, b, !s, call);
         take_masks(st, b, call, st->mask ? call->masks[s] : 0);
@@ -621,7 +634,10 @@ void lanes_forward(const Net *net, const Call *call) {
         for (int n = 0; n < call->count; n++) {
             ptrdiff_t row = (ptrdiff_t)(next ? next->wi + 2 * next->pad : st->wq) * words;
             vu *out = arena.gradient[0]; /* free until the backward pass */
-            if (next) out = arena.stage[s + 1].x + ((size_t)n * (next->hi + 2 * next->pad) + next->pad) * row + next->pad * words;
+            if (next) {
+                size_t begin = (size_t)n * (next->hi + 2 * next->pad) + next->pad; /* of the rows of all images */
+                out = arena.stage[s + 1].x + begin * row + next->pad * words;
+            }
             outcome(st, b, n, out, row);
             if (!next) move_features(st, call, n, out, 0);
         }
@@ -657,7 +673,8 @@ void lanes_backward(const Net *net, const Call *call) {
             int images = n + PACK <= call->count ? PACK : 1;
             for (int i = 0; i < images; i++)
                 dz_of(st, b, n + i, gradient + (n + i) * outcome_words, dz + i * padded, row);
-            for (int y = 0; y < st->ho && images < PACK; y++) memset(dz + padded + y * row, 0, st->wo * words * sizeof(vu));
+            for (int y = 0; y < st->ho && images < PACK; y++)
+                memset(dz + padded + y * row, 0, st->wo * words * sizeof(vu));
             pair_images(dz, dz + (PACK - 1) * padded, row, st->ho, st->wo, st->co, arena.dz_pairs);
             if (s) {
                 const vu *x = b->x + (size_t)n * h * w * in;
@@ -666,8 +683,10 @@ void lanes_backward(const Net *net, const Call *call) {
                 size_t size = (size_t)h * w * st->ci;
                 const char *one = b->images + n * size * NUMBER, *other = one + (images - 1) * size * NUMBER;
                 for (size_t at = 0; at < size; at++)
-                    for (int half = 0; half < PACK; half++)
-                        memcpy((char *)arena.x_pairs + at * 4 + half * NUMBER, (half ? other : one) + at * NUMBER, NUMBER);
+                    for (int half = 0; half < PACK; half++) {
+                        char *to = (char *)arena.x_pairs + at * 4 + half * NUMBER;
+                        memcpy(to, (half ? other : one) + at * NUMBER, NUMBER);
+                    }
             }
             wgrad(st, b, !s, arena.dz_pairs, (const char *)arena.x_pairs);
             for (int i = 0; i < images && s; i++) {
@@ -679,7 +698,7 @@ void lanes_backward(const Net *net, const Call *call) {
                 conv(&c, 0);
             }
         }
-        if (st->norm) /* to the gradients of beta and gamma: the sums of dv, and of dv * (u - mean) over the deviation */
+        if (st->norm) /* to the gradients of beta and gamma: sums of dv, and of dv * (u - mean) over the deviation */
             for (int o = 0; o < st->co; o++) b->s1[o] *= count, b->s2[o] *= count / b->inverse[o];
         unpack_gradients(st, b, !s, call);
     }
