@@ -25,7 +25,7 @@ from cifar_sweep.search.fates import Fates
 from cifar_sweep.search.forecast import Standing, forecast, kinds_of, queue_of
 from cifar_sweep.search.strategy import group_sizes
 from cifar_sweep.search.sweepfile import Sweep
-from cifar_sweep.training.compiled import kernels_name, prepare_kernels, widest_lanes
+from cifar_sweep.training.compiled import kernels_name, prepare_kernels
 from cifar_sweep.training.data import default_cache
 from cifar_sweep.training.device import (
     available_cores,
@@ -124,7 +124,7 @@ def choose(
     splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
     measured_first = always or not (trials == 1 or (group and len(splits) == 1))
     if measured_first and where.type == "cpu":
-        prepare_kernels(widest_lanes())
+        prepare_kernels()
     prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
     precision, _ = resolve_precision(where, cache=cache)
     expected = [(sweep, expected_shapes(sweep, precision=precision)) for sweep in sweeps]

@@ -16,7 +16,6 @@ from cifar_sweep.search.storage import open_storage
 from cifar_sweep.training import data as images
 from cifar_sweep.training.compiled import kernels, kernels_name, obstacle
 from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision
-from cifar_sweep.training.lanes import LANES
 
 LOW_DISK_BYTES = 2 * 1024**3
 
@@ -69,7 +68,7 @@ def _kernels() -> Finding:
     device = resolve_device("auto")
     if device.type != "cpu":
         return Finding("kernels", True, "PyTorch's, on a GPU")
-    there = kernels(LANES, bf16=False)
+    there = kernels(bf16=resolve_precision(device)[0] == "bf16")
     found = f"{kernels_name(device)} for this processor" if there else f"PyTorch's: {obstacle() or 'see the warning'}"
     return Finding("kernels", True, f"{found}; compiled ones train groups of small networks faster")
 

@@ -329,7 +329,7 @@ def train_again(
         provenance,
         device=f"{on.type} ({device_name(on)})",
         threads=used,
-        versions=versions() | {"kernels": kernels_name(on)} | fingerprints([config.shape.model]),
+        versions=versions() | {"kernels": used_now} | fingerprints([config.shape.model]),
         commit=commit(),
         group_sizes=tuple(result.group_size for result in run.members[place].history),
         group_places=tuple(result.group_place for result in run.members[place].history),

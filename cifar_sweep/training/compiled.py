@@ -41,27 +41,29 @@ _SECONDS = 180
 _AMD_ZEN_4 = "25"  # the processor family that has bf16 and works on vectors of 512 bits in two halves
 
 
-def kernels(lanes: int, *, bf16: bool) -> ctypes.CDLL | None:
-    """The library for vectors of `lanes` 32-bit words, in bf16 or float32; the first call on a machine compiles it.
+def kernels(*, bf16: bool) -> ctypes.CDLL | None:
+    """The library for vectors of `lane_count` members, in bf16 or float32; the first call on a machine compiles it.
 
     None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
     """
     if os.environ.get(KERNELS) == "torch" or _identity() is None or (bf16 and not _has_bf16()):
         return None
-    return _library(_folder(), lanes, 2 if bf16 else 1)
+    return _library(_folder(), lane_count(bf16=bf16), 2 if bf16 else 1)
 
 
-def prepare_kernels(lanes: int) -> None:
+def prepare_kernels() -> None:
     """Begin to compile, where that is still to be done, what training on the CPU will ask for; returns at once."""
-    threading.Thread(target=kernels, args=(lanes,), kwargs={"bf16": _has_bf16()}, daemon=True).start()
+    threading.Thread(target=kernels, kwargs={"bf16": _has_bf16()}, daemon=True).start()
 
 
 def _folder() -> Path:
     return default_cache() / "kernels"
 
 
-def widest_lanes() -> int:
-    """How many 32-bit words this processor works on at once, of 8 and 16."""
+def lane_count(*, bf16: bool) -> int:
+    """How many members share a vector: 16 in bf16 where the processor works on so many 32-bit words at once, else 8."""
+    if not bf16:
+        return 8
     found = dict(re.findall(r"^(vendor_id|cpu family)\s*: (.*)$", _processor(), flags=re.MULTILINE))
     halves = found.get("vendor_id") == "AuthenticAMD" and found.get("cpu family") == _AMD_ZEN_4
     return 16 if _has_bf16() and not halves else 8

@@ -72,8 +72,10 @@ class Fused(Rows):
     def _lanes_for(self, images: Tensor) -> Lanes | None:
         """What does the convolutions of these images, where it is not PyTorch."""
         here = images.device.type == "cpu" and self.weights.dtype is torch.float32 and torch.get_num_threads() == 1
-        fewest = fewest_members(self._stages, images.dtype) if self._stages and here else None
-        if self._stages is None or fewest is None or self.size < fewest:
+        if self._stages is None or not here:
+            return None
+        fewest = fewest_members(self._stages, images.dtype)
+        if fewest is None or self.size < fewest:
             return None
         if self._lanes is None or not self._lanes.fit(images, members=self.size, training=self.training):
             batch = len(images) if self.training else min(EVALUATED, len(images))

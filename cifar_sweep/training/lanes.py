@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_sweep.training.compiled import kernels, widest_lanes
+from cifar_sweep.training.compiled import kernels, lane_count
 from cifar_sweep.training.rows import Masks, Part
 
-LANES = 8
 # Of more channels PyTorch's convolutions are as fast, and of fewer members, for most lanes would be empty.
 _WIDEST = {torch.bfloat16: 64, torch.float32: 32}
 _NARROW = 32
@@ -163,8 +162,6 @@ class _Tile:
 
     start: int
     members: int
-    library: ctypes.CDLL
-    net: _Net
     arena: Tensor
 
 
@@ -183,23 +180,24 @@ class Lanes:
 
     def __init__(self, stages: Sequence[Stage], *, members: int, images: Tensor, batch: int) -> None:
         bf16 = images.dtype is torch.bfloat16
-        width = widest_lanes() if bf16 else LANES
-        library = kernels(width, bf16=bf16)
+        library = kernels(bf16=bf16)
         if library is None:
             raise LookupError(f"no kernels for {images.dtype}")
+        self._library = library
         self.stages = stages
         self.members = members
         self.batch = batch
         self._kind = _kind(images)
-        net, self.features = self._net()
+        self._net, self.features = self._laid_out()
         self._tiles: list[_Tile] = []
+        width = lane_count(bf16=bf16)
         for start in range(0, members, width):
-            arena = torch.zeros(library.lanes_bytes(ctypes.byref(net)) + _ALIGNED, dtype=torch.uint8)
-            self._tiles.append(_Tile(start, min(width, members - start), library, net, arena))
+            arena = torch.zeros(library.lanes_bytes(ctypes.byref(self._net)) + _ALIGNED, dtype=torch.uint8)
+            self._tiles.append(_Tile(start, min(width, members - start), arena))
         self._calls: list[_Call] = []
         self._held: tuple[Any, ...] = ()
 
-    def _net(self) -> tuple[_Net, int]:
+    def _laid_out(self) -> tuple[_Net, int]:
         """The stages for images of this size, and how many numbers come out for each."""
         net = _Net(len(self.stages), self.batch)
         high, wide = (side + 2 * self.stages[0].reflect for side in self._kind[1:])
@@ -254,7 +252,7 @@ class Lanes:
                     call.running_var[at] = layers[stage.norm].running_var[tile.start].data_ptr()
                 if mask is not None:
                     call.masks[at] = mask[tile.start].data_ptr()
-            tile.library.lanes_forward(ctypes.byref(tile.net), ctypes.byref(call))
+            self._library.lanes_forward(ctypes.byref(self._net), ctypes.byref(call))
             self._calls.append(call)
         for stage in self.stages if training else []:
             if stage.norm is not None:
@@ -266,7 +264,7 @@ class Lanes:
         gradient = gradient.contiguous()
         for tile, call in zip(self._tiles, self._calls, strict=True):
             call.features = gradient[tile.start].data_ptr()
-            tile.library.lanes_backward(ctypes.byref(tile.net), ctypes.byref(call))
+            self._library.lanes_backward(ctypes.byref(self._net), ctypes.byref(call))
         self._calls, self._held = [], ()
 
 

@@ -26,7 +26,7 @@ from cifar_sweep.training.device import prepare_process
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.group import Group
-from cifar_sweep.training.lanes import LANES, fewest_members, stages_of
+from cifar_sweep.training.lanes import fewest_members, stages_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs, summarize
 from cifar_sweep.training.rows import parts_of
@@ -41,6 +41,8 @@ VALIDATION_BATCHES = 3
 MEMORY_FILE = Path("/proc/meminfo")
 # A larger group must win by this much: it leaves the search fewer results to learn from at a time.
 WORTHWHILE_GAIN = 1.04
+# The least group that fills the lanes of a vector.
+_FULL_GROUP = 8
 
 _BATCH_NORM = "+batch_norm"
 _FILE = "@"
@@ -191,12 +193,12 @@ def step_seconds(
 
 def trained_as_large_from(network: str, *, threads: int, device: torch.device, precision: str) -> int:
     """The least size of a group that is trained as all larger ones are: smaller ones do not tell how fast those are."""
-    if device.type != "cpu" or threads > 1 or kernels(LANES, bf16=precision == "bf16") is None:
+    if device.type != "cpu" or threads > 1 or kernels(bf16=precision == "bf16") is None:
         return 1
     plain = build(_config(network, precision=precision).shape, seed=0)
     stages = stages_of(plain, parts_of(plain)) if can_fuse(plain) else None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return LANES if stages and fewest_members(stages, dtype) else 1
+    return _FULL_GROUP if stages and fewest_members(stages, dtype) else 1
 
 
 @dataclass(frozen=True)

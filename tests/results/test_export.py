@@ -13,7 +13,6 @@ from cifar_sweep.results.export import Provenance, Trained, write
 from cifar_sweep.results.exported import read
 from cifar_sweep.training.compiled import KERNELS, kernels, kernels_name
 from cifar_sweep.training.data import ImageData
-from cifar_sweep.training.lanes import LANES
 from cifar_sweep.training.models import build
 from tests.bare import BarePython, assert_same, some_pictures
 
@@ -114,7 +113,7 @@ def test_a_trial_of_a_group_trains_again_to_the_same_numbers(
 
 
 def test_training_again_by_other_kernels_says_so(tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernels(LANES, bf16=False) is None:
+    if kernels(bf16=False) is None:
         pytest.skip("no C compiler here")
     monkeypatch.setenv(KERNELS, "torch")
     assert cli(*RUN, "--trials", 8, "--group", 8, "--epochs", 1).exit_code == 0

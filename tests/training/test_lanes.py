@@ -14,7 +14,7 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.training import compiled, fuse, lanes
 from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.fuse import Fused, can_fuse
-from cifar_sweep.training.lanes import LANES, fewest_members, stages_of
+from cifar_sweep.training.lanes import fewest_members, stages_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks, parts_of
 from cifar_sweep.training.speed import trained_as_large_from
@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 @pytest.fixture(autouse=True)
 def one_thread(session_cache: Path) -> Iterator[None]:
     """What lanes are for."""
-    if compiled.kernels(LANES, bf16=False) is None:
+    if compiled.kernels(bf16=False) is None:
         pytest.skip("no C compiler here")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -220,7 +220,8 @@ def test_wider_vectors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine takes one width for all its groups: compilers may round otherwise in the other."""
     found = []
     for width in (8, 16):
-        monkeypatch.setattr(lanes, "widest_lanes", lambda width=width: width)
+        for module in (compiled, lanes):
+            monkeypatch.setattr(module, "lane_count", lambda *, bf16, width=width: width)
         network = fused("convnet, batch norm, reflect", 18, precision="bf16")
         found.append(step(network, *batch(6, torch.bfloat16)))
         assert network._lanes is not None
@@ -338,7 +339,7 @@ def test_many_channels_and_few_members_are_left_to_pytorch() -> None:
 @pytest.mark.parametrize(
     ("network", "threads", "device", "size"),
     [
-        ("convnet+batch_norm", 1, "cpu", LANES),
+        ("convnet+batch_norm", 1, "cpu", 8),
         ("convnet", 2, "cpu", 1),
         ("lenet", 1, "cuda", 1),
         ("vgg11", 1, "cpu", 1),
@@ -414,7 +415,7 @@ def test_the_kernels_are_compiled_once_and_named_by_all_they_depend_on(
     assert compiled.kernels_name(torch.device("cuda")) == "torch"
     monkeypatch.setenv(compiled.KERNELS, "torch")
     assert compiled.kernels_name(CPU) == "torch"
-    assert compiled.kernels(LANES, bf16=False) is None
+    assert compiled.kernels(bf16=False) is None
 
 
 def test_a_library_that_others_could_have_put_there_is_not_loaded(
@@ -443,4 +444,5 @@ def test_a_library_that_others_could_have_put_there_is_not_loaded(
 )
 def test_how_wide_a_processor_works(processor: str, widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_processor", lambda: processor)
-    assert compiled.widest_lanes() == widest
+    assert compiled.lane_count(bf16=True) == widest
+    assert compiled.lane_count(bf16=False) == 8
