@@ -34,8 +34,8 @@ _COMPILERS = ("cc", "gcc", "clang")
 _FOR_THIS_PROCESSOR = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 # No option that lets the compiler change the order of a sum, or what becomes of a NaN.
 _FLAGS = (
-    "-std=gnu11", "-O3", "-funroll-loops", _FOR_THIS_PROCESSOR, "-fno-math-errno", "-fno-trapping-math",
-    "-ffp-contract=fast", "-fno-strict-aliasing",
+    "-std=gnu11", "-O3", "-funroll-loops", "-fschedule-insns", _FOR_THIS_PROCESSOR, "-fno-math-errno",
+    "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing",
 )  # fmt: skip
 _SECONDS = 180
 _AMD_ZEN_4 = "25"  # the processor family that has bf16 and works on vectors of 512 bits in two halves
@@ -164,5 +164,5 @@ def _processor() -> str:
 
 
 def _has_bf16() -> bool:
-    """Whether the processor multiplies bf16 numbers, by the one kind of instruction that lanes.c knows."""
-    return {"avx512_bf16", "avx512vl"} <= set(_processor().split())
+    """Whether the processor multiplies bf16 numbers, by the instructions that lanes.c knows."""
+    return {"avx512_bf16", "avx512bw", "avx512vl"} <= set(_processor().split())

@@ -435,9 +435,9 @@ def test_a_library_that_others_could_have_put_there_is_not_loaded(
 @pytest.mark.parametrize(
     ("processor", "widest"),
     [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t: avx512_bf16 avx512vl", 8),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t: avx512_bf16 avx512vl", 16),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t: avx512_bf16 avx512vl", 16),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t: avx512_bf16 avx512bw avx512vl", 8),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t: avx512_bf16 avx512bw avx512vl", 16),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t: avx512_bf16 avx512bw avx512vl", 16),
         ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t: avx2", 8),
         ("arm64 arm", 8),
     ],

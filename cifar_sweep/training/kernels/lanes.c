@@ -72,14 +72,23 @@ INLINE vf get(vu word, int half) {
     return half ? (vf)(word & 0xffff0000u) : (vf)(word << 16);
 }
 
-INLINE vu rounded(vf value) { /* to bf16, in the upper half, ties to even */
-    vu bits = (vu)value;
-    return bits + 0x7fffu + ((bits >> 16) & 1u);
-}
-
-INLINE vu put(const vf *halves) {
-    if (PACK == 1) return (vu)halves[0];
-    return (rounded(halves[0]) >> 16) | (rounded(halves[1]) & 0xffff0000u);
+INLINE vu put(const vf *halves) { /* bf16 is rounded to, ties to even */
+#if PACK == 1
+    return (vu)halves[0];
+#elif LANES == 16
+    static const uint16_t order[32] __attribute__((aligned(64))) = {
+        0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31,
+    };
+    __m512i behind = (__m512i)_mm512_cvtne2ps_pbh((__m512)halves[1], (__m512)halves[0]);
+    return (vu)_mm512_permutexvar_epi16(*(const __m512i *)order, behind);
+#else
+    static const uint16_t order[16] __attribute__((aligned(32))) = {
+        0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15,
+    };
+    __m256i behind = (__m256i)_mm256_cvtne2ps_pbh((__m256)halves[1], (__m256)halves[0]);
+    return (vu)_mm256_permutexvar_epi16(*(const __m256i *)order, behind);
+#endif
 }
 
 INLINE void put_lane(vu *word, int lane, int half, float value) {
@@ -102,7 +111,7 @@ typedef struct {
     vu *x, *z, *wf, *wb, *dz;
     char *images;
     vf *bias, *gamma, *beta, *mean, *inverse, *scale, *shift, *s1, *s2, *db; /* by channel */
-    vf *dw, *mask;                                                           /* mask [image][channel] */
+    vf *row, *dw, *mask; /* row: sums over one, 0 between uses; mask [image][channel] */
 } Buffers;
 typedef struct { Buffers stage[MAX_STAGES]; vu *gradient[2], *dz_pairs, *x_pairs; } Arena;
 
@@ -127,6 +136,7 @@ static size_t lay_out(const Net *net, char *base, Arena *arena) {
         TAKE(b->dz, PACK * (st->ho + 2 * q) * (st->wo + 2 * q) * out * sizeof(vu));
         vf **each[] = {
             &b->bias, &b->gamma, &b->beta, &b->mean, &b->inverse, &b->scale, &b->shift, &b->s1, &b->s2, &b->db,
+            &b->row,
         };
         for (size_t i = 0; i < sizeof each / sizeof *each; i++) TAKE(*each[i], co * sizeof(vf));
         TAKE(b->dw, co * ci * st->k * st->k * sizeof(vf));
@@ -233,19 +243,22 @@ INLINE void conv_block(
     vf acc[4][6];
     for (int p = 0; p < PIXELS; p++)
         for (int o = 0; o < CHANNELS; o++) acc[p][o] = c->bias ? c->bias[o0 + o] : (vf){};
-    for (int ky = 0; ky < c->k; ky++, x += c->row)
-        for (int j = 0; j < c->words; j++, w += CHANNELS) {
-            vu from[4];
-            for (int p = 0; p < PIXELS; p++) {
-                if (SHARED) {
-                    uint32_t one;
-                    memcpy(&one, x + p * c->pixel + j * 4, 4);
-                    from[p] = (vu){} + one;
-                } else from[p] = *(const vu *)(x + p * c->pixel + j * sizeof(vu));
-            }
-            for (int o = 0; o < CHANNELS; o++)
-                for (int p = 0; p < PIXELS; p++) acc[p][o] = dot(acc[p][o], from[p], w[o]);
+    const ptrdiff_t skip = c->row - (ptrdiff_t)c->words * 4 * (SHARED ? 1 : LANES);
+    for (int n = c->k * c->words, left = c->words; n; n--, w += CHANNELS) { /* one long loop, not one for each row */
+        vu from[4];
+        for (int p = 0; p < PIXELS; p++) {
+            if (SHARED) {
+                uint32_t one;
+                memcpy(&one, x + p * c->pixel, 4);
+                from[p] = (vu){} + one;
+            } else from[p] = *(const vu *)(x + p * c->pixel);
         }
+        for (int o = 0; o < CHANNELS; o++)
+            for (int p = 0; p < PIXELS; p++) acc[p][o] = dot(acc[p][o], from[p], w[o]);
+        ptrdiff_t more = --left ? 0 : skip;
+        left = left ? left : c->words;
+        x += (SHARED ? 4 : (ptrdiff_t)sizeof(vu)) + more;
+    }
     for (int p = 0; p < PIXELS; p++)
         for (int o = 0; o < CHANNELS; o += PACK) {
             vu word = put(&acc[p][o]);
@@ -306,8 +319,9 @@ static void conv(const Conv *c, int shared) {
 /* What is needed of the two channels of a word. */
 typedef struct { vf scale[2], shift[2], mean[2], s1[2], s2[2], mask[2]; float slope; } Channels;
 
-INLINE Channels channels_of(const Stage *st, const Buffers *b, const vf *mask, int word) {
+INLINE Channels channels_of(const Stage *st, const Buffers *b, int image, int word) {
     Channels ch = {.slope = st->slope};
+    const vf *mask = b->mask + (size_t)image * EVEN(st->co);
     for (int half = 0, o = word * PACK; half < PACK; half++, o++) {
         ch.scale[half] = b->scale[o], ch.shift[half] = b->shift[o], ch.mean[half] = b->mean[o];
         ch.s1[half] = b->s1[o], ch.s2[half] = b->s2[o], ch.mask[half] = mask[o];
@@ -330,10 +344,9 @@ INLINE void outcome_kind(
     const vu *restrict z = b->z + (size_t)image * st->ho * st->wo * words;
     for (int y = 0; y < st->hq; y++)
         for (int c = 0; c < words; c++) {
-            const Channels ch = channels_of(st, b, b->mask + (size_t)image * EVEN(st->co), c);
-            const vu *from = z + (size_t)(y << POOL) * st->wo * words + c;
-            vu *to = out + y * out_row + c;
-            for (int x = 0; x < st->wq; x++, from += words << POOL, to += words) {
+            const Channels ch = channels_of(st, b, image, c);
+            for (int x = 0; x < st->wq; x++) {
+                const vu *from = z + ((ptrdiff_t)(y << POOL) * st->wo + (x << POOL)) * words + c;
                 vf result[2];
                 for (int half = 0; half < PACK; half++) {
                     vf best = {};
@@ -344,16 +357,16 @@ INLINE void outcome_kind(
                     }
                     result[half] = NORM == 2 ? best : act(best, ch.slope) * ch.mask[half];
                 }
-                *to = put(result);
+                out[y * out_row + x * words + c] = put(result);
             }
         }
 }
 
-/* Of one channel: the window's values u, and the gradient of each v from that of what came out, which the greatest has
- * to itself, of equals the first. */
-INLINE void window(
+/* Of one channel: the window's values u, which of them is the greatest, of equals the first, and its v's gradient from
+ * that of what came out; the others have none. */
+INLINE vf window(
     const Channels *ch, int half, const vu *from, ptrdiff_t pixel, ptrdiff_t row, vf gradient, const int POOL,
-    const int NORM, vf *u, vf *dv
+    const int NORM, vf *u, vi *greatest
 ) {
     vf best = {};
     vi at = {};
@@ -364,8 +377,14 @@ INLINE void window(
         best = p ? pick(more, v, best) : v;
         at = p ? (more & p) | (~more & at) : at;
     }
-    if (NORM != 2) gradient *= ch->mask[half] * act_gradient(best, ch->slope);
-    for (int p = 0; p < (POOL ? 4 : 1); p++) dv[p] = POOL ? (vf)((vu)(at == p) & (vu)gradient) : gradient;
+    *greatest = at;
+    return NORM == 2 ? gradient : gradient * (ch->mask[half] * act_gradient(best, ch->slope));
+}
+
+INLINE vf only_at(int p, vi greatest, vf gradient) { return (vf)((vu)(greatest == p) & (vu)gradient); }
+INLINE vu at_both(int p, const vi *greatest) { /* the bits of both channels of a word */
+    if (PACK == 1) return (vu)(greatest[0] == p);
+    return ((vu)(greatest[0] == p) & 0xffffu) | ((vu)(greatest[1] == p) & 0xffff0000u);
 }
 
 /* Add up dv, and dv * (u - mean), over an image. */
@@ -373,20 +392,22 @@ INLINE void norm_sums_kind(
     const Stage *st, const Buffers *b, int image, const vu *restrict gradient, const int POOL, const int NORM
 ) {
     int words = WORDS(st->co);
-    const vu *restrict z = b->z + (size_t)image * st->ho * st->wo * words;
+    ptrdiff_t z_row = (ptrdiff_t)st->wo * words;
+    const vu *restrict z = b->z + (size_t)image * st->ho * z_row;
     for (int y = 0; y < st->hq; y++)
         for (int c = 0; c < words; c++) {
-            const Channels ch = channels_of(st, b, b->mask + (size_t)image * EVEN(st->co), c);
-            const vu *from = z + (size_t)(y << POOL) * st->wo * words + c;
-            const vu *g = gradient + (size_t)y * st->wq * words + c;
+            const Channels ch = channels_of(st, b, image, c);
+            const vu *from = z + (y << POOL) * z_row + c, *g = gradient + (ptrdiff_t)y * st->wq * words + c;
             vf s1[2] = {}, s2[2] = {};
             for (int x = 0; x < st->wq; x++, from += words << POOL, g += words)
                 for (int half = 0; half < PACK; half++) {
-                    vf u[4], dv[4];
-                    window(&ch, half, from, words, (ptrdiff_t)st->wo * words, get(*g, half), POOL, NORM, u, dv);
+                    vf u[4];
+                    vi greatest;
+                    vf into = window(&ch, half, from, words, z_row, get(*g, half), POOL, NORM, u, &greatest);
                     for (int p = 0; p < (POOL ? 4 : 1); p++) {
-                        s1[half] += dv[p];
-                        s2[half] += dv[p] * (u[p] - ch.mean[half]);
+                        vf dv = only_at(p, greatest, into);
+                        s1[half] += dv;
+                        s2[half] += dv * (u[p] - ch.mean[half]);
                     }
                 }
             for (int half = 0, o = c * PACK; half < PACK; half++, o++) b->s1[o] += s1[half], b->s2[o] += s2[half];
@@ -399,6 +420,7 @@ INLINE vf through_norm(const Channels *ch, int half, vf z, vf u, vf d, const int
     return NORM == 2 ? d * ch->mask[half] * act_gradient(z, ch->slope) : d;
 }
 
+/* Channels are the inmost, as in memory: z and dz are too large to come from a near cache twice. */
 INLINE void dz_kind(
     const Stage *st, const Buffers *b, int image, const vu *restrict gradient, vu *restrict dz, ptrdiff_t dz_row,
     const int POOL, const int NORM
@@ -406,40 +428,51 @@ INLINE void dz_kind(
     int words = WORDS(st->co);
     ptrdiff_t z_row = (ptrdiff_t)st->wo * words;
     const vu *restrict z = b->z + (size_t)image * st->ho * z_row;
-    for (int y = 0; y < st->ho; y++)
-        for (int c = 0; c < words; c++) {
-            const Channels ch = channels_of(st, b, b->mask + (size_t)image * EVEN(st->co), c);
-            int pooled = y >> POOL < st->hq ? st->wq : 0;
-            vf db[2] = {};
-            if (!(POOL && y & 1)) {
-                const vu *from = z + y * z_row + c, *g = gradient + (size_t)(y >> POOL) * st->wq * words + c;
-                vu *to = dz + y * dz_row + c;
-                for (int x = 0; x < pooled; x++, from += words << POOL, to += words << POOL, g += words) {
-                    vf d[4][2];
-                    for (int half = 0; half < PACK; half++) {
-                        vf u[4], dv[4];
-                        window(&ch, half, from, words, z_row, get(*g, half), POOL, NORM, u, dv);
-                        for (int p = 0; p < (POOL ? 4 : 1); p++) {
-                            vf z_at = get(from[(p >> 1) * z_row + (p & 1) * words], half);
-                            d[p][half] = through_norm(&ch, half, z_at, u[p], dv[p], NORM);
-                            db[half] += d[p][half];
-                        }
+    for (int y = 0; y < st->ho; y++) {
+        int pooled = y >> POOL < st->hq ? st->wq : 0;
+        const vu *from = z + y * z_row, *g = gradient + (ptrdiff_t)(y >> POOL) * st->wq * words;
+        vu *to = dz + y * dz_row;
+        for (int x = 0; x < (POOL && y & 1 ? 0 : pooled); x++, g += words)
+            for (int c = 0; c < words; c++) {
+                const Channels ch = channels_of(st, b, image, c);
+                ptrdiff_t at = (ptrdiff_t)(x << POOL) * words + c;
+                vf dv[2], d[4][2], u[2][4], *row = b->row + c * PACK;
+                vi greatest[2] = {};
+                for (int half = 0; half < PACK; half++)
+                    dv[half] = window(
+                        &ch, half, from + at, words, z_row, get(g[c], half), POOL, NORM, u[half], greatest + half
+                    );
+                vu word = put(dv);
+                for (int p = 0; p < (POOL ? 4 : 1); p++) {
+                    ptrdiff_t z_at = at + (p >> 1) * z_row + (p & 1) * words;
+                    __builtin_prefetch(from + z_at + 8 * words); /* of z, which was last seen in the forward pass */
+                    for (int half = 0; half < PACK && NORM; half++) {
+                        vf dv_at = only_at(p, greatest[half], dv[half]);
+                        d[p][half] = through_norm(&ch, half, get(from[z_at], half), u[half][p], dv_at, NORM);
                     }
-                    for (int p = 0; p < (POOL ? 4 : 1); p++) to[(p >> 1) * dz_row + (p & 1) * words] = put(d[p]);
+                    /* Without norm it is the rounded gradient, or none. */
+                    to[at + (p >> 1) * dz_row + (p & 1) * words] = NORM ? put(d[p]) : word & at_both(p, greatest);
                 }
-            }
-            /* What pooling leaves out at the lower and right edge has no gradient but batch norm's. */
-            for (int x = pooled << POOL; x < st->wo; x++) {
-                vf d[2];
                 for (int half = 0; half < PACK; half++) {
-                    vf z_at = get(z[y * z_row + (ptrdiff_t)x * words + c], half);
-                    d[half] = through_norm(&ch, half, z_at, u_of(&ch, half, z_at, NORM), (vf){}, NORM);
-                    db[half] += d[half];
+                    if (!NORM) row[half] += dv[half];
+                    for (int p = 0; p < (POOL ? 4 : 1) && NORM; p++) row[half] += d[p][half];
                 }
-                dz[y * dz_row + (ptrdiff_t)x * words + c] = put(d);
             }
-            for (int half = 0, o = c * PACK; half < PACK; half++, o++) b->db[o] += db[half];
-        }
+        /* What pooling leaves out at the lower and right edge has no gradient but batch norm's. */
+        for (int x = pooled << POOL; x < st->wo; x++)
+            for (int c = 0; c < words; c++) {
+                const Channels ch = channels_of(st, b, image, c);
+                ptrdiff_t at = (ptrdiff_t)x * words + c;
+                vf d[2], *row = b->row + c * PACK;
+                for (int half = 0; half < PACK; half++) {
+                    vf z_at = get(from[at], half);
+                    d[half] = through_norm(&ch, half, z_at, u_of(&ch, half, z_at, NORM), (vf){}, NORM);
+                    row[half] += d[half];
+                }
+                to[at] = put(d);
+            }
+        for (int o = 0; o < EVEN(st->co); o++) b->db[o] += b->row[o], b->row[o] = (vf){};
+    }
 }
 
 #define BY_KIND(function, st, ...) \
@@ -513,14 +546,15 @@ INLINE void wgrad_block(
     vf acc[6][6];
     for (int o = 0; o < OUT; o++)
         for (int i = 0; i < IN; i++) acc[o][i] = sums[o * IN + i];
-    for (int y = 0; y < rows; y++, x += x_row) {
-        const char *at = x;
-        for (int p = 0; p < w; p++, dz += OUT, at += IN * (SHARED ? 4 : sizeof(vu))) {
-            vu from[6];
-            for (int i = 0; i < IN; i++) from[i] = SHARED ? (vu){} + ((const uint32_t *)at)[i] : ((const vu *)at)[i];
-            for (int o = 0; o < OUT; o++)
-                for (int i = 0; i < IN; i++) acc[o][i] = dot(acc[o][i], dz[o], from[i]);
-        }
+    const ptrdiff_t step = IN * (SHARED ? 4 : sizeof(vu)), skip = x_row - w * step;
+    for (int n = rows * w, left = w; n; n--, dz += OUT) { /* one long loop, not one for each row */
+        vu from[6];
+        for (int i = 0; i < IN; i++) from[i] = SHARED ? (vu){} + ((const uint32_t *)x)[i] : ((const vu *)x)[i];
+        for (int o = 0; o < OUT; o++)
+            for (int i = 0; i < IN; i++) acc[o][i] = dot(acc[o][i], dz[o], from[i]);
+        ptrdiff_t more = --left ? 0 : skip;
+        left = left ? left : w;
+        x += step + more;
     }
     for (int o = 0; o < OUT; o++)
         for (int i = 0; i < IN; i++) sums[o * IN + i] = acc[o][i];
@@ -567,18 +601,28 @@ static void wgrad(const Stage *st, const Buffers *b, int first, const vu *dz_pai
 /* ---- Whole passes ---- */
 
 /* Between words and numbers [member][image][channel, y, x]. */
-INLINE void move_features(const Stage *st, const Call *call, int image, vu *words, const int INTO_WORDS) {
+INLINE void move_between(
+    const Stage *st, const Call *call, int image, vu *words, const int MEMBERS, const int INTO_WORDS
+) {
     int pixels = st->hq * st->wq, each = WORDS(st->co);
-    size_t size = (size_t)pixels * st->co;
-    for (int o = 0; o < st->co; o++)
-        for (int p = 0; p < pixels; p++)
-            for (int l = 0; l < call->members; l++) {
-                char *word = (char *)(words + (size_t)p * each + o / PACK) + l * 4 + o % PACK * NUMBER;
-                size_t at = ((size_t)l * call->count + image) * size + (size_t)o * pixels + p;
-                char *number = (char *)call->features + at * NUMBER;
-                if (INTO_WORDS) memcpy(word, number, NUMBER);
-                else memcpy(number, word, NUMBER);
-            }
+    size_t size = (size_t)pixels * st->co, member = (size_t)call->count * size * NUMBER;
+    char *features = (char *)call->features + image * size * NUMBER;
+    for (int o = 0; o < st->co; o += PACK)
+        for (int p = 0; p < pixels; p++) {
+            char *word = (char *)(words + (size_t)p * each + o / PACK);
+            char *number = features + ((size_t)o * pixels + p) * NUMBER;
+            for (int l = 0; l < MEMBERS; l++, word += 4, number += member)
+                for (int half = 0; half < PACK && o + half < st->co; half++) {
+                    char *single = number + (size_t)half * pixels * NUMBER;
+                    if (INTO_WORDS) memcpy(word + half * NUMBER, single, NUMBER);
+                    else memcpy(single, word + half * NUMBER, NUMBER);
+                }
+        }
+}
+INLINE void move_features(const Stage *st, const Call *call, int image, vu *words, const int INTO_WORDS) {
+    /* The compiler is told of the usual number. */
+    if (call->members == LANES) move_between(st, call, image, words, LANES, INTO_WORDS);
+    else move_between(st, call, image, words, call->members, INTO_WORDS);
 }
 
 static void take_images(const Stage *st, const Buffers *b, const Call *call) {
@@ -601,6 +645,19 @@ static void take_masks(const Stage *st, const Buffers *b, const Call *call, cons
         }
 }
 
+/* What comes out of a stage, to the next one's x or to the features. */
+static void pass_on(const Net *net, const Arena *arena, const Call *call, int s, int image) {
+    const Stage *st = &net->stage[s], *next = s + 1 < net->stages ? st + 1 : 0;
+    ptrdiff_t row = (ptrdiff_t)(next ? next->wi + 2 * next->pad : st->wq) * WORDS(st->co);
+    vu *out = arena->gradient[0]; /* free until the backward pass */
+    if (next) {
+        size_t begin = (size_t)image * (next->hi + 2 * next->pad) + next->pad; /* of the rows of all images */
+        out = arena->stage[s + 1].x + begin * row + next->pad * WORDS(st->co);
+    }
+    outcome(st, &arena->stage[s], image, out, row);
+    if (!next) move_features(st, call, image, out, 0);
+}
+
 int64_t lanes_bytes(const Net *net) {
     Arena arena;
     return (int64_t)lay_out(net, 0, &arena);
@@ -611,13 +668,14 @@ void lanes_forward(const Net *net, const Call *call) {
     lay_out(net, call->arena, &arena);
     take_images(&net->stage[0], &arena.stage[0], call);
     for (int s = 0; s < net->stages; s++) {
-        const Stage *st = &net->stage[s], *next = s + 1 < net->stages ? st + 1 : 0;
+        const Stage *st = &net->stage[s];
         const Buffers *b = &arena.stage[s];
         int h = st->hi + 2 * st->pad, w = st->wi + 2 * st->pad, words = WORDS(st->co);
-        int sums = st->norm && call->training;
+        int sums = st->norm && call->training; /* of all images, before any of them can be passed on */
         ptrdiff_t pixel = s ? WORDS(st->ci) * (ptrdiff_t)sizeof(vu) : st->ci * NUMBER;
         pack_weights(st, b, !s, call);
         take_masks(st, b, call, st->mask ? call->masks[s] : 0);
+        if (st->norm && !sums) finish_norm(st, b, call, s);
         memset(b->s1, 0, EVEN(st->co) * sizeof(vf));
         memset(b->s2, 0, EVEN(st->co) * sizeof(vf));
         for (int n = 0; n < call->count; n++) {
@@ -629,18 +687,10 @@ void lanes_forward(const Net *net, const Call *call) {
                 .mask = b->mask + (size_t)n * EVEN(st->co), .after = st->after, .slope = st->slope,
             };
             conv(&c, !s);
+            if (!sums) pass_on(net, &arena, call, s, n); /* while z is in the cache */
         }
-        if (st->norm) finish_norm(st, b, call, s);
-        for (int n = 0; n < call->count; n++) {
-            ptrdiff_t row = (ptrdiff_t)(next ? next->wi + 2 * next->pad : st->wq) * words;
-            vu *out = arena.gradient[0]; /* free until the backward pass */
-            if (next) {
-                size_t begin = (size_t)n * (next->hi + 2 * next->pad) + next->pad; /* of the rows of all images */
-                out = arena.stage[s + 1].x + begin * row + next->pad * words;
-            }
-            outcome(st, b, n, out, row);
-            if (!next) move_features(st, call, n, out, 0);
-        }
+        if (sums) finish_norm(st, b, call, s);
+        for (int n = 0; n < call->count && sums; n++) pass_on(net, &arena, call, s, n);
     }
 }
 
