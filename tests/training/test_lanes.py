@@ -151,6 +151,35 @@ def test_bf16_is_as_near_to_the_truth_as_pytorch_is(name: str, count: int) -> No
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_of_equals_the_first_of_a_window_has_the_gradient(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole numbers, of which many are equal and none is rounded: the same gradients as PyTorch's in float32."""
+
+    def gradients(dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        networks = [
+            row_of(
+                nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(),
+                nn.Conv2d(4, 6, 3), nn.MaxPool2d(2), nn.LeakyReLU(0.5), features=6 * 7 * 7,
+            )
+            for _ in range(8)
+        ]  # fmt: skip
+        for weights in [weights for network in networks for weights in network.parameters()]:
+            chosen = torch.randint(-3, 4, weights.shape, generator=generator)
+            weights.data = (chosen.sign() * (chosen.abs() == 3)).float()
+        masks = [Masks(0.0, torch.Generator()) for _ in networks]
+        network = Fused(networks, masks, dtype=dtype)
+        images = torch.randint(2, (4, 3, 32, 32), generator=generator).to(dtype)
+        network(images.contiguous(memory_format=torch.channels_last)).sum().backward()  # type: ignore[no-untyped-call]
+        network.gather_gradients()
+        assert (network._lanes is None) == (compiled.kernels(bf16=False) is None)
+        return network.gradients[:, : network.parts[-2].start]  # without the linear layer's
+
+    found = gradients(DTYPES[precision])
+    monkeypatch.setenv(compiled.KERNELS, "torch")
+    assert found.equal(gradients(torch.float32))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_dropout_of_whole_channels_is_that_of_pytorch(precision: str) -> None:
     for name in ("odd", "norm last"):
         network = fused(name, 8, precision=precision, rate=0.4)
