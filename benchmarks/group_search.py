@@ -34,11 +34,12 @@ from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.trial import FrozenTrial
 
 from cifar_sweep.config import TrialConfig, derive_seed
-from cifar_sweep.search import space, strategy
-from cifar_sweep.search.provenance import commit, versions
-from cifar_sweep.search.sweepfile import Sweep, parse
-from cifar_sweep.training import data as images
+from cifar_sweep.study.provenance import commit, versions
+from cifar_sweep.sweep import space, strategy
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import prepare_process
+from cifar_sweep.training.images import data as images
 from cifar_sweep.training.train import Run
 
 BATCH_SIZES = (16, 32, 64, 128, 256)

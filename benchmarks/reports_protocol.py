@@ -16,11 +16,12 @@ import torch
 
 from cifar_sweep.cli.options import settings_of
 from cifar_sweep.config import TrialConfig, derive_seed
-from cifar_sweep.search.provenance import commit, versions
-from cifar_sweep.search.sweepfile import find, load
-from cifar_sweep.training import batches, data
-from cifar_sweep.training.data import ImageData
+from cifar_sweep.study.provenance import commit, versions
+from cifar_sweep.sweep.file import find, load
+from cifar_sweep.training import batches
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.images import data
+from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
 
 

@@ -19,12 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifar_sweep.search import opening as studies
-from cifar_sweep.search.storage import open_existing, open_storage
-from cifar_sweep.search.sweepfile import Sweep, find, load, parse
-from cifar_sweep.service import Job, facts, work
-from cifar_sweep.training import data as images
+from cifar_sweep.study import opening as studies
+from cifar_sweep.study.storage import open_existing, open_storage
+from cifar_sweep.sweep.file import find, load
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import available_cores
+from cifar_sweep.training.images import data as images
+from cifar_sweep.work.submit import facts
+from cifar_sweep.work.worker import Job, work
 
 SHORTER = 10
 SEARCH = {

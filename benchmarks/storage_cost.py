@@ -19,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifar_sweep.search.opening import load, open_or_resume
-from cifar_sweep.search.storage import LEASE_SECONDS, Owner, open_existing, open_storage
-from cifar_sweep.search.study import SweepStudy, Worker
-from cifar_sweep.search.sweepfile import parse
+from cifar_sweep.study.claim import Worker
+from cifar_sweep.study.opening import load, open_or_resume
+from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.storage import LEASE_SECONDS, open_existing, open_storage
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.parsing import parse
 
 EPOCHS = 30
 TRIAL_SECONDS = 60.0

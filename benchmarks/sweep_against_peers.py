@@ -28,9 +28,9 @@ from typing import Any
 
 import optuna
 
-from cifar_sweep.search.provenance import commit, versions
-from cifar_sweep.training import data
+from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training.device import available_cores, device_name, resolve_device
+from cifar_sweep.training.images import data
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "benchmarks" / "peers"

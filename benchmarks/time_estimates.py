@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from cifar_sweep.errors import CifarSweepError
-from cifar_sweep.results.remaining import seconds_left
-from cifar_sweep.search.opening import load
-from cifar_sweep.search.provenance import commit, versions
-from cifar_sweep.search.storage import open_existing
-from cifar_sweep.search.sweepfile import find
+from cifar_sweep.forecast.remaining import seconds_left
+from cifar_sweep.study.opening import load
+from cifar_sweep.study.provenance import commit, versions
+from cifar_sweep.study.storage import open_existing
+from cifar_sweep.sweep.file import find
 
 SAMPLE_SECONDS = 2.0
 MOMENTS = (0.25, 0.5, 0.75)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cifar_sweep.api import Study, Trial, load_study, load_sweep, run_sweep
 
-__version__ = "0.1.0"
 __all__ = ["Study", "Trial", "load_study", "load_sweep", "run_sweep"]
 
 

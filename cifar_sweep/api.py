@@ -1,5 +1,6 @@
 """cifar-sweep from Python, in a notebook as in a script: load a sweep, run it, look at its trials, take the best away.
 
+from cifar_sweep.forecast.costs import note_costs
 from cifar_sweep import load_sweep, run_sweep
 
 study = run_sweep(load_sweep("lr_batch", settings={"trials": 12, "epochs": 5}))
@@ -24,22 +25,25 @@ from rich.console import Console
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
 from cifar_sweep.errors import StudyError, UsageError, nearest
-from cifar_sweep.launch.local import local_jobs, run_workers
-from cifar_sweep.launch.plan import choose
-from cifar_sweep.launch.signals import StopRequest, stop_on_signals
-from cifar_sweep.results import export
-from cifar_sweep.results.gallery import FIGURES
-from cifar_sweep.results.progress import shown
-from cifar_sweep.results.status import glance
-from cifar_sweep.results.trial_rows import rows_of
-from cifar_sweep.search import opening
-from cifar_sweep.search.costs import TRAIN_IMAGES
-from cifar_sweep.search.storage import open_existing, open_storage
-from cifar_sweep.search.study import SweepStudy, describe
-from cifar_sweep.search.sweepfile import Sweep, find, from_mapping, load
-from cifar_sweep.service import Job, submit
-from cifar_sweep.training import data as images
+from cifar_sweep.exports import trained
+from cifar_sweep.exports import write as export
+from cifar_sweep.figures.gallery import FIGURES
+from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+from cifar_sweep.machine.plan import choose
+from cifar_sweep.study import opening
+from cifar_sweep.study.record import describe, rows_of
+from cifar_sweep.study.storage import open_existing, open_storage
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.file import find, from_mapping, load
+from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.terminal.progress import shown
+from cifar_sweep.terminal.status import glance
 from cifar_sweep.training.device import prepare_process, resolve_device
+from cifar_sweep.training.images import data as images
+from cifar_sweep.work.local import local_jobs, run_workers
+from cifar_sweep.work.signals import StopRequest, stop_on_signals
+from cifar_sweep.work.submit import submit
+from cifar_sweep.work.worker import Job
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -116,7 +120,7 @@ def run_sweep(
         train_images=made.data.get("train_images", TRAIN_IMAGES),
     )  # fmt: skip
     if plan.costs:
-        made.note_costs(plan.costs)
+        note_costs(made, plan.costs)
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     job = Job(storage, (made.name,), data=source, device=device, deadline=deadline)
     with _stop_request() as stop, shown(made, console) if progress else nullcontext():
@@ -203,7 +207,7 @@ class Study:
 
     def trial(self, number: int | None) -> "Trial":
         """A complete trial by number. Raises StudyError where there is none."""
-        return Trial(self._study, self._artifacts, export.pick(self._study, number))
+        return Trial(self._study, self._artifacts, trained.pick(self._study, number))
 
     def figure(self, name: str) -> "go.Figure":
         """A plotly figure: one of `cifar_sweep.results.gallery.FIGURES`.
@@ -262,7 +266,7 @@ class Trial:
         from cifar_sweep.training.models import build
 
         network = build(self.config.shape, seed=0)
-        network.load_state_dict(export.stored_weights(self._study, self._trial, self._artifacts))
+        network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
         return network.eval()
 
     def export(self, folder: str | Path, *, data: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
@@ -273,11 +277,11 @@ class Trial:
         Raises:
             StudyError: the weights were not kept, or these are other images.
         """
-        trained = export.trained_trial(self._study, self._trial, self._artifacts)
+        network = trained.trained_trial(self._study, self._trial, self._artifacts)
         loaded = images.load(str(data or self._study.data["source"]))
         self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
         on = resolve_device(device)
-        prepare_process(on, threads=trained.provenance.threads)
-        metrics = export.write(Path(folder), trained, data=loaded, device=on)
+        prepare_process(on, threads=network.provenance.threads)
+        metrics = export.write(Path(folder), network, data=loaded, device=on)
         self._study.record_test([self.number], metrics["test_accuracy"])
         return metrics

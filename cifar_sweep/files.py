@@ -27,3 +27,11 @@ def replace_file(path: Path, content: bytes) -> None:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise DiskError(f"{path}: the file could not be written: {error.strerror or error}.") from error
+
+
+def default_cache() -> Path:
+    """The cache folder: CIFAR_SWEEP_CACHE, else ``cifar-sweep`` in XDG_CACHE_HOME, else in ``~/.cache``."""
+    own = os.environ.get("CIFAR_SWEEP_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar-sweep"

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from cifar_sweep.cli import main
-from cifar_sweep.results import testset
-from cifar_sweep.search.storage import Storage, open_storage
-from cifar_sweep.training import data
-from cifar_sweep.training.data import ImageData
+from cifar_sweep.exports import testset
+from cifar_sweep.study.storage import Storage, open_storage
+from cifar_sweep.training.images import data
+from cifar_sweep.training.images.data import ImageData
 from tests.bare import BarePython
 from tests.servers import PostgresServer
 

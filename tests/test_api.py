@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import cifar_sweep
-from cifar_sweep import Study, load_study, load_sweep, run_sweep
+from cifar_sweep.api import Study, load_study, load_sweep, run_sweep
 from cifar_sweep.errors import StudyError, UsageError
-from cifar_sweep.results.gallery import FIGURES
+from cifar_sweep.figures.gallery import FIGURES
 
 TINY: dict[str, Any] = {
     "name": "tiny",

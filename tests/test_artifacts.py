@@ -18,13 +18,7 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.artifacts import (
-    Artifacts,
-    DamagedArtifactError,
-    MissingArtifactError,
-    Stored,
-    open_artifacts,
-)
+from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, Stored, open_artifacts
 from cifar_sweep.errors import DiskError, UsageError
 
 # boto3 and moto announce, as they change, what they will no longer do.

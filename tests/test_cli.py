@@ -20,7 +20,7 @@ from PIL import Image
 
 from cifar_sweep.cli.options import settings_of
 from cifar_sweep.errors import UsageError
-from cifar_sweep.launch import plan
+from cifar_sweep.machine import timing
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 
@@ -294,7 +294,7 @@ def test_help_answers_at_once() -> None:
 
 def test_list_shows_every_sweep(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))  # what is measured here is no machine's speed
-    monkeypatch.setattr(plan._Timing, "_seconds", lambda timing, batch, size: 1e-4 * batch * size)
+    monkeypatch.setattr(timing._Timing, "_seconds", lambda _, batch, size: 1e-4 * batch * size)
     first, second = cli("list").out, cli("list").out
     for name in ("lr_batch", "schedule", "regularization", "optimizer", "vgg_depth", "full", "reports"):
         [line] = [line for line in first.splitlines() if line.split()[:1] == [name]]
@@ -344,7 +344,7 @@ def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(
     tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_sweep.write_text(tiny_sweep.read_text() + "\n[preview]\ntrials = 2\nepochs = 1\ntrain_images = 64\n")
-    from cifar_sweep.training import data
+    from cifar_sweep.training.images import data
 
     load = data.load
     monkeypatch.setattr(data, "load", lambda source, **rest: load(source.replace("synthetic", "synthetic:500"), **rest))

@@ -8,7 +8,8 @@ import pytest
 import typer
 
 from cifar_sweep.cli import app
-from cifar_sweep.search.sweepfile import Choices, Range, parse
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Choices, Range
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

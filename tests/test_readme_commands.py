@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cifar_sweep.launch import bench, plan, rehearsal
-from cifar_sweep.search.opening import load
-from cifar_sweep.search.storage import open_existing
+from cifar_sweep.machine import bench, plan, rehearsal
+from cifar_sweep.study.opening import load
+from cifar_sweep.study.storage import open_existing
 from tests.conftest import TINY_SWEEP
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ ELSEWHERE = {
         "tests/test_cli.py::test_preview_without_cifar10_runs_on_synthetic_images_and_says_so"
     ),
     "cifar-sweep run lr_batch --on ray --workers 16 --gpus-per-worker 0.5": (
-        "tests/launch/test_ray.py::test_a_node_is_lost_and_every_trial_finishes"
+        "tests/work/test_ray.py::test_a_node_is_lost_and_every_trial_finishes"
     ),
     "docker compose up": "tests/test_compose.py",
 }

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.launch.plain import PilImages, PlainTraining
-from cifar_sweep.training import data as images
+from cifar_sweep.machine.bench import PilImages, PlainTraining
 from cifar_sweep.training.device import available_cores
-from cifar_sweep.training.split import split
+from cifar_sweep.training.images import data as images
+from cifar_sweep.training.images.split import split
 
 AT_ONCE = 2
 # Two loader processes lose on 2 cores, where a second trial has the other core: images/s of each of two trials at once,

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from cifar_sweep.cli import networks, plan, report, service, studies, sweeps
+from cifar_sweep.cli import machine, networks, queue, run, studies
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -23,21 +23,21 @@ app = typer.Typer(
 )
 
 for command in (
-    plan.plan,
-    sweeps.run,
-    sweeps.submit,
-    service.worker,
+    machine.plan,
+    run.run,
+    run.submit,
+    run.worker,
     studies.status,
-    service.pause,
-    service.resume,
-    service.cancel,
-    service.delete,
-    service.copy,
-    sweeps.list_sweeps,
-    sweeps.bench,
+    queue.pause,
+    queue.resume,
+    queue.cancel,
+    queue.delete,
+    queue.copy,
+    machine.list_sweeps,
+    machine.bench,
     studies.compare,
     studies.plot,
-    report.report,
+    studies.report,
     networks.export,
     networks.ensemble,
     networks.evaluate,
@@ -45,9 +45,9 @@ for command in (
     networks.train,
     networks.model,
     studies.dashboard,
-    sweeps.doctor,
+    machine.doctor,
 ):
-    app.command(name="list" if command is sweeps.list_sweeps else None)(command)
+    app.command(name="list" if command is machine.list_sweeps else None)(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _storage_fault(error: Exception) -> CifarSweepError | None:
     """A database error in one sentence; the module that knows them is loaded wherever one can happen."""
-    if "cifar_sweep.search.storage" not in sys.modules:
+    if "cifar_sweep.study.storage" not in sys.modules:
         return None
-    from cifar_sweep.search.storage import explain
+    from cifar_sweep.study.outage import explain
 
     return explain(error)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cifar_sweep.cli.options import (
-    DEFAULT_STORAGE,
     Artifacts,
     Device,
     SameData,
@@ -21,12 +20,13 @@ from cifar_sweep.cli.options import (
     settings_of,
     terminal,
 )
+from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cifar_sweep.training.data import ImageData
+    from cifar_sweep.training.images.data import ImageData
 
 ExportFolder = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write; one named after what is in it if not given.")]
@@ -52,9 +52,10 @@ def export(
     artifacts: Artifacts = None,
 ) -> None:
     """Write a trial's config, weights, metrics, model card and predict.py, with its test accuracy, measured here."""
-    from cifar_sweep.results.export import pick, trained_trial, write
-    from cifar_sweep.search.opening import load
-    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.exports.trained import pick, trained_trial
+    from cifar_sweep.exports.write import write
+    from cifar_sweep.study.opening import load
+    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     _check_onnx(with_onnx)
@@ -92,13 +93,15 @@ def ensemble(
     artifacts: Artifacts = None,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.launch.signals import stop_on_signals
-    from cifar_sweep.results.ensemble import check_size, choose, joined, train_copies
-    from cifar_sweep.results.export import discard_unfinished, trained_trial, write_ensemble
-    from cifar_sweep.results.exported import is_export, read
-    from cifar_sweep.search.opening import load
-    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.exports.ensemble import check_size, choose, joined
+    from cifar_sweep.exports.exported import is_export, read
+    from cifar_sweep.exports.trained import trained_trial
+    from cifar_sweep.exports.write import write_ensemble
+    from cifar_sweep.study.opening import load
+    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
+    from cifar_sweep.work.retrain import discard_unfinished, train_copies
+    from cifar_sweep.work.signals import stop_on_signals
 
     _check_onnx(with_onnx)
     on = resolve_device(device)
@@ -163,8 +166,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure an export on the test set: accuracy, each class's, and the confusion matrix."""
-    from cifar_sweep.results.evaluation import evaluate_export, table
-    from cifar_sweep.results.exported import read
+    from cifar_sweep.exports.exported import evaluate_export, read, table
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     chosen = read(export)
@@ -193,8 +195,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what pictures show. Each is resized as a whole to 32x32."""
-    from cifar_sweep.results import pictures as looks
-    from cifar_sweep.results.exported import read
+    from cifar_sweep.exports import pictures as looks
+    from cifar_sweep.exports.exported import read
 
     console = terminal()
     exports = {str(path): read(path) for path in (export, against) if path is not None}
@@ -228,10 +230,11 @@ def train(
     data: SameData = None,
 ) -> None:
     """Train an exported config again, from its first epoch, and write it as an export of its own."""
-    from cifar_sweep.launch.signals import stop_on_signals
-    from cifar_sweep.results.export import discard_unfinished, train_again, write, write_ensemble
-    from cifar_sweep.results.exported import known_test_accuracy, read
+    from cifar_sweep.exports.exported import known_test_accuracy, read
+    from cifar_sweep.exports.write import write, write_ensemble
     from cifar_sweep.training.device import resolve_device
+    from cifar_sweep.work.retrain import discard_unfinished, train_again
+    from cifar_sweep.work.signals import stop_on_signals
 
     _check_onnx(with_onnx)
     export = read(config)
@@ -274,7 +277,7 @@ def model(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show a network's layers with their output shapes and parameter counts."""
-    from cifar_sweep.results import model as models
+    from cifar_sweep.terminal import model as models
 
     if name is None:
         if settings:
@@ -304,14 +307,14 @@ def _say_export(folder: Path, metrics: dict[str, Any], console: "Console") -> No
 def _check_onnx(wished: bool | None) -> None:
     """Refuse a wish for ONNX that cannot be met before anything is measured."""
     if wished:
-        from cifar_sweep.results.onnx import check_installed
+        from cifar_sweep.exports.onnx import check_installed
 
         check_installed()
 
 
 def _add_onnx(folder: Path, images: "ImageData", wished: bool | None, console: "Console") -> None:
     """Write an export's model.onnx, if that is wished for, or can be and nothing was said; say what came of it."""
-    from cifar_sweep.results import onnx
+    from cifar_sweep.exports import onnx
 
     if wished is False:
         return

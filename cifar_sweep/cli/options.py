@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_sweep.config import DEFAULT_STORAGE as DEFAULT_STORAGE
 from cifar_sweep.config import Value
 from cifar_sweep.errors import UsageError
 
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifar_sweep.artifacts import Artifacts as Store
-    from cifar_sweep.results.exported import Exported
-    from cifar_sweep.search.study import SweepStudy
-    from cifar_sweep.search.sweepfile import Sweep
-    from cifar_sweep.training.data import ImageData
+    from cifar_sweep.exports.exported import Exported
+    from cifar_sweep.study.study import SweepStudy
+    from cifar_sweep.sweep.sweep import Sweep
+    from cifar_sweep.training.images.data import ImageData
 
 Data = Annotated[
     str,
@@ -147,7 +146,7 @@ def load_sweep(
     preview: bool,
 ) -> "Sweep":
     """The sweep of this name or file, with what the options change."""
-    from cifar_sweep.search.sweepfile import find, load
+    from cifar_sweep.sweep.file import find, load
 
     options = {"trials": trials, "epochs": epochs, "train_images": train_images, "seed": seed}
     changes = settings_of(settings or []) | {key: value for key, value in options.items() if value is not None}
@@ -164,7 +163,7 @@ def artifacts_of(study: "SweepStudy", address: str | None) -> "Store":
 
 def load_data(source: str, console: "Console", *, download: bool, quiet: bool = False) -> "tuple[str, ImageData]":
     """The images, and the source that finds them again; the synthetic ones where nothing may be downloaded."""
-    from cifar_sweep.training import data
+    from cifar_sweep.training.images import data
 
     if source == "auto" and not download and data.find_on_disk() is None:
         source = "synthetic"

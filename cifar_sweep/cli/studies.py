@@ -1,13 +1,13 @@
-"""Looking at studies: `status`, `compare`, `plot`, `dashboard`."""
+"""Looking at studies: `status`, `report`, `compare`, `plot`, `dashboard`."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cifar_sweep.cli.options import (
-    DEFAULT_STORAGE,
     Artifacts,
     Device,
     SameData,
@@ -18,6 +18,13 @@ from cifar_sweep.cli.options import (
     printer,
     terminal,
 )
+from cifar_sweep.config import DEFAULT_STORAGE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cifar_sweep.report.facts import Closer
+    from cifar_sweep.study.study import SweepStudy
 
 
 def status(
@@ -26,9 +33,9 @@ def status(
     storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
     """Show how far each study is, its best accuracy, and how long it still takes."""
-    from cifar_sweep.results.status import glance, table
-    from cifar_sweep.search.opening import load, load_all
-    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.study.opening import load, load_all
+    from cifar_sweep.study.storage import open_existing
+    from cifar_sweep.terminal.status import glance, table
 
     opened = open_existing(storage)
     studies = load_all(opened) if study is None else [load(opened, study)]
@@ -52,11 +59,11 @@ def compare(
 
     The test set is read once for each complete hand run and for each sweep's best trial, and remembered in the study.
     """
-    from cifar_sweep.results.compare import as_json as plain
-    from cifar_sweep.results.compare import collect, tables
-    from cifar_sweep.results.figures import comparison_page
-    from cifar_sweep.search.opening import load_all
-    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.figures.figures import comparison_page
+    from cifar_sweep.hand.compare import as_json as plain
+    from cifar_sweep.hand.compare import collect, tables
+    from cifar_sweep.study.opening import load_all
+    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     on = resolve_device(device)
@@ -87,9 +94,9 @@ def plot(
     storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
     """Draw the best trials' loss and accuracy curves, and accuracy by learning rate, into a page that opens offline."""
-    from cifar_sweep.results.figures import study_page
-    from cifar_sweep.search.opening import load
-    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.figures.figures import study_page
+    from cifar_sweep.study.opening import load
+    from cifar_sweep.study.storage import open_existing
 
     the_study = load(open_existing(storage), study)
     path = out or Path(f"{the_study.name}.html")
@@ -109,9 +116,9 @@ def dashboard(
     storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
     """Serve optuna-dashboard until Ctrl-C, with notes, figures and files of each study. It is for reading only."""
-    from cifar_sweep.launch.signals import stop_on_signals
-    from cifar_sweep.results.dashboard import serve
-    from cifar_sweep.search.storage import open_existing
+    from cifar_sweep.dashboard.server import serve
+    from cifar_sweep.study.storage import open_existing
+    from cifar_sweep.work.signals import stop_on_signals
 
     opened = open_existing(storage)
     with stop_on_signals() as stop:
@@ -123,3 +130,84 @@ def dashboard(
             stop=stop,
             on_ready=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
         )
+
+
+def report(
+    study: StudyName = None,
+    form: Annotated[
+        Literal["html", "md", "csv"],
+        typer.Option("--format", help="html: a page that opens offline; md: in short; csv: a row for each trial."),
+    ] = "html",
+    out: Annotated[
+        str | None, typer.Option(help="File to write, - for standard output; STUDY-report.FORMAT if not given.")
+    ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Measure nothing, and show no images: the database is enough.")
+    ] = False,
+    device: Device = "auto",
+    data: SameData = None,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = None,
+) -> None:
+    """Write what a study came to: the best config beside the best by hand, the search, the mistakes, every trial.
+
+    The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
+    """
+    from cifar_sweep.report.facts import REPORTS, Closer, collect
+    from cifar_sweep.study.opening import load, load_all
+    from cifar_sweep.study.storage import open_existing
+
+    opened = open_existing(storage)
+    the_study = load(opened, study)
+    console = terminal()
+    closer = Closer()
+    if form != "csv" and not no_images:
+        closer = _look(the_study, console, device=device, data=data, artifacts=artifacts, pictures=form == "html")
+    reports = next((each for each in load_all(opened) if each.sweep.given and each.name == REPORTS), None)
+    facts = collect(the_study, closer=closer, reports=reports)
+    if form == "html":
+        from cifar_sweep.report.page import render
+
+        text = render(facts)
+    else:
+        from cifar_sweep.report.text import markdown, trials_csv
+
+        text = markdown(facts) if form == "md" else trials_csv(facts)
+    if out == "-":
+        sys.stdout.buffer.write(text.encode(errors="replace"))
+        sys.stdout.buffer.flush()
+        return
+    from cifar_sweep.report.words import write
+
+    path = Path(out) if out else Path(f"{the_study.name}-report.{form}")
+    write(path, text)
+    printer(console)(f"written: {path}")
+
+
+def _look(
+    study: "SweepStudy", console: "Console", *, device: str, data: str | None, artifacts: str | None, pictures: bool
+) -> "Closer":
+    """What the best trial's network makes of the images, where there is one and that is still to be found out."""
+    from cifar_sweep.errors import CifarSweepError
+    from cifar_sweep.report.facts import Closer
+
+    best = next(iter(study.ranked()), None)
+    if best is None or not (pictures or study.test_accuracy([best.number]) is None):
+        return Closer()
+    from cifar_sweep.report.mistakes import look_closer
+    from cifar_sweep.training.device import prepare_process, resolve_device
+
+    on = resolve_device(device)
+    prepare_process(on, threads=0)
+    try:
+        store = artifacts_of(study, artifacts)
+    except CifarSweepError as error:
+        return Closer(missing=str(error))
+    return look_closer(
+        study,
+        best,
+        lambda: data_of_study(study, data, console, quiet=True),
+        artifacts=store,
+        device=on,
+        pictures=pictures,
+    )

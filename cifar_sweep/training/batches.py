@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
-from cifar_sweep.training.data import ImageData
-from cifar_sweep.training.split import split
+from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.images.split import split
 
 _CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
 

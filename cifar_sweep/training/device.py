@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from cifar_sweep.errors import DeviceError, DiskError
-from cifar_sweep.files import replace_file
-from cifar_sweep.training.data import default_cache
+from cifar_sweep.files import default_cache, replace_file
 
 # bf16 must win by this much: below it, the wider mantissa of float32 is worth more than the time.
 WORTHWHILE_SPEEDUP = 1.15

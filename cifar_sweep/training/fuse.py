@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_sweep.training.lanes import EVALUATED, Lanes, fewest_members, stages_of
+from cifar_sweep.training.lanes.lanes import EVALUATED, Lanes, fewest_members, stages_of
 from cifar_sweep.training.rows import Masks, Part, Rows, masks_of, parts_of
 
 

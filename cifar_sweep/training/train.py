@@ -12,9 +12,9 @@ from torch import nn
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.training.batches import Batches
-from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.group import EpochResult, Group, Member
+from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import learning_rate_at
 

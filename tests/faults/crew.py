@@ -14,9 +14,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from cifar_sweep.service import Job, work
-from cifar_sweep.training.speed import Groups
+from cifar_sweep.machine.groups import Groups
 from cifar_sweep.training.train import Run
+from cifar_sweep.work.worker import Job, work
 
 
 def note(log: Path, *words: object) -> None:

@@ -27,14 +27,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.artifacts import Stored, open_artifacts
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.search.opening import load
-from cifar_sweep.search.storage import Storage, open_existing, open_storage
-from cifar_sweep.search.study import SweepStudy
-from cifar_sweep.search.sweepfile import parse
-from cifar_sweep.service import Job, submit, work
+from cifar_sweep.study.opening import load
+from cifar_sweep.study.storage import Storage, open_existing, open_storage
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.training import checkpoint
-from cifar_sweep.training.data import ImageData
+from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
+from cifar_sweep.work.submit import submit
+from cifar_sweep.work.worker import Job, work
 from tests.servers import PostgresServer
 
 REPEATS = int(os.environ.get("CIFAR_SWEEP_FAULT_REPEATS", "1"))
@@ -43,7 +44,7 @@ KILLS = 20 if WHOLE else 3
 GONE_SECONDS = 10 if WHOLE else 4
 LEASE_SECONDS = 3
 CREW = Path(__file__).with_name("crew.py")
-CLAIMING = Path(__file__).parent.parent / "search" / "claiming.py"
+CLAIMING = Path(__file__).parent.parent / "study" / "claiming.py"
 TRIALS = 8 if WHOLE else 4
 SWEEP = {
     "name": "s",

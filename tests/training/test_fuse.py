@@ -12,8 +12,8 @@ from torch import nn
 
 from cifar_sweep.config import MODEL_NAMES, TrialConfig
 from cifar_sweep.training.batches import Batches
-from cifar_sweep.training.data import ImageData
 from cifar_sweep.training.fuse import Fused
+from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks
 from cifar_sweep.training.train import Run

@@ -1,13 +1,20 @@
 """Networks of a user's own: `my_module:build`, a function from a `Shape` to any ``nn.Module``."""
 
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from cifar_sweep.config import Shape
-from cifar_sweep.errors import UsageError, one_line
-from cifar_sweep.own_model import current_folder_first, function_of
+from cifar_sweep.config import Shape, is_own
+from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
 
 
 def own(shape: Shape) -> nn.Module:
@@ -51,3 +58,81 @@ def check_outputs(shape: Shape) -> None:
         raise UsageError(
             f"model {shape.model!r}: for images [2, 3, 32, 32] it gives {found}; accepted: logits (2, {shape.classes})."
         )
+
+
+def source_of(model: str) -> Path:
+    """The file that holds the function `model`.
+
+    Raises:
+        UsageError: there is no such module, or it is not a Python file.
+    """
+    name, _, _ = model.partition(":")
+    with current_folder_first():
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # a package above it is missing, or is no package
+            found = None
+    if found is None or not found.origin or not found.origin.endswith(".py"):
+        raise UsageError(
+            f"model {model!r}: there is no module {name} in {Path.cwd()} or among the installed ones; accepted: a "
+            "Python file as my_module:build, which lies where the command is run."
+        )
+    return Path(found.origin)
+
+
+def fingerprint(model: str) -> str:
+    """A short hash of the file that holds `model`. What the file imports is not part of it.
+
+    Raises:
+        UsageError: there is no such module, or it cannot be read.
+    """
+    path = source_of(model)
+    try:
+        now = path.stat()
+        return _hash(path, now.st_mtime_ns, now.st_size)
+    except OSError as error:
+        raise UsageError(f"model {model!r}: {path} cannot be read: {error.strerror}.") from None
+
+
+@cache
+def _hash(path: Path, _modified: int, _size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def fingerprints(models: Iterable[str]) -> dict[str, str]:
+    """The fingerprints of those of `models` that are users' own. Raises UsageError as `fingerprint` does."""
+    return {model: fingerprint(model) for model in models if is_own(model)}
+
+
+def function_of(model: str) -> Callable[..., Any]:
+    """The function that `model` names, from its module as it was when this process loaded it.
+
+    Raises:
+        UsageError: there is no such module or function, or the module cannot be loaded.
+    """
+    path = source_of(model)
+    name, _, attribute = model.partition(":")
+    try:
+        with current_folder_first():
+            module = importlib.import_module(name)
+    except CifarSweepError:
+        raise
+    except Exception as error:
+        raise UsageError(f"model {model!r}: {path} cannot be loaded: {one_line(error)}.") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"model {model!r}: {path} has no function {attribute}; {nearest(attribute, known)}.")
+    return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def current_folder_first() -> Iterator[None]:
+    """Modules are found in the current folder first; a script's own folder is where Python looks otherwise."""
+    folder = str(Path.cwd())
+    importlib.invalidate_caches()  # a file may be younger than what was cached of its folder
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

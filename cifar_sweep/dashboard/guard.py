@@ -1,0 +1,207 @@
+"""A guard before the dashboard, which has no authentication itself: who reaches it could delete or invent trials.
+
+It lets through who is on this machine or has the token, reads alone unless writes are allowed, and of those only what
+a page of the dashboard itself sends. Every answer gets headers that keep browsers from running, framing or sharing it.
+"""
+
+import gzip
+import hmac
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from cifar_sweep.dashboard.notes import own_part
+from cifar_sweep.errors import one_line
+
+log = logging.getLogger(__name__)
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Headers = list[tuple[str, str]]
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
+COOKIE = "cifar_sweep_token"
+READS = ("GET", "HEAD")
+WRITES = ("POST", "PUT", "DELETE")
+# A page of the dashboard may run its own script alone, which draws one of its figures by code that it makes itself.
+_PAGE = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_ANYTHING_ELSE = "default-src 'none'; frame-ancestors 'none'; sandbox"
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # With none at all, a browser would not say where a write comes from.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Kept by the reader's own browser at most, and asked for again each time: an answer may need a token.
+    "Cache-Control": "private, no-cache",
+}
+# Ours, or not to be sent: optuna-dashboard lets every page on the web read a trial's files.
+_REPLACED = {*(name.lower() for name in _HEADERS), "content-security-policy", "access-control-allow-origin"}
+_WORTH_COMPRESSING = 1000  # bytes
+# What optuna-dashboard offers and would spoil a study of ours with, and what is said instead.
+_NEVER = (
+    (
+        r"/api/studies/\d+/rename",
+        "a renamed study would lose its curves, files and settings; run it under another name.",
+    ),
+    (r"/api/artifacts/.*", "the files of a trial are kept by its worker alone; they go when their study is deleted."),
+    (r"/incompatible-rdb-schema", "the database is brought up with `optuna storage upgrade`."),
+)
+_STUDY_PAGE = re.compile(r"/dashboard/studies/(\d+)")
+# What a study's page asks for when its script, of several megabytes, has been read: a browser may fetch it meanwhile.
+_AHEAD = "</static/bundle.js>; rel=preload; as=script, </api/studies/{}?after=0>; rel=preload; as=fetch; crossorigin"
+_NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
+
+
+def guarded(app: WsgiApp, *, token: str = "", allow_write: bool = False) -> WsgiApp:
+    """`app` for requests that name this machine (against DNS rebinding), reading only unless writes are allowed.
+
+    With a token, for those that have it instead: as ``?token=``, which is answered with a cookie, or as bearer.
+    """
+
+    def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if token and _equal(token, *parse_qs(environ.get("QUERY_STRING", "")).get("token", [])):
+            return _welcome(environ, start_response, token)
+        refusal = _refusal(environ, token=token, allow_write=allow_write)
+        if refusal:
+            return answer(_dressing(environ, start_response), "403 Forbidden", refusal, environ=environ)
+        if environ["REQUEST_METHOD"] == "PUT" and _NOTE.fullmatch(_path(environ)):
+            _keep_own_part(environ)
+        try:
+            return _dressed(app, environ, start_response)
+        except Exception as error:
+            log.warning("dashboard: %s", one_line(error))
+            words = "the dashboard could not answer; its own output says why"
+            return answer(_dressing(environ, start_response), "500 Internal Server Error", words, environ=environ)
+
+    return guard
+
+
+def _refusal(environ: dict[str, Any], *, token: str, allow_write: bool) -> str:
+    """Why a request is not let through; empty if it is."""
+    if token:
+        cookie = SimpleCookie(environ.get("HTTP_COOKIE", "")).get(COOKIE)
+        bearer = environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer ")
+        if not (_equal(token, bearer) or (cookie is not None and _equal(token, cookie.value))):
+            return "this dashboard needs its token, as in ?token=..."
+    elif _host(environ) not in LOCAL_NAMES:
+        return "this dashboard answers to 127.0.0.1 and localhost only"
+    method = environ["REQUEST_METHOD"]
+    if method in READS:
+        return ""
+    if method not in WRITES or not allow_write:
+        return "this dashboard is for reading only" + ("" if allow_write else "; --allow-write lets writes through")
+    if not _is_own_page(environ):
+        return "this write does not come from a page of this dashboard"
+    return next((words for path, words in _NEVER if re.fullmatch(path, _path(environ))), "")
+
+
+def _path(environ: dict[str, Any]) -> str:
+    """The path as optuna-dashboard takes it."""
+    return str(environ.get("PATH_INFO", "")).rstrip("/")
+
+
+def _host(environ: dict[str, Any]) -> str:
+    return re.sub(r":\d+$", "", environ.get("HTTP_HOST", ""))
+
+
+def _is_own_page(environ: dict[str, Any]) -> bool:
+    """Whether a write was sent by a page of the dashboard itself, or by a program that is no browser.
+
+    A browser says with each write where it comes from, and sends JSON to elsewhere only after it has asked, which is
+    refused.
+    """
+    if environ.get("HTTP_SEC_FETCH_SITE", "same-origin") != "same-origin":
+        return False
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and urlsplit(origin).netloc != environ.get("HTTP_HOST"):
+        return False
+    has_body = environ.get("CONTENT_LENGTH") not in (None, "", "0")
+    return not has_body or environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json"
+
+
+def _equal(token: str, *given: str) -> bool:
+    return any(hmac.compare_digest(token.encode(), each.encode(errors="replace")) for each in given)
+
+
+def _welcome(environ: dict[str, Any], start_response: Callable[..., Any], token: str) -> Iterable[bytes]:
+    """The same page without the token, which goes into a cookie: an address is copied, and kept in histories."""
+    cookie = SimpleCookie({COOKIE: token})
+    for name, value in {"httponly": "true", "samesite": "Strict", "path": "/"}.items():
+        cookie[COOKIE][name] = value
+    headers = [("Location", quote(environ.get("PATH_INFO") or "/")), ("Set-Cookie", cookie[COOKIE].OutputString())]
+    _dressing(environ, start_response)("303 See Other", headers)
+    return [b""]
+
+
+def answer(
+    start_response: Callable[..., Any], status: str, words: str, *, environ: dict[str, Any] | None = None
+) -> Iterable[bytes]:
+    """Answer with a sentence: plain text, or JSON as the dashboard's page expects it of its own requests."""
+    is_json = environ is not None and environ.get("PATH_INFO", "").startswith("/api/")
+    kind, content = ("application/json", json.dumps({"reason": words})) if is_json else ("text/plain", words)
+    start_response(status, [("Content-Type", f"{kind}; charset=utf-8")])
+    return [content.encode(errors="replace")]
+
+
+def _keep_own_part(environ: dict[str, Any]) -> None:
+    """Cut what we wrote ourselves off a note that is to be saved."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    content = environ["wsgi.input"].read(int(length)) if length.isdecimal() else b""
+    with suppress(ValueError, TypeError, AttributeError):  # not what the dashboard's page sends: not ours to mend
+        note = json.loads(content)
+        content = json.dumps(note | {"body": own_part(note["body"])}).encode()
+    environ |= {"wsgi.input": io.BytesIO(content), "CONTENT_LENGTH": str(len(content))}
+
+
+def _dressing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Callable[..., Any]:
+    """`start_response` with the headers that every answer has."""
+
+    def dress(status: str, headers: Headers, *more: Any) -> Any:
+        # By its place: an answer that it has not changed names no kind, but replaces the headers that a browser keeps.
+        is_page = _path(environ).startswith("/dashboard")
+        kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
+        kept += [*_HEADERS.items(), ("Content-Security-Policy", _PAGE if is_page else _ANYTHING_ELSE)]
+        if is_page and (study := _STUDY_PAGE.match(_path(environ))):
+            kept.append(("Link", _AHEAD.format(study[1])))
+        return start_response(status, kept, *more)
+
+    return dress
+
+
+def _dressed(app: WsgiApp, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The answer of `app` with our headers, in one piece: between two, a busy server lets others go first.
+
+    JSON is compressed where the browser takes it: it shrinks to a sixth.
+    """
+    started: list[tuple[str, Headers]] = []
+    body = app(environ, lambda status, headers, *_: started.append((status, headers)))
+    content = b"".join(body)
+    if hasattr(body, "close"):
+        body.close()
+    status, headers = started[-1]
+    kind = next((value for name, value in headers if name.lower() == "content-type"), "")
+    if kind.startswith("application/json") and environ["REQUEST_METHOD"] != "HEAD":
+        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        if len(content) >= _WORTH_COMPRESSING and "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+            content = gzip.compress(content, compresslevel=1)
+            headers.append(("Content-Encoding", "gzip"))
+        headers += [("Vary", "Accept-Encoding"), ("Content-Length", str(len(content)))]
+    _dressing(environ, start_response)(status, headers)
+    return [content]

@@ -1,0 +1,231 @@
+"""What the dashboard shows: the study database, with notes, figures, files and short facts laid over our own studies.
+
+Nothing of this is in the database. Reads are answered as Optuna's storage would, and what is laid over is made for the
+moment; writes, where the dashboard lets any through, go to the database itself. Others' studies are shown as they are.
+"""
+
+import copy
+import logging
+import re
+from collections.abc import Container, ItemsView, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import optuna
+from bottle import HTTPError  # type: ignore[import-untyped]
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep.dashboard.notes import with_own
+from cifar_sweep.dashboard.shown import PLOT, ShownStudy
+from cifar_sweep.errors import CifarSweepError
+from cifar_sweep.study.opening import delete
+from cifar_sweep.study.outage import explain
+from cifar_sweep.study.reading import PassedOn, ReadingStorage
+from cifar_sweep.study.storage import Storage
+from cifar_sweep.study.study import SweepStudy
+
+log = logging.getLogger(__name__)
+# What our own programs read of a trial. The dashboard changes none of it.
+RESERVED = frozenset(
+    (
+        "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
+        "traceback", "label", "given", "shortened", "deaths", "died_after",
+    )
+)  # fmt: skip
+_NOTE = re.compile(r"dashboard:(?:(\d+):)?note_(?:ver|str:(\d+))")
+
+
+class Overlay(PassedOn):
+    """The storage that the dashboard is given, and its store of artifacts.
+
+    Where it is `writable`, each note has a place for the reader's own.
+    """
+
+    def __init__(self, storage: Storage, *, writable: bool) -> None:
+        self._storage = storage
+        self._writable = writable
+        self._reading = ReadingStorage(storage)
+        self._shown: dict[int, ShownStudy] = {}
+        self._files_go: set[int] = set()
+        super().__init__(self._reading)
+
+    def ours(self, study_id: int) -> ShownStudy | None:
+        """A study of ours; None where it is another's, or gone."""
+        try:
+            return self._ours(study_id, self._behind.get_study_user_attrs(study_id))
+        except KeyError:
+            return None
+
+    def _ours(self, study_id: int, attributes: Mapping[str, Any]) -> ShownStudy | None:
+        if not {"sweep", "data", "uid"} <= attributes.keys():
+            return None
+        shown = self._shown.get(study_id)
+        if shown is not None and shown.attributes == attributes:
+            return shown
+        try:
+            name = self._behind.get_study_name_from_id(study_id)
+            study = SweepStudy(self._storage, optuna.load_study(storage=self._behind, study_name=name))
+        except (KeyError, CifarSweepError) as error:  # deleted just now, or made by a newer version
+            log.debug("study %d is shown as it is stored: %s", study_id, error)
+            return None
+        if shown is None or shown.study.uid != study.uid:  # the keys of deleted studies are used again
+            shown = self._shown[study_id] = ShownStudy(study, self._reading, study_id, attributes=attributes)
+        shown.take(study, attributes)
+        return shown
+
+    def warm(self) -> None:
+        """Make all that is shown, so that who asks first need not wait for it."""
+        try:
+            for study in self.get_all_studies():
+                dict(study.system_attrs)
+                self.get_all_trials(study._study_id, deepcopy=False)
+        except Exception as error:  # who asks will be told
+            log.debug("not read before somebody asks: %s", error)
+
+    # What is shown
+
+    def get_all_studies(self) -> list[Any]:
+        try:
+            studies = sorted(self._behind.get_all_studies())
+        except Exception as error:  # asked first for each page: here the database's own word is told
+            raise explain(error) or error from None
+        return [self._laid_over(study) for study in studies]
+
+    def _laid_over(self, study: Any) -> Any:
+        ours = self._ours(study._study_id, study.user_attrs)
+        if ours is None:
+            return study
+        shown = copy.copy(study)
+        shown.user_attrs = ours.facts()
+        shown.system_attrs = SystemAttributes(study.system_attrs, ours, writable=self._writable)
+        return shown
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        ours = self.ours(study_id)
+        return self._behind.get_study_user_attrs(study_id) if ours is None else ours.facts()
+
+    def get_study_system_attrs(self, study_id: int) -> Any:
+        attributes, ours = self._behind.get_study_system_attrs(study_id), self.ours(study_id)
+        return attributes if ours is None else SystemAttributes(attributes, ours, writable=self._writable)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        ours = self.ours(study_id)
+        if ours is None:
+            return self._behind.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        trials = [trial for trial in ours.trials() if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    # What is written
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if key in RESERVED:
+            raise HTTPError(409, f"{key} is cifar-sweep's own; the dashboard does not change it.")
+        super().set_trial_user_attr(trial_id, key, value)
+
+    def delete_study(self, study_id: int) -> None:
+        ours = self.ours(study_id)
+        if ours is None:
+            super().delete_study(study_id)
+            return
+        remove = _remove_files if study_id in self._files_go else lambda _: None
+        self._files_go.discard(study_id)
+        try:
+            delete(self._storage, ours.study.name, remove_files=remove)
+        except CifarSweepError as error:
+            raise HTTPError(409, str(error)) from None
+
+    # What optuna-dashboard asks of a store of artifacts; it is read in `downloads`.
+
+    def remove(self, artifact_id: str) -> None:
+        """Before a study is deleted with its files, this is asked for each of them: note it, `delete_study` does it."""
+        self._files_go |= {key for key, shown in self._shown.items() if shown.has(artifact_id)}
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        raise HTTPError(404, f"{artifact_id}: files are read from their trial's page.")
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:  # noqa: ARG002 - Optuna's protocol
+        raise HTTPError(403, f"{artifact_id}: a trial's files are kept by its worker alone.")
+
+
+def _remove_files(study: SweepStudy) -> None:
+    from cifar_sweep.artifacts import open_artifacts
+    from cifar_sweep.study.files import remove_files  # loads torch
+
+    remove_files(study, open_artifacts(study.artifacts))
+
+
+@dataclass
+class _OwnNote:
+    """A user's own note as it is in the database: its version and its parts, by their places."""
+
+    version: int = 0
+    parts: dict[int, str] = field(default_factory=dict)
+
+
+class SystemAttributes(Mapping[str, Any]):
+    """A study's system attributes, with notes and figures.
+
+    optuna-dashboard looks through all of them for each trial, and more than once: with a note for each trial among
+    them, that would be quadratic. So a trial's note is here from the moment that somebody asks whether there is one,
+    which optuna-dashboard does before it looks, until the next trial's is asked for. Each request has its own.
+    """
+
+    def __init__(self, stored: Mapping[str, Any], study: ShownStudy, *, writable: bool) -> None:
+        self._study = study
+        self._writable = writable
+        self._plain: dict[str, Any] = {}
+        self._own: dict[int | None, _OwnNote] = {}
+        self._asked: dict[str, Any] = {}
+        self._made = False
+        for key, value in stored.items():
+            found = _NOTE.fullmatch(key)
+            if found is None:
+                self._plain[key] = value
+                continue
+            if found[1] is not None:
+                self._plain[key] = value  # who saves a note looks for its parts without asking for it
+            own = self._own.setdefault(int(found[1]) if found[1] else None, _OwnNote())
+            if found[2] is None:
+                own.version = int(value)
+            else:
+                own.parts[int(found[2])] = value
+
+    def _all(self) -> dict[str, Any]:
+        """All that is here now, but for the note that was asked for."""
+        if not self._made:  # only now: a list of studies has no use for it
+            note, figures = self._study.note_and_figures()
+            self._plain |= {f"{PLOT}{name}:0": figure for name, figure in figures.items()} | self._note(None, note)
+            self._made = True
+        return self._plain
+
+    def _note(self, trial_id: int | None, text: str) -> dict[str, Any]:
+        """The attributes of a note: ours, and below it the user's own."""
+        own = self._own.get(trial_id, _OwnNote())
+        theirs = "".join(own.parts[place] for place in sorted(own.parts))
+        shown = with_own(text, theirs, invite=self._writable)
+        which = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
+        # As many parts as there are: who saves a shorter one blanks the rest.
+        parts = {f"{which}note_str:{place}": "" for place in own.parts} | {f"{which}note_str:0": shown}
+        return {f"{which}note_ver": own.version, **parts}
+
+    def __getitem__(self, key: str) -> Any:
+        found = _NOTE.fullmatch(key)
+        if found is not None and found[1] is not None:
+            trial_id = int(found[1])
+            self._all()  # looks at the trials as they are now
+            self._asked = self._note(trial_id, self._study.trial_note(trial_id))
+            return self._asked[key]
+        if found is None and not key.startswith(PLOT):
+            return self._plain[key]
+        return self._all()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all() | self._asked)
+
+    def __len__(self) -> int:
+        return len(self._all() | self._asked)
+
+    def items(self) -> ItemsView[str, Any]:
+        return (self._all() | self._asked).items()

@@ -1,0 +1,157 @@
+"""The dashboard: optuna-dashboard, shown our overlay of the database, behind our guard."""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from optuna_dashboard import wsgi  # type: ignore[import-untyped]
+
+from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, open_artifacts
+from cifar_sweep.dashboard.guard import WsgiApp, answer, guarded
+from cifar_sweep.dashboard.overlay import Overlay
+from cifar_sweep.errors import CifarSweepError, UsageError
+from cifar_sweep.study.storage import Storage
+
+log = logging.getLogger(__name__)
+TOKEN_VARIABLE = "CIFAR_SWEEP_TOKEN"  # noqa: S105 - a name, no token
+_PATH = re.compile(r"/artifacts/(\d{1,18})/(\d{1,18})/([0-9a-f]{32})")
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+    def get_stderr(self) -> Any:
+        return _OneLine()
+
+
+class _OneLine(logging.Handler):
+    """What optuna-dashboard says of an error in many lines, in one: a log handler, and a server's error stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.warning("dashboard: %s", record.getMessage().splitlines()[0])
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.warning("dashboard: %s", text.strip().splitlines()[-1])
+        return len(text)
+
+
+def token_for(host: str) -> str:
+    """The token that a dashboard on this address asks for; none on this machine's own.
+
+    Raises:
+        UsageError: others can reach the address, and no token is set.
+    """
+    if host == "localhost" or (_is_address(host) and ip_address(host).is_loopback):
+        return ""
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if len(token) < 8 or not token.isascii():
+        raise UsageError(
+            f"--host {host}: others can reach it there, and it has no password; accepted: 127.0.0.1, or a token of 8 "
+            f"characters or more in {TOKEN_VARIABLE}."
+        )
+    return token
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def application(storage: Storage, *, token: str = "", allow_write: bool = False) -> WsgiApp:
+    """The whole dashboard as a WSGI application. It begins to read the studies at once, in the background.
+
+    Args:
+        storage: the studies.
+        token: what it asks for; empty where it answers to this machine's own names alone.
+        allow_write: whether it lets through what changes studies; else it is for reading only.
+    """
+    overlay = Overlay(storage, writable=allow_write)
+    theirs = logging.getLogger("optuna_dashboard")
+    theirs.handlers, theirs.propagate = [_OneLine()], False
+    app = with_downloads(wsgi(overlay, artifact_store=overlay), overlay)
+    threading.Thread(target=overlay.warm, name="dashboard", daemon=True).start()
+    return guarded(app, token=token, allow_write=allow_write)
+
+
+def serve(
+    storage: Storage,
+    *,
+    host: str,
+    port: int,
+    allow_write: bool = False,
+    stop: Callable[[], bool],
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve the dashboard until `stop` says yes. `on_ready` is given the address.
+
+    Raises:
+        UsageError: others can reach it, and there is no token.
+        CifarSweepError: the address cannot be used.
+    """
+    app = application(storage, token=token_for(host), allow_write=allow_write)
+    try:
+        server = make_server(host, port, app, server_class=_ThreadingServer, handler_class=_QuietHandler)
+    except OSError as error:
+        raise CifarSweepError(
+            f"port {port} on {host} cannot be used: {error.strerror}; choose one with --port."
+        ) from None
+    server.timeout = 0.5  # seconds between two looks at `stop`
+    with server:
+        on_ready(f"http://{host}:{server.server_port}/dashboard/")
+        while not stop():
+            server.handle_request()
+
+
+def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
+    """`app`, whose answers below /artifacts/ are ours: optuna-dashboard would let any page read them, as any kind."""
+    opened: dict[str, Artifacts] = {}
+    lock = threading.Lock()
+
+    def files_at(address: str) -> Artifacts:
+        with lock:  # boto3 may not be asked for two clients at once
+            if address not in opened:
+                opened[address] = open_artifacts(address)
+            return opened[address]
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if not path.startswith("/artifacts/"):
+            return app(environ, start_response)
+        found = _PATH.fullmatch(path)
+        study = overlay.ours(int(found[1])) if found else None
+        file = study.file(int(found[2]), found[3]) if found and study else None
+        if study is None or file is None:
+            return answer(start_response, "404 Not Found", "this file is not kept, or not any more.")
+        etag = f'"{file.stored.sha256}"'
+        headers = [("ETag", etag), ("Content-Disposition", f'attachment; filename="{file.name}"')]
+        if environ.get("HTTP_IF_NONE_MATCH") == etag:
+            start_response("304 Not Modified", headers)
+            return [b""]
+        try:
+            content = files_at(study.study.artifacts).get(file.stored)
+        except MissingArtifactError as error:
+            return answer(start_response, "404 Not Found", str(error))
+        except (DamagedArtifactError, CifarSweepError) as error:
+            log.warning("%s", error)
+            return answer(start_response, "500 Internal Server Error", str(error))
+        length = ("Content-Length", str(len(content)))
+        start_response("200 OK", [("Content-Type", "application/octet-stream"), length, *headers])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+
+    return serve

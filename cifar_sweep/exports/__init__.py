@@ -1,0 +1,1 @@
+"""What is taken away: networks as files that stand by themselves."""

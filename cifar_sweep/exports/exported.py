@@ -1,0 +1,241 @@
+"""Reading an export folder: its config, what it comes from, and the classifier that it is."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.errors import StudyError, UsageError
+from cifar_sweep.exports.classifier import Classifier, accuracy, confusion, loss, predict, resident
+from cifar_sweep.exports.trained import Provenance, Trained
+from cifar_sweep.training import checkpoint
+from cifar_sweep.training.images.data import ImageData
+
+
+class Origin(BaseModel):
+    """The [origin] of an exported network: where it comes from, and what images it takes. See `Provenance`."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    study: str
+    trial: int
+    label: str
+    shortened: str
+    best_epoch: int
+    validation_accuracy: float
+    data: str
+    data_source: str
+    data_fingerprint: str
+    classes: list[str] = Field(min_length=2)
+    channel_mean: list[float] = Field(min_length=3, max_length=3)
+    channel_std: list[float] = Field(min_length=3, max_length=3)
+    device: str = Field(min_length=1)
+    threads: int = Field(ge=1)
+    group_sizes: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    group_places: list[Annotated[int, Field(ge=0)]] = Field(default=[], validate_default=True)
+    commit: str
+    versions: dict[str, str]
+    params: dict[str, bool | int | float | str]
+
+    @field_validator("group_places")
+    @classmethod
+    def _are_in_the_groups(cls, places: list[int], origin: ValidationInfo) -> list[int]:
+        sizes = origin.data.get("group_sizes", places)
+        if len(places) != len(sizes) or any(place >= size for place, size in zip(places, sizes, strict=True)):
+            raise ValueError("a place below its size is needed for each of group_sizes")
+        return places
+
+    def provenance(self) -> Provenance:
+        """As the export was written with."""
+        return Provenance(
+            study=self.study,
+            trial=self.trial,
+            params=self.params,
+            source=self.data_source,
+            device=self.device,
+            threads=self.threads,
+            versions=self.versions,
+            commit=self.commit or None,
+            label=self.label,
+            shortened=self.shortened,
+            group_sizes=tuple(self.group_sizes),
+            group_places=tuple(self.group_places),
+        )
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of an export: what was trained, and where it comes from."""
+
+    config: TrialConfig
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export folder, read. An ensemble has several members, all on the same data; any other export has one."""
+
+    folder: Path
+    members: tuple[Member, ...]
+    sha256: str | None
+
+    @property
+    def origin(self) -> Origin:
+        """The first member's; what it says of the data holds for all."""
+        return self.members[0].origin
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, by label."""
+        return self.origin.classes
+
+    @property
+    def shortened(self) -> str:
+        """In what its members' trainings were cut short, as in "3 of 30 epochs"; empty where none was."""
+        return "; ".join(sorted({member.origin.shortened for member in self.members} - {""}))
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """The members' state dicts, in order.
+
+        Raises:
+            StudyError: the file is missing, damaged, or another export's.
+        """
+        path = self.folder / "weights.safetensors"
+        try:
+            tensors = checkpoint.load(path, sha256=self.sha256)
+        except OSError as error:
+            raise StudyError(f"{path}: the weights cannot be read: {error.strerror}.") from None
+        except checkpoint.DamagedFileError as error:
+            raise StudyError(f"{error}; write the export again.") from None
+        if len(self.members) == 1:
+            return [tensors]
+        return [
+            {name.removeprefix(f"{k}."): value for name, value in tensors.items() if name.startswith(f"{k}.")}
+            for k in range(len(self.members))
+        ]
+
+    def classifier(self) -> Classifier:
+        """The trained networks.
+
+        Raises:
+            StudyError: the weights are missing, damaged, or do not fit the config.
+        """
+        weights = self.weights()
+        try:
+            return Classifier(
+                [member.config for member in self.members],
+                weights,
+                mean=self.origin.channel_mean,
+                std=self.origin.channel_std,
+            )
+        except RuntimeError:
+            raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
+
+    def trained(self) -> list[Trained]:
+        """The members as trainings, to make another ensemble of.
+
+        Raises:
+            StudyError: the weights are missing or damaged.
+        """
+        return [
+            Trained(
+                member.config,
+                weights,
+                [{"epoch": member.origin.best_epoch, "validation_accuracy": member.origin.validation_accuracy}],
+                member.origin.provenance(),
+            )
+            for member, weights in zip(self.members, self.weights(), strict=True)
+        ]
+
+
+def is_export(path: Path) -> bool:
+    """Whether this is an export's folder, or its ``config.toml``."""
+    return (path / "config.toml").is_file() or (path.name == "config.toml" and path.is_file())
+
+
+def read(path: Path) -> Exported:
+    """An export by its folder, or by its ``config.toml``.
+
+    Raises:
+        UsageError: there is no such file, or it is not one of ours.
+    """
+    file = path / "config.toml" if path.is_dir() else path
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{file}: there is no such file; give the config.toml of an export, or its folder.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{file}: not a readable TOML file: {error}.") from None
+    tables = raw.get("member", [raw])
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{file}: not an exported config: [[member]] is a list of tables, one for each network.")
+    members = tuple(_member(table, file=file) for table in tables)
+    if len({member.origin.data_fingerprint for member in members}) > 1:
+        raise UsageError(f"{file}: its members were trained on different data; an ensemble's are trained on the same.")
+    weights = raw.get("weights", {})
+    return Exported(file.parent, members, weights.get("sha256") if isinstance(weights, dict) else None)
+
+
+def _member(table: Mapping[str, Any], *, file: Path) -> Member:
+    if not isinstance(table.get("config"), dict) or not isinstance(table.get("origin"), dict):
+        raise UsageError(f"{file}: not an exported config: it needs the tables [config] and [origin].")
+    try:
+        return Member(TrialConfig.from_dict(table["config"]), Origin.model_validate(table["origin"]))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{file}: [origin]: {key}: {first['msg'].lower()}; export the trial again.") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def known_test_accuracy(folder: Path) -> float | None:
+    """What an export's metrics.json says, if it says so."""
+    try:
+        return float(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test_accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def evaluate_export(export: Exported, data: ImageData, *, device: torch.device) -> dict[str, Any]:
+    """Read the test set, in float32. Accuracies are fractions; `confusion` counts images, a row per right class."""
+    test = predict(export.classifier(), resident(data, device=device).test(), device=device)
+    counts = confusion(test.mean, test.labels)
+    return {
+        "export": str(export.folder),
+        "shortened": export.shortened,
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "test_accuracy": accuracy(test.mean, test.labels),
+        "test_loss": loss(test.mean, test.labels),
+        "test_images": len(test.labels),
+        "members": [accuracy(test.member(k), test.labels) for k in range(len(test.probabilities))],
+        "classes": [
+            {"class": name, "images": sum(row), "accuracy": row[label] / sum(row) if sum(row) else None}
+            for label, (name, row) in enumerate(zip(data.classes, counts, strict=True))
+        ],
+        "confusion": counts,
+    }
+
+
+def table(evaluation: Mapping[str, Any]) -> Table:
+    """The confusion matrix with each class's accuracy, for a terminal."""
+    classes = evaluation["classes"]
+    view = Table(box=None, caption="a row is what the images show, a column what they were taken for")
+    view.add_column("")
+    for entry in classes:
+        view.add_column(escape(entry["class"]), justify="right")
+    view.add_column("accuracy", justify="right")
+    for label, (entry, row) in enumerate(zip(classes, evaluation["confusion"], strict=True)):
+        cells = [f"[bold]{count}[/]" if place == label else str(count) for place, count in enumerate(row)]
+        share = "-" if entry["accuracy"] is None else f"{entry['accuracy']:.1%}"
+        view.add_row(escape(entry["class"]), *cells, share)
+    return view

@@ -1,0 +1,88 @@
+"""Reading the test set, once per network: what is measured is remembered in the study."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep.artifacts import Artifacts
+from cifar_sweep.errors import StudyError
+from cifar_sweep.exports.classifier import accuracy, predict, resident
+from cifar_sweep.exports.trained import Trained, WeightsNotKeptError, classifier_of, trained_trial
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.training.images.data import ImageData
+
+log = logging.getLogger(__name__)
+
+
+class TestSet:
+    """Measures a study's networks on its test set, which is loaded when the first of them is measured.
+
+    Args:
+        study: whose trials are measured.
+        load: gives the study's images.
+        artifacts: where its kept weights are.
+        device: where to measure.
+    """
+
+    __test__ = False  # not one of pytest's
+
+    def __init__(
+        self, study: SweepStudy, load: Callable[[], ImageData], *, artifacts: Artifacts, device: torch.device
+    ) -> None:
+        self._study = study
+        self._load = load
+        self._artifacts = artifacts
+        self._device = device
+        self._data: ImageData | None = None
+
+    def remembered(self, trials: Sequence[FrozenTrial]) -> dict[int, float]:
+        """As `accuracies`, of those that were measured before."""
+        found = {trial.number: self._study.test_accuracy([trial.number]) for trial in trials}
+        return {number: measured for number, measured in found.items() if measured is not None}
+
+    def accuracies(self, trials: Sequence[FrozenTrial]) -> dict[int, float]:
+        """Test accuracies (fractions) of the complete ones of `trials`, by number, each measured once and remembered.
+
+        A trial whose weights were not kept is left out; one whose file is damaged, too, with a warning.
+
+        Raises:
+            StudyError: the data is not the study's.
+        """
+        found = {trial.number: self.accuracy([trial]) for trial in trials}
+        return {number: measured for number, measured in found.items() if measured is not None}
+
+    def accuracy(self, trials: Sequence[FrozenTrial]) -> float | None:
+        """Test accuracy (a fraction) of the trials' mean probabilities, as `accuracies` of one."""
+        numbers = [trial.number for trial in trials]
+        known = self._study.test_accuracy(numbers)
+        if known is not None:
+            return known
+        members = [self._trained(trial) for trial in trials]
+        kept = [member for member in members if member is not None]
+        if len(kept) < len(trials):
+            return None
+        measured = self._measure(kept)
+        self._study.record_test(numbers, measured)
+        return measured
+
+    def _trained(self, trial: FrozenTrial) -> Trained | None:
+        if trial.state is not TrialState.COMPLETE:
+            return None
+        try:
+            return trained_trial(self._study, trial, self._artifacts)
+        except WeightsNotKeptError:
+            return None
+        except StudyError as error:
+            log.warning("trial %d of study %s has no test accuracy: %s", trial.number, self._study.name, error)
+            return None
+
+    def _measure(self, members: Sequence[Trained]) -> float:
+        """The members' test accuracy (a fraction), in float32, as an export measures it."""
+        if self._data is None:
+            self._data = self._load()
+        data = self._data
+        self._study.check_data(name=data.name, fingerprint=data.fingerprint)
+        test = predict(classifier_of(members, data), resident(data, device=self._device).test(), device=self._device)
+        return accuracy(test.mean, test.labels)

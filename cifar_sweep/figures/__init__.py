@@ -1,0 +1,1 @@
+"""Figures: plotly, by name, and pages of them."""

@@ -1,0 +1,1 @@
+"""How long a sweep takes, and how long it still takes."""

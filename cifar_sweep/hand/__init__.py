@@ -1,0 +1,1 @@
+"""The runs of the reports: claimed beside measured."""

@@ -1,1 +1,0 @@
-"""Where workers are started. Each way only starts `runner.work` somewhere."""

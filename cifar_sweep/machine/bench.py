@@ -1,0 +1,233 @@
+"""How fast this machine trains, against the loop that the reports wrote: whole machine against whole machine.
+
+All sides take turns in one run. Ours is what a sweep does: workers that each train a group. Plain is a DataLoader over
+PIL images, ToTensor, float32, ``.item()`` in each step: one trial at a time on all cores, and in two processes that
+share them. Validation is in none of them.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms  # type: ignore[import-untyped]
+
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.machine.plan import Plan, best_plans
+from cifar_sweep.machine.processes import Crew, crew
+from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.images import data
+from cifar_sweep.training.models import build
+from cifar_sweep.training.models.summary import macs
+from cifar_sweep.training.train import Run
+
+CASES = (("convnet", 16), ("convnet", 128), ("cnn3", 16), ("vgg11", 64))
+SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network at one batch size; rates in training images per second, medians over the turns.
+
+    `ratio` is ours over plain, `ratio_to_two` over plain in two processes, each the median of the turns' ratios, with
+    the lowest and highest in `spread` and `spread_to_two`. `share_of_peak` is ours in multiply-accumulates over what
+    the machine does in matrix products of the same precision.
+    """
+
+    model: str
+    batch_size: int
+    images_per_second: float
+    plain_images_per_second: float
+    two_plain_images_per_second: float
+    ratio: float
+    ratio_to_two: float
+    spread: tuple[float, float]
+    spread_to_two: tuple[float, float]
+    share_of_peak: float
+    precision: str
+    plan: str
+    turns: int
+
+
+def plain_rate(*, config: TrialConfig, source: str, device: torch.device, threads: int, seconds: float) -> float:
+    """Images per second of the plain loop. Sets the threads and nothing else, as a plain script would."""
+    torch.set_num_threads(threads)
+    images = data.load(source)
+    pictures = PilImages(images.train_images, images.train_labels)
+    loader = DataLoader(pictures, batch_size=config.shape.batch_size, shuffle=True)
+    training = PlainTraining(config, device=device)
+    return _rate(training.step, itertools.chain.from_iterable(itertools.repeat(loader)), seconds=seconds)
+
+
+def our_rate(
+    *, config: TrialConfig, members: int, source: str, device: torch.device, threads: int, seconds: float
+) -> float:
+    """Images per second of the project's loop, summed over the members of a group."""
+    prepare_process(device, threads=threads)
+    run = Run([config] * members, data.load(source), device=device)
+    run.group.start_epoch(1)
+    epochs = (run.batches.train(config.shape.batch_size, seed=0, epoch=epoch) for epoch in itertools.count(1))
+
+    def wait() -> None:
+        run.group.train_figures(1)  # reads from the device
+
+    return members * _rate(run.group.step, itertools.chain.from_iterable(epochs), seconds=seconds, wait=wait)
+
+
+def _rate(
+    step: Callable[[torch.Tensor, torch.Tensor], None],
+    batches: Iterator[Sequence[torch.Tensor]],
+    *,
+    seconds: float,
+    wait: Callable[[], None] = lambda: None,
+) -> float:
+    """Images per second, after two steps to warm up."""
+    for images, labels in itertools.islice(batches, 2):
+        step(images, labels)
+    wait()
+    started = time.perf_counter()
+    seen = 0
+    for images, labels in batches:
+        step(images, labels)
+        seen += len(labels)
+        if time.perf_counter() - started > seconds:
+            break
+    wait()
+    return seen / (time.perf_counter() - started)
+
+
+def product_rate(*, precision: str, device: torch.device, threads: int) -> float:
+    """Multiply-accumulates per second in products of matrices of 1024 x 1024: the best of several."""
+    prepare_process(device, threads=threads)
+    side = 1024 if device.type == "cpu" else 8192
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        (one @ other)[0, 0].item()
+        return time.perf_counter() - start
+
+    return side**3 / min(seconds() for _ in range(12))
+
+
+def measure(
+    cases: Sequence[tuple[str, int]], *, device: str, source: str, turns: int, say: Callable[[str], None]
+) -> Iterator[Row]:
+    """A row for each network and batch size. `say` gets a line where something has to be timed first."""
+    where = resolve_device(device)
+    cores = available_cores() if where.type == "cpu" else 1
+    shapes = [_config(*case, precision="auto", device=where).shape for case in cases]
+    plans = best_plans(shapes, device=device, precision=shapes[0].precision, say=say)
+    with crew(max(plan.split.workers for plan in plans)) as ours, crew(2) as plain:
+        for (model, batch), plan in zip(cases, plans, strict=True):
+            yield _row(model, batch, plan, ours, plain, device=device, cores=cores, source=source, turns=turns)
+
+
+def _row(
+    model: str, batch: int, plan: Plan, ours: Crew, plain: Crew, *, device: str, cores: int, source: str, turns: int
+) -> Row:
+    workers, threads = plan.split.workers, plan.split.threads
+    where = [resolve_device(device, worker=k) for k in range(max(workers, 2))]
+    config, slow = (_config(model, batch, precision=precision, device=where[0]) for precision in ("auto", "fp32"))
+    precision = config.shape.precision
+    size = plan.groups.size(config.shape)
+    our_call = {"config": config, "members": size, "source": source, "threads": threads, "seconds": SECONDS}
+    plain_call = {"config": slow, "source": source, "seconds": SECONDS}
+    taken: list[tuple[float, float, float]] = []
+    for turn in range(turns + 1):
+        mine = sum(ours.together(our_rate, *({**our_call, "device": each} for each in where[:workers])))
+        [one] = plain.together(plain_rate, {**plain_call, "threads": cores, "device": where[0]})
+        half = {**plain_call, "threads": max(1, cores // 2)}
+        two = sum(plain.together(plain_rate, *({**half, "device": each} for each in where[:2])))
+        if turn:  # the first warms all up
+            taken.append((mine, one, two))
+    peak = sum(
+        ours.together(
+            product_rate, *({"precision": precision, "device": each, "threads": threads} for each in where[:workers])
+        )
+    )
+    to_one, to_two = [mine / one for mine, one, _ in taken], [mine / two for mine, _, two in taken]
+    mine, one, two = (statistics.median(side) for side in zip(*taken, strict=True))
+    return Row(
+        model=model,
+        batch_size=batch,
+        images_per_second=round(mine),
+        plain_images_per_second=round(one),
+        two_plain_images_per_second=round(two),
+        ratio=round(statistics.median(to_one), 2),
+        ratio_to_two=round(statistics.median(to_two), 2),
+        spread=(round(min(to_one), 2), round(max(to_one), 2)),
+        spread_to_two=(round(min(to_two), 2), round(max(to_two), 2)),
+        share_of_peak=round(mine * training_macs(config) / peak, 3),
+        precision=precision,
+        plan=f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)",
+        turns=turns,
+    )
+
+
+def training_macs(config: TrialConfig) -> int:
+    """Multiply-accumulates of a training step for one image: forward, and twice that backward.
+
+    But for the first layer's input, whose gradient nobody needs.
+    """
+    network = build(config.shape, seed=0)
+    first = next(network.children())
+    assert isinstance(first, nn.Conv2d)
+    side = 32 + 2 * int(first.padding[0]) - int(first.kernel_size[0]) + 1
+    return 3 * macs(network) - first.weight.numel() * side**2
+
+
+def _config(model: str, batch: int, *, precision: str, device: torch.device) -> TrialConfig:
+    params: dict[str, Any] = {"model": model, "batch_size": batch, "precision": precision}
+    fastest, _ = resolve_precision(device)
+    return TrialConfig.from_params(params, classes=10, precision=fastest, data_seed=0, seed=0)
+
+
+class PilImages(Dataset[tuple[torch.Tensor, int]]):
+    """Images as torchvision's CIFAR10 hands them out: a PIL image made from an array, then ToTensor."""
+
+    def __init__(self, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        self.pixels = pixels.numpy()
+        self.labels = labels.tolist()
+        self.transform = transforms.ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+class PlainTraining:
+    """One trial as the reports train it: the network in float32, Adam, and ``.item()`` in each step.
+
+    Attributes:
+        loss: the sum of the images' losses so far.
+        right: how many images were named right so far.
+    """
+
+    def __init__(self, config: TrialConfig, *, device: torch.device) -> None:
+        self.device = device
+        self.network = build(config.shape, seed=0).to(device).train()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.knobs.learning_rate)
+        self.criterion = nn.CrossEntropyLoss()
+        self.loss = 0.0
+        self.right = 0.0
+
+    def step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        """Train on one batch."""
+        inputs, labels = inputs.to(self.device), labels.to(self.device)
+        self.optimizer.zero_grad()
+        outputs = self.network(inputs)
+        loss = self.criterion(outputs, labels)
+        loss.backward()
+        self.optimizer.step()
+        self.loss += loss.item() * len(labels)
+        self.right += (outputs.argmax(dim=1) == labels).sum().item()

@@ -1,0 +1,107 @@
+"""What the best trial's network makes of the validation images: the confusion matrix, and its most certain mistakes.
+
+The test set is read here too, but only where its accuracy is not remembered yet, and then once (see `testset`).
+"""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from optuna.trial import FrozenTrial
+from PIL import Image
+
+from cifar_sweep.artifacts import Artifacts
+from cifar_sweep.errors import CifarSweepError
+from cifar_sweep.exports.classifier import Predictions, confusion, predict, resident
+from cifar_sweep.exports.testset import TestSet
+from cifar_sweep.exports.trained import classifier_of, trained_trial
+from cifar_sweep.report.facts import Closer, Mistake
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.images.split import split
+
+MISTAKES = 24
+MISTAKES_OF_A_PAIR = 3
+
+
+def look_closer(
+    study: SweepStudy,
+    best: FrozenTrial,
+    load: Callable[[], ImageData],
+    *,
+    artifacts: Artifacts,
+    device: torch.device,
+    pictures: bool = True,
+) -> Closer:
+    """Measure the best trial's test accuracy, if nobody has; and, with `pictures`, what it mistakes for what.
+
+    Whatever is not to be had is said in `Closer.missing`.
+
+    Args:
+        study: whose trial it is; a test accuracy is remembered there.
+        best: a complete trial.
+        load: gives the study's images.
+        artifacts: where the kept weights are.
+        device: where to compute.
+        pictures: whether to look at the validation images.
+    """
+    lacking = [] if study.test_accuracy([best.number]) is not None else ["test accuracy"]
+    lacking += ["confusion matrix"] if pictures else []
+    try:
+        trained = trained_trial(study, best, artifacts)
+        data = load()
+        study.check_data(name=data.name, fingerprint=data.fingerprint)
+        classifier = classifier_of([trained], data)
+        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
+    except CifarSweepError as error:
+        return Closer(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
+    _, validation_index = split(data.train_labels)
+    known = Closer(
+        validation_images=len(validation_index),
+        test_images=len(data.test_labels),
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        classes=data.classes,
+    )
+    if not pictures:
+        return known
+    found = predict(classifier, resident(data, device=device).validation(), device=device)
+    return Closer(
+        validation_images=known.validation_images,
+        test_images=known.test_images,
+        parameters=known.parameters,
+        classes=known.classes,
+        confusion=tuple(tuple(row) for row in confusion(found.mean, found.labels)),
+        mistakes=tuple(certain_mistakes(found, data.train_images[validation_index], classes=data.classes)),
+    )
+
+
+def certain_mistakes(found: Predictions, images: torch.Tensor, *, classes: tuple[str, ...]) -> list[Mistake]:
+    """The mistakes that the network was surest of, the surest first, few of each pair of classes.
+
+    Args:
+        found: predictions for the images.
+        images: uint8 [n, 32, 32, 3].
+        classes: the class names.
+    """
+    probability, taken = found.mean.max(dim=1)
+    wrong = (taken != found.labels).nonzero().flatten()
+    order = wrong[probability[wrong].argsort(descending=True, stable=True)]
+    shown: list[Mistake] = []
+    pairs: Counter[tuple[int, int]] = Counter()
+    for index in order.tolist():
+        pair = int(found.labels[index]), int(taken[index])
+        pairs[pair] += 1
+        if pairs[pair] <= MISTAKES_OF_A_PAIR:
+            right, said = (classes[label] for label in pair)
+            shown.append(Mistake(right, said, float(probability[index]), _data_uri(images[index])))
+        if len(shown) == MISTAKES:
+            break
+    return shown
+
+
+def _data_uri(pixels: torch.Tensor) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,96 @@
+"""Words that a report's page and its text share."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cifar_sweep.config import Value
+from cifar_sweep.files import replace_file
+from cifar_sweep.report.facts import Report
+
+
+def percent(share: float) -> str:
+    """A fraction in percent, without the sign."""
+    return f"{100 * share:.2f}"
+
+
+def plain(value: Value) -> str:
+    """A parameter's value for people."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def date(moment: datetime) -> str:
+    """A day and a minute."""
+    return f"{moment:%Y-%m-%d %H:%M}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def furthest_text(report: Report) -> str:
+    """Where no trial is complete, the best value that one had when it was last heard of; empty where none had any."""
+    best = max(
+        (row for row in report.rows if row.accuracy is not None), key=lambda row: row.accuracy or 0, default=None
+    )
+    if best is None:
+        return ""
+    return (
+        f"The best value so far is that of trial {best.number}, {best.state}: {percent(best.accuracy or 0)} % after "
+        f"{counted(best.epochs_done, 'epoch')}."
+    )
+
+
+def counts_text(report: Report) -> str:
+    """How many trials ended how; empty where all are complete."""
+    counts = {name: count for name, count in report.counts.items() if count}
+    return "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+@dataclass(frozen=True)
+class HandCard:
+    """The reports' best beside the answer: a claimed test accuracy, in percent."""
+
+    title: str
+    claim: float
+    words: str
+
+
+def hand_card(report: Report) -> HandCard | None:
+    """What the reports claim, and how far the best trial is from it; None on synthetic images, or without a claim."""
+    hand = report.by_hand
+    if hand is None or report.answer is None:
+        return None
+    caution = "a student's own figure on the test images of CIFAR-10, not measured here"
+    if hand.run is not None:
+        if hand.run.claimed is None:
+            return None
+        beside = _difference(hand.run.difference, "the claim", hand.run.shortened)
+        return HandCard("Its report claims", hand.run.claimed, f"{hand.run.label}: {caution}. {beside}")
+    if hand.search is None or hand.search.claimed_all is None:
+        return None
+    same, every = hand.search.claimed_model, hand.search.claimed_all
+    words = f"Claimed by {(same or every).label}: {caution}."
+    if same is not None and every.accuracy > same.accuracy:
+        words += f" Over all networks: {every.accuracy:.2f} % ({every.label})."
+    if hand.search.measured_model is not None:
+        measured = hand.search.measured_model
+        words += f" The best of its runs measured here: {100 * measured.accuracy:.2f} % ({measured.label})."
+    if same is not None:
+        words += " " + _difference(hand.search.difference, "the claim", hand.search.shortened)
+    network = "with this network" if same is not None else "with any network"
+    return HandCard(f"Reports' best by hand, {network}", (same or every).accuracy, words)
+
+
+def _difference(points: float | None, what: str, shortened: str) -> str:
+    if points is not None:
+        return f"The test accuracy is {abs(points):.2f} points {'above' if points >= 0 else 'below'} {what}."
+    return "A shortened run is not compared with it." if shortened else ""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a report. Raises DiskError as `replace_file` does."""
+    replace_file(path, text.encode(errors="replace"))

@@ -1,1 +1,0 @@
-"""The Optuna column: sweep files, spaces, storage and studies. It knows no tensor."""

@@ -1,0 +1,1 @@
+"""What is stored: studies and their trials in a database."""

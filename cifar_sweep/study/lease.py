@@ -1,0 +1,85 @@
+"""A worker's hold on its trials: heartbeats while they train, and word of whether they still are to be trained."""
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from cifar_sweep.study.outage import is_outage, wait_out
+from cifar_sweep.study.storage import Storage
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = 1.0
+T = TypeVar("T")
+
+
+class Lease:
+    """Says every few seconds that these trials are being trained, in a thread of its own, while it is entered.
+
+    A trial that another worker has taken up is no longer spoken for. A beat that the database does not take is tried
+    again soon: when it is back, the others must not hear nothing of us.
+
+    Attributes:
+        halted: whether the study was paused, cancelled or deleted since.
+    """
+
+    def __init__(self, storage: Storage, study: str, *, token: str, trial_ids: Collection[int]) -> None:
+        self.halted = False
+        self._storage = storage
+        self._study = study
+        self._token = token
+        self._held = set(trial_ids)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        self._thread.start()  # the claim was the first beat
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat_on(self) -> None:
+        pause = self._storage.heartbeat_seconds
+        while not self._done.wait(pause):
+            try:
+                self._beat()
+                pause = self._storage.heartbeat_seconds
+            except Exception as error:
+                if not is_outage(error):
+                    log.debug("a heartbeat failed: %s", error)
+                pause = min(RETRY_SECONDS, self._storage.heartbeat_seconds)
+
+    def _beat(self) -> None:
+        self.halted = self._storage.is_halted(self._study)
+        for trial_id in sorted(self._held):
+            if self._storage.owner(trial_id) == self._token:
+                self._storage.beat(trial_id)
+            else:
+                self._held.discard(trial_id)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Waits for a database that does not answer, until `stop` says yes. What it does may be done twice."""
+
+    storage: Storage
+    stop: Callable[[], bool]
+
+    def __call__(self, operation: Callable[[], T]) -> T:
+        """Do it, as soon as the database answers."""
+
+        def noted() -> T:
+            try:
+                return operation()
+            except Exception as error:
+                if is_outage(error):
+                    self.storage.note_outage()
+                raise
+
+        return wait_out(noted, stop=self.stop, say=log.warning)

@@ -1,0 +1,240 @@
+"""Opening studies: a new one with its facts and hand points, one that is there if it fits, or any by name."""
+
+import json
+import re
+import uuid
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.study.provenance import commit, versions
+from cifar_sweep.study.record import given_point
+from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep import space, strategy
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Sweep
+
+
+def check_request(name: str, sweep: Sweep) -> None:
+    """Refuse what no study can be made of, before a database is.
+
+    Raises:
+        UsageError: the name, or the pruner in this space, is not accepted.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UsageError(f"study {name!r}: accepted: letters, digits, dots, dashes and underscores.")
+    strategy.build_pruner(sweep)
+
+
+def open_or_resume(
+    storage: Storage,
+    name: str,
+    sweep: Sweep,
+    *,
+    data: Mapping[str, Any],
+    code: Mapping[str, str] | None = None,
+    artifacts: str | None = None,
+    priority: int | None = None,
+) -> SweepStudy:
+    """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
+
+    Args:
+        storage: where it is.
+        name: letters, digits, dots, dashes and underscores.
+        sweep: what it searches.
+        data: `name`, `fingerprint` and `classes` (their number) of the data.
+        code: the fingerprints of users' own models, by model.
+        artifacts: where its trials' files go; None leaves it as it is, which is ./artifacts at first.
+        priority: workers take the open study of the highest first; None leaves it as it is, which is 0 at first.
+
+    Raises:
+        UsageError: the name, or the pruner in this space, is not accepted.
+        StudyError: the study is there with another space, other data or another model under the same name.
+    """
+    check_request(name, sweep)
+    with storage.lock():
+        study = _create_or_load(storage, name)
+        if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
+            raise StudyError(
+                f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study."
+            )
+        if "sweep" not in study.user_attrs:
+            _place(study, artifacts, priority)
+            _found(study, sweep, data, code or {})
+        else:
+            _check_same(study, sweep, data, code or {})
+            _place(study, artifacts, priority)
+            _enqueue(study, sweep)
+            study.set_user_attr("sweep", sweep.model_dump(mode="json"))
+        study.set_user_attr("reason", "")
+        study.set_user_attr("state", OPEN)
+    return load_known(storage, name)
+
+
+def _place(study: optuna.Study, artifacts: str | None, priority: int | None) -> None:
+    if artifacts is not None or "artifacts" not in study.user_attrs:
+        study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
+    if priority is not None:
+        study.set_user_attr("priority", priority)
+
+
+def _create_or_load(storage: Storage, name: str) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
+    )
+    if study.directions != [StudyDirection.MAXIMIZE]:
+        raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
+    return study
+
+
+def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+    """Give a new study its facts and hand points. The sweep comes last: a study that has it is whole."""
+    study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex[:8]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(["validation accuracy"])
+    study.set_user_attr("data", dict(data))
+    if code:
+        study.set_user_attr("code", dict(code))
+    study.set_user_attr("versions", versions())
+    study.set_user_attr("commit", commit())
+    _enqueue(study, sweep)
+    study.set_user_attr("sweep", sweep.model_dump(mode="json"))
+
+
+def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
+    """Queue the sweep's own points, those that the study does not have yet.
+
+    A given point that failed is run again.
+    """
+    there = [given_point(trial) for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.FAIL]
+    for point in sweep.enqueue:
+        params = space.encode(point.params(), sweep)
+        attributes: dict[str, Any] = {"label": point.label} if point.label else {}
+        if sweep.given:
+            attributes |= {"given": point.params(), "shortened": point.shortened}
+            if (point.label, point.params()) in there:
+                continue
+        if params or sweep.given:
+            study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
+
+
+def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+    """Numbers that mean different things must not meet in one study."""
+    name = study.study_name
+    stored = parse(study.user_attrs["sweep"], where=f"study {name!r}").identity()
+    asked = sweep.identity()
+    differing = [key for key in asked if asked[key] != stored[key]]
+    if differing:
+        was, now = (
+            _difference(one[differing[0]], other[differing[0]]) for one, other in ((stored, asked), (asked, stored))
+        )
+        raise StudyError(
+            f"study {name!r} is there already with another {differing[0]}: it has {was}, this run has {now}; "
+            "run with the same settings to continue it, or name a new study with --study."
+        )
+    there = study.user_attrs["data"]
+    if there["fingerprint"] != data["fingerprint"]:
+        raise StudyError(
+            f"study {name!r} was run on other data: {there['name']} ({there['fingerprint']}), not {data['name']} "
+            f"({data['fingerprint']}); give the same --data to continue it, or name a new study with --study."
+        )
+    check_code(name, study.user_attrs.get("code", {}), code)
+
+
+def check_code(name: str, stored: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise StudyError if a user's own model is not the one that the study's trials were trained with."""
+    for model, fingerprint in stored.items():
+        if found.get(model) != fingerprint:
+            raise StudyError(
+                f"study {name!r} was run with another file for model {model!r}: its trials would not be comparable; "
+                "restore the file to continue it, or name a new study with --study."
+            )
+
+
+def _difference(one: Any, other: Any) -> str:
+    """What `one` has that `other` has not, in short."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in one if one[key] != other.get(key)]
+        return json.dumps({key: one[key] for key in keys}) if keys else "less"
+    return json.dumps(one)
+
+
+def load(storage: Storage, name: str | None = None) -> SweepStudy:
+    """An existing study; with no name, the only one there is.
+
+    Raises:
+        StudyError: there is no such study, or no name was given and there are several.
+    """
+    known = optuna.get_all_study_names(storage.optuna)
+    if name is None:
+        if len(known) != 1:
+            raise StudyError(f"{storage.shown}: name one of its studies: {', '.join(sorted(known)) or 'it has none'}.")
+        name = known[0]
+    if name not in known:
+        there = nearest(name, known) if known else "it has no study"
+        raise StudyError(f"{storage.shown}: there is no study {name!r}; {there}.")
+    return load_known(storage, name)
+
+
+def load_known(storage: Storage, name: str) -> SweepStudy:
+    """A study of ours that was there a moment ago.
+
+    Raises:
+        KeyError: it is gone.
+        StudyError: it is not one of ours.
+    """
+    study = optuna.load_study(storage=storage.cached, study_name=name)
+    if storage.is_reused(study._study_id, str(study.user_attrs.get("uid"))):
+        study = optuna.load_study(storage=storage.cached, study_name=name)
+    return SweepStudy(storage, study)
+
+
+def load_all(storage: Storage) -> list[SweepStudy]:
+    """Every study of ours, by name; others' studies in the same database are passed over."""
+    names = sorted(name for name, attributes in storage.studies() if "sweep" in attributes)
+    return [load_known(storage, name) for name in names]
+
+
+def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[SweepStudy]:
+    """The studies that have trials to train (of `names`, if any are given): highest priority first, then the oldest."""
+    known = [
+        (name, attributes)
+        for name, attributes in storage.studies()
+        if "sweep" in attributes and attributes.get("state", OPEN) == OPEN and (not names or name in names)
+    ]
+    for name, _ in sorted(known, key=lambda each: -each[1].get("priority", 0)):
+        try:
+            study = load_known(storage, name)
+        except KeyError:  # it was deleted just now
+            continue
+        if not study.settle():
+            yield study
+
+
+def delete(storage: Storage, name: str, *, remove_files: Callable[[SweepStudy], None]) -> None:
+    """Delete a study with all its trials, and first their files, so that none is left that nobody knows of.
+
+    Raises:
+        StudyError: its trials are still being trained; they are told to stop.
+    """
+    study = load(storage, name)
+    study.set_state(CANCELLED)
+    with storage.lock():
+        running = study.summary()["trials"]["running"]
+    if running:
+        raise StudyError(
+            f"study {name!r}: {running} of its trials are being trained; they stop within "
+            f"{storage.heartbeat_seconds:.0f} s or so: delete it then."
+        )
+    remove_files(study)  # it may take a while, and nobody takes trials of a cancelled study
+    with storage.lock():
+        optuna.delete_study(study_name=name, storage=storage.optuna)

@@ -1,0 +1,207 @@
+"""A database that does not answer: which errors say so, and doing a thing again until it is done."""
+
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from random import SystemRandom
+from time import monotonic, sleep
+from typing import TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from cifar_sweep.errors import StorageBusyError, StorageError
+
+FIRST_WAIT_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 5.0
+LOOK_UP_SECONDS = 0.2  # how often one who waits asks whether to stop
+REMINDER_SECONDS = 300
+# What PostgreSQL answers when it may do later what it does not do now: it stops or starts, it has too many clients, or
+# two transactions stood in each other's way. Class 08 besides: the connection.
+LATER = {"57P01", "57P02", "57P03", "53300", "40P01", "40001"}
+# While it connects, libpq passes on the server's words, and its own, without a code.
+NETWORK = {
+    os.strerror(code)
+    for code in (
+        errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
+        errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH,
+    )
+}  # fmt: skip
+WORDS = NETWORK | {
+    "the database system is ",  # starting up, shutting down, in recovery mode, not yet accepting connections
+    "too many connections",
+    "too many clients",
+    "remaining connection slots",
+    "server closed the connection",
+    "terminating connection",
+    "EOF detected",
+    "SSL connection has been closed",
+    "accepting connections on that socket",
+    "timeout expired",
+    "failed to resolve host",  # a container's name is gone while it is
+    "could not translate host name",
+}
+T = TypeVar("T")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether this says that the database does not answer now, and may later; not that it refuses for good.
+
+    An outage is also a database that another process holds for longer than we wait. A full disk, a wrong password, a
+    missing table and every error that is none of the database's are no outage.
+    """
+    return _outage(error) is not None
+
+
+def wait_out(operation: Callable[[], T], *, stop: Callable[[], bool], say: Callable[[str], None]) -> T:
+    """Do `operation`, again and again while the database does not answer.
+
+    It must be one that may be done twice: where the answer of the database was lost, it was done already. It is tried
+    again after 0.2 s at most, then after twice as long each time, up to 5 s, for as long as the outage lasts.
+
+    Args:
+        operation: what to do.
+        stop: whether to give up; asked before and during each wait, every 0.2 s.
+        say: told in a sentence when an outage begins, every five minutes that it lasts, and when it is over.
+
+    Returns:
+        What `operation` returned.
+
+    Raises:
+        Exception: what `operation` raised that is no outage, at once; also the last outage, when `stop` said yes.
+    """
+    began = reminded = None
+    wait = FIRST_WAIT_SECONDS
+    while True:
+        try:
+            result = operation()
+        except Exception as error:
+            outage = _outage(error)
+            if outage is None:
+                if began is not None:
+                    say(_end(began))
+                raise
+            failure, reason = error, _reason(outage)
+        else:
+            if began is not None:
+                say(_end(began))
+            return result
+        if stop():
+            raise failure
+        now = monotonic()
+        if began is None or reminded is None:
+            began = reminded = now
+            say(f"the database does not answer ({reason}); going on when it does.")
+        elif now - reminded >= REMINDER_SECONDS:
+            reminded, minutes = now, (now - began) / 60
+            say(f"the database has not answered for {minutes:.0f} minutes ({reason}); going on when it does.")
+        # Shorter by chance: workers that lost the database together shall not come back together.
+        if not _sleep(SystemRandom().uniform(0.5, 1) * wait, stop):
+            raise failure
+        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+def _end(began: float) -> str:
+    return f"the database answers again after {max(1, monotonic() - began):.0f} s."
+
+
+def _sleep(seconds: float, stop: Callable[[], bool]) -> bool:
+    """Sleep, unless `stop` says yes; whether it never did."""
+    end = monotonic() + seconds
+    while (left := end - monotonic()) > 0:
+        sleep(min(left, LOOK_UP_SECONDS))
+        if stop():
+            return False
+    return True
+
+
+def _outage(error: BaseException) -> BaseException | None:
+    """The one among the causes of `error` that says that the database may answer later."""
+    if not _is_of_the_database(error):
+        return None
+    for cause in _causes(error):
+        later = _says_later(cause)
+        if later is not None:
+            return cause if later else None
+    return None
+
+
+def _is_of_the_database(error: BaseException) -> bool:
+    """Whether `error` passes on an error of the database; a mistake made while one was handled does not."""
+    # What `Study.optimize` raises in the end where it could neither tell a trial nor read it again, or not tell it.
+    unread = isinstance(error, UnboundLocalError) and "updated_state" in str(error)
+    untold = isinstance(error, AssertionError) and "Should not" in str(error)
+    ours = (StorageError, StorageInternalError, SQLAlchemyError, sqlite3.Error)
+    return isinstance(error, ours) or _is_of_psycopg(error) or unread or untold
+
+
+def _is_of_psycopg(error: BaseException) -> bool:
+    # Not told by its class: to import psycopg takes a tenth of a second, and SQLite needs it not.
+    return hasattr(error, "sqlstate")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, the latest first; also what `from None` hides from people."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _says_later(error: BaseException) -> bool | None:
+    """Whether this error says that the database may answer later; None where that is for its cause to say."""
+    if isinstance(error, StorageBusyError):
+        return True
+    if isinstance(error, sqlite3.Error):
+        # The lowest byte is the kind, the rest which of its kind.
+        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_BUSY
+    if isinstance(error, DBAPIError):
+        return True if error.connection_invalidated else None
+    if _is_of_psycopg(error):
+        code: str | None = getattr(error, "sqlstate", None)
+        if code is not None:
+            return code in LATER or code.startswith("08")
+        return any(words in str(error) for words in WORDS)
+    return None
+
+
+def _reason(outage: BaseException) -> str:
+    """The driver's first line, without what it says every time."""
+    words = str(outage.orig if isinstance(outage, DBAPIError) else outage)
+    line = (words.strip().splitlines() or [type(outage).__name__])[0]
+    # Our own sentence goes on with what to do about it.
+    return line.removeprefix("connection failed: ").partition(";")[0]
+
+
+def explain(error: BaseException) -> StorageError | None:
+    """A database error in one sentence, or None where `error` is none.
+
+    Optuna wraps everything in one message about length limits; the driver's own word is at the end of the causes.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    ours = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
+    schema = isinstance(error, RuntimeError) and "table schema" in str(error)
+    # "Should not reach." is what Optuna says when a new trial cannot be written, on a full disk above all.
+    unwritten = isinstance(error, AssertionError) and "Should not reach" in str(error)
+    if not (isinstance(error, ours) or schema or unwritten):
+        return None
+    if schema:
+        # Optuna names one of two commands, by whether it knows the database's version.
+        older = "optuna storage upgrade" in str(error)
+        cure = "bring it up with `optuna storage upgrade --storage URL`" if older else "`pip install -U optuna` helps"
+        found = f"an {'older' if older else 'unknown'} version of Optuna"
+        return StorageError(f"storage: the database was made by {found}, this is {optuna.__version__}; {cure}.")
+    if unwritten:
+        return StorageError("storage: a new trial could not be written; the disk may be full.")
+    word = next((str(item.orig) for item in seen if isinstance(item, sqlalchemy.exc.DBAPIError)), str(seen[-1]))
+    first_line = (word.strip().splitlines() or ["no reason given"])[0]
+    return StorageError(f"storage: the database refused: {first_line.rstrip('.')}.")

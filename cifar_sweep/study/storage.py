@@ -1,0 +1,277 @@
+"""The study database: from a URL to an Optuna storage with a lock. The only file that touches Optuna's private names.
+
+What Optuna leaves to us: on SQLite two processes can pop the same waiting trial, because ``SELECT .. FOR UPDATE`` is
+nothing there, so every transaction begins with ``BEGIN IMMEDIATE``; counting trials and asking for the next one takes
+several transactions, so both stand under one lock; ask and tell send no heartbeat, so we send our own.
+"""
+
+import math
+import os
+import sqlite3
+import time
+import warnings
+import weakref
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL
+
+from cifar_sweep.errors import StorageError, UsageError
+from cifar_sweep.study import tables
+from cifar_sweep.study.address import check_sqlite_content, check_sqlite_file, is_sqlite, parse_address
+from cifar_sweep.study.locks import LOCK_SECONDS, advisory_lock, file_lock, server_lock, sqlite_lock, take_advisory_lock
+from cifar_sweep.study.outage import explain
+from cifar_sweep.study.owner import is_abandoned
+
+LEASE_SECONDS = 120
+BEATS_PER_LEASE = 8
+OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
+HALTED = (PAUSED, CANCELLED)
+# A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
+SERVER_OPTIONS: dict[str, Any] = {
+    # A claim whose lock was lost with its connection must fail and be done again, not go on over a new connection.
+    "pool_pre_ping": False,
+    "connect_args": {
+        "connect_timeout": 10,
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 50_000,
+    },
+}
+ONLY_READS = "cifar_sweep_only_reads"
+READING_OF_A_SERVER: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+
+
+class Database(RDBStorage):
+    """Optuna's storage on a database, which reads trials by plain queries, each time in one moment of the database."""
+
+    def reading(self) -> sqlalchemy.Connection:
+        """A connection that sees one moment of the database, and holds no writer off meanwhile."""
+        options = {ONLY_READS: True} if self.engine.name == "sqlite" else READING_OF_A_SERVER
+        return self.engine.connect().execution_options(**options)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: Set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        with self.reading() as connection:
+            rows = tables.rows_of(connection, study_id, after=trial_id_greater_than, besides=included_trial_ids)
+            chosen = [row for row in rows if states is None or TrialState[row.state] in states]
+            trials = list(tables.read(connection, study_id, chosen).values())
+        if not trials:
+            self.get_study_name_from_id(study_id)  # raises KeyError where there is no such study
+        return trials
+
+
+class Storage:
+    """An open study database.
+
+    Attributes:
+        shown: the address without its password, for people.
+        optuna: the Optuna storage.
+        cached: the same for studies: each finished trial is read once, however often a study is loaded.
+        heartbeat_seconds: how often a worker says that it trains a trial.
+    """
+
+    def __init__(self, url: URL, rdb: Database) -> None:
+        # libpq takes passwords as options, too, and those are not masked.
+        self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+        self.optuna = rdb
+        self.cached = optuna.storages.get_storage(rdb)
+        self._uids: dict[int, str] = {}
+        self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)
+        self._lock_file = sqlite_lock(url) if is_sqlite(url) else None
+        weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
+        self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Hold all other workers of this database off what takes several transactions.
+
+        Raises:
+            StorageBusyError: another process has held it for `LOCK_SECONDS`.
+        """
+        return advisory_lock(self.optuna.engine) if self._lock_file is None else file_lock(self._lock_file)
+
+    def set_waiting(self, trial_id: int) -> None:
+        """Put a running trial back into the queue, with its parameters, reports and attributes."""
+        self.optuna.set_trial_state_values(trial_id, state=TrialState.WAITING)
+
+    def trial_id(self, study: optuna.Study, number: int) -> int:
+        """The database's key of trial `number`."""
+        return self.optuna.get_trial_id_from_study_id_trial_number(study._study_id, number)
+
+    def owner(self, trial_id: int) -> str | None:
+        """The token of the worker that holds a running trial; None where nobody does or it does not run."""
+        state, holder = self.holder(trial_id)
+        return holder if state is TrialState.RUNNING else None
+
+    def holder(self, trial_id: int) -> tuple[TrialState | None, str | None]:
+        """A trial's state, and the token of its last worker; None where there is no such trial, or worker.
+
+        In one small query: it is asked with each heartbeat, and Optuna would read all that a trial has.
+        """
+        with self.optuna.reading() as connection:
+            return tables.holder(connection, trial_id)
+
+    def record(
+        self, trial: optuna.Trial, token: str, attributes: Mapping[str, Any], values: Mapping[int, float]
+    ) -> bool:
+        """Set user attributes of a trial and report finite values by their step, all in one transaction.
+
+        Returns:
+            Whether the worker of this token holds the trial; if not, nothing is written.
+        """
+        with self._transaction() as connection:
+            if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
+                return False
+            tables.record(connection, trial._trial_id, attributes, values)
+        # What Optuna knows of a trial that runs; its pruners look there.
+        known = trial._cached_frozen_trial
+        known.user_attrs.update(attributes)
+        known.intermediate_values.update(values)
+        return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlalchemy.Connection]:
+        """A transaction under the lock; that of a server is held by the transaction itself, a round trip less."""
+        held = nullcontext() if self._lock_file is None else file_lock(self._lock_file)
+        with held, self.optuna.engine.begin() as connection:
+            if self._lock_file is None:
+                take_advisory_lock(connection, "pg_advisory_xact_lock")
+            yield connection
+
+    def orphans(self, study: optuna.Study) -> Sequence[int]:
+        """Keys of running trials that nobody trains: their process is gone, or its heartbeat is older than the lease.
+
+        To be called under the lock, which a claim holds until the trial has its owner.
+        """
+        # After an outage the other workers have a few beats' time to be heard again.
+        forgiving = time.monotonic() - self._outage < 2 * self.heartbeat_seconds
+        stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(study._study_id))
+        running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        return [trial._trial_id for trial in running if trial._trial_id in stale or is_abandoned(trial)]
+
+    def beat(self, trial_id: int) -> None:
+        """Say once that a trial is being trained."""
+        self.optuna.record_heartbeat(trial_id)
+
+    def is_halted(self, study: str) -> bool:
+        """Whether the study of this name was paused, cancelled or deleted."""
+        try:
+            study_id = self.optuna.get_study_id_from_name(study)
+            return self.optuna.get_study_user_attrs(study_id).get("state", OPEN) in HALTED
+        except KeyError:
+            return True
+
+    def is_reused(self, study_id: int, uid: str) -> bool:
+        """Whether this id was another study's, which was deleted since; what is cached of that is forgotten then."""
+        reused = self._uids.setdefault(study_id, uid) != uid
+        if reused:
+            self._uids[study_id] = uid
+            self.cached = optuna.storages.get_storage(self.optuna)
+        return reused
+
+    def note_outage(self) -> None:
+        """Remember that the database did not answer just now."""
+        self._outage = time.monotonic()
+
+    def studies(self) -> list[tuple[str, dict[str, Any]]]:
+        """All studies, the oldest first: their names and user attributes."""
+        # Not get_all_study_summaries, which reads every trial of every study.
+        there = sorted(self.optuna.get_all_studies(), key=lambda each: each._study_id)
+        return [(each.study_name, each.user_attrs) for each in there]
+
+    def close(self) -> None:
+        """Give the database connections back."""
+        self.optuna.engine.dispose()
+
+
+def queued_params(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """The parameters that a trial was enqueued with."""
+    return dict(trial.system_attrs.get("fixed_params", {}))
+
+
+def lease_seconds() -> int:
+    """How long after its worker's last heartbeat a trial goes to another; the same for all workers of a database.
+
+    Raises:
+        UsageError: CIFAR_SWEEP_LEASE_SECONDS is no whole number from 2.
+    """
+    text = os.environ.get("CIFAR_SWEEP_LEASE_SECONDS", str(LEASE_SECONDS))
+    if not (text.isascii() and text.isdecimal() and int(text) > 1):
+        raise UsageError(f"CIFAR_SWEEP_LEASE_SECONDS = {text}: accepted: a whole number of seconds from 2.")
+    return int(text)
+
+
+def open_storage(url: str) -> Storage:
+    """Open the database at `url`, made if it is not there yet.
+
+    Raises:
+        UsageError: the address is not one of a database we use.
+        StorageError: the database cannot be used; the message says why.
+    """
+    parsed = parse_address(url)
+    if not is_sqlite(parsed):
+        connecting = SERVER_OPTIONS["connect_args"] | {"options": f"-c lock_timeout={LOCK_SECONDS}s"}
+        return _connect(parsed, SERVER_OPTIONS | {"connect_args": connecting})
+    check_sqlite_file(parsed)
+    # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
+    with file_lock(sqlite_lock(parsed)):
+        check_sqlite_content(Path(str(parsed.database)))
+        return _connect(parsed, {"connect_args": {"timeout": 60}})
+
+
+def open_existing(url: str) -> Storage:
+    """As `open_storage`, for a database that must be there.
+
+    Raises:
+        StorageError: as `open_storage`; also where there is no database yet.
+    """
+    parsed = parse_address(url)
+    if is_sqlite(parsed) and not Path(str(parsed.database)).is_file():
+        raise StorageError(
+            f"{parsed.database}: there is no study database here yet; `cifar-sweep run` makes one, or say where it is "
+            "with --storage."
+        )
+    return open_storage(url)
+
+
+def _connect(url: URL, options: dict[str, Any]) -> Storage:
+    # Optuna formats the address with its schema version: braces of a password must survive that.
+    address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live view says what Optuna would log
+    try:
+        with nullcontext() if is_sqlite(url) else server_lock(url, options), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are, and the lower bound is tested
+            lease = lease_seconds()
+            beat = max(1, lease // BEATS_PER_LEASE)
+            rdb = Database(address, engine_kwargs=options, heartbeat_interval=beat, grace_period=lease)
+    except Exception as error:
+        raise explain(error) or error from None
+    if is_sqlite(url):
+        # Only now: Optuna's schema check opens a second connection inside a transaction and would wait for itself.
+        rdb.engine.dispose()
+        sqlalchemy.event.listen(rdb.engine, "connect", _on_sqlite_connect)
+        sqlalchemy.event.listen(rdb.engine, "begin", _on_sqlite_begin)
+    return Storage(url, rdb)
+
+
+def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself; _on_sqlite_begin does
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _on_sqlite_begin(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(ONLY_READS) else "BEGIN IMMEDIATE")

@@ -1,0 +1,1 @@
+"""What is searched: the sweep file, its space and its strategy."""

@@ -1,0 +1,173 @@
+"""Sweep files: finding one, loading it, and changing it by options."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_sweep.config import PARAMETERS, Value, check_parameter
+from cifar_sweep.errors import UsageError, nearest
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import SHORTENS, Point, Sweep, listed, with_name
+
+SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
+_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "sampler", "pruner")
+
+
+def names() -> dict[str, Path]:
+    """Every sweep that can be run by name: those of ``sweeps/`` here, then those that come with the package."""
+    found: dict[str, Path] = {}
+    for folder in (Path("sweeps"), *SHIPPED):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> Path:
+    """The file of the sweep `name`, which may be a path.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name.endswith(".toml") or "/" in name:
+        if Path(name).is_file():
+            return Path(name)
+        raise UsageError(
+            f"{name}: there is no such sweep file; give a path to a TOML file or one of {listed(names())}."
+        )
+    known = names()
+    if name not in known:
+        raise UsageError(f"sweep {name!r} is unknown; {nearest(name, known)}; or give a path to a TOML file.")
+    return known[name]
+
+
+def load(
+    path: Path, *, changes: Mapping[str, Value] | None = None, preview: bool = False, only: Sequence[str] = ()
+) -> Sweep:
+    """Read a sweep file, apply its preview if asked, then `changes` as `--set` gives them.
+
+    A change named like a parameter fixes it; any other names a key of the sweep, with a dot below a table. Of a sweep
+    of given points, `only` takes those labels; `epochs` and `train_images` then shorten each point that has more.
+
+    Raises:
+        UsageError: the file is not TOML, or a key or value is not accepted; the message says where.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: the sweep file cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: the sweep file cannot be read: it is not text in UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}.") from None
+    return from_mapping({"name": path.stem} | raw, where=str(path), changes=changes, preview=preview, only=only)
+
+
+def from_mapping(
+    raw: Mapping[str, Any],
+    *,
+    where: str,
+    changes: Mapping[str, Value] | None = None,
+    preview: bool = False,
+    only: Sequence[str] = (),
+) -> Sweep:
+    """A sweep from what a file would hold, and its name; the rest as in `load`. `where` begins every message."""
+    sweep = parse(raw, where=where)
+    if any(point.whole for point in sweep.enqueue):
+        raise UsageError(f"{where}: [[enqueue]]: whole is written by a run that shortens a point, not in a file.")
+    if sweep.given and "trials" in raw:
+        raise UsageError(
+            f"{where}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points."
+        )
+    _check_ensembles(sweep, where=where)
+    sweep = _only(sweep, only)
+    if preview:
+        sweep = _previewed(sweep, where=f"{where}: [preview]")
+    return _changed(sweep, changes or {}, where="--set")
+
+
+def _only(sweep: Sweep, labels: Sequence[str]) -> Sweep:
+    """`sweep` with the given points of these labels alone; a claimed ensemble's label stands for its members."""
+    if not labels:
+        return sweep
+    if not sweep.given:
+        raise UsageError(f"--only: sweep {sweep.name!r} has no given points; accepted for sweeps of sampler 'given'.")
+    ensembles = {ensemble.label: ensemble.members for ensemble in sweep.ensemble}
+    known = {point.label: point for point in sweep.enqueue}
+    chosen: dict[str, Point] = {}
+    for label in labels:
+        if label not in known and label not in ensembles:
+            raise UsageError(f"--only: sweep {sweep.name!r} has no {label!r}; {nearest(label, [*known, *ensembles])}.")
+        for member in ensembles.get(label, [label]):
+            chosen[member] = known[member]
+    return sweep.model_copy(update={"enqueue": list(chosen.values())})
+
+
+def _previewed(sweep: Sweep, *, where: str) -> Sweep:
+    """`sweep` as its [preview] has it; of given points the first ones."""
+    fixed = sweep.preview.fixed()
+    if not sweep.given:
+        return _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=where)
+    return _changed(sweep.model_copy(update={"enqueue": sweep.enqueue[: sweep.preview.trials]}), fixed, where=where)
+
+
+def _check_ensembles(sweep: Sweep, *, where: str) -> None:
+    """Refuse a claimed ensemble of a point that is not there; with `--only`, some of them are not, afterwards."""
+    labels = [point.label for point in sweep.enqueue]
+    for ensemble in sweep.ensemble:
+        for member in ensemble.members:
+            if member not in labels:
+                place = f"{where}: [[ensemble]] {ensemble.label}"
+                raise UsageError(f"{place}: there is no point {member!r}; {nearest(member, labels)}.")
+
+
+def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:
+    """`sweep` with parameters fixed and keys replaced."""
+    raw = sweep.model_dump(mode="json", exclude_none=True)
+    for key, value in changes.items():
+        table, _, inner = key.rpartition(".")
+        if sweep.given:
+            _check_change_of_given(sweep, key, where=where)
+        if sweep.given and key in SHORTENS:
+            check_parameter(key, value, where=where)
+            for point in raw["enqueue"]:
+                own = point.get(key, PARAMETERS[key].default)
+                point[key] = _shorter(own, value)
+                if point[key] != own:
+                    point["whole"].setdefault(key, own)
+        elif key in PARAMETERS:
+            raw["space"].pop(key, None)
+            raw["fixed"][key] = check_parameter(key, value, where=where)
+        elif key in _SETTABLE:
+            raw[key] = value
+        elif table in ("sampler", "pruner") and inner:
+            settings = with_name(raw[table])
+            raw[table] = settings | {inner: value} if isinstance(settings, dict) else settings
+        else:
+            raise UsageError(f"{where}: there is no key {key!r}; {nearest(key, [*PARAMETERS, *_SETTABLE])}.")
+    fixed = raw["fixed"]
+    # A hand point that contradicts what was just fixed would be a second name for another point.
+    raw["enqueue"] = [
+        point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed)
+    ]
+    return parse(raw, where=where)
+
+
+def _check_change_of_given(sweep: Sweep, key: str, *, where: str) -> None:
+    """Given points are run as they are; they can be shortened, where they say how long they are."""
+    if key == "trials":
+        raise UsageError(f"{where}: sweep {sweep.name!r} has given points; choose among them with --only.")
+    if key in SHORTENS and key not in sweep.space:
+        raise UsageError(
+            f"{where}: {key} is not in [space] of {sweep.name!r}, so its given points cannot be shortened."
+        )
+    if key in PARAMETERS and key not in (*SHORTENS, "precision"):
+        raise UsageError(
+            f"{where}: sweep {sweep.name!r} runs its given points as they are; accepted: epochs and train_images, "
+            "which shorten them, and precision."
+        )
+
+
+def _shorter(own: Any, cap: Any) -> Any:
+    """The smaller one; 0 (of train_images) is all there are."""
+    return min(own, cap) if own and cap else own or cap

@@ -1,0 +1,167 @@
+"""From the text of a sweep file to a checked `Sweep`: errors name the file, the table and the key."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from cifar_sweep.config import PARAMETERS, check_parameter, traits
+from cifar_sweep.errors import UsageError, nearest
+from cifar_sweep.sweep.sweep import (
+    Choices,
+    PrunerSettings,
+    Range,
+    SamplerSettings,
+    Sweep,
+    contains,
+    in_toml,
+    listed,
+    values_of,
+)
+
+# What is accepted instead, by the type of pydantic's complaint; braces are filled from its context.
+_ACCEPTED = {
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "string_type": "a text in quotes",
+    "string_too_short": "a text that is not empty",
+    "number": "a number",
+    "plain": "a number, a text, true or false",
+    "list_type": "a list",
+    "too_short": "at least one value",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "greater_than_equal": "a whole number of at least {ge}",
+    "greater_than": "a number above {gt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "union_tag_not_found": "a table with low and high, or with choices; a single value belongs in [fixed]",
+}
+_SETTINGS: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": PrunerSettings}
+
+
+def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
+    """Validate the plain data of a sweep. `where` begins every message.
+
+    Raises:
+        UsageError: a key or value is not accepted.
+    """
+    try:
+        sweep = Sweep.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UsageError(_sentence(error, raw, where=where)) from None
+    _check_given(sweep, where=where)
+    _check_parameters(sweep, where=where)
+    return sweep
+
+
+def _check_given(sweep: Sweep, *, where: str) -> None:
+    """What a sweep of given points needs, and what no other can have."""
+    if not sweep.given:
+        if sweep.ensemble:
+            raise UsageError(f"{where}: [[ensemble]] is of given points; accepted with sampler = 'given'.")
+        return
+    if sweep.pruner.name != "none":
+        raise UsageError(
+            f"{where}: pruner {sweep.pruner.name!r} would end given points early; accepted: pruner = 'none'."
+        )
+    labels = [point.label for point in sweep.enqueue]
+    if not labels or "" in labels or len(set(labels)) < len(labels):
+        raise UsageError(f"{where}: sampler 'given' needs points in [[enqueue]], each with a label of its own.")
+
+
+def _check_parameters(sweep: Sweep, *, where: str) -> None:
+    """Names and values of `fixed`, `space`, `enqueue` and `preview`, against `PARAMETERS` and the models in play."""
+    for name, value in sweep.fixed.items():
+        check_parameter(name, value, where=f"{where}: [fixed]")
+        if name in sweep.space:
+            raise UsageError(f"{where}: {name} stands in [fixed] and in [space]; it belongs in one of them.")
+    for name, domain in sweep.space.items():
+        _check_domain(name, domain, where=f"{where}: [space]")
+    for number, point in enumerate(sweep.enqueue, start=1):
+        for name, value in point.params().items():
+            place = f"{where}: [[enqueue]] {number}"
+            check_parameter(name, value, where=place)
+            if name not in sweep.space and name not in sweep.fixed:
+                raise UsageError(f"{place}: {name} is not in [space]; {nearest(name, sweep.space)}.")
+            if name in sweep.fixed and value != sweep.fixed[name]:
+                fixed = in_toml(sweep.fixed[name])
+                raise UsageError(f"{place}: {name} = {in_toml(value)} contradicts [fixed], where it is {fixed}.")
+            if name in sweep.space and not contains(sweep.space[name], value):
+                domain = sweep.space[name]
+                raise UsageError(f"{place}: {name} = {in_toml(value)} is outside of its [space]: {domain}.")
+    for name, value in sweep.preview.fixed().items():
+        check_parameter(name, value, where=f"{where}: [preview]")
+    _check_used(sweep, where=where)
+
+
+def _check_domain(name: str, domain: Range | Choices, *, where: str) -> None:
+    values = domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]
+    for value in values:
+        check_parameter(name, value, where=where)
+    if isinstance(domain, Range) and PARAMETERS[name].kind is float and (domain.step or domain.base2):
+        raise UsageError(f"{where}: {name} is no whole number, so base2 and step do not fit; accepted: low, high, log.")
+
+
+def _check_used(sweep: Sweep, *, where: str) -> None:
+    """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
+    models = values_of(sweep, "model")
+    has = frozenset[str]().union(*(traits(str(model))[0] for model in models))
+    for table, names_in_table in (("fixed", sweep.fixed), ("space", sweep.space)):
+        for name in names_in_table:
+            if name not in has:
+                place = f"{where}: [{table}]"
+                raise UsageError(f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has))}.")
+            if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
+                raise UsageError(f"{where}: [{table}]: momentum does nothing for adam; it belongs to sgd and rmsprop.")
+
+
+def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:
+    """Pydantic's most telling complaint as one sentence: file, table, key, what is wrong, what would be accepted."""
+    complaints = error.errors()
+    # A misspelt key is also a missing one: the unknown key tells more.
+    first = next((item for item in complaints if item["type"] == "extra_forbidden"), complaints[0])
+    place, path = _place(first["loc"], where=where)
+    key, value = path[-1], first["input"]
+    if first["type"] == "extra_forbidden":
+        accepted = list(_accepted_keys(path, raw))
+        close = get_close_matches(key, accepted, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{place}: there is no key {key!r}; {hint}accepted: {listed(accepted)}."
+    if first["type"] == "missing":
+        return f"{place}: {key} is missing; accepted: low and high, or choices."
+    if first["type"] == "literal_error":
+        known = get_args(_SETTINGS[path[0]].model_fields["name"].annotation)
+        return f"{where}: there is no {path[0]} {in_toml(value)}; {nearest(str(value), known)}."
+    if first["type"] == "value_error":
+        return f"{place}: {key}: {first['ctx']['error']}."
+    if isinstance(first["loc"][-1], int):
+        key = f"a value of {key}"
+    accepts = _ACCEPTED.get(first["type"], str(first["msg"])).format_map(first.get("ctx", {}))
+    if first["type"] == "model_type" and key in _SETTINGS:
+        accepts = f"the name of a {key} or a table with it"
+    if first["type"] == "list_type" and key == "enqueue":
+        accepts = "a list of points, each begun by [[enqueue]]"
+    shown = "" if isinstance(value, dict) else f" = {in_toml(value)}"
+    return f"{place}: {key}{shown} is not accepted; it takes {accepts}."
+
+
+def _place(loc: Sequence[int | str], *, where: str) -> tuple[str, list[str]]:
+    """Where a complaint stands, in words; and its path of keys, without pydantic's own names and places in lists."""
+    path = [str(part) for part in loc if isinstance(part, str) and part not in ("Range", "Choices")]
+    if path[0] == "enqueue" and len(path) > 1:
+        return f"{where}: [[enqueue]] {int(loc[1]) + 1}", path
+    table = ".".join(path[:-1])
+    return f"{where}: [{table}]" if table else where, path
+
+
+def _accepted_keys(path: Sequence[str], raw: Mapping[str, Any]) -> Iterable[str]:
+    if path[0] in _SETTINGS and len(path) > 1:
+        return _SETTINGS[path[0]].model_fields
+    if path[0] == "space" and len(path) > 2:
+        return Choices.model_fields if "choices" in raw["space"][path[1]] else (*Range.model_fields, "choices")
+    return (name for name in Sweep.model_fields if name != "name")

@@ -1,0 +1,93 @@
+"""Between a sweep's space and Optuna's parameters.
+
+A `base2` range is searched as its exponent, an integer parameter named ``log2_<name>``: ordered and evenly spaced for
+the sampler, and free to be widened later, which a categorical one is not.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from cifar_sweep.config import PARAMETERS, TrialConfig, Value, applies, derive_seed
+from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
+from cifar_sweep.sweep.sweep import Choices, Range, Sweep
+
+EXPONENT = "log2_"
+
+
+def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribution]:
+    if isinstance(domain, Choices):
+        return name, CategoricalDistribution(domain.choices)
+    if domain.base2:
+        return EXPONENT + name, IntDistribution(int(domain.low).bit_length() - 1, int(domain.high).bit_length() - 1)
+    if PARAMETERS[name].kind is int:
+        return name, IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=domain.step or 1)
+    return name, FloatDistribution(float(domain.low), float(domain.high), log=domain.log)
+
+
+# What decides whether others apply is suggested first.
+_DECIDING = ("model", "optimizer", "batch_norm")
+
+
+def suggest(trial: optuna.Trial, sweep: Sweep, *, named: Collection[str] | None = None) -> None:
+    """Give `trial` a value for each parameter of the space that does something beside those it has got already.
+
+    A VGG's hidden units are so never sampled for a network without them, and Optuna's importances and plots know the
+    values of those trials alone that used one. `named` limits it to these parameters: those of a given point.
+    """
+    taken: dict[str, Value] = dict(sweep.fixed)
+    for name in sorted(sweep.space, key=lambda name: name not in _DECIDING):
+        if applies(name, taken) and (named is None or name in named):
+            taken |= decode(_suggest(trial, *_distribution(name, sweep.space[name])))
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> dict[str, Any]:
+    match distribution:
+        case CategoricalDistribution():
+            trial.suggest_categorical(name, distribution.choices)
+        case IntDistribution():
+            trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+        case FloatDistribution():
+            trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+    return {name: trial.params[name]}
+
+
+def decode(params: Mapping[str, Any]) -> dict[str, Value]:
+    """A trial's Optuna parameters under their own names: ``log2_batch_size = 5`` is ``batch_size = 32``."""
+    return {
+        name.removeprefix(EXPONENT): 2**value if name.startswith(EXPONENT) else value for name, value in params.items()
+    }
+
+
+def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a trial's Optuna parameters that decide its shape."""
+    return {name: value for name, value in params.items() if name.removeprefix(EXPONENT) in SHAPE_PARAMETERS}
+
+
+def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
+    """A point of the space as Optuna stores it, without what is not in the space or does nothing beside the rest."""
+    encoded: dict[str, Value] = {}
+    for name, value in point.items():
+        domain = sweep.space.get(name) if applies(name, sweep.fixed | dict(point)) else None
+        if isinstance(domain, Range) and domain.base2:
+            encoded[EXPONENT + name] = int(value).bit_length() - 1
+        elif domain is not None:
+            encoded[name] = value
+    return encoded
+
+
+def to_config(params: Mapping[str, Any], sweep: Sweep, *, number: int, classes: int, precision: str) -> TrialConfig:
+    """The complete config of trial `number` with these Optuna parameters.
+
+    Given points all start from one seed: two that differ in one setting then differ by it alone, and a point's result
+    does not depend on which others were run before it.
+    """
+    return TrialConfig.from_params(
+        sweep.fixed | decode(params),
+        classes=classes,
+        precision=precision,
+        data_seed=derive_seed(sweep.seed, "data"),
+        seed=derive_seed(sweep.seed, "trial", 0 if sweep.given else number),
+    )

@@ -1,0 +1,135 @@
+"""Samplers and pruners by name, and what a step is."""
+
+import math
+from dataclasses import fields
+
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+from cifar_sweep.config import PARAMETERS, Shape, derive_seed
+from cifar_sweep.errors import UsageError
+from cifar_sweep.sweep.sweep import PrunerSettings, SamplerSettings, Sweep
+
+# Where epochs are searched, a report's step is a tenth of the trial's own schedule: short and long schedules are then
+# compared at the same place of their decay.
+STEPS_OF_A_SCHEDULE = 10
+SHAPE_PARAMETERS = frozenset(field.name for field in fields(Shape))
+
+
+def sampler_seed(seed: int, *, number: int) -> int:
+    """The seed of the ask for trial `number`, so that a resumed study goes on and does not begin again."""
+    return derive_seed(seed, "sampler", number)
+
+
+def build_sampler(settings: SamplerSettings, *, seed: int) -> BaseSampler:
+    """The sampler for one ask. A sampler with a fixed seed would repeat itself after a restart and in every worker."""
+    if settings.name in ("random", "given"):  # nothing is left to sample in a given point
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+
+
+def build_pruner(sweep: Sweep) -> BasePruner:
+    """The pruner of `sweep`, with whole numbers throughout: an automatic budget differs from worker to worker.
+
+    Raises:
+        UsageError: the pruner compares resources, and the sweep searches the number of epochs.
+    """
+    settings: PrunerSettings = sweep.pruner
+    if settings.name in ("asha", "hyperband") and "epochs" in sweep.space:
+        raise UsageError(
+            f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "
+            "holds epochs; accepted there: median, percentile, none."
+        )
+    # Optuna counts steps from 0 and may prune at step n_warmup_steps; ours begin at 1.
+    common = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": settings.warmup_steps + 1}
+    match settings.name:
+        case "none":
+            return NopPruner()
+        case "median":
+            return MedianPruner(**common)
+        case "percentile":
+            return PercentilePruner(settings.percentile, **common)
+        case "asha":
+            return SuccessiveHalvingPruner(min_resource=settings.min_steps, reduction_factor=settings.reduction_factor)
+        case "hyperband":
+            return HyperbandPruner(
+                min_resource=settings.min_steps,
+                max_resource=max(settings.min_steps, steps_in_all(sweep)),
+                reduction_factor=settings.reduction_factor,
+            )
+
+
+# Trials of one shape that may always be under way, of all workers together.
+UNDER_WAY = 16
+
+
+def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
+    """How many new trials a worker may ask for at once, before any of them has a result.
+
+    Each is asked without the others' results. So no more are under way than have finished, or than `UNDER_WAY`, which
+    costs the search next to nothing; but where nothing is learnt from results: the first trials of TPE are random, and
+    so are all of the random sampler's. Where the shape is searched, all of a group have one shape, which costs more: no
+    more are under way than half of what has finished, from the first trial on. Both are rounded to powers of two, the
+    fastest sizes. What these rules cost and save is measured in docs/group_search.md.
+
+    Args:
+        sweep: what is searched.
+        asked: trials asked for so far, those that wait not counted.
+        finished: those of them that have a result.
+        workers: how many there are.
+    """
+    left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
+    if any(name in SHAPE_PARAMETERS for name in sweep.space):
+        return min(left, _power_of_two(finished / (2 * workers)))
+    if sweep.sampler.name == "random":
+        return left
+    share = _power_of_two(sweep.sampler.startup_trials / workers, up=True)  # more random trials, and a faster group
+    at_random = share if asked < sweep.sampler.startup_trials else 1
+    return min(left, max(at_random, _power_of_two(max(finished, UNDER_WAY) / workers)))
+
+
+def _power_of_two(size: float, *, up: bool = False) -> int:
+    """The nearest one, or the next: groups of these are the fastest."""
+    exponent = math.log2(max(1.0, size))
+    return int(2 ** (math.ceil(exponent) if up else round(exponent)))
+
+
+def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
+    """The sizes of the groups that a sweep will be trained in, if all workers keep step and nothing is pruned."""
+    sizes: list[int] = []
+    finished = 0
+    while finished < sweep.size:
+        asked = finished
+        for _ in range(min(workers, sweep.size - finished)):
+            if asked < sweep.size:
+                most = most_new(sweep, asked=asked, finished=finished, workers=workers)
+                sizes.append(min(largest, most, sweep.size - asked))
+                asked += sizes[-1]
+        finished = asked
+    return sizes
+
+
+def steps_in_all(sweep: Sweep) -> int:
+    """The last step that a trial of `sweep` can report."""
+    if "epochs" in sweep.space:
+        return STEPS_OF_A_SCHEDULE
+    return int(sweep.fixed.get("epochs", PARAMETERS["epochs"].default))
+
+
+def step_of(epoch: int, *, epochs: int, searched: bool) -> int | None:
+    """The step to report after `epoch` of `epochs`, or None where the epoch ends no step.
+
+    The step is the epoch; where epochs are searched, the number of whole tenths of the schedule done.
+    """
+    if not searched:
+        return epoch
+    step = STEPS_OF_A_SCHEDULE * epoch // epochs
+    before = STEPS_OF_A_SCHEDULE * (epoch - 1) // epochs
+    return step if step > before else None

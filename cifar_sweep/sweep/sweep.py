@@ -1,0 +1,263 @@
+"""A sweep: what is searched, by which sampler and pruner, and which points are tried first."""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from cifar_sweep.config import PARAMETERS, Value
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise PydanticCustomError("number", "not a number")
+    return value
+
+
+def _plain(value: Any) -> Value:
+    if not isinstance(value, (bool, int, float, str)):
+        raise PydanticCustomError("plain", "not a plain value")
+    return value
+
+
+# Unions of types would complain once per type; these complain once, and `_ACCEPTED` has the words.
+Number = Annotated[int | float, PlainValidator(_number)]
+Plain = Annotated[Value, PlainValidator(_plain)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Range(_Table):
+    """A number from `low` to `high`, both included: `log` for a logarithmic scale, `base2` for powers of two only."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    step: int | None = Field(default=None, ge=1)
+    base2: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low} is above high = {self.high}; low must not be above high")
+        if (self.log or self.base2) and self.low <= 0:
+            raise ValueError(f"low = {self.low} has no logarithm; a log or base2 range starts above 0")
+        if self.base2 and not (_is_power_of_two(self.low) and _is_power_of_two(self.high)):
+            raise ValueError(
+                f"low = {self.low} and high = {self.high} are not both powers of two; "
+                "a base2 range starts and ends at one, such as 16 and 256"
+            )
+        if sum((self.log, self.base2, self.step is not None)) > 1:
+            raise ValueError("log, base2 and step exclude each other; a range takes one of them or none")
+        if self.step is not None and (self.high - self.low) % self.step:
+            last = self.high - (self.high - self.low) % self.step
+            raise ValueError(f"steps of {self.step} from {self.low} do not end at high = {self.high} but at {last}")
+        return self
+
+    def __str__(self) -> str:
+        kind = ", powers of two" if self.base2 else f", in steps of {self.step}" if self.step else ""
+        return f"{self.low} to {self.high}{kind}"
+
+
+class Choices(_Table):
+    """One of a list of values, without order."""
+
+    choices: list[Plain] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Choices":
+        twice = [choice for place, choice in enumerate(self.choices) if choice in self.choices[:place]]
+        if twice:
+            raise ValueError(f"choices has {in_toml(twice[0])} twice; each value stands there once")
+        return self
+
+    def __str__(self) -> str:
+        return f"one of {listed(self.choices)}"
+
+
+def _kind_of_domain(value: Any) -> str | None:
+    """Which of `Range` and `Choices` a table of [space] is meant to be, so that only that one complains."""
+    if isinstance(value, (Range, Choices)):
+        return type(value).__name__
+    return ("Choices" if "choices" in value else "Range") if isinstance(value, dict) else None
+
+
+Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind_of_domain)]
+_PRUNER_KEYS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "median": ("startup_trials", "warmup_steps"),
+    "percentile": ("startup_trials", "warmup_steps", "percentile"),
+    "asha": ("min_steps", "reduction_factor"),
+    "hyperband": ("min_steps", "reduction_factor"),
+}
+Settings = TypeVar("Settings", "SamplerSettings", "PrunerSettings")
+
+
+def _refuse_idle(settings: Settings, used: tuple[str, ...]) -> Settings:
+    """Refuse a key that was changed and would do nothing."""
+    for key, field in type(settings).model_fields.items():
+        if key not in ("name", *used) and getattr(settings, key) != field.default:
+            raise ValueError(f"{key} does nothing for {settings.name!r}; it takes {listed(used) or 'no other key'}")
+    return settings
+
+
+class SamplerSettings(_Table):
+    """How trials are chosen: `tpe` (Optuna's default), `random`, or `given`: the sweep's own points and no others."""
+
+    name: Literal["tpe", "random", "given"] = "tpe"
+    startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SamplerSettings":
+        return _refuse_idle(self, ("startup_trials",) if self.name == "tpe" else ())
+
+
+class PrunerSettings(_Table):
+    """When weak trials are stopped. Steps are epochs, or tenths of a trial's own schedule where epochs are searched."""
+
+    name: Literal["none", "median", "percentile", "asha", "hyperband"] = "median"
+    startup_trials: int = Field(default=5, ge=0, description="median, percentile: complete trials before any is pruned")
+    warmup_steps: int = Field(default=0, ge=0, description="median, percentile: steps before a trial may be pruned")
+    percentile: float = Field(default=25.0, gt=0, le=100, description="percentile: the best share that is kept, in %")
+    min_steps: int = Field(default=1, ge=1, description="asha, hyperband: steps before the first decision")
+    reduction_factor: int = Field(default=3, ge=2, description="asha, hyperband: one in so many goes on")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PrunerSettings":
+        return _refuse_idle(self, _PRUNER_KEYS[self.name])
+
+
+class Preview(_Table):
+    """What `--preview` changes: the number of trials, and parameters fixed at other values."""
+
+    trials: int = Field(default=8, ge=1)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    def fixed(self) -> dict[str, Value]:
+        """The parameters that a preview fixes."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+# What shortens a given point. Both are then in the point, so that a study can hold whole and shortened runs.
+SHORTENS = {"epochs": "epochs", "train_images": "training images"}
+
+
+class Point(_Table):
+    """A point of the space to try first. `label` says where it comes from, such as a report's run.
+
+    The claim is what somebody else says of this point. It stays in the sweep file: no trial ever gets it as a value.
+    """
+
+    label: str = ""
+    claimed: Number | None = Field(default=None, description="test accuracy, in percent")
+    claimed_seconds: Number | None = Field(default=None, description="training time")
+    note: str = Field(default="", description="what its source says besides, or leaves open")
+    whole: dict[str, int] = Field(default_factory=dict, description="what a shortened point had before")
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    def params(self) -> dict[str, Value]:
+        """The point's parameters; those of the space that it leaves out are sampled."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def shortened(self) -> str:
+        """In what the point was cut short, as in "3 of 30 epochs"; empty where it was not."""
+        has = self.params()
+        words = []
+        for name, noun in SHORTENS.items():
+            if name in self.whole:
+                words.append(f"{has[name]:,} of {format(self.whole[name], ',') if self.whole[name] else 'all'} {noun}")
+        return ", ".join(words)
+
+
+class ClaimedEnsemble(_Table):
+    """A claim about the averaged probabilities of several given points, by their labels."""
+
+    label: str = Field(min_length=1)
+    members: list[str] = Field(min_length=2)
+    claimed: Number | None = None
+    note: str = ""
+
+
+def with_name(value: Any) -> Any:
+    """``pruner = "median"`` stands for ``pruner = { name = "median" }``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Sweep(_Table):
+    """A whole sweep. `fixed` and `space` take the names of `cifar_sweep.config.PARAMETERS`."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    trials: int = Field(default=50, ge=1)
+    seed: int = Field(default=0, ge=0)
+    keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
+    keep_megabytes: int = Field(default=5000, ge=1, description="but not of more than fit into so much")
+    sampler: Annotated[SamplerSettings, BeforeValidator(with_name)] = SamplerSettings()
+    pruner: Annotated[PrunerSettings, BeforeValidator(with_name)] = PrunerSettings()
+    fixed: dict[str, Plain] = Field(default_factory=dict)
+    space: dict[str, Domain] = Field(default_factory=dict)
+    enqueue: list[Point] = Field(default_factory=list)
+    ensemble: list[ClaimedEnsemble] = Field(default_factory=list)
+    preview: Preview = Preview()
+
+    @property
+    def given(self) -> bool:
+        """Whether its own points are all that is run."""
+        return self.sampler.name == "given"
+
+    @property
+    def size(self) -> int:
+        """How many trials it has."""
+        return len(self.enqueue) if self.given else self.trials
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change under a study: everything that decides what its numbers mean."""
+        return self.model_dump(mode="json", include={"seed", "sampler", "pruner", "fixed", "space"})
+
+
+def values_of(sweep: Sweep, name: str) -> list[Value]:
+    """The values that the categorical parameter `name` can take in this sweep."""
+    domain = sweep.space.get(name)
+    if isinstance(domain, Choices):
+        return domain.choices
+    return [sweep.fixed.get(name, PARAMETERS[name].default)]
+
+
+def contains(domain: Range | Choices, value: Value) -> bool:
+    """Whether `value` lies in `domain`."""
+    if isinstance(domain, Choices):
+        return value in domain.choices
+    if isinstance(value, str) or not domain.low <= value <= domain.high:
+        return False
+    if domain.base2:
+        return _is_power_of_two(value)
+    return domain.step is None or (value - domain.low) % domain.step == 0
+
+
+def _is_power_of_two(value: float) -> bool:
+    return value == int(value) and value >= 1 and int(value) & (int(value) - 1) == 0
+
+
+def listed(words: Iterable[Any]) -> str:
+    return ", ".join(str(word) for word in words)
+
+
+def in_toml(value: Any) -> str:
+    """A value as TOML writes it, nearly."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,293 @@
+"""What a person sees while a sweep runs: one live view in a terminal, plain lines elsewhere.
+
+Everything comes from the database, so that the view is right whoever trains.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cifar_sweep.forecast.costs import noted_costs
+from cifar_sweep.forecast.remaining import WorkerGroup, at_work, curve_of, groups_of, seconds_left
+from cifar_sweep.study.outage import is_outage
+from cifar_sweep.study.record import STATE_NAMES, describe, saved_by_pruning, seconds_spent, setting_text
+from cifar_sweep.study.storage import HALTED, PAUSED
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.space import decode
+from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
+from cifar_sweep.words import duration, span
+
+REFRESH_SECONDS = 1.0
+# Workers that are shown by a line of their own.
+MOST_WORKERS = 8
+BAR_WIDTH = 24
+SOON_SECONDS = 300
+
+
+@contextmanager
+def shown(study: SweepStudy, console: Console, *, live: bool = True) -> Iterator[None]:
+    """Show the study's progress while the body runs, and its last state when it ends; in lines where not `live`."""
+    done = threading.Event()
+    view = _LiveView(study, console) if live and console.is_terminal else _Lines(study, console, named=not live)
+
+    def refresh() -> None:
+        try:
+            view.refresh()
+        except Exception as error:  # the workers say what is wrong, and wait or end; the view tries again
+            view.miss(error)
+
+    def refresh_on() -> None:
+        while not done.wait(REFRESH_SECONDS):
+            refresh()
+
+    thread = threading.Thread(target=refresh_on, name="progress", daemon=True)
+    with view.live:
+        refresh()
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            refresh()
+
+
+class _TimeLeft:
+    """The range of the time left, reckoned anew as seldom as it costs little, and counted down in between."""
+
+    SHARE = 0.02
+
+    def __init__(self, study: SweepStudy) -> None:
+        self._study = study
+        self._began = time.monotonic()
+        self._range: tuple[float, float] | None = None
+        self._reckoned = self._next = -1.0
+
+    def now(self, trials: Sequence[FrozenTrial]) -> tuple[float, float] | None:
+        """The range as it stands."""
+        begun = time.monotonic()
+        if begun >= self._next:
+            self._range = seconds_left(self._study, trials, starting=True)
+            self._reckoned = time.monotonic()
+            self._next = self._reckoned + max(1.0, (self._reckoned - begun) / self.SHARE)
+        if self._range is None:
+            return None
+        passed = time.monotonic() - self._reckoned
+        low, high = (max(seconds - passed, 0.0) for seconds in self._range)
+        return low, high
+
+
+class _LiveView:
+    """The whole state, drawn again and again in place."""
+
+    def __init__(self, study: SweepStudy, console: Console) -> None:
+        self.study = study
+        self.live = Live(Text(), console=console, auto_refresh=False, redirect_stdout=False)
+        self.left = _TimeLeft(study)
+        self.drawn: RenderableType = Text(study.name, style="bold")
+        self.seen = time.monotonic()
+
+    def refresh(self) -> None:
+        self.drawn = self.draw()
+        self.seen = time.monotonic()
+        self.live.update(self.drawn, refresh=True)
+
+    def miss(self, error: Exception) -> None:
+        """Show what was last seen, and say that it is old, where the database does not answer."""
+        if is_outage(error):
+            since = duration(time.monotonic() - self.seen)
+            notice = f"the database has not answered for {since}; trials go on, and are reported when it does"
+            self.live.update(Group(self.drawn, Text(notice, style="yellow")), refresh=True)
+
+    def draw(self) -> RenderableType:
+        """The view, in at most 80 columns."""
+        trials = self.study.asked()
+        summary = self.study.summary(trials)
+        done = summary["trials"]["complete"] + summary["trials"]["pruned"]
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=max(summary["budget"], 1), completed=done, width=BAR_WIDTH), _done_text(summary))
+        lines: list[tuple[str, str]] = [
+            ("time left", left_text(self.study, summary, trials, self.left.now(trials))),
+            *_best_lines(trials, summary["best"]),
+            *_saved_lines(trials),
+            *worker_lines(trials),
+        ]
+        facts = Table.grid(padding=(0, 1))
+        facts.add_column(no_wrap=True, min_width=9, style="cyan")
+        facts.add_column()
+        facts.add_row("trials", bar)
+        for label, line in lines:
+            facts.add_row(label, Text(line, overflow="ellipsis", no_wrap=True))
+        title = Text.assemble((summary["name"], "bold"), f" on {summary['data']}", overflow="ellipsis", no_wrap=True)
+        return Group(title, facts)
+
+
+class _Lines:
+    """A line for each trial that ends."""
+
+    def __init__(self, study: SweepStudy, console: Console, *, named: bool) -> None:
+        self.study = study
+        self.console = console
+        self.prefix = f"{study.name} " if named else ""
+        self.live = _nothing()
+        self.said: set[int] | None = None
+        self.left = _TimeLeft(study)
+
+    def refresh(self) -> None:
+        trials = self.study.trials()
+        if self.said is None:  # what was finished before
+            self.said = {trial.number for trial in trials if trial.state.is_finished()}
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self.said:
+                self.console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
+                self.said.add(trial.number)
+
+    def miss(self, error: Exception) -> None:
+        """The workers say so, in lines."""
+
+    def _line(self, trial: FrozenTrial) -> str:
+        trials = self.study.asked()
+        summary = self.study.summary(trials)
+        best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
+        left = self.left.now(trials)
+        parts = [_ended_text(trial), best, f"{span(*left)} left" if left and left[1] else ""]
+        done = summary["trials"]["complete"] + summary["trials"]["pruned"]
+        return f"[{self.prefix}{done}/{summary['budget']}] {'; '.join(part for part in parts if part)}"
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _ended_text(trial: FrozenTrial) -> str:
+    """What became of a trial."""
+    value = f" {trial.value:.2%}" if trial.value is not None else ""
+    epochs, planned = len(curve_of(trial)), trial.user_attrs.get("config", {}).get("epochs", 0)
+    short = f" after {epochs} of {planned} epochs" if epochs < planned else ""
+    reason = (
+        f" ({trial.user_attrs['reason']})" if trial.state is TrialState.FAIL and "reason" in trial.user_attrs else ""
+    )
+    return (
+        f"trial {trial.number} {STATE_NAMES[trial.state]}{value}{short} in {duration(seconds_spent(trial))}{reason}, "
+        f"{setting_text(describe(trial))}"
+    )
+
+
+def _done_text(summary: dict[str, Any]) -> Text:
+    counts = summary["trials"]
+    done = counts["complete"] + counts["pruned"]
+    others = [f"{counts[name]} {name}" for name in ("pruned", "failed", "running", "waiting") if counts[name]]
+    return Text(f"{done} of {summary['budget']} done" + (f"; {', '.join(others)}" if others else ""))
+
+
+def left_text(
+    study: SweepStudy, summary: dict[str, Any], trials: Sequence[FrozenTrial], left: tuple[float, float] | None
+) -> str:
+    """How long it still takes, or why it does not go on."""
+    counts = summary["trials"]
+    if summary["state"] in HALTED:
+        words = "`cifar-sweep resume` goes on" if summary["state"] == PAUSED else "it does not go on"
+        return f"the study is {summary['state']}; {words}" + (f" ({summary['reason']})" if summary["reason"] else "")
+    if counts["complete"] + counts["pruned"] >= summary["budget"]:
+        return "none"
+    if left is None:
+        return "known when the first epoch has ended" if counts["running"] else "workers are starting"
+    return span(*left) + _clock_text(*left) + _waiting_text(study, summary, trials)
+
+
+def _clock_text(low: float, high: float) -> str:
+    """When that is, where nobody would wait for it."""
+    if high < SOON_SECONDS:
+        return ""
+    now = datetime.now()
+    first, last = (f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in (low, high))
+    return f" (at {first})" if first == last else f" ({first} to {last})"
+
+
+def _waiting_text(study: SweepStudy, summary: dict[str, Any], trials: Sequence[FrozenTrial]) -> str:
+    """Says where workers have nothing left to do but to wait for the last ones."""
+    counts = summary["trials"]
+    unclaimed = summary["budget"] - counts["complete"] - counts["pruned"] - counts["running"]
+    costs = noted_costs(study)
+    idle = (costs.workers if costs else 0) - len(at_work(trials, datetime.now()))
+    if unclaimed > 0 or idle <= 0:
+        return ""
+    return f"; {idle} worker{'s wait' if idle > 1 else ' waits'} for the others"
+
+
+def _best_lines(trials: Sequence[FrozenTrial], best: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if best is None:
+        return [("best", "none yet")]
+    trial = next(trial for trial in trials if trial.number == best["number"])
+    ended = trial.datetime_complete
+    ago = f", {duration((datetime.now() - ended).total_seconds())} ago" if ended else ""
+    return [
+        ("best", f"{best['value']:.2%} validation accuracy, trial {best['number']}{ago}"),
+        ("", setting_text(best)),
+    ]
+
+
+def _saved_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
+    saved = saved_by_pruning(trials)
+    if not saved.trials:
+        return []
+    ended = f"{saved.trials} trial{'s' * (saved.trials > 1)} ended early"
+    return [("pruning", f"{ended}: {saved.epochs:,} epochs, {duration(saved.seconds)} of a worker saved")]
+
+
+def worker_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
+    """A line for each worker that trains, with its number in the order of their first trials, and its group."""
+    groups = groups_of(trials)
+    numbers = {owner: k for k, owner in enumerate(dict.fromkeys(group.owner for group in groups), start=1)}
+    running = sorted((group for group in groups if group.running), key=lambda group: numbers[group.owner])
+    hosts = {_owner(group)["host"] for group in running}
+    lines = [
+        (f"worker {numbers[group.owner]}", _group_text(group, named=len(hosts) > 1)) for group in running[:MOST_WORKERS]
+    ]
+    if len(running) > MOST_WORKERS:
+        rest = running[MOST_WORKERS:]
+        lines.append(("others", f"{len(rest)} workers with {sum(len(group.running) for group in rest)} trials"))
+    return lines
+
+
+def _owner(group: WorkerGroup) -> dict[str, Any]:
+    return dict(group.trials[0].user_attrs["owner"])
+
+
+def _group_text(group: WorkerGroup, *, named: bool) -> str:
+    """What a worker does: its trials, how far they are, the best of them, since when, what they have in common."""
+    running = group.running
+    curves = [curve_of(trial) for trial in running]
+    accuracies = [point["validation_accuracy"] for curve in curves for point in curve]
+    best = f", best {max(accuracies):.1%}" if accuracies else ""
+    since = duration((datetime.now() - group.begun).total_seconds())
+    host = f" on {_owner(group)['host']}" if named else ""
+    epochs = f"epoch {min(len(curves[0]) + 1, group.kind.epochs)} of {group.kind.epochs}"
+    return f"{_numbers_text(running)}: {epochs}{best}, {since}{host}; {_common_text(running)}"
+
+
+def _numbers_text(trials: Sequence[FrozenTrial]) -> str:
+    numbers = sorted(trial.number for trial in trials)
+    if len(numbers) == 1:
+        return f"trial {numbers[0]}"
+    together = numbers[-1] - numbers[0] == len(numbers) - 1
+    return ("" if together else f"{len(numbers)} of ") + f"trials {numbers[0]}-{numbers[-1]}"
+
+
+def _common_text(trials: Sequence[FrozenTrial]) -> str:
+    """A trial's settings; of several, what decided that they are trained together."""
+    if len(trials) == 1:
+        return setting_text(describe(trials[0]))
+    shape = {name: value for name, value in decode(trials[0].params).items() if name in SHAPE_PARAMETERS}
+    return " ".join(f"{name}={value}" for name, value in shape.items()) or "of one shape"

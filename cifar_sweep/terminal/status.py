@@ -1,0 +1,68 @@
+"""Studies at a glance, and numbers in words."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cifar_sweep.forecast.remaining import at_work, seconds_left
+from cifar_sweep.study.record import saved_by_pruning
+from cifar_sweep.study.storage import OPEN
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.words import duration, span
+
+
+def glance(study: SweepStudy) -> dict[str, Any]:
+    """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
+    summary, trials = study.summary(), study.trials()
+    saved = saved_by_pruning(trials)
+    left = seconds_left(study, study.asked())
+    return summary | {
+        "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
+        "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
+        "saved_by_pruning": {"trials": saved.trials, "epochs": saved.epochs, "seconds": round(saved.seconds, 1)},
+    }
+
+
+def table(glances: Sequence[Mapping[str, Any]]) -> Table:
+    """Several studies, a line for each, in 100 columns."""
+    view = Table(
+        "study", "state", "trials", "best", "time left", "pruning saved", "kept", box=None, padding=(0, 2, 0, 0)
+    )
+    view.columns[0].overflow = "fold"  # a name is needed whole
+    for each in glances:
+        best, saved = each["best"], each["saved_by_pruning"]
+        view.add_row(
+            escape(each["name"]),
+            escape(state_text(each)),
+            _trials_text(each),
+            f"{best['value']:.2%}" if best else "-",
+            _left_text(each),
+            f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
+            f"{each['stored_bytes'] / 1e6:,.1f} MB",
+        )
+    return view
+
+
+def state_text(summary: Mapping[str, Any]) -> str:
+    """Whether it is open, and why not."""
+    priority = f" (priority {summary['priority']})" if summary["priority"] and summary["state"] == OPEN else ""
+    reason = f": {summary['reason']}" if summary["reason"] else ""
+    return f"{summary['state']}{priority}{reason}"
+
+
+def _trials_text(summary: Mapping[str, Any]) -> str:
+    """How far it is, with what is worth a word."""
+    counts = summary["trials"]
+    done = f"{counts['complete'] + counts['pruned']}/{summary['budget']}"
+    others = [f"{counts[name]} {name}" for name in ("running", "failed") if counts[name]]
+    return done + (f" ({', '.join(others)})" if others else "")
+
+
+def _left_text(each: Mapping[str, Any]) -> str:
+    if each["seconds_left"]:
+        low, high = each["seconds_left"]
+        return span(low, high) if high else "-"
+    return "not known yet" if each["workers"] else "-"

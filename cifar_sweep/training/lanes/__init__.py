@@ -1,0 +1,1 @@
+"""Compiled kernels that train members in the lanes of vector registers."""

@@ -1,0 +1,166 @@
+"""The C code of `lanes.c`, compiled for this very machine where it has a C compiler.
+
+That takes some seconds, once: a library is kept in the cache folder, named by all that it depends on. A machine without
+a compiler trains with PyTorch's own operations.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from cifar_sweep.errors import DiskError, one_line
+from cifar_sweep.files import default_cache, replace_file
+
+log = logging.getLogger(__name__)
+KERNELS = "CIFAR_SWEEP_KERNELS"
+_SOURCE = Path(__file__).parent / "lanes.c"
+_COMPILERS = ("cc", "gcc", "clang")
+_FOR_THIS_PROCESSOR = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+# No option that lets the compiler change the order of a sum, or what becomes of a NaN.
+_FLAGS = (
+    "-std=gnu11", "-O3", "-funroll-loops", "-fschedule-insns", _FOR_THIS_PROCESSOR, "-fno-math-errno",
+    "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing",
+)  # fmt: skip
+_SECONDS = 180
+_AMD_ZEN_4 = "25"  # the processor family that has bf16 and works on vectors of 512 bits in two halves
+
+
+def kernels(*, bf16: bool) -> ctypes.CDLL | None:
+    """The library for vectors of `lane_count` members, in bf16 or float32; the first call on a machine compiles it.
+
+    None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
+    """
+    if os.environ.get(KERNELS) == "torch" or _identity() is None or (bf16 and not _has_bf16()):
+        return None
+    return _library(_folder(), lane_count(bf16=bf16), 2 if bf16 else 1)
+
+
+def prepare_kernels() -> None:
+    """Begin to compile, where that is still to be done, what training on the CPU will ask for; returns at once."""
+    threading.Thread(target=kernels, kwargs={"bf16": _has_bf16()}, daemon=True).start()
+
+
+def _folder() -> Path:
+    return default_cache() / "kernels"
+
+
+def lane_count(*, bf16: bool) -> int:
+    """How many members share a vector: 16 in bf16 where the processor works on so many 32-bit words at once, else 8."""
+    if not bf16:
+        return 8
+    found = dict(re.findall(r"^(vendor_id|cpu family)\s*: (.*)$", _processor(), flags=re.MULTILINE))
+    halves = found.get("vendor_id") == "AuthenticAMD" and found.get("cpu family") == _AMD_ZEN_4
+    return 16 if _has_bf16() and not halves else 8
+
+
+def kernels_name(device: torch.device) -> str:
+    """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
+    return "torch" if device.type != "cpu" or obstacle() else f"compiled {str(_identity())[:12]}"
+
+
+def obstacle() -> str:
+    """Why there are no kernels on this machine; empty if nothing is known that is in their way."""
+    if os.environ.get(KERNELS) == "torch":
+        return f"{KERNELS} is torch"
+    if _identity() is None:
+        return "there is no C compiler (gcc or clang)"
+    reasons = [failed.read_text() for failed in _folder().glob(f"*-{_identity()}.failed")]
+    return f"the C compiler failed: {reasons[0]}" if reasons else ""
+
+
+@cache
+def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
+    path = folder / f"lanes-{lanes}-{'bf16' if pack == 2 else 'fp32'}-{_identity()}.so"
+    failed = path.with_suffix(".failed")  # so that it is not tried again by each process
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_foreign(folder)
+        if failed.exists():
+            log.info("no compiled kernels, as the compiler failed before: %s", failed.read_text())
+            return None
+        if not path.exists():
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _compile(path, lanes, pack)
+        library = ctypes.CDLL(str(path))
+    except (OSError, DiskError) as error:
+        log.warning("no compiled kernels, PyTorch's are used: %s", error)
+        return None
+    except subprocess.SubprocessError as error:
+        output = (getattr(error, "stderr", None) or "").strip().splitlines()
+        reason = output[0] if output else one_line(error)
+        log.warning("no compiled kernels, PyTorch's are used: %s", reason)
+        with suppress(OSError):
+            failed.write_text(reason)
+        return None
+    library.lanes_bytes.restype = ctypes.c_int64
+    return library
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise PermissionError if others can put a library there: it would be loaded."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder}: other users can write there")
+
+
+def _compile(path: Path, lanes: int, pack: int) -> None:
+    log.info("compiling kernels for this machine, once")
+    compiler = _compiler()
+    assert compiler is not None
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        command = [compiler, *_FLAGS, f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
+        command += [str(_SOURCE), "-o", str(made), "-lm"]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+        replace_file(path, made.read_bytes())
+
+
+@cache
+def _compiler() -> str | None:
+    names = [os.environ["CC"]] if os.environ.get("CC") else _COMPILERS
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+@cache
+def _identity() -> str | None:
+    """A hash of the source, the compiler and the processor; None where there is no compiler."""
+    compiler = _compiler()
+    if compiler is None or sys.platform == "win32":
+        return None
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    parts = [version, *_FLAGS, _processor(), _SOURCE.read_text()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+@cache
+def _processor() -> str:
+    """What ``-march=native`` makes of this machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return " ".join(platform.uname()[4:])
+    kept = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kept)}))
+
+
+def _has_bf16() -> bool:
+    """Whether the processor multiplies bf16 numbers, by the instructions that lanes.c knows."""
+    return {"avx512_bf16", "avx512bw", "avx512vl"} <= set(_processor().split())

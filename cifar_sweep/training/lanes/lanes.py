@@ -1,0 +1,299 @@
+"""The convolutions of a group on the CPU, with the members in the lanes of vector registers.
+
+Where channels are few, a vector of them is mostly empty; a vector of eight or sixteen members is full. Each lane does
+what it would do alone, in the same order: a member's numbers depend neither on how many train with it nor on its
+place. The work is done by `lanes.c`, from the images to what is flattened, forward and backward.
+"""
+
+import ctypes
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cifar_sweep.training.lanes.compiled import kernels, lane_count
+from cifar_sweep.training.rows import Masks, Part
+
+# Of more channels PyTorch's convolutions are as fast, and of fewer members, for most lanes would be empty.
+_WIDEST = {torch.bfloat16: 64, torch.float32: 32}
+_NARROW = 32
+_MAX_STAGES = 8
+_IMAGE_CHANNELS = 3
+# Without training, this many images are taken at a time.
+EVALUATED = 32
+_ALIGNED = 64  # bytes, of an arena
+_SIZES = ("ci", "co", "k", "pad", "hi", "wi", "ho", "wo", "hq", "wq")
+_FLOATS = ("slope", "momentum", "eps")
+
+
+class _Stage(ctypes.Structure):
+    """As in lanes.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in _SIZES),
+        *((name, ctypes.c_int32) for name in ("pool", "norm", "after", "mask")),
+        *((name, ctypes.c_float) for name in _FLOATS),
+        *((name, ctypes.c_int32) for name in ("weight", "bias", "gamma", "beta")),
+    )
+
+
+class _Net(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("stages", "batch")),
+        ("stage", _Stage * _MAX_STAGES),
+    )
+
+
+class _Call(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("arena", "images", "features", "rows", "gradients")),
+        ("stride", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("members", "count", "training")),
+        *((name, ctypes.c_void_p * _MAX_STAGES) for name in ("running_mean", "running_var", "masks")),
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A convolution with what follows it, by the layers' places in the network.
+
+    Attributes:
+        settings: of `_Stage`, but for what depends on the size of the images.
+        reflect: how far images are padded by reflection first.
+        norm: batch norm.
+        dropout: of whole channels.
+    """
+
+    settings: Mapping[str, float]
+    reflect: int
+    norm: str | None
+    dropout: str | None
+
+
+def stages_of(network: nn.Sequential, parts: Sequence[Part]) -> list[Stage] | None:
+    """The stages of a network which `can_fuse`, up to its flattening; None where lanes have no way for one of them.
+
+    That is: convolutions of stride 1 and few channels, each with batch norm, ReLU or LeakyReLU, dropout of whole
+    channels and pooling by two after it, any of these left out, batch norm before the activation or after the dropout.
+    """
+    starts = {part.name: part.start for part in parts}
+    blocks: list[list[tuple[str, nn.Module]]] = []
+    for place, layer in network.named_children():
+        if isinstance(layer, nn.Flatten):
+            break
+        if isinstance(layer, nn.Conv2d):
+            blocks.append([])
+        blocks[-1].append((place, layer))
+    stages = [_stage(block, starts, first=not at) for at, block in enumerate(blocks)]
+    known = [stage for stage in stages if stage is not None]
+    return known if len(known) == len(stages) <= _MAX_STAGES else None
+
+
+_LETTERS = {nn.BatchNorm2d: "N", nn.ReLU: "A", nn.LeakyReLU: "A", nn.Dropout2d: "D", nn.MaxPool2d: "P"}
+# Pooling, activation and dropout keep the order of values: in which order they come makes no difference.
+_NORM_FIRST, _NORM_LAST = re.compile("N?(A?D?P?|A?PD?|PA?D?)"), re.compile("A?D?NP?")
+
+
+def _stage(block: Sequence[tuple[str, nn.Module]], starts: Mapping[str, int], *, first: bool) -> Stage | None:
+    place, conv = block[0]
+    assert isinstance(conv, nn.Conv2d)
+    letters = "".join(_LETTERS.get(type(layer), "?") for _, layer in block[1:])
+    after = not _NORM_FIRST.fullmatch(letters)
+    if (after and not _NORM_LAST.fullmatch(letters)) or not _is_known(conv, first=first):
+        return None
+    settings: dict[str, float] = {
+        "ci": conv.in_channels, "co": conv.out_channels, "k": conv.kernel_size[0], "after": after, "slope": 1.0,
+        "weight": starts[f"{place}.weight"], "bias": starts.get(f"{place}.bias", -1),
+    }  # fmt: skip
+    reflect = conv.padding_mode == "reflect"
+    padding = int(conv.padding[0])
+    settings["pad"] = 0 if reflect else padding
+    norm = dropout = None
+    for name, layer in block[1:]:
+        match layer:
+            case nn.BatchNorm2d():
+                norm = name
+                settings |= {"norm": 1, "gamma": starts[f"{name}.weight"], "beta": starts[f"{name}.bias"]}
+                settings |= {"momentum": layer.momentum or 0.0, "eps": layer.eps}
+            case nn.ReLU():
+                settings["slope"] = 0.0
+            case nn.LeakyReLU():
+                settings["slope"] = layer.negative_slope
+            case nn.Dropout2d():
+                dropout = name
+                settings["mask"] = 1
+            case nn.MaxPool2d():
+                if not _halves(layer):
+                    return None
+                settings["pool"] = 1
+    return Stage(settings, padding if reflect else 0, norm, dropout)
+
+
+def _is_known(conv: nn.Conv2d, *, first: bool) -> bool:
+    square = len({*conv.kernel_size}) == len({*conv.padding}) == 1 and int(conv.padding[0]) < conv.kernel_size[0]
+    plain = (conv.stride, conv.dilation) == ((1, 1), (1, 1))
+    of_images = conv.in_channels == _IMAGE_CHANNELS and conv.padding_mode in ("zeros", "reflect")
+    return square and plain and (of_images if first else conv.padding_mode == "zeros")
+
+
+def _halves(pool: nn.MaxPool2d) -> bool:
+    def both(value: Any) -> tuple[int, ...]:
+        return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+    sizes = both(pool.kernel_size), both(pool.stride), both(pool.padding), both(pool.dilation)
+    return sizes == ((2, 2), (2, 2), (0, 0), (1, 1)) and not pool.ceil_mode
+
+
+def fewest_members(stages: Sequence[Stage], dtype: torch.dtype) -> int | None:
+    """From how many members on lanes are faster than PyTorch, as measured; None for never."""
+    channels = max(int(stage.settings["co"]) for stage in stages)
+    if channels > _WIDEST.get(dtype, 0):
+        return None
+    return 5 if dtype is torch.bfloat16 and channels <= _NARROW else 7
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some of the members: those that share the lanes of a vector, and the memory that they work in."""
+
+    start: int
+    members: int
+    arena: Tensor
+
+
+class Lanes:
+    """The stages of K networks, for images [b, 3, h, w] of one kind and size, and at most `batch` at a time.
+
+    Args:
+        stages: of the networks.
+        members: K.
+        images: such as are to come, in float32 or bf16.
+        batch: the largest number of images.
+
+    Raises:
+        LookupError: there are no kernels for it on this machine.
+    """
+
+    def __init__(self, stages: Sequence[Stage], *, members: int, images: Tensor, batch: int) -> None:
+        bf16 = images.dtype is torch.bfloat16
+        library = kernels(bf16=bf16)
+        if library is None:
+            raise LookupError(f"no kernels for {images.dtype}")
+        self._library = library
+        self.stages = stages
+        self.members = members
+        self.batch = batch
+        self._kind = _kind(images)
+        self._net, self.features = self._laid_out()
+        self._tiles: list[_Tile] = []
+        width = lane_count(bf16=bf16)
+        for start in range(0, members, width):
+            arena = torch.zeros(library.lanes_bytes(ctypes.byref(self._net)) + _ALIGNED, dtype=torch.uint8)
+            self._tiles.append(_Tile(start, min(width, members - start), arena))
+        self._calls: list[_Call] = []
+        self._held: tuple[Any, ...] = ()
+
+    def _laid_out(self) -> tuple[_Net, int]:
+        """The stages for images of this size, and how many numbers come out for each."""
+        net = _Net(len(self.stages), self.batch)
+        high, wide = (side + 2 * self.stages[0].reflect for side in self._kind[1:])
+        for into, stage in zip(net.stage, self.stages, strict=False):
+            for name, value in stage.settings.items():
+                setattr(into, name, value if name in _FLOATS else int(value))
+            grown = 2 * into.pad - into.k + 1
+            into.hi, into.wi, into.ho, into.wo = high, wide, high + grown, wide + grown
+            high, wide = into.ho >> into.pool, into.wo >> into.pool
+            into.hq, into.wq = high, wide
+        return net, high * wide * int(self.stages[-1].settings["co"])
+
+    def fit(self, images: Tensor, *, members: int, training: bool) -> bool:
+        """Whether this was made for such images and so many members."""
+        return (self._kind, self.members) == (_kind(images), members) and (len(images) <= self.batch or not training)
+
+    def forward(self, images: Tensor, rows: Tensor, gradients: Tensor, layers: Any, *, training: bool) -> Tensor:
+        """What is to be flattened [K, b, features], for images [b, 3, h, w].
+
+        Args:
+            images: the batch.
+            rows: the members' parameters [K, parameters].
+            gradients: where the backward pass puts those of the stages.
+            layers: the fused ones, by place, for batch norm's statistics and the dropouts' masks.
+            training: whether statistics are those of the batch, dropout is on, and a backward pass may follow.
+        """
+        if self.stages[0].reflect:
+            images = functional.pad(images, [self.stages[0].reflect] * 4, mode="reflect")
+        if training:
+            anchor = torch.empty(0, requires_grad=True)  # so that there is a backward pass
+            return _Trained.apply(anchor, self, images, rows, gradients, layers)  # type: ignore[no-any-return]
+        chunks = torch.split(images, min(self.batch, len(images)))
+        return torch.cat([self.run(chunk, rows, gradients, layers, training=False) for chunk in chunks], dim=1)
+
+    def run(self, images: Tensor, rows: Tensor, gradients: Tensor, layers: Any, *, training: bool) -> Tensor:
+        """`forward` of at most `batch` images, padded by reflection where that is asked for."""
+        pixels = images.contiguous(memory_format=torch.channels_last)
+        outputs = images.new_empty(self.members, len(images), self.features)
+        masks = [_masks(layers, stage, images) if training else None for stage in self.stages]
+        self._calls = []
+        self._held = (pixels, masks, rows, gradients)  # what the calls point to
+        for tile in self._tiles:
+            call = _Call(
+                arena=-(-tile.arena.data_ptr() // _ALIGNED) * _ALIGNED, images=pixels.data_ptr(),
+                features=outputs[tile.start].data_ptr(), rows=rows[tile.start].data_ptr(),
+                gradients=gradients[tile.start].data_ptr(), stride=rows.stride(0), members=tile.members,
+                count=len(images), training=training,
+            )  # fmt: skip
+            for at, (stage, mask) in enumerate(zip(self.stages, masks, strict=True)):
+                if stage.norm is not None:
+                    call.running_mean[at] = layers[stage.norm].running_mean[tile.start].data_ptr()
+                    call.running_var[at] = layers[stage.norm].running_var[tile.start].data_ptr()
+                if mask is not None:
+                    call.masks[at] = mask[tile.start].data_ptr()
+            self._library.lanes_forward(ctypes.byref(self._net), ctypes.byref(call))
+            self._calls.append(call)
+        for stage in self.stages if training else []:
+            if stage.norm is not None:
+                layers[stage.norm].num_batches_tracked.add_(1)
+        return outputs
+
+    def backward(self, gradient: Tensor) -> None:
+        """From the gradient of what the last `run` gave to the `gradients` of its parameters."""
+        gradient = gradient.contiguous()
+        for tile, call in zip(self._tiles, self._calls, strict=True):
+            call.features = gradient[tile.start].data_ptr()
+            self._library.lanes_backward(ctypes.byref(self._net), ctypes.byref(call))
+        self._calls, self._held = [], ()
+
+
+def _kind(images: Tensor) -> tuple[torch.dtype, int, int]:
+    return images.dtype, images.shape[2], images.shape[3]
+
+
+def _masks(layers: Any, stage: Stage, images: Tensor) -> Tensor | None:
+    """The members' masks of a stage's channels [K, b, channels]; None where no member drops any."""
+    if stage.dropout is None:
+        return None
+    each: list[Masks] = layers[stage.dropout].masks
+    if all(mask.rate == 0 for mask in each):
+        return None
+    shape = [len(images), int(stage.settings["co"]), 1, 1]
+    return torch.stack([mask.draw(shape, like=images) for mask in each]).float()
+
+
+class _Trained(torch.autograd.Function):
+    """`Lanes.run` with its backward pass. The parameters' gradients go where they belong, past autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, _anchor: Tensor, lanes: Lanes, images: Tensor, rows: Tensor, gradients: Tensor, layers: Any
+    ) -> Tensor:
+        ctx.lanes = lanes
+        return lanes.run(images, rows, gradients, layers, training=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        ctx.lanes.backward(gradient)
+        return (None,) * 6

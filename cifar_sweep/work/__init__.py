@@ -1,0 +1,1 @@
+"""Who works: submitting studies, and workers that train their trials."""

@@ -1,0 +1,197 @@
+"""The service: a study is put into the database to be worked on, and workers train trials of it until it is done."""
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+from cifar_sweep.artifacts import Artifacts, open_artifacts
+from cifar_sweep.config import Shape
+from cifar_sweep.errors import CifarSweepError, DiskError, StudyError
+from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
+from cifar_sweep.study.claim import Claim, Worker
+from cifar_sweep.study.lease import Lease, Patience
+from cifar_sweep.study.opening import check_code, open_studies
+from cifar_sweep.study.outage import is_outage, wait_out
+from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.storage import PAUSED, Storage, open_existing
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.images import data as images
+from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.lanes.compiled import kernels_name
+from cifar_sweep.training.models.own import fingerprints
+from cifar_sweep.work.runner import GroupTooLargeError, Training
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+MAX_CONSECUTIVE_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know; the rest is in the database.
+
+    Attributes:
+        storage: address of the database.
+        studies: the studies to work on; none are all that are open.
+        known: of all that are open, those that the groups were planned for. When another one is to be worked on, the
+            worker ends, for new plans; None where it does not.
+        data: where the images are, as `training.data.load` takes it; None is where each study says.
+        artifacts: where checkpoints and weights go; None is where each study says.
+        device: auto, cpu, cuda or cuda:N.
+        threads: threads to compute on, on the CPU; 0 is one per core.
+        deadline: when to stop, in seconds since the epoch; None is never.
+        worker: the worker's position among those started together.
+        workers: how many were started together.
+        groups: how many trials of a shape to train at once.
+    """
+
+    storage: str
+    studies: tuple[str, ...] = ()
+    known: tuple[str, ...] | None = None
+    data: str | None = None
+    artifacts: str | None = None
+    device: str = "auto"
+    threads: int = 0
+    deadline: float | None = None
+    worker: int = 0
+    workers: int = 1
+    groups: Groups = ONE_AT_A_TIME
+
+    def out_of_time(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() >= self.deadline
+
+
+def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
+    """Train trials of open studies until their budgets are spent, time is out, or `stop` says yes.
+
+    An unfinished trial goes back to the queue and is continued from its last epoch, here or elsewhere.
+
+    Raises:
+        StudyError: several trials in a row failed, or the data is not the study's.
+        CifarSweepError: the data, the device, the storage or the disk is at fault.
+    """
+
+    def stopped() -> bool:
+        return stop() or job.out_of_time()
+
+    try:
+        with closing(wait_out(lambda: open_existing(job.storage), stop=stopped, say=log.warning)) as storage:
+            _Shift(job, storage, stop=stopped).work()
+    except Exception as error:
+        if not (stopped() and is_outage(error)):
+            raise
+        log.warning("stopped while the database does not answer; the trials go on elsewhere, or with the same command")
+
+
+class _Shift:
+    """A worker at work."""
+
+    def __init__(self, job: Job, storage: Storage, *, stop: Callable[[], bool]) -> None:
+        self.job = job
+        self.storage = storage
+        self.stop = stop
+        self.device = resolve_device(job.device, worker=job.worker)
+        threads = prepare_process(self.device, threads=job.threads)
+        precision, _ = resolve_precision(self.device)
+        shown = f"{self.device.type} ({device_name(self.device)})"
+        self.worker = Worker(Owner.current(), shown, threads, precision, kernels_name(self.device))
+        self.patiently = Patience(storage, stop)
+        self.fitting: dict[Shape, int] = {}
+        self.failures: Counter[str] = Counter()
+        self.given_up = 0
+        self.ready: dict[str, tuple[ImageData, Artifacts]] = {}
+        self.unable: dict[str, CifarSweepError] = {}
+
+    def work(self) -> None:
+        while not self.stop():
+            there, turn = self.patiently(self._next)
+            if turn is not None:
+                self._train(*turn)
+            elif not there:
+                break
+            else:
+                time.sleep(POLL_SECONDS)  # other workers hold the last trials; one may come back
+
+    def _next(self) -> tuple[bool, tuple[SweepStudy, list[Claim]] | None]:
+        """Whether there is still something for this worker, now or later; and trials to train now."""
+        unfinished = False
+        for study in open_studies(self.storage, self.job.studies):
+            if self.job.known is not None and study.name not in self.job.known:
+                return False, None
+            if not self._is_able(study):
+                continue
+            unfinished = True
+            workers = None if self.job.groups.fixed else self.job.workers
+            claims = study.claim(self.worker, size=self._size, workers=workers)
+            if claims:
+                return True, (study, claims)
+        if self.unable and not unfinished:
+            raise next(iter(self.unable.values()))
+        return unfinished, None
+
+    def _size(self, shape: Shape) -> int:
+        return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
+
+    def _is_able(self, study: SweepStudy) -> bool:
+        """Whether the study's images are to be had here, and its files can be kept."""
+        if study.uid in self.unable or study.uid in self.ready:
+            return study.uid in self.ready
+        try:
+            artifacts = open_artifacts(self.job.artifacts or study.artifacts)
+            data = images.load(self.job.data or study.data["source"])
+            study.check_data(name=data.name, fingerprint=data.fingerprint)
+            check_code(study.name, study.code, fingerprints(study.code))
+        except CifarSweepError as error:
+            self._leave(study, error)
+            return False
+        self.ready[study.uid] = data, artifacts
+        return True
+
+    def _leave(self, study: SweepStudy, error: CifarSweepError) -> None:
+        """Leave a study to others: here its images are not to be had, or its files cannot be kept."""
+        log.warning("study %s: %s", study.name, error)
+        self.ready.pop(study.uid, None)
+        self.unable[study.uid] = error
+
+    def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
+        lease = Lease(
+            self.storage, study.name, token=self.worker.owner.token, trial_ids=[claim.trial_id for claim in claims]
+        )
+        data, artifacts = self.ready[study.uid]
+
+        def stop() -> bool:
+            return self.stop() or lease.halted
+
+        training = Training(study, data, self.device, artifacts, stop, self.patiently)
+        failed = None
+        with lease:
+            try:
+                failed = training.train(claims)
+            except DiskError as error:
+                if self.job.studies:
+                    raise
+                self._leave(study, error)
+            except GroupTooLargeError:
+                self.fitting[claims[0].config.shape] = len(claims) // 2
+                log.warning("%d trials at once do not fit into memory; going on with half as many", len(claims))
+        if not failed:
+            self.given_up = 0
+        self.failures[study.uid] = self.failures[study.uid] + 1 if failed else 0
+        if self.failures[study.uid] >= MAX_CONSECUTIVE_FAILURES:
+            self.failures[study.uid] = 0
+            self._give_up(study, f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed; the last one: {failed}")
+
+    def _give_up(self, study: SweepStudy, reason: str) -> None:
+        """Keep a study whose trials all fail from wasting more time; others go on."""
+        self.patiently(lambda: study.set_state(PAUSED, reason=reason))
+        error = StudyError(f"study {study.name!r}: {reason}.")
+        self.given_up += 1
+        if self.job.studies or self.given_up > 1:  # then it is rather this process that is sick
+            raise error
+        log.warning("%s It is paused.", error)

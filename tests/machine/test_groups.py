@@ -1,0 +1,243 @@
+"""The two parts of a step, the group size that they lead to, and the memory that a member takes."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.machine import groups as speed
+from cifar_sweep.machine.groups import (
+    ONE_AT_A_TIME,
+    TIMED_BATCHES,
+    Groups,
+    Speed,
+    free_memory,
+    member_bytes,
+    network_of,
+    stand_in,
+)
+from cifar_sweep.machine.timing import group_seconds, step_seconds
+from cifar_sweep.training.group import Group
+from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.models import build
+
+CPU = torch.device("cpu")
+
+
+def config(model: str = "lenet", **params: Any) -> TrialConfig:
+    return TrialConfig.from_params({"model": model} | params, classes=10, precision="fp32", data_seed=0, seed=0)
+
+
+def shape(model: str = "lenet", **params: Any) -> Shape:
+    return config(model, **params).shape
+
+
+def groups(largest: int, milliseconds: dict[int, float], *, free_bytes: int | None = None) -> Groups:
+    """LeNet's, by the time of an image at each group size."""
+    speeds = {"lenet": {size: Speed(each / 1000, 0.0) for size, each in milliseconds.items()}}
+    return Groups(largest, speeds, free_bytes)
+
+
+def test_the_two_parts_of_a_step() -> None:
+    assert TIMED_BATCHES == (16, 128)
+    assert Speed(image=0.001, step=0.032).per_image(16) == pytest.approx(0.003)
+    both = Speed.between(0.003, 0.00125)
+    assert (both.image, both.step) == pytest.approx((0.001, 0.032))
+    assert both.times(2) == Speed(2 * both.image, 2 * both.step)
+
+
+def test_neither_part_is_below_zero() -> None:
+    assert Speed.between(0.001, 0.002) == Speed(image=0.002, step=0.0)
+    overhead = Speed.between(0.010, 0.001)
+    assert (overhead.image, overhead.step) == pytest.approx((0.0, 0.128))
+
+
+def test_batch_norm_is_timed_apart_in_small_networks() -> None:
+    assert network_of(shape("cnn3")) == "cnn3"
+    assert network_of(shape("cnn3", batch_norm=True)) == "cnn3+batch_norm"
+    assert network_of(shape("vgg16", batch_norm=True)) == network_of(shape("vgg16", batch_norm=False)) == "vgg16"
+
+
+def test_deeper_vggs_stand_in_the_ratio_of_their_multiplications() -> None:
+    assert stand_in("vgg16") == ("vgg11", pytest.approx(313_457_544 / 153_025_416))
+    assert stand_in("vgg13") == ("vgg11", pytest.approx(228_522_888 / 153_025_416))
+    for network in ("vgg11", "cnn1", "cnn3+batch_norm"):
+        assert stand_in(network) == (network, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "expected"),
+    [
+        ({1: 10, 2: 8, 4: 6, 8: 7}, 4),
+        ({1: 10, 2: 9.7, 4: 9.65, 8: 9.65}, 1),  # no more than 4 % are to be had
+        ({1: 10, 2: 6.2, 4: 6.0, 8: 6.1}, 2),
+        ({1: 10, 2: 9.9, 4: 6}, 4),  # what gains nothing on the way there does not end it
+        ({1: 10, 2: 12}, 1),
+        ({1: 10}, 1),
+    ],
+)
+def test_the_smallest_group_that_is_about_the_fastest(milliseconds: dict[int, float], expected: int) -> None:
+    assert groups(16, milliseconds).size(shape()) == expected
+
+
+def test_no_group_is_larger_than_the_largest() -> None:
+    halved = {1: 16.0, 2: 8.0, 4: 4.0, 8: 2.0}
+    assert [groups(largest, halved).size(shape()) for largest in (1, 2, 3, 4, 7, 8, 100)] == [1, 2, 3, 4, 7, 8, 8]
+    assert ONE_AT_A_TIME.size(shape()) == 1
+
+
+def test_a_network_of_unknown_speed_is_trained_alone() -> None:
+    known = groups(6, {1: 2, 2: 1})
+    assert known.size(shape("cnn3")) == 1
+    assert known.size(shape("lenet", batch_norm=True)) == 1
+    assert known.size(shape("lenet")) > 1
+    assert Groups(6).size(shape("cnn3")) == 6, "where nothing was measured, so many were asked for"
+
+
+def test_small_batches_are_trained_in_larger_groups() -> None:
+    known = Groups(4, {"lenet": {1: Speed(image=0.0010, step=0.10), 4: Speed(image=0.0012, step=0.01)}})
+    assert known.size(shape(batch_size=16)) == 4
+    assert known.size(shape(batch_size=1024)) == 1
+
+
+def test_a_size_between_two_that_were_timed_is_in_proportion() -> None:
+    known = groups(8, {2: 10, 6: 4})
+    found = [1000 * known.per_image(shape(), size) for size in (2, 3, 4, 5, 6)]
+    assert found == pytest.approx([10, 8.5, 7, 5.5, 4])
+    assert [1000 * known.per_image(shape(), size) for size in (1, 32)] == pytest.approx([10, 4])
+    with pytest.raises(KeyError):
+        known.per_image(shape("cnn3"), 1)
+
+
+@pytest.mark.parametrize("timed", [{}, {1: 16.0, 8: 2.0}])
+def test_memory_limits_the_group(timed: dict[int, float]) -> None:
+    each = member_bytes(shape())
+
+    def size(free: int) -> int:
+        known = groups(8, timed, free_bytes=free) if timed else Groups(8, free_bytes=free)
+        return known.size(shape())
+
+    assert [size(free) for free in (0, each, 3 * each - 1, 3 * each, 8 * each, 99 * each)] == [1, 1, 2, 3, 8, 8]
+
+
+def parameters(of: Shape) -> int:
+    return sum(parameter.numel() for parameter in build(of, seed=0).parameters())
+
+
+def test_a_member_takes_more_memory_for_more_images_and_more_parameters() -> None:
+    assert member_bytes(shape(batch_size=128)) > 1.5 * member_bytes(shape(batch_size=64))
+    narrow, wide = shape(hidden_units=100), shape(hidden_units=5000)
+    # Each with its gradient, two moments and its best value so far.
+    assert member_bytes(wide) - member_bytes(narrow) > 5 * 4 * (parameters(wide) - parameters(narrow))
+    assert member_bytes(shape(precision="bf16")) < member_bytes(shape(precision="fp32"))
+
+
+def peak_bytes(each: TrialConfig, *, members: int, trace: Path) -> int:
+    """The most that PyTorch had allocated at a time in the first steps of a group."""
+    dtype = torch.bfloat16 if each.shape.precision == "bf16" else torch.float32
+    images = torch.rand(each.shape.batch_size, 3, 32, 32).to(dtype)
+    labels = torch.zeros(each.shape.batch_size, dtype=torch.long)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        group = Group([each] * members, device=CPU)
+        group.start_epoch(1)
+        for _ in range(2):
+            group.step(images, labels)
+    profiler.export_chrome_trace(str(trace))
+    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    totals = [event["args"]["Total Allocated"] for event in sorted(events, key=lambda event: event["ts"])]
+    return max(totals) - totals[0]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"model": "lenet", "batch_size": 16, "hidden_units": 5000},
+        {"model": "lenet", "batch_size": 128, "precision": "bf16"},
+        {"model": "cnn3", "batch_size": 32, "batch_norm": True, "dropout": 0.3},
+    ],
+)
+def test_a_real_group_takes_no_more_memory_than_is_reckoned_with(params: dict[str, Any], tmp_path: Path) -> None:
+    each = config(**params)
+    taken = peak_bytes(each, members=2, trace=tmp_path / "trace.json") / 2
+    assert taken < member_bytes(each.shape) < 4 * taken
+
+
+def test_the_memory_that_nobody_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {gpu: (3000, 4000)}[device])
+    assert free_memory(gpu) == 3000
+    memory = tmp_path / "meminfo"
+    monkeypatch.setattr(speed, "MEMORY_FILE", memory)
+    assert free_memory(CPU) is None
+    memory.write_text("MemTotal: 90 kB\nMemFree:  3 kB\nMemAvailable:     20 kB\n")
+    assert free_memory(CPU) == 20 * 1024
+    memory.write_text("MemTotal: 90 kB\n")
+    assert free_memory(CPU) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_step_of_the_group_is_what_is_timed(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    slept = iter([0.001, 0.12, 0.02, 0.12])  # the first is not counted
+
+    def step(self: Group, images: torch.Tensor, labels: torch.Tensor) -> None:
+        assert self.network.training
+        assert len(self.members) == 3
+        assert self.shape == shape("cnn3", batch_norm=True, precision=precision)
+        assert images.shape == (20, 3, 32, 32)
+        assert images.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        assert labels.shape == (20,)
+        time.sleep(next(slept))
+
+    monkeypatch.setattr(Group, "step", step)
+    call: dict[str, Any] = {"batch": 20, "members": 3, "threads": 2, "device": CPU, "precision": precision}
+    assert 0.02 <= step_seconds("cnn3+batch_norm", **call) < 0.08
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_real_step_takes_time(precision: str) -> None:
+    seconds = step_seconds("lenet", batch=16, members=2, threads=1, device=CPU, precision=precision)
+    assert 1e-5 < seconds < 1
+
+
+def test_the_parts_of_a_groups_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_data: ImageData) -> None:
+    """A step of 40 images takes 80 ms, 60 images are looked at in 60 ms, a checkpoint is written in 30 ms."""
+    monkeypatch.setattr(speed, "MEAN_SECONDS", 0.1)
+    written: list[int] = []
+
+    def step(self: Group, images: torch.Tensor, labels: torch.Tensor) -> None:
+        assert (len(self.members), len(labels)) == (2, 40)
+        time.sleep(0.08)
+
+    def looked_at(network: Any, batches: list[Any], **_: Any) -> list[Any]:
+        time.sleep(0.001 * sum(len(labels) for _, labels in batches))
+        return []
+
+    def write(path: Path, content: bytes) -> None:
+        assert path.parent == tmp_path
+        path.touch()
+        written.append(len(content))
+        time.sleep(0.03)
+
+    monkeypatch.setattr(Group, "step", step)
+    monkeypatch.setattr(speed, "evaluate", looked_at)
+    monkeypatch.setattr(speed, "replace_file", write)
+    configs = [config(batch_size=40)] * 2
+    found = group_seconds(configs, source="synthetic:500", folder=str(tmp_path), threads=1, device=CPU)
+    assert 0.08 / 40 / 2 <= found.image < 0.4 / 40 / 2, "by the members and the batch"
+    assert 0.001 / 2 <= found.validated < 0.005 / 2
+    assert 0.03 <= found.checkpoint < 0.3
+    assert 0 <= found.begin < 5
+    assert min(written) > 2 * 4 * 60_000, "LeNet's parameters, and the best ones"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_with_few_images_is_timed_through_several_epochs(tmp_path: Path, small_data: ImageData) -> None:
+    configs = [config(batch_size=400), config(batch_size=400, learning_rate=0.1)]
+    found = group_seconds(configs, source="synthetic:500", folder=str(tmp_path), threads=1, device=CPU)
+    assert all(0 < part < 1 for part in (found.image, found.validated, found.checkpoint))

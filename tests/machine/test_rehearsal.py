@@ -1,0 +1,187 @@
+"""`plan` tries a sweep's own groups, and says how long it takes and what of it fits into some hours."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_sweep.forecast.costs import END_SECONDS, Costs, NetworkCosts, Pace
+from cifar_sweep.machine import rehearsal
+from cifar_sweep.machine.groups import Groups
+from cifar_sweep.machine.outlook import Outlook, as_plain, fitting
+from cifar_sweep.machine.plan import Plan
+from cifar_sweep.machine.rehearsal import rehearse
+from cifar_sweep.machine.timing import GroupSeconds, Split, group_seconds
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Sweep
+
+RATE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+BATCH = {"batch_size": {"low": 16, "high": 64, "base2": True}}
+NETWORK = NetworkCosts(image={1: 1e-3}, step={1: 0.0}, sizes={16: 2}, checkpoint=0)
+COSTS = Costs(networks={"lenet": NETWORK}, workers=2, train_images=400, start=0, trial=0, report=0)
+EPOCH = 0.4 * (1 + 0.25 * 0.35)
+
+
+def sweep(trials: int = 8, **keys: Any) -> Sweep:
+    fixed = {"model": "lenet", "batch_size": 32, "epochs": 4}
+    fixed = {name: value for name, value in fixed.items() if name not in keys.get("space", {})}
+    return parse(
+        {"name": "test", "trials": trials, "pruner": "none", "fixed": fixed, "space": RATE} | keys, where="test"
+    )
+
+
+def plan(costs: Costs = COSTS) -> Plan:
+    return Plan(Split(2, 1), Groups(2), usual=2, seconds=10.0, gain=3.0, costs=costs)
+
+
+class Here:
+    """A crew that is this process, and one call after another."""
+
+    def __init__(self) -> None:
+        self.called: list[tuple[Any, dict[str, Any]]] = []
+
+    def together(self, function: Any, *calls: dict[str, Any]) -> list[Any]:
+        self.called += [(function, call) for call in calls]
+        if function is group_seconds:
+            return [GroupSeconds(begin=0.5, image=2e-3, validated=0.7e-3, checkpoint=0.25) for _ in calls]
+        return [function(**call) for call in calls]
+
+    def groups(self) -> list[list[Any]]:
+        return [call["configs"] for function, call in self.called if function is group_seconds]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Here:
+    crew = Here()
+
+    @contextmanager
+    def made(size: int) -> Iterator[Here]:
+        assert size == 2
+        yield crew
+
+    monkeypatch.setattr(rehearsal, "crew", made)
+    return crew
+
+
+def tried(chosen: Sweep, costs: Costs = COSTS) -> Pace:
+    return rehearse(
+        chosen, plan(costs), source="synthetic:500", device="cpu", precision="fp32", classes=10, started=3.0
+    )
+
+
+def test_a_rehearsal_corrects_the_costs_and_times_what_is_no_epoch(here: Here, small_data: Any) -> None:
+    pace = tried(sweep())
+    [found] = pace.found[:1]
+    assert (found.network, found.batch_size) == ("lenet", 32)
+    assert found.log_ratio == pytest.approx(0.693, abs=0.01), "an image takes twice as long, validated or not"
+    costs = pace.costs
+    assert costs.networks["lenet"].checkpoint == 0.25
+    assert costs.start > 3.0
+    assert 0.25 < costs.trial < 2.0, "half of what a group of two begins with, and the database"
+    assert 0 < costs.report < 1.0
+    assert costs.networks["lenet"].image == NETWORK.image
+
+
+def test_the_groups_that_take_most_of_the_time_are_timed_by_all_workers(here: Here, small_data: Any) -> None:
+    tried(sweep(30, space=RATE | BATCH))
+    timed = [(configs[0].shape.batch_size, len(configs)) for configs in here.groups()]
+    assert timed[::2] == timed[1::2], "once by each worker"
+    assert {batch for batch, _ in timed} == {16, 32, 64}
+    assert {members for _, members in timed} == {1, 2}
+    assert len(timed) // 2 <= rehearsal.MOST_CASES
+    assert all(len({config.shape for config in configs}) == 1 for configs in here.groups())
+    assert all(len({config.knobs for config in configs}) == len(configs) for configs in here.groups())
+
+
+def test_a_step_that_would_take_long_is_tried_on_a_smaller_batch(here: Here, small_data: Any) -> None:
+    slow = NETWORK.model_copy(update={"image": {1: 0.1}})
+    pace = tried(sweep(), COSTS.model_copy(update={"networks": {"lenet": slow}}))
+    assert {configs[0].shape.batch_size * len(configs) for configs in here.groups()} == {10}
+    assert pace.found[0].batch_size == 32, "what is found counts for the batch size itself"
+
+
+def test_a_given_point_is_tried_as_it_is(here: Here, small_data: Any) -> None:
+    points = [{"label": str(k), "batch_size": batch, "activation": "tanh"} for k, batch in enumerate([16, 64])]
+    space = BATCH | {"activation": {"choices": ["relu", "tanh"]}}
+    raw = sweep(space=space, fixed={"model": "lenet", "epochs": 2}).model_dump(exclude={"trials"})
+    tried(parse(raw | {"sampler": "given", "enqueue": points}, where="test"))
+    assert {configs[0].shape.activation for configs in here.groups()} == {"tanh"}
+
+
+def test_a_rehearsal_leaves_nothing(
+    here: Here, small_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    tried(sweep())
+    assert set(tmp_path.iterdir()) == before
+
+
+def outlook(chosen: Sweep, **changes: Any) -> Outlook:
+    return Outlook(chosen, plan(), Pace(COSTS.model_copy(update={"fixed": True, **changes}), doubt=0.0))
+
+
+def test_the_time_is_from_the_command_to_its_end() -> None:
+    answer = as_plain(outlook(sweep(), start=5.0), hours=None)
+    assert answer["seconds_unpruned"]["likely"] == pytest.approx(5 + 2 * 2 * 4 * EPOCH + END_SECONDS, abs=0.1)
+    assert answer["seconds_pruned"] is None
+    assert answer["plan"] == {"workers": 2, "threads": 1, "group": 2, "gain": 3.0}
+    assert "hours" not in answer
+
+
+def test_with_a_pruner_both_times_are_said() -> None:
+    answer = as_plain(outlook(sweep(40, pruner={"name": "median", "startup_trials": 4})), hours=None)
+    assert answer["seconds_pruned"]["high"] < answer["seconds_unpruned"]["low"]
+
+
+@pytest.mark.parametrize(("seconds", "trials", "epochs"), [(1.6, 0, 0), (5.2, 4, 2), (8.6, 8, 4), (100, 8, 4)])
+def test_what_fits(seconds: float, trials: int, epochs: int) -> None:
+    """Four groups of two by two workers: two rounds of 2 * 4 epochs of 0.435 s, 7 s in all, and 1.5 s to end."""
+    fits = fitting(outlook(sweep()), hours=seconds / 3600)
+    assert (fits["trials_unpruned"], fits["epochs_that_fit"], fits["epochs"]) == (trials, epochs, 4)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of networks are not timed, but those of the rehearsal are."""
+    monkeypatch.setattr("cifar_sweep.machine.timing._Timing._seconds", lambda timing, batch, size: 1e-4 * batch * size)
+
+
+def test_plan_says_how_long_a_sweep_takes(steps: None, tiny_sweep: Path, cli: Any, tmp_path: Path) -> None:
+    files = set(tmp_path.iterdir())
+    options = ("plan", tiny_sweep, "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--group", 2)
+    told = cli(*options, "--hours", 1)
+    assert told.exit_code == 0, told.err
+    assert "sweep tiny: 4 trials of at most 3 epochs on synthetic images (500 + 100)" in told.out
+    assert "plan: 1 worker x 2 trials" in told.out
+    assert "in 60 min: all 4 trials" in told.out
+    assert set(tmp_path.iterdir()) == files, "nothing was made"
+
+
+def test_plan_as_json(steps: None, tiny_sweep: Path, cli: Any) -> None:
+    options = ("--workers", 1, "--threads", 1, "--group", 1, "--trials", 400, "--set", "pruner=median")
+    told = cli("plan", tiny_sweep, "--data", "synthetic:500", *options, "--hours", 0.001, "--json")
+    answer = json.loads(told.out)
+    assert (answer["trials"], answer["pruner"], answer["plan"]["workers"]) == (400, "median", 1)
+    assert (
+        answer["seconds_unpruned"]["low"] <= answer["seconds_unpruned"]["likely"] <= answer["seconds_unpruned"]["high"]
+    )
+    assert answer["seconds_pruned"]["likely"] < answer["seconds_unpruned"]["likely"]
+    assert answer["hours"]["trials_unpruned"] < 400
+    assert answer["data"] == "synthetic images (500 + 100)"
+
+
+def test_a_preview_without_data_is_planned_on_synthetic_images(steps: None, tiny_sweep: Path, cli: Any) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text() + "[preview]\ntrials = 2\nepochs = 1\ntrain_images = 100\n")
+    told = cli("plan", tiny_sweep, "--preview", "--workers", 1, "--threads", 1, "--group", 1, "--json")
+    assert json.loads(told.out)["data"].startswith("synthetic")
+
+
+def test_plan_refuses_what_run_would(tiny_sweep: Path, cli: Any) -> None:
+    refused = cli("plan", tiny_sweep, "--data", "synthetic:500", "--set", "batch_size=500")
+    assert refused.exit_code == 2
+    assert "batch_size = 500" in refused.err

@@ -1,0 +1,550 @@
+"""What a copy promises, from SQLite and PostgreSQL to either: all trials as they were, or no study."""
+
+import copy
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psycopg
+import pytest
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep.errors import StorageError, StudyError, UsageError
+from cifar_sweep.study import copying
+from cifar_sweep.study import opening as studies
+from cifar_sweep.study import storage as storage_module
+from cifar_sweep.study.claim import Claim, Worker
+from cifar_sweep.study.copying import copy_studies
+from cifar_sweep.study.opening import load, load_all, open_or_resume
+from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.storage import Storage, open_storage
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Sweep
+
+DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
+SPACE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}, "batch_size": {"low": 16, "high": 64, "base2": True}}
+POINTS = [{"learning_rate": 1e-3, "batch_size": 16, "label": "A-1"}, {"learning_rate": 1e-2}]
+KINDS = ("sqlite", "postgresql")
+# What a test asks of each database by itself is asked once of each, not in all four directions.
+there_and_back = pytest.mark.parametrize("databases", [KINDS, KINDS[::-1]], ids="-to-".join, indirect=True)
+
+
+def postgres_database(url: str) -> str:
+    """The address of a new database of the server at `url`."""
+    name = f"copying-{uuid.uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return sqlalchemy.make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="module")
+def postgres_pair(postgres_url: str) -> Iterator[tuple[Storage, Storage]]:
+    """Two databases, opened once: the tables of one take a second."""
+    with (
+        closing(open_storage(postgres_database(postgres_url))) as one,
+        closing(open_storage(postgres_database(postgres_url))) as two,
+    ):
+        yield one, two
+
+
+@pytest.fixture(scope="module")
+def sqlite_pair(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Storage, Storage]]:
+    folder = tmp_path_factory.mktemp("copying")
+    for name in ("one.db", "two.db"):
+        shutil.copy(sqlite_template, folder / name)
+    with (
+        closing(open_storage(f"sqlite:///{folder}/one.db")) as one,
+        closing(open_storage(f"sqlite:///{folder}/two.db")) as two,
+    ):
+        yield one, two
+
+
+@pytest.fixture(params=[(one, two) for one in KINDS for two in KINDS], ids="-to-".join)
+def databases(request: pytest.FixtureRequest) -> Iterator[tuple[Storage, Storage]]:
+    """Source and target, both empty."""
+    pairs = {"sqlite": "sqlite_pair", "postgresql": "postgres_pair"}
+    one, two = (request.getfixturevalue(pairs[kind])[place] for place, kind in enumerate(request.param))
+    yield one, two
+    for storage in (one, two):
+        for name in optuna.get_all_study_names(storage.optuna):
+            optuna.delete_study(storage=storage.optuna, study_name=name)
+
+
+@pytest.fixture
+def source(databases: tuple[Storage, Storage]) -> Storage:
+    return databases[0]
+
+
+@pytest.fixture
+def target(databases: tuple[Storage, Storage]) -> Storage:
+    return databases[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_commit() -> Iterator[None]:
+    """git takes a tenth of a second to look for changes, and here a study is made in every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies, "commit", lambda: "0123456789ab-dirty")
+        yield
+
+
+def sweep(**tables: Any) -> Sweep:
+    plain = {"name": "s", "trials": 8, "sampler": "random", "pruner": "none", "fixed": {"epochs": 3}, "space": SPACE}
+    return parse(plain | tables, where="test")
+
+
+def make(storage: Storage, name: str = "first", **tables: Any) -> SweepStudy:
+    return open_or_resume(storage, name, sweep(**tables), data=DATA)
+
+
+def claimed(study: SweepStudy, **owner: Any) -> Claim:
+    here = Owner.current()
+    parts = {"host": here.host, "pid": here.pid, "started": here.started, "token": here.token, "system": here.system}
+    [claim] = study.claim(Worker(Owner(**parts | owner), "cpu (test)", 2, "fp32"))
+    return claim
+
+
+def curve(epochs: int) -> list[dict[str, Any]]:
+    return [{"epoch": epoch, "validation_accuracy": 0.5 + epoch / 30} for epoch in range(1, epochs + 1)]
+
+
+def study_of(storage: Storage, name: str = "first") -> optuna.Study:
+    return optuna.load_study(storage=storage.optuna, study_name=name)
+
+
+def parts(trial: FrozenTrial) -> dict[str, Any]:
+    """All of a trial but its key; dictionaries as sorted text, because a NaN does not equal itself."""
+    names = (
+        "number state values params distributions intermediate_values user_attrs system_attrs "
+        "datetime_start datetime_complete"
+    )
+    found = {name: getattr(trial, name) for name in names.split()}
+    return {name: repr(sorted(part.items()) if isinstance(part, dict) else part) for name, part in found.items()}
+
+
+def everything(storage: Storage, name: str = "first") -> tuple[Any, ...]:
+    """All of a study, to be compared."""
+    study = study_of(storage, name)
+    attributes = {key: value for key, value in study.user_attrs.items() if key != copying.MARK}
+    system = storage.optuna.get_study_system_attrs(storage.optuna.get_study_id_from_name(name))
+    return attributes, system, study.metric_names, study.directions, [parts(trial) for trial in study.trials]
+
+
+def make_rich(storage: Storage) -> SweepStudy:
+    """A study with trials of all states that may rest, and with all that a trial may have."""
+    study = make(storage, enqueue=[*POINTS, {"batch_size": 32}])
+    first, second, third, fourth, fifth = (claimed(study) for _ in range(5))
+    study.report(first, curve(3))
+    study.complete(first, 0.1 + 0.2, best_epoch=2, weights={"size": 3, "sha256": "f00"})
+    second.trial.report(math.nan, 1)
+    second.trial.report(math.inf, 2)
+    second.trial.report(1 / 3, 10)
+    study.prune(second, 'weak: "ä", \\ and \u0000')
+    study.fail(third, "ValueError: bad")
+    study.report(fourth, curve(2))
+    study.release(fourth)
+    storage.optuna.set_trial_system_attr(fifth.trial_id, "artifacts:1", '{"filename": "w"}')
+    study.complete(fifth, math.inf)
+    choices = optuna.distributions.CategoricalDistribution([None, True, 1.5, "a"])
+    distributions = {"x": choices, "y": optuna.distributions.FloatDistribution(0, 1)}
+    given = optuna.trial.create_trial(value=0.25, params={"x": "a", "y": 0.5}, distributions=distributions)
+    given.params = {"x": "a", "y": 2.5}  # as a given point outside of its space
+    study_id = storage.optuna.get_study_id_from_name("first")
+    storage.optuna.create_new_trial(study_id, template_trial=given)
+    study_of(storage).enqueue_trial({"learning_rate": 1e-4, "batch_size": 16}, user_attrs={"label": "queued"})
+    study.record_test([0, 4], 0.75)
+    storage.optuna.set_study_system_attr(study_id, "dashboard:note", "what for")
+    return study
+
+
+class BreakError(Exception):
+    """What ends a process in the middle."""
+
+
+def break_at(patch: pytest.MonkeyPatch, method: str, count: int) -> None:
+    """Let the `count`-th call of an Optuna storage's method raise."""
+    wrapped = getattr(RDBStorage, method)
+    calls = 0
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise BreakError
+        return wrapped(*arguments, **options)
+
+    patch.setattr(RDBStorage, method, broken)
+
+
+# What arrives
+
+
+def test_a_study_arrives_as_it_was_and_comes_back(source: Storage, target: Storage) -> None:
+    study = make_rich(source)
+    before = everything(source)
+    states = ["COMPLETE", "PRUNED", "FAIL", "WAITING", "COMPLETE", "COMPLETE", "WAITING"]
+    assert [trial.state.name for trial in study.trials()] == states
+    said: list[str] = []
+    assert copy_studies(source, target, ["first"], say=said.append) == ["first"]
+    assert said == ["study 'first' is copied, trials: 7."]
+    assert everything(target) == before
+    assert everything(source) == before
+    copied = load(target, "first")
+    assert (copied.uid, copied.test_accuracy([0, 4])) == (study.uid, 0.75)
+    assert copied.summary() == study.summary()
+    optuna.delete_study(storage=source.optuna, study_name="first")
+    assert copy_studies(target, source) == ["first"]
+    assert everything(source) == before
+
+
+def test_a_waiting_point_is_claimed_there_with_its_parameters(source: Storage, target: Storage) -> None:
+    make(source, enqueue=POINTS)
+    copy_studies(source, target)
+    study = load(target, "first")
+    first, second = claimed(study), claimed(study)
+    assert (first.config.knobs.learning_rate, first.config.shape.batch_size) == (1e-3, 16)
+    assert second.config.knobs.learning_rate == 1e-2
+    assert [trial.user_attrs.get("label") for trial in study.trials()] == ["A-1", None]
+
+
+def test_the_budget_goes_on_exactly(source: Storage, target: Storage) -> None:
+    study = make(source, trials=5)
+    study.complete(claimed(study), 0.5)
+    study.fail(claimed(study), "broken")
+    study.release(claimed(study))
+    copy_studies(source, target)
+    there = make(target, trials=5)
+    numbers = []
+    while not there.finished():
+        claim = claimed(there)
+        numbers.append(claim.number)
+        there.complete(claim, 0.5)
+    assert numbers == [2, 3, 4, 5]
+    assert len(there.trials()) == 6
+    assert there.claim(Worker(Owner.current(), "cpu", 1, "fp32")) == []
+
+
+def test_a_released_trial_goes_on_where_it_was(source: Storage, target: Storage) -> None:
+    study = make(source)
+    released = claimed(study)
+    study.report(released, curve(2), [{"epoch": 2, "key": "k"}])
+    study.release(released)
+    copy_studies(source, target)
+    there = load(target, "first")
+    again = claimed(there)
+    assert (again.number, again.config, again.epochs_done) == (0, released.config, 2)
+    assert again.checkpoints == [{"epoch": 2, "key": "k"}]
+    there.report(again, curve(3))
+    assert list(there.trials()[0].intermediate_values) == [1, 2, 3]
+
+
+def test_the_trial_of_a_dead_worker_arrives_waiting(source: Storage, target: Storage, ended_pid: int) -> None:
+    study = make(source, trials=1)
+    lost = claimed(study, pid=ended_pid)
+    study.report(lost, curve(2))
+    copy_studies(source, target)
+    there = load(target, "first")
+    [trial] = there.trials()
+    assert (trial.state, trial.user_attrs["owner"], trial.user_attrs["curve"]) == (TrialState.WAITING, None, curve(2))
+    again = claimed(there)
+    assert (again.number, again.config, again.epochs_done) == (0, lost.config, 2)
+    assert study.trials()[0].state is TrialState.RUNNING
+
+
+@there_and_back
+def test_all_studies_of_ours_are_copied_and_no_other(source: Storage, target: Storage) -> None:
+    make(source, "b")
+    make(source, "a")
+    optuna.create_study(storage=source.optuna, study_name="foreign", direction="maximize")
+    assert copy_studies(source, target) == ["a", "b"]
+    assert sorted(optuna.get_all_study_names(target.optuna)) == ["a", "b"]
+
+
+@there_and_back
+def test_named_studies_are_copied_alone_and_once(source: Storage, target: Storage) -> None:
+    for name in "abc":
+        make(source, name)
+    assert copy_studies(source, target, ["c", "a", "c"]) == ["c", "a"]
+    assert sorted(optuna.get_all_study_names(target.optuna)) == ["a", "c"]
+
+
+# Broken off
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("set_study_user_attr", 1),  # an empty study, without even the mark
+        ("create_new_trial", 5),
+        ("set_study_user_attr", -2),  # the uid and the sweep
+        ("set_study_user_attr", -1),
+    ],
+    ids=str,
+)
+def test_a_copy_that_was_broken_off_is_no_study_and_made_anew(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch, method: str, count: int
+) -> None:
+    make_rich(source)
+    attributes = 1 + len(study_of(source).user_attrs)
+    with monkeypatch.context() as patch:
+        break_at(patch, method, count if count > 0 else attributes + 1 + count)
+        with pytest.raises(BreakError):
+            copy_studies(source, target)
+    assert optuna.get_all_study_names(target.optuna) == ["first"]
+    assert load_all(target) == []
+    assert copy_studies(source, target) == ["first"]
+    assert everything(target) == everything(source)
+
+
+@there_and_back
+def test_a_copy_that_was_broken_off_is_not_taken_up_as_a_new_study(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_rich(source)
+    with monkeypatch.context() as patch:
+        break_at(patch, "create_new_trial", 5)
+        with pytest.raises(BreakError):
+            copy_studies(source, target)
+    with pytest.raises(StudyError, match="was not made by cifar-sweep"):
+        make(target)
+    assert load_all(target) == []
+
+
+@there_and_back
+def test_a_command_that_was_broken_off_goes_on_where_it_was(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        make(source, name, enqueue=POINTS)
+    with monkeypatch.context() as patch:
+        break_at(patch, "create_new_trial", 4)
+        with pytest.raises(BreakError):
+            copy_studies(source, target)
+    said: list[str] = []
+    assert copy_studies(source, target, say=said.append) == ["b", "c"]
+    assert said == [
+        "study 'a' is there already, the same trial for trial, and passed over.",
+        "study 'b' is copied, trials: 2.",
+        "study 'c' is copied, trials: 2.",
+    ]
+    for name in "abc":
+        assert everything(target, name) == everything(source, name)
+    with pytest.raises(StudyError, match="all 3 studies are here already, the same trial for trial; nothing was cop"):
+        copy_studies(source, target)
+
+
+@there_and_back
+@pytest.mark.parametrize("change", ["value", "attribute", "missing"])
+def test_what_did_not_arrive_as_it_was_is_no_study(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    make_rich(source)
+    create = RDBStorage.create_new_trial
+
+    def distorted(storage: RDBStorage, study_id: int, template_trial: FrozenTrial) -> int:
+        trial = copy.deepcopy(template_trial)
+        if trial.number == 4 and change == "missing":
+            return 0
+        if trial.number == 4 and change == "value":
+            trial.value = 0.5
+        if trial.number == 4 and change == "attribute":
+            trial.set_user_attr("curve", [])
+        return create(storage, study_id, trial)
+
+    found = "6 trials instead of 7" if change == "missing" else "another trial 4"
+    with monkeypatch.context() as patch:
+        patch.setattr(RDBStorage, "create_new_trial", distorted)
+        with pytest.raises(StudyError, match=rf"did not arrive as it was \({found}\), and is no study yet; copy it ag"):
+            copy_studies(source, target)
+    assert load_all(target) == []
+    with pytest.raises(StudyError, match="was not made by cifar-sweep"):
+        make(target)
+    assert copy_studies(source, target) == ["first"]
+
+
+# Refused
+
+
+@there_and_back
+def test_a_study_that_is_trained_is_refused_and_nothing_is_copied(source: Storage, target: Storage) -> None:
+    make(source, "a", enqueue=POINTS)
+    study = make(source, "b")
+    claim = claimed(study)
+    claimed(study, host="elsewhere")
+    claimed(study)
+    study.complete(claim, 0.5)
+    with pytest.raises(StudyError) as refused:
+        copy_studies(source, target)
+    assert str(refused.value) == (
+        f"{source.shown}: study 'b' is being trained (running trials: 2); pause it with `cifar-sweep pause b`, or wait "
+        "until it has ended."
+    )
+    assert optuna.get_all_study_names(target.optuna) == []
+    assert copy_studies(source, target, ["a"]) == ["a"]
+
+
+@there_and_back
+def test_a_study_that_is_there_already_is_refused(source: Storage, target: Storage) -> None:
+    make_rich(source)
+    copy_studies(source, target)
+    before = everything(target)
+    with pytest.raises(StudyError) as refused:
+        copy_studies(source, target, ["first"])
+    assert str(refused.value) == (
+        f"{target.shown}: study 'first' is here already, the same trial for trial; nothing was copied."
+    )
+    assert everything(target) == before
+
+
+CHANGES: dict[str, Callable[[SweepStudy], Any]] = {
+    "2 trials instead of 1": lambda study: (claimed(study), claimed(study)),
+    "another trial 0": lambda study: study.complete(claimed(study), 0.5),
+    "other attributes": lambda study: study.set_state("paused"),
+}
+
+
+@there_and_back
+@pytest.mark.parametrize(("found", "change"), CHANGES.items(), ids=list(CHANGES))
+def test_a_study_that_went_on_in_the_target_is_left_alone(
+    source: Storage, target: Storage, change: Callable[[SweepStudy], Any], found: str
+) -> None:
+    study = make(source)
+    study.release(claimed(study))
+    copy_studies(source, target)
+    change(load(target, "first"))
+    before = everything(target)
+    make(source, "second")
+    with pytest.raises(StudyError) as refused:
+        copy_studies(source, target)
+    assert str(refused.value) == (
+        f"{target.shown}: study 'first' is here already, the same one in another state ({found}); delete the one that "
+        "you do not want."
+    )
+    assert everything(target) == before
+    assert optuna.get_all_study_names(target.optuna) == ["first"]
+
+
+@there_and_back
+def test_another_study_of_that_name_is_left_alone(source: Storage, target: Storage) -> None:
+    make(source)
+    make(target, enqueue=POINTS)
+    before = everything(target)
+    with pytest.raises(StudyError) as refused:
+        copy_studies(source, target)
+    assert str(refused.value) == (
+        f"{target.shown}: another study 'first' is here already; it stays as it is, copy to another database."
+    )
+    assert everything(target) == before
+
+
+@there_and_back
+@pytest.mark.parametrize("kind", ["trials", "attributes", "minimises"])
+def test_a_study_of_somebody_else_is_left_alone(source: Storage, target: Storage, kind: str) -> None:
+    direction = "minimize" if kind == "minimises" else "maximize"
+    foreign = optuna.create_study(storage=target.optuna, study_name="first", direction=direction)
+    if kind == "trials":
+        foreign.add_trial(optuna.trial.create_trial(value=0.5))
+    if kind == "attributes":
+        foreign.set_user_attr("theirs", 1)
+    before = everything(target)
+    make(source, enqueue=POINTS)
+    with pytest.raises(StudyError, match="study 'first' here was not made by cifar-sweep, or not to its end; it stays"):
+        copy_studies(source, target)
+    assert everything(target) == before
+
+
+@there_and_back
+def test_unknown_studies_and_an_empty_database_are_refused(source: Storage, target: Storage) -> None:
+    with pytest.raises(StudyError, match="there is no study to copy"):
+        copy_studies(source, target)
+    make(source)
+    with pytest.raises(StudyError, match="there is no study 'frist'; did you mean first"):
+        copy_studies(source, target, ["first", "frist"])
+    assert optuna.get_all_study_names(target.optuna) == []
+
+
+def test_a_database_is_not_copied_to_itself(url: str, tmp_path: Path) -> None:
+    if url.startswith("sqlite"):
+        (tmp_path / "link.db").symlink_to(tmp_path / "studies.db")
+        other = f"sqlite:///{tmp_path}/link.db"
+    else:
+        parsed = sqlalchemy.make_url(url).update_query_dict({"application_name": "other"})
+        other = parsed.set(host="localhost").render_as_string(hide_password=False)
+    with closing(open_storage(url)) as one, closing(open_storage(other)) as two:
+        for target in (one, two):
+            with pytest.raises(UsageError, match="the studies are in this database already; name another to copy them"):
+                copy_studies(one, target)
+
+
+# Others at the same time
+
+
+@there_and_back
+def test_the_target_is_free_for_others_between_the_trials(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_rich(source)
+    address = target.optuna.engine.url.render_as_string(hide_password=False)
+    entered = []
+
+    def others(_seconds: float) -> None:
+        with closing(open_storage(address)) as other, other.lock():
+            entered.append(len(study_of(other).trials))
+
+    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(copying, "TRIALS_PER_LOCK", 3)
+    monkeypatch.setattr(copying.time, "sleep", others)
+    copy_studies(source, target)
+    assert entered == [3, 6, 7]
+
+
+@there_and_back
+def test_nobody_claims_while_the_source_is_read(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(source)
+    address = source.optuna.engine.url.render_as_string(hide_password=False)
+    refused = []
+
+    def look(study: optuna.Study) -> list[int]:
+        with pytest.raises(StorageError, match="another process has held the study database for 1 s") as busy:
+            open_storage(address)  # under the lock, too
+        refused.append(busy.value)
+        monkeypatch.undo()
+        return []
+
+    monkeypatch.setattr(source, "orphans", look)
+    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
+    copy_studies(source, target)
+    assert len(refused) == 1
+
+
+@there_and_back
+@pytest.mark.parametrize("deleted", [False, True], ids=["copied anew", "deleted"])
+def test_a_copy_that_another_command_takes_away_ends_with_a_word(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    make_rich(source)
+    sleep = copying.time.sleep
+
+    def interfere(seconds: float) -> None:
+        monkeypatch.setattr(copying.time, "sleep", sleep)
+        if deleted:
+            optuna.delete_study(storage=target.optuna, study_name="first")
+        else:
+            assert copy_studies(source, target) == ["first"]
+
+    monkeypatch.setattr(copying, "TRIALS_PER_LOCK", 3)
+    monkeypatch.setattr(copying.time, "sleep", interfere)
+    with pytest.raises(StudyError, match="another command has taken study 'first' away from this one; copy again"):
+        copy_studies(source, target)
+    if not deleted:
+        assert everything(target) == everything(source)

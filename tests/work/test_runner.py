@@ -1,0 +1,674 @@
+"""Whole sweeps on small data: what is stored, what survives, and what goes on."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_sweep import files
+from cifar_sweep.artifacts import Stored, open_artifacts
+from cifar_sweep.errors import DiskError, StudyError, UsageError
+from cifar_sweep.machine.groups import Groups
+from cifar_sweep.study.opening import load, open_or_resume
+from cifar_sweep.study.storage import Storage, open_existing, open_storage
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.training import checkpoint
+from cifar_sweep.training.group import EpochResult
+from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.train import Run
+from cifar_sweep.work.submit import check_images, facts
+from cifar_sweep.work.worker import Job, work
+
+URL = "sqlite:///studies.db"
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "trials": 3,
+    "pruner": "none",
+    "fixed": {"model": "lenet", "precision": "fp32", "batch_size": 32, "epochs": 3, "dropout": 0.1},
+    "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+}
+
+
+def study_of(data: ImageData, **changes: Any) -> SweepStudy:
+    return open_or_resume(
+        open_storage(URL), "tiny", parse(TINY | changes, where="test"), data=facts(data, source="synthetic:500")
+    )
+
+
+def job(**changes: Any) -> Job:
+    return Job(
+        **(
+            {"storage": URL, "studies": ("tiny",), "data": "synthetic:500", "artifacts": "artifacts", "threads": 1}
+            | changes
+        )
+    )
+
+
+def states(trials: Sequence[FrozenTrial]) -> list[TrialState]:
+    return [trial.state for trial in trials]
+
+
+def weights_of(study: SweepStudy, number: int) -> dict[str, torch.Tensor]:
+    """The weights that were kept of a trial; their checksum is verified."""
+    stored = Stored(**study.trials()[number].user_attrs["weights"])
+    return checkpoint.unpack(open_artifacts("artifacts").get(stored))
+
+
+def numbers_with(kind: str) -> list[int]:
+    """The trials that have a file of this kind: weights or checkpoint."""
+    return sorted({int(path.parent.name.removeprefix("trial-")) for path in Path("artifacts").rglob(f"{kind}-*")})
+
+
+def digest(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs["weights"]["sha256"])
+
+
+def after(epochs: int) -> Callable[[], bool]:
+    """A request to stop that comes in the epoch after so many: an epoch here asks 13 times, once per step."""
+    asked = iter(range(10_000))
+    return lambda: next(asked) > 13 * epochs + 3
+
+
+def test_a_sweep_finishes_exactly_its_trials(small_data: ImageData) -> None:
+    study = study_of(small_data)
+    work(job())
+    trials = study.trials()
+    assert states(trials) == [TrialState.COMPLETE] * 3
+    for trial in trials:
+        curve = trial.user_attrs["curve"]
+        assert [point["epoch"] for point in curve] == [1, 2, 3]
+        assert trial.value == max(point["validation_accuracy"] for point in curve)
+        assert trial.intermediate_values == {point["epoch"]: point["validation_accuracy"] for point in curve}
+        weights_of(study, trial.number)
+    assert not list(Path("artifacts").rglob("checkpoint*")), "checkpoints of finished trials are gone"
+    work(job())
+    assert len(study.trials()) == 3, "a finished study stays as it is"
+
+
+def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[bool] = []
+    complete = SweepStudy.complete
+
+    def watched(study: SweepStudy, claim: Any, value: float, **attributes: Any) -> None:
+        there.append(claim.number in numbers_with("weights"))
+        complete(study, claim, value, **attributes)
+
+    monkeypatch.setattr(SweepStudy, "complete", watched)
+    study_of(small_data)
+    work(job())
+    assert there == [True] * 3
+
+
+def test_weights_of_the_best_trials_alone_are_kept(small_data: ImageData) -> None:
+    study = study_of(small_data, keep_weights=2, trials=4)
+    work(job())
+    kept = {trial.number for trial in study.ranked()[:2]}
+    assert set(numbers_with("weights")) == kept
+
+
+def test_an_interrupted_trial_goes_on_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=1)
+    work(job(), stop=after(epochs=2))
+    [trial] = study.trials()
+    assert trial.state is TrialState.WAITING
+    before = trial.user_attrs["curve"]
+    assert len(before) == 2
+    assert study.summary()["trials"] == {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
+    work(job())
+    [trial] = study.trials()
+    assert trial.state is TrialState.COMPLETE
+    assert trial.user_attrs["curve"][:2] == before, "even their seconds: they were not trained again"
+    assert_as_unbroken(study, trial, small_data)
+
+
+def assert_as_unbroken(study: SweepStudy, trial: FrozenTrial, data: ImageData) -> None:
+    """The trial's curve and kept weights equal those of its config trained in one go."""
+    from cifar_sweep.config import TrialConfig
+    from cifar_sweep.training.device import resolve_device
+
+    config = TrialConfig.from_dict(trial.user_attrs["config"])
+    unbroken = Run([config], data, device=resolve_device("cpu"))
+    for _ in range(config.shape.epochs):
+        unbroken.epoch()
+    losses = [point["train_loss"] for point in trial.user_attrs["curve"]]
+    assert losses == [result.train_loss for result in unbroken.members[0].history]
+    kept = weights_of(study, trial.number)
+    for name, value in unbroken.member(0).state_dict().items():
+        assert kept[name].equal(value), name
+
+
+def test_an_epoch_that_was_not_reported_yet_is_trained_again(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the checkpoint of epoch 2 and its report: the next holder goes on from what was reported."""
+    study = study_of(small_data, trials=1)
+    report = SweepStudy.report
+
+    def killed(study: SweepStudy, claim: Any, curve: Any, checkpoints: Any) -> None:
+        if len(curve) == 2:
+            raise KeyboardInterrupt
+        report(study, claim, curve, checkpoints)
+
+    monkeypatch.setattr(SweepStudy, "report", killed)
+    with pytest.raises(KeyboardInterrupt):
+        work(job())
+    monkeypatch.setattr(SweepStudy, "report", report)
+    trained: list[int] = []
+    epoch = Run.epoch
+
+    def counted(run: Run, *arguments: Any) -> list[EpochResult]:
+        trained.append(run.epochs_done + 1)
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", counted)
+    monkeypatch.setattr("cifar_sweep.study.owner.Owner.is_dead", lambda _: True)
+    work(job())
+    assert trained == [2, 3]
+    assert numbers_with("checkpoint") == [], "not even those that nobody knew of"
+    assert list(study.trials()[0].intermediate_values) == [1, 2, 3]
+
+
+def test_a_damaged_checkpoint_restarts_the_trial(small_data: ImageData, caplog: pytest.LogCaptureFixture) -> None:
+    study = study_of(small_data, trials=1)
+    work(job(), stop=after(epochs=2))
+    for saved in Path("artifacts").rglob("checkpoint-*"):
+        saved.write_bytes(saved.read_bytes()[:1000])
+    work(job())
+    assert "its checkpoint of epoch 2 is not usable" in caplog.text
+    assert "its checkpoint of epoch 1 is not usable" in caplog.text
+    assert "trial 0 starts again from its first epoch" in caplog.text
+    assert_as_unbroken(study, study.trials()[0], small_data)
+
+
+def test_a_trial_that_raises_fails_and_the_sweep_goes_on(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = Run.epoch
+    calls = iter(range(100))
+
+    def sometimes(run: Run, *arguments: Any) -> list[EpochResult]:
+        if next(calls) == 0:
+            raise MemoryError("DefaultCPUAllocator: can't allocate memory")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", sometimes)
+    study = study_of(small_data)
+    work(job())
+    assert states(study.trials()) == [TrialState.FAIL] + [TrialState.COMPLETE] * 3
+    assert study.trials()[0].user_attrs["reason"] == "MemoryError: DefaultCPUAllocator: can't allocate memory"
+
+
+def test_a_sweep_whose_trials_all_fail_ends(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(run: Run, *arguments: Any) -> list[EpochResult]:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(Run, "epoch", always)
+    study = study_of(small_data)
+    with pytest.raises(StudyError, match=r"5 trials in a row failed; the last one: RuntimeError: no luck"):
+        work(job())
+    assert states(study.trials()) == [TrialState.FAIL] * 5
+
+
+def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
+    """Every trial's weights become NaN before this epoch."""
+    epoch = Run.epoch
+
+    def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
+        if run.epochs_done == in_epoch - 1:
+            run.group.network.weights.fill_(float("nan"))
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", diverging)
+
+
+def test_a_diverged_trial_is_told_with_its_last_finite_accuracy(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverge(monkeypatch, in_epoch=3)
+    study = study_of(small_data, trials=1)
+    work(job())
+    [trial] = study.trials()
+    assert trial.state is TrialState.PRUNED
+    assert trial.user_attrs["reason"].startswith("diverged in epoch 3")
+    assert trial.value == trial.user_attrs["curve"][1]["validation_accuracy"]
+    assert trial.value is not None
+    assert trial.value == trial.value
+
+
+def test_a_trial_that_diverges_at_once_counts_and_has_a_reason(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverge(monkeypatch, in_epoch=1)
+    study = study_of(small_data, trials=2)
+    work(job())
+    assert states(study.trials()) == [TrialState.PRUNED] * 2
+    assert all(trial.user_attrs["reason"].startswith("diverged in epoch 1") for trial in study.trials())
+    assert study.finished()
+    assert study.summary()["best"] is None
+
+
+def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
+    points = [{"learning_rate": rate} for rate in (3e-3, 2e-3, 1e-4, 1.1e-4, 1.2e-4)]
+    study = study_of(
+        small_data,
+        trials=5,
+        enqueue=points,
+        pruner={"name": "median", "startup_trials": 2},
+        fixed=TINY["fixed"] | {"epochs": 8, "batch_size": 16},
+    )
+    work(job())
+    pruned = [trial for trial in study.trials() if trial.state is TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        assert trial.user_attrs["reason"].startswith("median pruner: validation accuracy")
+        assert len(trial.user_attrs["curve"]) < 8
+        assert trial.number not in numbers_with("weights")
+    assert study.finished()
+
+
+def test_searched_epochs_report_tenths(small_data: ImageData) -> None:
+    fixed = {name: value for name, value in TINY["fixed"].items() if name != "epochs"}
+    study = study_of(small_data, fixed=fixed, space=TINY["space"] | {"epochs": {"choices": [2, 5]}}, trials=4)
+    work(job())
+    for trial in study.trials():
+        steps = {2: [5, 10], 5: [2, 4, 6, 8, 10]}[trial.params["epochs"]]
+        assert list(trial.intermediate_values) == steps
+
+
+def test_a_full_disk_gives_the_trial_back(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(small_data)
+    replace = os.replace
+    calls = iter(range(100))
+
+    def full_after_five(*arguments: Any) -> None:
+        if next(calls) >= 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full_after_five)
+        with pytest.raises(DiskError, match="No space left on device"):
+            work(job())
+    assert states(study.trials()) == [TrialState.COMPLETE, TrialState.WAITING]
+    assert not list(Path("artifacts").rglob("*.tmp")), "nothing half written"
+    work(job())
+    assert states(study.trials()) == [TrialState.COMPLETE] * 3
+
+
+def test_artifacts_that_cannot_be_are_no_fault_of_the_trial(small_data: ImageData) -> None:
+    study = study_of(small_data)
+    Path("artifacts").write_text("a file where a folder is needed")
+    with pytest.raises(UsageError, match="'artifacts' is no folder"):
+        work(job())
+    assert not study.trials()
+
+
+def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(small_data, trials=1, fixed=TINY["fixed"] | {"epochs": 8})
+    release = SweepStudy.release
+    monkeypatch.setattr("cifar_sweep.study.owner.Owner.is_dead", lambda _: True)
+    for _ in range(6):
+        with monkeypatch.context() as patch:
+            patch.setattr(SweepStudy, "release", lambda *_: True)  # as if killed
+            work(job(), stop=after(epochs=1))
+        assert study.trials()[0].state is TrialState.RUNNING
+    assert SweepStudy.release is release
+    work(job())
+    assert states(study.trials()) == [TrialState.COMPLETE]
+    assert study.trials()[0].user_attrs["deaths"] == 1
+
+
+def test_points_added_to_the_file_later_are_tried(small_data: ImageData) -> None:
+    study_of(small_data, enqueue=[{"learning_rate": 1e-3}])
+    study = study_of(small_data, enqueue=[{"learning_rate": 1e-3}, {"learning_rate": 2e-3}])
+    work(job())
+    assert [trial.params["learning_rate"] for trial in study.trials()][:2] == [1e-3, 2e-3]
+    assert len(study.trials()) == 3
+
+
+def test_the_deadline_ends_the_work(small_data: ImageData) -> None:
+    study = study_of(small_data)
+    work(job(deadline=time.time() - 1))
+    assert not study.trials()
+
+
+def test_other_data_is_refused(small_data: ImageData) -> None:
+    study_of(small_data)
+    with pytest.raises(StudyError, match="run on synthetic images"):
+        work(job(data="synthetic:200"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fixed": {"batch_size": 500}}, r"batch_size = 500: more than the 400 training images"),
+        ({"fixed": {"batch_size": 64, "train_images": 32}}, r"batch_size = 64: more than the 32"),
+        ({"fixed": {"train_images": 401}}, r"train_images = 401: synthetic images .* has 400 training images"),
+        ({"space": {"batch_size": {"low": 256, "high": 512, "base2": True}}, "fixed": {}}, r"batch_size = 512"),
+        ({"fixed": {"train_images": 50}}, r"batch_size = 64: more than the 50"),
+        (
+            {"space": {"train_images": {"low": 10, "high": 100}}, "fixed": {"batch_size": 16}},
+            r"batch_size = 16: more than the 10 training images",
+        ),
+        ({"space": {"train_images": {"low": 100, "high": 500}}, "fixed": {}}, r"train_images = 500"),
+        ({"fixed": {"model": "cnn3", "batch_norm": True, "batch_size": 1}}, r"batch_size = 1: batch norm"),
+        ({"space": {"batch_size": {"choices": [16, 401]}}, "fixed": {}}, r"batch_size = 401"),
+    ],
+)
+def test_too_few_images_are_refused_before_the_study_is_made(
+    changes: dict[str, Any], message: str, small_data: ImageData
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_images(parse(TINY | changes, where="test"), small_data)
+
+
+# --- Groups ----------------------------------------------------------------------------------------------------------
+
+TOGETHER = Groups(4)
+
+
+def group_sizes(trial: FrozenTrial) -> list[int]:
+    return [result["group_size"] for result in trial.user_attrs["curve"]]
+
+
+def test_trials_of_a_group_are_trials_like_any_others(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=7, keep_weights=7)
+    work(job(groups=TOGETHER))
+    trials = study.trials()
+    assert states(trials) == [TrialState.COMPLETE] * 7
+    assert [group_sizes(trial) for trial in trials] == [[4, 4, 4]] * 4 + [[3, 3, 3]] * 3
+    assert len({trial.params["learning_rate"] for trial in trials}) == 7
+    assert len({trial.user_attrs["config"]["seed"] for trial in trials}) == 7
+    for trial in trials:
+        curve = trial.user_attrs["curve"]
+        assert trial.value == max(point["validation_accuracy"] for point in curve)
+        assert trial.intermediate_values == {point["epoch"]: point["validation_accuracy"] for point in curve}
+        weights_of(study, trial.number)
+    assert not list(Path("artifacts").rglob("checkpoint*"))
+
+
+def test_a_trial_does_not_depend_on_the_group_it_was_trained_in(small_data: ImageData) -> None:
+    curves = []
+    for groups in (Groups(1), TOGETHER):
+        study = open_or_resume(
+            open_storage(URL),
+            f"largest-{groups.largest}",
+            parse(TINY | {"trials": 4, "sampler": "random"}, where="test"),
+            data=facts(small_data, source="synthetic:500"),
+        )
+        work(job(studies=(study.name,), groups=groups))
+        curves.append([[point["train_loss"] for point in trial.user_attrs["curve"]] for trial in study.trials()])
+    alone, together = curves
+    assert alone == [pytest.approx(curve, rel=1e-4) for curve in together]
+
+
+def test_shapes_are_not_mixed_in_a_group(small_data: ImageData) -> None:
+    study = study_of(
+        small_data,
+        trials=12,
+        space=TINY["space"] | {"batch_size": {"low": 32, "high": 128, "base2": True}},
+        fixed=({name: value for name, value in TINY["fixed"].items() if name != "batch_size"} | {"epochs": 1}),
+    )
+    work(job(groups=TOGETHER))
+    trials = study.trials()
+    assert states(trials) == [TrialState.COMPLETE] * 12
+    assert [trial.params["log2_batch_size"] for trial in trials[:4]] == [trials[0].params["log2_batch_size"]] * 4
+    assert all(group_sizes(trial) == [4] for trial in trials)
+
+
+def test_given_points_of_one_shape_are_trained_together(small_data: ImageData) -> None:
+    rates = [(1e-3, 32), (1e-3, 64), (2e-3, 32), (2e-3, 64), (3e-3, 32)]
+    points = [{"label": str(k), "learning_rate": rate, "batch_size": size} for k, (rate, size) in enumerate(rates)]
+    space = TINY["space"] | {"batch_size": {"choices": [32, 64]}}
+    fixed = {name: value for name, value in TINY["fixed"].items() if name != "batch_size"}
+    study = study_of(small_data, sampler="given", space=space, fixed=fixed, enqueue=points)
+    work(job(groups=TOGETHER))
+    assert [group_sizes(trial)[0] for trial in study.trials()] == [3, 2, 3, 2, 3]
+    assert states(study.trials()) == [TrialState.COMPLETE] * 5
+
+
+def test_the_budget_has_room_for_the_points_that_wait(small_data: ImageData) -> None:
+    points = [{"learning_rate": 1e-3, "batch_size": 32}] + [{"learning_rate": 1e-3, "batch_size": 64}] * 1
+    space = TINY["space"] | {"batch_size": {"choices": [32, 64]}}
+    fixed = {name: value for name, value in TINY["fixed"].items() if name != "batch_size"}
+    study = study_of(small_data, trials=4, space=space, fixed=fixed, enqueue=points)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert [trial.params["batch_size"] for trial in study.trials()] == [32, 64, 32, 32]
+
+
+def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER), stop=after(epochs=2))
+    assert states(study.trials()) == [TrialState.WAITING] * 4
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 4]] * 4
+    whole = open_or_resume(
+        open_storage(URL),
+        "whole",
+        parse(TINY | {"trials": 4}, where="test"),
+        data=facts(small_data, source="synthetic:500"),
+    )
+    work(job(studies=("whole",), groups=TOGETHER))
+    for one, other in zip(study.trials(), whole.trials(), strict=True):
+        assert digest(one) == digest(other)
+
+
+def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageData) -> None:
+    study = study_of(small_data, trials=1)
+    work(job(), stop=after(epochs=2))
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert [group_sizes(trial) for trial in study.trials()] == [[1, 1, 1]] + [[3, 3, 3]] * 3
+
+
+def test_one_damaged_checkpoint_of_a_group_restarts_that_trial_alone(
+    small_data: ImageData, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER), stop=after(epochs=2))
+    for saved in Path("artifacts").rglob("trial-0002/checkpoint-*"):
+        saved.write_bytes(saved.read_bytes()[:1000])
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 4
+    assert "trial 2 starts again from its first epoch" in caplog.text
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 3], [4, 4, 3], [1, 1, 1], [4, 4, 3]]
+
+
+def test_pruned_members_leave_the_group(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[int] = []
+
+    def should_prune(study: SweepStudy, claim: Any) -> bool:
+        reported.append(sum(len(trial.intermediate_values) for trial in study.trials()))
+        return claim.number in (0, 2)
+
+    monkeypatch.setattr(SweepStudy, "should_prune", should_prune)
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.PRUNED, TrialState.COMPLETE] * 2
+    assert [group_sizes(trial) for trial in study.trials()] == [[4], [4, 2, 2]] * 2
+    assert reported[:4] == [4] * 4, "all have reported before one is judged"
+    assert numbers_with("weights") == [1, 3]
+    assert not list(Path("artifacts").rglob("checkpoint*"))
+
+
+def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = Run.epoch
+
+    def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
+        if run.epochs_done == 1 and len(run.members) == 4:
+            run.group.network.weights[1].fill_(float("nan"))
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", diverging)
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.COMPLETE, TrialState.PRUNED] + [TrialState.COMPLETE] * 2
+    assert study.trials()[1].user_attrs["reason"].startswith("diverged in epoch 2")
+
+
+def test_a_group_too_large_for_memory_is_made_smaller(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    epoch = Run.epoch
+
+    def full(run: Run, *arguments: Any) -> list[EpochResult]:
+        if len(run.members) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", full)
+    study = study_of(small_data, trials=5)
+    work(job(groups=Groups(5)))
+    assert states(study.trials()) == [TrialState.COMPLETE] * 5
+    assert [group_sizes(trial)[0] for trial in study.trials()] == [2, 2, 2, 2, 1]
+    assert "5 trials at once do not fit into memory; going on with half as many" in caplog.text
+
+
+def test_a_group_that_raises_costs_one_trial(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = Run.epoch
+    calls = iter(range(100))
+
+    def once(run: Run, *arguments: Any) -> list[EpochResult]:
+        if next(calls) == 1:
+            raise RuntimeError("no luck")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", once)
+    study = study_of(small_data, trials=4)
+    work(job(groups=TOGETHER))
+    assert states(study.trials()) == [TrialState.FAIL] + [TrialState.COMPLETE] * 4
+    assert study.trials()[0].user_attrs["reason"] == "RuntimeError: no luck"
+
+
+def test_a_member_that_another_worker_took_is_dropped(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = study_of(small_data, trials=4)
+    record = Storage.record
+
+    def recorded(storage: Storage, trial: Any, token: str, attributes: Any, values: Any) -> bool:
+        taken = trial.number == 2 and len(attributes["curve"]) == 3
+        return not taken and record(storage, trial, token, attributes, values)
+
+    monkeypatch.setattr(Storage, "record", recorded)
+    work(job(groups=TOGETHER), stop=lambda: TrialState.COMPLETE in states(study.trials()))
+    assert "trial 2 was taken up by another worker" in caplog.text
+    assert states(study.trials()) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING, TrialState.COMPLETE]
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 4], [4, 4, 4], [4, 4], [4, 4, 4]]
+    assert numbers_with("checkpoint") == [2], "it is another's now"
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+COMMAND = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def running_curve(minimum: int) -> Callable[[], bool]:
+    """Whether some trial is in the middle of its epochs, at `minimum` or later."""
+
+    def check() -> bool:
+        if not Path("studies.db").exists():
+            return False
+        try:
+            trials = load(open_existing(URL), "tiny").trials()
+        except StudyError:
+            return False
+        return any(
+            trial.state is TrialState.RUNNING and len(trial.user_attrs.get("curve", [])) >= minimum for trial in trials
+        )
+
+    return check
+
+
+@pytest.fixture
+def long_sweep(tiny_sweep: Path) -> Path:
+    """Trials of 15 epochs: long enough to be hit in the middle."""
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("epochs = 3", "epochs = 15"))
+    return tiny_sweep
+
+
+def test_killed_and_run_again(long_sweep: Path, start: Any, small_data: ImageData) -> None:
+    command = (*COMMAND, "--workers", 2, "--trials", 2)
+    first = start(*command)
+    wait_for(running_curve(5), first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    study = load(open_existing(URL), "tiny")
+    time.sleep(1)  # workers notice that their parent is gone
+    running = [trial for trial in study.trials() if trial.state is TrialState.RUNNING]
+    cut = {trial.number: trial.user_attrs.get("curve", []) for trial in running}  # one may be in its first epoch
+    assert cut
+    second = start(*command)
+    _, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert states(study.trials()) == [TrialState.COMPLETE] * 2
+    for number, curve in cut.items():
+        assert study.trials()[number].user_attrs["curve"][: len(curve)] == curve, "not trained again"
+        assert study.trials()[number].user_attrs["deaths"] == 1
+        torch.set_num_threads(1)
+        assert_as_unbroken(study, study.trials()[number], small_data)
+
+
+@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
+def test_a_signal_to_the_whole_group_ends_cleanly(
+    workers: int, number: signal.Signals, long_sweep: Path, start: Any
+) -> None:
+    """As a terminal sends Ctrl-C, and `timeout` SIGTERM: to the workers, too."""
+    process = start(*COMMAND, "--workers", workers)
+    wait_for(running_curve(3), process)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in out
+    assert "Traceback" not in out + err
+    study = load(open_existing(URL), "tiny")
+    assert TrialState.RUNNING not in states(study.trials())
+    assert TrialState.WAITING in states(study.trials())
+    assert all("deaths" not in trial.user_attrs for trial in study.trials())
+
+
+def test_two_runs_at_once_share_the_trials(tiny_sweep: Path, start: Any) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("trials = 4", "trials = 12"))
+    processes = [start(*COMMAND) for _ in range(2)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "12 of 12 trials finished" in out
+        assert err == ""
+    trials = load(open_existing(URL), "tiny").trials()
+    assert states(trials) == [TrialState.COMPLETE] * 12
+    assert len({trial.user_attrs["owner"]["token"] for trial in trials}) == 2, "both worked"
+    assert len({trial.params["learning_rate"] for trial in trials}) == 12
+    for trial in trials:
+        assert [point["epoch"] for point in trial.user_attrs["curve"]] == [1, 2, 3]
+
+
+def test_status_during_and_after(tiny_sweep: Path, cli: Any) -> None:
+    assert cli(*COMMAND).exit_code == 0
+    [study] = json.loads(cli("status", "--json").out)["studies"]
+    assert study["name"] == "tiny"
+    assert study["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+    assert study["budget"] == 4
+    assert 0 < study["best"]["value"] <= 1
+    assert set(study["best"]["params"]) == {"learning_rate"}
