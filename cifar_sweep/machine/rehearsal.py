@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.curve import EpochResult
 from cifar_sweep.forecast.costs import VALIDATION_SHARE, Costs, Found, Kind, Pace
 from cifar_sweep.forecast.course import forecast, kinds_of
 from cifar_sweep.forecast.expected import draw
@@ -32,7 +33,6 @@ from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import open_existing, open_storage
 from cifar_sweep.sweep.sweep import SamplerSettings, Sweep
 from cifar_sweep.training.device import prepare_process, resolve_device
-from cifar_sweep.training.group import EpochResult
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.train import Run
 

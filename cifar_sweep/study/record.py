@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_sweep.config import Value
+from cifar_sweep.artifacts import Stored
+from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.curve import EpochResult, best_epoch
+from cifar_sweep.study.owner import Owner
 from cifar_sweep.sweep import space
 from cifar_sweep.words import params_text
 
@@ -19,6 +23,194 @@ STATE_NAMES = {
     TrialState.WAITING: "waiting",
 }
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What trained a trial: device, CPU threads, versions of what decides a number, and the commit of the source."""
+
+    device: str
+    threads: int
+    versions: Mapping[str, str]
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as everybody outside of `study/` reads it; `records` makes them.
+
+    Attributes:
+        frozen: Optuna's trial, for Optuna's own functions; nobody else reads its attributes.
+        worker: who trained it last, as in "worker 2"; empty where that is not known.
+    """
+
+    frozen: FrozenTrial
+    worker: str = ""
+
+    @property
+    def _stored(self) -> Mapping[str, Any]:
+        return self.frozen.user_attrs
+
+    @property
+    def number(self) -> int:
+        """Its number in its study, from 0."""
+        return self.frozen.number
+
+    @property
+    def state(self) -> str:
+        """Optuna's state, as `STATE_NAMES` has it."""
+        return STATE_NAMES[self.frozen.state]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is complete, pruned or failed."""
+        return self.frozen.state.is_finished()
+
+    @property
+    def value(self) -> float | None:
+        """Optuna's value: of a complete trial its best validation accuracy, of a pruned one its last."""
+        return self.frozen.value
+
+    @property
+    def started(self) -> datetime | None:
+        """When it was last taken up, in local time."""
+        return self.frozen.datetime_start
+
+    @property
+    def ended(self) -> datetime | None:
+        """When it ended, in local time."""
+        return self.frozen.datetime_complete
+
+    @property
+    def given(self) -> Mapping[str, Value] | None:
+        """The given point that it is, by its parameters' own names; None where it is none."""
+        return self._stored.get("given")
+
+    @cached_property
+    def params(self) -> Mapping[str, Value]:
+        """Its parameters under their own names; of a given point the point's."""
+        return self.given if self.given is not None else space.decode(self.frozen.params)
+
+    @property
+    def label(self) -> str:
+        """The label of a point that was enqueued or given; empty where it has none."""
+        return str(self._stored.get("label") or "")
+
+    @property
+    def shortened(self) -> str:
+        """In what a given point was shortened, in words; empty where it was not."""
+        return str(self._stored.get("shortened") or "")
+
+    @cached_property
+    def config(self) -> TrialConfig | None:
+        """What it trains; None before it was first taken up."""
+        stored = self._stored.get("config")
+        return TrialConfig.from_dict(stored) if stored else None
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs of its config."""
+        return self.config.shape.epochs if self.config else None
+
+    @cached_property
+    def curve(self) -> tuple[EpochResult, ...]:
+        """What was reported of each epoch, the first one first."""
+        return tuple(EpochResult(**point) for point in self._stored.get("curve", ()))
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs were reported."""
+        return len(self.curve)
+
+    @property
+    def best(self) -> EpochResult | None:
+        """Its best epoch so far, of equals the first; None before there is one."""
+        return best_epoch(self.curve)
+
+    @property
+    def accuracy(self) -> float | None:
+        """A complete trial's best validation accuracy, any other's last one, as a fraction; None before any."""
+        if self.state == "complete":
+            return self.value
+        return self.curve[-1].validation_accuracy if self.curve else None
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, over all its holders: its share of its groups' time."""
+        return sum(result.seconds for result in self.curve)
+
+    @property
+    def epochs_left(self) -> int:
+        """The epochs of its config that it was not trained for; 0 where it has no config."""
+        return max((self.epochs or 0) - self.epochs_done, 0)
+
+    @property
+    def seconds_spared(self) -> float:
+        """What `epochs_left` would have taken at its mean pace; 0 where it has none."""
+        return self.epochs_left * self.seconds / self.epochs_done if self.curve else 0.0
+
+    @property
+    def owner(self) -> Owner | None:
+        """The process that holds it, or held it last; None where its worker's death or a release took it away."""
+        stored = self._stored.get("owner")
+        return Owner(**stored) if stored else None
+
+    @property
+    def environment(self) -> Environment | None:
+        """What trained it last; None before it was first taken up."""
+        stored = self._stored.get("environment")
+        return Environment(**stored) if stored else None
+
+    @property
+    def device(self) -> str:
+        """The device that trained it last; empty where it never was."""
+        return self.environment.device if self.environment else ""
+
+    @property
+    def weights(self) -> Stored | None:
+        """Its weights' file, kept or dropped since; None where there never was one."""
+        stored = self._stored.get("weights")
+        return Stored(**stored) if stored else None
+
+    @property
+    def checkpoints(self) -> list[Mapping[str, Any]]:
+        """What its next epoch can be continued from, as `SweepStudy.report` was given it."""
+        return list(self._stored.get("checkpoints", ()))
+
+    @property
+    def reason(self) -> str:
+        """Why it ended early; empty where it did not."""
+        return str(self._stored.get("reason", ""))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended because its loss was no longer a finite number."""
+        return self.reason.startswith("diverged")
+
+    @property
+    def traceback(self) -> str:
+        """The end of the traceback of what failed it; empty where nothing did."""
+        return str(self._stored.get("traceback", ""))
+
+    @property
+    def setting(self) -> str:
+        """What it tries, in words: its label where it is a given point, otherwise its parameters."""
+        if self.given is None or not self.label:
+            return params_text(self.params)
+        return f"{self.label}, shortened: {self.shortened}" if self.shortened else self.label
+
+    def described(self) -> dict[str, Any]:
+        """Number, value and parameters as plain data; of a given point its label, too, and in what it was shortened."""
+        plain: dict[str, Any] = {"number": self.number, "value": self.value, "params": dict(self.params)}
+        if self.given is not None:
+            plain |= {name: text for name in ("label", "shortened") if (text := getattr(self, name))}
+        return plain
+
+
+def records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
+    """The records of a study's trials, by number."""
+    workers = worker_names(trials)
+    return [TrialRecord(trial, workers.get(trial.number, "")) for trial in trials]
 
 
 def describe(trial: FrozenTrial) -> dict[str, Any]:

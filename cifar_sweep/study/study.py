@@ -17,7 +17,7 @@ from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import MAX_DEATHS
 from cifar_sweep.study.owner import owner_attribute
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import STATE_NAMES, best_first, count, describe, given_point
+from cifar_sweep.study.record import STATE_NAMES, TrialRecord, best_first, count, describe, given_point, records
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage, queued_params
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.parsing import parse
@@ -91,6 +91,19 @@ class SweepStudy:
     def trials(self) -> Sequence[FrozenTrial]:
         """All trials as they stand, by number."""
         return self._study.get_trials(deepcopy=False)
+
+    def records(self) -> list[TrialRecord]:
+        """All trials as they stand, by number, typed."""
+        return records(self.trials())
+
+    def asked_records(self) -> list[TrialRecord]:
+        """The trials that the budget counts, typed; see `asked`."""
+        return records(self.asked())
+
+    def ranked_records(self) -> list[TrialRecord]:
+        """The complete trials, best validation accuracy first, of equals the earlier one."""
+        by_number = {record.number: record for record in self.records()}
+        return [by_number[trial.number] for trial in self.ranked()]
 
     def asked(self) -> Sequence[FrozenTrial]:
         """The trials that the budget counts: of given points those that were asked for last; otherwise all."""

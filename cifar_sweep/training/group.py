@@ -1,9 +1,8 @@
 """A group of trials in training: one network, one optimizer, and what each member has come to."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import cast
 
 import torch
@@ -11,36 +10,12 @@ from torch import nn
 from torch.nn import functional
 
 from cifar_sweep.config import TrialConfig, derive_seed
+from cifar_sweep.curve import EpochResult, best_epoch
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import build_optimizer, learning_rate_at
 from cifar_sweep.training.rows import Masks, Rows
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One epoch of one member. Losses in nats, accuracies as fractions; the first epoch is 1.
-
-    Train figures are averages over the epoch's batches while the weights moved, dropout on; validation figures are
-    those of the weights after the epoch. `seconds` is this member's share of the group's time; `group_size` is how many
-    trained together, and `group_place` this one's place among them, from 0: kernels may round by both.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-    learning_rate: float
-    seconds: float
-    group_size: int
-    group_place: int
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a loss is no longer a finite number."""
-        return not (math.isfinite(self.train_loss) and math.isfinite(self.validation_loss))
 
 
 class Member:
@@ -59,16 +34,11 @@ class Member:
         """Its dropout."""
         return Masks(self.config.knobs.dropout, self.generator)
 
-    @property
-    def best_accuracy(self) -> float:
-        """The best validation accuracy so far; -1 before the first epoch."""
-        return max((result.validation_accuracy for result in self.history if not result.diverged), default=-1.0)
-
     def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor]) -> None:
         """Note an epoch, and keep the weights if they are the best so far; of equals the first."""
-        if not result.diverged and result.validation_accuracy > self.best_accuracy:
-            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
         self.history.append(result)
+        if best_epoch(self.history) is result:
+            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
 
 
 class Group:

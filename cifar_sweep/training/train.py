@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.curve import EpochResult
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.evaluate import evaluate
-from cifar_sweep.training.group import EpochResult, Group, Member
+from cifar_sweep.training.group import Group, Member
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import learning_rate_at

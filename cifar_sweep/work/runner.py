@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from cifar_sweep.artifacts import Artifacts
+from cifar_sweep.curve import EpochResult, best_epoch
 from cifar_sweep.errors import CifarSweepError, one_line
 from cifar_sweep.study.claim import Claim, TrialLostError
 from cifar_sweep.study.files import drop_needless
 from cifar_sweep.study.lease import Patience
 from cifar_sweep.study.outage import explain, is_outage
 from cifar_sweep.study.study import SweepStudy
-from cifar_sweep.training.group import EpochResult
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import EpochInterruptedError, Run
 from cifar_sweep.work.trial_files import TrialFiles
@@ -186,7 +186,8 @@ class Training:
     def _complete(self, run: Run, k: int) -> bool:
         """Keep the best weights, tell the trial, and drop weights that are no longer among the best. Returns False."""
         member, curve = self.members[k], run.members[k].history
-        best = max(curve, key=lambda result: (result.validation_accuracy, -result.epoch))
+        best = best_epoch(curve)
+        assert best is not None  # a diverged trial has ended before
         if self.away:
             self.patiently(lambda: self._report_up_to(run, k, run.epochs_done))
         weights = member.files.keep_weights(run, k)

@@ -8,11 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import UsageError
 from cifar_sweep.training import batches, checkpoint, group
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.fuse import Fused
-from cifar_sweep.training.group import EpochResult
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
 from cifar_sweep.training.models import build

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep import files
 from cifar_sweep.artifacts import Stored, open_artifacts
+from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import DiskError, StudyError, UsageError
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.study.opening import load, open_or_resume
@@ -23,7 +24,6 @@ from cifar_sweep.study.storage import Storage, open_existing, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.training import checkpoint
-from cifar_sweep.training.group import EpochResult
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
 from cifar_sweep.work.submit import check_images, facts
