@@ -1,12 +1,38 @@
-"""Words that a report's page and its text share."""
+"""Words that a report's page and its text share, and the templates that both are written with."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
 from cifar_sweep.config import Value
 from cifar_sweep.files import replace_file
 from cifar_sweep.report.facts import Report
+from cifar_sweep.words import duration
+
+_MARKED_UP = re.compile(r"([\\`*_\[\]<>|~&$])")
+
+
+def templates() -> Environment:
+    """The report's templates. Values are escaped in HTML; Markdown has the filter `md` for others' texts."""
+    environment = Environment(
+        loader=PackageLoader("cifar_sweep.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent, "duration": duration, "plain": plain, "date": date, "counted": counted, "md": escaped,
+    }  # fmt: skip
+    return environment
+
+
+def escaped(text: str) -> str:
+    """A text on one line that Markdown shows as it is."""
+    return _MARKED_UP.sub(r"\\\1", " ".join(text.split()))
 
 
 def percent(share: float) -> str:
@@ -33,15 +59,12 @@ def counted(number: int, noun: str) -> str:
 
 def furthest_text(report: Report) -> str:
     """Where no trial is complete, the best value that one had when it was last heard of; empty where none had any."""
-    best = max(
-        (row for row in report.rows if row.accuracy is not None), key=lambda row: row.accuracy or 0, default=None
-    )
-    if best is None:
+    known = [(trial.accuracy, -trial.number, trial) for trial in report.trials if trial.accuracy is not None]
+    if not known:
         return ""
-    return (
-        f"The best value so far is that of trial {best.number}, {best.state}: {percent(best.accuracy or 0)} % after "
-        f"{counted(best.epochs_done, 'epoch')}."
-    )
+    accuracy, _, best = max(known)
+    reached = f"{percent(accuracy)} % after {counted(best.epochs_done, 'epoch')}"
+    return f"The best value so far is that of trial {best.number}, {best.state}: {reached}."
 
 
 def counts_text(report: Report) -> str:
