@@ -7,20 +7,17 @@ from html import escape
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
-from cifar_sweep.figures.style import (
-    BEST,
-    PALETTE,
-    STATE_COLOURS,
-    TRIAL_HOVER,
-    finish,
-    in_percent,
-    thinned,
-    trial_name,
-)
+from cifar_sweep.figures import style
 from cifar_sweep.study.record import TrialRecord
 
 MOST_CURVES = 50
-HIGHLIGHTED = (BEST, PALETTE[0], PALETTE[2], PALETTE[3], PALETTE[7])  # the colours of the best trials, in their order
+HIGHLIGHTED = (
+    style.BEST,
+    style.PALETTE[0],
+    style.PALETTE[2],
+    style.PALETTE[3],
+    style.PALETTE[7],
+)  # the colours of the best trials, in their order
 SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up")
 
 
@@ -35,7 +32,9 @@ def learning_curves(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
     figure.update_yaxes(title="loss, nats", row=1, col=1)
     figure.update_yaxes(title="accuracy, %", row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
-    return finish(figure, f"{data}: training images dashed, validation images solid", height=560 + 12 * len(drawn))
+    return style.finish(
+        figure, f"{data}: training images dashed, validation images solid", height=560 + 12 * len(drawn)
+    )
 
 
 def _line(trial: TrialRecord, part: str, quantity: str, *, place: int) -> go.Scatter:
@@ -47,11 +46,15 @@ def _line(trial: TrialRecord, part: str, quantity: str, *, place: int) -> go.Sca
         # Where a training diverged there is a gap: JSON has no word for what is not a number.
         y=[value if math.isfinite(value) else None for value in values],
         mode="lines+markers",  # one epoch alone is no line
-        name=escape(trial_name(trial)),
+        name=escape(style.trial_name(trial)),
         legendgroup=str(trial.number),
         showlegend=(part, quantity) == ("validation", "accuracy"),
-        line={"color": PALETTE[place % len(PALETTE)], "dash": "dash" if part == "train" else "solid", "width": 2},
-        marker={"symbol": SYMBOLS[place // len(PALETTE) % len(SYMBOLS)], "size": 5},
+        line={
+            "color": style.PALETTE[place % len(style.PALETTE)],
+            "dash": "dash" if part == "train" else "solid",
+            "width": 2,
+        },
+        marker={"symbol": SYMBOLS[place // len(style.PALETTE) % len(SYMBOLS)], "size": 5},
         hovertemplate=f"%{{fullData.name}}, epoch %{{x}}: {part} {quantity} %{{y:.4g}} {unit}<extra></extra>",
     )
 
@@ -67,12 +70,12 @@ def curves(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure
     best, others = complete[: len(HIGHLIGHTED)], complete[len(HIGHLIGHTED) :]
     room = MOST_CURVES - len(best)
     behind = {
-        "pruned": thinned(pruned, max(room - len(others), room // 2)),
-        "complete": thinned(others, max(room - len(pruned), room // 2)),
+        "pruned": style.thinned(pruned, max(room - len(others), room // 2)),
+        "complete": style.thinned(others, max(room - len(pruned), room // 2)),
     }
     figure = go.Figure()
     for state, members in behind.items():
-        line = {"color": STATE_COLOURS[state], "width": 1}
+        line = {"color": style.STATE_COLOURS[state], "width": 1}
         name = "pruned" if state == "pruned" else "other complete"
         _add_lines(figure, members, epochs_searched, name=name, line=line, opacity=0.7, marker={"size": 3})
     for place, trial in reversed(list(enumerate(best))):  # the best one last, so that its line lies above the others
@@ -81,7 +84,7 @@ def curves(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure
         _add_lines(figure, [trial], epochs_searched, name=name, line=line, marker={"size": 4}, legendrank=900 + place)
     figure.update_xaxes(title="share of the schedule, %" if epochs_searched else "epoch", rangemode="tozero")
     figure.update_yaxes(title="validation accuracy, %")
-    return finish(figure, height=440)
+    return style.finish(figure, height=440)
 
 
 def _add_lines(figure: go.Figure, trials: Iterable[TrialRecord], epochs_searched: bool, **settings: object) -> None:
@@ -90,10 +93,12 @@ def _add_lines(figure: go.Figure, trials: Iterable[TrialRecord], epochs_searched
     for trial in trials:
         factor = 100 / (trial.epochs or 1) if epochs_searched else 1
         points += [
-            (round(factor * result.epoch, 1), in_percent(result.validation_accuracy), trial.number)
+            (round(factor * result.epoch, 1), style.in_percent(result.validation_accuracy), trial.number)
             for result in trial.curve
         ]
         points.append((None, None, None))
     if points:
         x, y, numbers = map(list, zip(*points, strict=True))
-        figure.add_scatter(x=x, y=y, customdata=numbers, mode="lines+markers", hovertemplate=TRIAL_HOVER, **settings)
+        figure.add_scatter(
+            x=x, y=y, customdata=numbers, mode="lines+markers", hovertemplate=style.TRIAL_HOVER, **settings
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from cifar_sweep.config import PARAMETERS, Value
-from cifar_sweep.figures.style import BEST, MEASURED, QUIET, add_trials, finish, marker, thinned, with_accuracy
+from cifar_sweep.figures.style import BEST, MEASURED, QUIET, add_trials, best_of, finish, marker, thinned, with_accuracy
 from cifar_sweep.study.record import TrialRecord
 
 MOST_PARALLEL = 300
@@ -21,18 +21,13 @@ MOST_SLICE_POINTS = 6000
 FEW_VALUES = 12
 
 
-def slices(
-    trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: Collection[str]
-) -> list[tuple[str, go.Figure]]:
-    """For each parameter, by name, the validation accuracy of the trials by its value."""
+def slices(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: Collection[str]) -> list[go.Figure]:
+    """For each parameter the validation accuracy of the trials by its value."""
     shown = with_accuracy(trials)
-    complete = [trial for trial in shown if trial.state == "complete"]
-    best = max(complete, key=lambda trial: trial.accuracy or 0, default=None)
+    best = best_of([trial for trial in shown if trial.state == "complete"])
     most = MOST_SLICE_POINTS // max(len(names), 1)
-    axes = _axes(shown, names, logarithmic)
-    return [
-        (name, _slice([trial for trial in shown if name in trial.params], axes[name], best, most)) for name in names
-    ]
+    axes = _axes(shown, names, logarithmic).values()
+    return [_slice([trial for trial in shown if axis.name in trial.params], axis, best, most) for axis in axes]
 
 
 def _axes(trials: Sequence[TrialRecord], names: Sequence[str], logarithmic: Collection[str]) -> dict[str, "Axis"]:

@@ -7,19 +7,8 @@ from html import escape
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
+from cifar_sweep.figures import style
 from cifar_sweep.figures.importance import Importances
-from cifar_sweep.figures.style import (
-    PALETTE,
-    QUIET,
-    add_trials,
-    finish,
-    hover_text,
-    in_percent,
-    marker,
-    trial_name,
-    trial_words,
-    with_accuracy,
-)
 from cifar_sweep.study.record import STATE_NAMES, TrialRecord
 
 BINS_PER_DECADE = 3
@@ -36,30 +25,30 @@ def accuracy_by_learning_rate(trials: Sequence[TrialRecord], *, data: str) -> go
 
     The symbol says how a trial ended, the colour its batch size where that varies, a ring that it is a point by hand.
     """
-    drawn = with_accuracy(trials)
+    drawn = style.with_accuracy(trials)
     sizes = sorted({trial.settings["batch_size"] for trial in drawn})
     figure = go.Figure()
     for size, state in sorted({(trial.settings["batch_size"], trial.state) for trial in drawn}):
         members = [trial for trial in drawn if (trial.settings["batch_size"], trial.state) == (size, state)]
         words = state if state == "complete" else f"{state}, last value"
-        add_trials(
+        style.add_trials(
             figure,
             members,
             _learning_rate,
             name=f"batch size {size}, {words}" if len(sizes) > 1 else words,
-            marker=marker(state, size=10, colour=PALETTE[sizes.index(size) % len(PALETTE)]),
+            marker=style.marker(state, size=10, colour=style.PALETTE[sizes.index(size) % len(style.PALETTE)]),
             hovertemplate=None,
             hoverinfo="text",
-            hovertext=[trial_words(trial) for trial in members],
+            hovertext=[style.trial_words(trial) for trial in members],
         )
     by_hand = [trial for trial in drawn if trial.label]
-    add_trials(
+    style.add_trials(
         figure,
         by_hand,
         _learning_rate,
         mode="markers+text",
         name="point by hand",
-        marker={"color": QUIET, "symbol": "circle-open", "size": 18, "line": {"width": 2}},
+        marker={"color": style.QUIET, "symbol": "circle-open", "size": 18, "line": {"width": 2}},
         text=[escape(trial.label) for trial in by_hand],
         textposition="top center",
         cliponaxis=False,
@@ -68,7 +57,7 @@ def accuracy_by_learning_rate(trials: Sequence[TrialRecord], *, data: str) -> go
     )
     figure.update_xaxes(title="learning rate", type="log", exponentformat="power")
     figure.update_yaxes(title="validation accuracy, %")
-    return finish(figure, f"{data}: validation images", height=520)
+    return style.finish(figure, f"{data}: validation images", height=520)
 
 
 def _learning_rate(trial: TrialRecord) -> float:
@@ -80,7 +69,7 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
 
     A complete trial counts with its best epoch, any other with its last; the text beside the pointer says which.
     """
-    drawn = with_accuracy(trials)
+    drawn = style.with_accuracy(trials)
     names = _batch_names(int(trial.settings["batch_size"]) for trial in drawn)
     cells: dict[tuple[str, int], list[TrialRecord]] = defaultdict(list)
     for trial in drawn:
@@ -89,12 +78,11 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
     figure = go.Figure()
     if cells:
         bins = range(min(place for _, place in cells), max(place for _, place in cells) + 1)
-        best = {cell: _best(members) for cell, members in cells.items()}
         figure.add_heatmap(
             # One edge more than there are cells: on a logarithmic axis the middles alone would not do.
             x=[_edge(place) for place in (*bins, bins[-1] + 1)],
             y=rows,
-            z=[[in_percent(best[row, k].accuracy) if (row, k) in best else None for k in bins] for row in rows],
+            z=[[_best_percent(cells.get((row, place), ())) for place in bins] for row in rows],
             hovertext=[[_cell_words(cells.get((row, place), ()), row, place) for place in bins] for row in rows],
             hoverinfo="text",
             hoverongaps=False,
@@ -106,7 +94,7 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
         figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows)
     figure.update_xaxes(title="learning rate", type="log", exponentformat="power")
     figure.update_yaxes(title="batch size")
-    return finish(figure, f"{data}: best validation accuracy in each cell", height=230 + 34 * len(rows))
+    return style.finish(figure, f"{data}: best validation accuracy in each cell", height=230 + 34 * len(rows))
 
 
 def _bin(learning_rate: float) -> int:
@@ -127,21 +115,21 @@ def _batch_names(sizes: Iterable[int]) -> dict[int, str]:
     return {size: f"about {2 ** round(math.log2(size))}" for size in distinct}
 
 
-def _best(trials: Iterable[TrialRecord]) -> TrialRecord:
-    """The trial of the best accuracy, a complete one before any other."""
-    return max(trials, key=lambda trial: (trial.state == "complete", trial.accuracy or 0, -trial.number))
+def _best_percent(trials: Sequence[TrialRecord]) -> float | None:
+    best = style.best_of(trials)
+    return style.in_percent(best.accuracy) if best else None
 
 
 def _cell_words(trials: Sequence[TrialRecord], row: str, place: int) -> str:
     """What a cell says: where it is, its best trial, and how its trials ended; empty where it has none."""
-    if not trials:
+    best = style.best_of(trials)
+    if best is None:
         return ""
-    best = _best(trials)
     counts = Counter(trial.state for trial in trials)
     last = "" if best.state == "complete" else f", {best.state}: its last value"
-    return hover_text([
+    return style.hover_text([
         f"learning rate {_edge(place):.2g} to {_edge(place + 1):.2g}, batch size {row}",
-        f"best {in_percent(best.accuracy):.2f} %, {trial_name(best)}{last}",
+        f"best {style.in_percent(best.accuracy):.2f} %, {style.trial_name(best)}{last}",
         f"learning rate {best.settings['learning_rate']:.3g}, batch size {best.settings['batch_size']}",
         f"{len(trials)} trials: "
         + ", ".join(f"{counts[state]} {state}" for state in STATE_NAMES.values() if counts[state]),
@@ -159,8 +147,8 @@ def importance(found: Importances) -> go.Figure:
         text=[f"{share:.0%}" for share in shares],
         textposition="outside",
         cliponaxis=False,
-        marker={"color": PALETTE[0], "line": {"width": 0}},
+        marker={"color": style.PALETTE[0], "line": {"width": 0}},
         hoverinfo="skip",
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1.15 * max(shares, default=1)])
-    return finish(figure, height=110 + 32 * len(names), bargap=0.45)
+    return style.finish(figure, height=110 + 32 * len(names), bargap=0.45)

@@ -82,6 +82,11 @@ def with_accuracy(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if trial.settings and trial.accuracy is not None]
 
 
+def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The trial of the best accuracy, a complete one before any other, of equals the earlier one."""
+    return max(trials, key=lambda trial: (trial.state == "complete", trial.accuracy or 0, -trial.number), default=None)
+
+
 def marker(state: str, *, size: int, colour: str = "") -> dict[str, Any]:
     """The marker of a trial by how it ended; `colour` in place of the state's own."""
     colour, symbol = colour or STATE_COLOURS[state], STATE_SYMBOLS.get(state, "triangle-right-open")

@@ -7,18 +7,7 @@ from itertools import accumulate
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from cifar_sweep.figures.style import (
-    BEST,
-    STATE_COLOURS,
-    add_trials,
-    finish,
-    hover_text,
-    in_percent,
-    marker,
-    time_unit,
-    trial_name,
-    with_accuracy,
-)
+from cifar_sweep.figures import style
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.sweep.strategy import STEPS_OF_A_SCHEDULE
 from cifar_sweep.words import duration
@@ -29,25 +18,25 @@ MOST_BARS = 200  # thousands take a browser seconds
 def history(trials: Sequence[TrialRecord]) -> go.Figure:
     """Validation accuracy by trial, and the best so far among the complete ones, as a step line."""
     figure = go.Figure()
-    shown = with_accuracy(trials)
-    for state in STATE_COLOURS:
+    shown = style.with_accuracy(trials)
+    for state in style.STATE_COLOURS:
         members = [trial for trial in shown if trial.state == state]
         name = state if state == "complete" else f"{state}, last value"
-        add_trials(figure, members, lambda trial: trial.number, name=name, marker=marker(state, size=7))
+        style.add_trials(figure, members, lambda trial: trial.number, name=name, marker=style.marker(state, size=7))
     complete = [trial for trial in shown if trial.state == "complete"]
     if complete:
         best = list(accumulate((trial.accuracy or 0 for trial in complete), max))
         figure.add_scatter(
             x=[*(trial.number for trial in complete), shown[-1].number],
-            y=[in_percent(value) for value in (*best, best[-1])],
+            y=[style.in_percent(value) for value in (*best, best[-1])],
             mode="lines",
             name="best so far",
-            line={"shape": "hv", "color": BEST, "width": 2.5},
+            line={"shape": "hv", "color": style.BEST, "width": 2.5},
             hoverinfo="skip",
         )
     figure.update_xaxes(title="trial")
     figure.update_yaxes(title="validation accuracy, %")
-    return finish(figure, height=380)
+    return style.finish(figure, height=380)
 
 
 def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure:
@@ -57,7 +46,7 @@ def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.F
     whole, step = (100, 100 // STEPS_OF_A_SCHEDULE) if epochs_searched else (longest, 1)
     figure = go.Figure()
     heights: Counter[int] = Counter()
-    for name, colour in (("pruned", STATE_COLOURS["pruned"]), ("diverged", STATE_COLOURS["failed"])):
+    for name, colour in (("pruned", style.STATE_COLOURS["pruned"]), ("diverged", style.STATE_COLOURS["failed"])):
         stopped = [trial for trial in begun if trial.state == "pruned" and trial.diverged == (name == "diverged")]
         counts = Counter(
             step * (STEPS_OF_A_SCHEDULE * trial.epochs_done // (trial.epochs or 1))
@@ -79,7 +68,7 @@ def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.F
     figure.update_xaxes(title=title, range=[-0.6 * step, whole + 0.6 * step])  # to the end: how early they were stopped
     most = max(heights.values(), default=0)
     figure.update_yaxes(title="trials stopped", rangemode="tozero", dtick=1 if most < 8 else None)
-    return finish(figure, height=340, barmode="stack", bargap=0.15)
+    return style.finish(figure, height=340, barmode="stack", bargap=0.15)
 
 
 def seconds_by_trial(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
@@ -94,9 +83,9 @@ def seconds_by_trial(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
     bars: dict[tuple[str, int], list[TrialRecord]] = defaultdict(list)
     for trial in drawn:
         bars[trial.state, trial.number // width * width].append(trial)
-    unit, factor = time_unit(max(map(_seconds, bars.values()), default=0.0))
+    unit, factor = style.time_unit(max(map(_seconds, bars.values()), default=0.0))
     figure = go.Figure()
-    for state, colour in STATE_COLOURS.items():
+    for state, colour in style.STATE_COLOURS.items():
         own = {place: members for (ended, place), members in bars.items() if ended == state}
         if own:
             figure.add_bar(
@@ -111,7 +100,7 @@ def seconds_by_trial(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
     figure.update_xaxes(title="trial" if width == 1 else f"trial, {width} to a bar")
     figure.update_yaxes(title=f"training time, {unit}", rangemode="tozero")
     title = f"training on {_devices(drawn) or 'no device yet'}: {duration(_seconds(drawn))} in all; {data}"
-    return finish(figure, title, height=380, barmode="stack", legend_traceorder="normal")
+    return style.finish(figure, title, height=380, barmode="stack", legend_traceorder="normal")
 
 
 def _seconds(trials: Sequence[TrialRecord]) -> float:
@@ -127,9 +116,9 @@ def _bar_words(trials: Sequence[TrialRecord], place: int, width: int) -> str:
     first, spent = trials[0], _seconds(trials)
     time = f"{duration(spent)} on {_devices(trials)}"
     if width > 1:
-        return hover_text([f"{len(trials)} {first.state} of the trials {place} to {place + width - 1}", time])
+        return style.hover_text([f"{len(trials)} {first.state} of the trials {place} to {place + width - 1}", time])
     pace = f"{first.epochs_done} of {first.epochs} epochs, {spent / first.epochs_done:.3g} s each"
-    return hover_text([f"{trial_name(first)}, {first.state}", time, pace])
+    return style.hover_text([f"{style.trial_name(first)}, {first.state}", time, pace])
 
 
 def front(trials: Sequence[TrialRecord], *, size: bool) -> go.Figure:
@@ -143,33 +132,19 @@ def front(trials: Sequence[TrialRecord], *, size: bool) -> go.Figure:
     records = accumulate((trial.value or 0 for trial in shown), max, initial=-math.inf)
     best = [trial for trial, before in zip(shown, records, strict=False) if (trial.value or 0) > before]
     figure = go.Figure()
-    for name, members, settings in (
-        ("complete trials", shown, {"marker": {"size": 6, "color": STATE_COLOURS["complete"]}}),
-        (
-            "none is better for less",
-            best,
-            {
-                "mode": "lines+markers",
-                "line": {"shape": "hv", "color": BEST, "width": 2},
-                "marker": {"size": 9, "color": BEST},
-            },
-        ),
+    hover = f"trial %{{customdata}}: %{{y:.2f}} %, %{{x:.4g}} {'MB' if size else 's'}<extra></extra>"
+    line = {"shape": "hv", "color": style.BEST, "width": 2}
+    for name, members, mode, look in (
+        ("complete trials", shown, "markers", {"size": 6, "color": style.STATE_COLOURS["complete"]}),
+        ("none is better for less", best, "lines+markers", {"size": 9, "color": style.BEST}),
     ):
-        hover = f"trial %{{customdata}}: %{{y:.2f}} %, %{{x:.4g}} {'MB' if size else 's'}<extra></extra>"
-        add_trials(
-            figure,
-            members,
-            lambda trial: round(cost[trial.number], 4),
-            name=name,
-            hovertemplate=hover,
-            **settings,
-        )
-    wide = bool(shown) and cost[shown[-1].number] >= 10 * cost[shown[0].number]
+        settings = {"name": name, "mode": mode, "marker": look, "line": line, "hovertemplate": hover}
+        style.add_trials(figure, members, lambda trial: round(cost[trial.number], 4), **settings)
     figure.update_xaxes(title="weights, MB" if size else "training time, s")
-    if wide:
+    if shown and cost[shown[-1].number] >= 10 * cost[shown[0].number]:
         figure.update_xaxes(type="log", dtick="D2")
     figure.update_yaxes(title="validation accuracy, %")
-    return finish(figure, height=360)
+    return style.finish(figure, height=360)
 
 
 def _cost(trial: TrialRecord, size: bool) -> float:

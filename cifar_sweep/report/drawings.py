@@ -1,9 +1,5 @@
 """The figures of a report's page, by the names that its template knows."""
 
-from collections.abc import Sequence
-
-import plotly.graph_objects as go  # type: ignore[import-untyped]
-
 from cifar_sweep.figures.curve_figures import curves, learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured, hand_beside_search
 from cifar_sweep.figures.parameter_figures import parallel, slices
@@ -12,6 +8,7 @@ from cifar_sweep.figures.timeline import timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
 from cifar_sweep.report.facts import Report
 from cifar_sweep.report.html import Drawing, drawing
+from cifar_sweep.sweep.sweep import Range
 
 CURVES_IN_DETAIL = 3
 AXIS_PIXELS = 88  # of the parallel coordinates: below that, names lie on each other
@@ -71,18 +68,17 @@ def _fronts(report: Report) -> dict[str, Drawing]:
 
 def _parameters(report: Report) -> dict[str, Drawing]:
     names, shares = by_importance(report), report.importances.shares
+    ranges = {name: domain for name, domain in report.study.sweep.space.items() if isinstance(domain, Range)}
+    logarithmic = {name for name, domain in ranges.items() if domain.log or domain.base2}
     height = max(PAIR_PIXELS, 110 + 32 * len(shares))
     drawn = {"importance-plot": drawing(importance(report.importances), height=height)} if shares else {}
     if {"learning_rate", "batch_size"} <= set(names):
         heat = learning_rate_by_batch(report.trials, data=report.data).update_xaxes(dtick=1)
         drawn["heat-plot"] = drawing(heat, height=height)
-    drawn |= _named_slices(slices(report.trials, names, logarithmic=report.logarithmic))
+    each = slices(report.trials, names, logarithmic=logarithmic)
+    drawn |= {f"slice-{k}": drawing(figure) for k, figure in enumerate(each)}
     if len(names) > 1:
         # What matters most stands beside the accuracy.
-        lines = parallel(report.trials, names[::-1], logarithmic=report.logarithmic)
+        lines = parallel(report.trials, names[::-1], logarithmic=logarithmic)
         drawn["parallel-plot"] = drawing(lines, least_width=AXIS_PIXELS * (len(names) + 1), top=40)
     return drawn
-
-
-def _named_slices(figures: Sequence[tuple[str, go.Figure]]) -> dict[str, Drawing]:
-    return {f"slice-{k}": drawing(figure) for k, (_, figure) in enumerate(figures)}

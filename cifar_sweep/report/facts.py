@@ -8,7 +8,6 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.figures.importance import Importances, importances_of
@@ -17,7 +16,6 @@ from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
 from cifar_sweep.study.record import STATE_NAMES, Saved, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
-from cifar_sweep.sweep.sweep import Range
 
 REPORTS = "reports"
 BY_HAND = "the points were chosen by hand, and say what their authors tried"
@@ -154,8 +152,6 @@ class Report:
         ranked: the complete ones, the best first.
         counts: how many trials are in each state.
         seconds: training time of all trials.
-        began: when the first trial was taken up.
-        ended: when the last one ended.
         shortened: in what the sweep is less than a whole one; empty where it is whole.
         answer: the best trial; None before any is complete.
         by_hand: the reports' claims; None on synthetic images.
@@ -164,7 +160,6 @@ class Report:
         findings: what the best network makes of the images.
         reproduction: how to get the numbers again.
         parameters: the names of all that were searched or given.
-        logarithmic: those of them that were searched on a logarithmic scale.
     """
 
     study: SweepStudy
@@ -174,8 +169,6 @@ class Report:
     ranked: Sequence[TrialRecord]
     counts: Mapping[str, int]
     seconds: float
-    began: datetime | None
-    ended: datetime | None
     shortened: str
     answer: Answer | None
     by_hand: ByHand | None
@@ -184,7 +177,6 @@ class Report:
     findings: ImageFindings
     reproduction: Reproduction
     parameters: tuple[str, ...]
-    logarithmic: frozenset[str]
 
 
 def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy | None = None) -> Report:
@@ -195,11 +187,10 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         findings: what is known with the images at hand.
         reports: the study of the reports' hand runs, if the same database has one.
     """
-    sweep, trials, ranked = study.sweep, study.records(), study.ranked_records()
+    trials, ranked = study.records(), study.ranked_records()
     best = next(iter(ranked), None)
     synthetic = is_synthetic([study.data["name"]])
     by_hand = None if synthetic else _by_hand(study, best, reports)
-    ranges = {name: domain for name, domain in sweep.space.items() if isinstance(domain, Range)}
     return Report(
         study=study,
         data=data_words(study),
@@ -208,17 +199,14 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         ranked=ranked,
         counts={name: sum(trial.state == name for trial in trials) for name in STATE_NAMES.values()},
         seconds=sum(trial.seconds for trial in trials),
-        began=min((trial.started for trial in trials if trial.started), default=None),
-        ended=max((trial.ended for trial in trials if trial.ended), default=None),
         shortened=_shortened(study, by_hand),
         answer=_answer(study, ranked, findings) if ranked else None,
         by_hand=by_hand,
         saved=saved_by_pruning([trial.frozen for trial in trials]),
-        importances=Importances((), len(ranked), BY_HAND) if sweep.given else importances_of(trials),
+        importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
         findings=findings,
         reproduction=reproduction_of(study, best),
         parameters=tuple(name for name in PARAMETERS if any(name in trial.params for trial in trials)),
-        logarithmic=frozenset(name for name, domain in ranges.items() if domain.log or domain.base2),
     )
 
 

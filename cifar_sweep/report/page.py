@@ -10,13 +10,14 @@ from cifar_sweep.figures.style import in_percent
 from cifar_sweep.report import html
 from cifar_sweep.report.drawings import by_importance, comparable, drawings_of
 from cifar_sweep.report.facts import Accuracy, Report
-from cifar_sweep.report.words import counts_text, furthest_text, hand_card, plain
+from cifar_sweep.report.words import HandCard, counts_text, furthest_text, hand_card, plain
 from cifar_sweep.study.record import TrialRecord
 
 
 def render(report: Report) -> str:
     """The page."""
-    marks = _marks(report)
+    hand = hand_card(report)
+    marks = _marks(report, hand)
     return html.render(
         "report.html",
         title=f"Study {report.study.name}",
@@ -27,7 +28,7 @@ def render(report: Report) -> str:
         most_curves=MOST_CURVES,
         counts=counts_text(report),
         furthest=furthest_text(report),
-        hand=hand_card(report),
+        hand=hand,
         marks=marks,
         scale=_scale(marks.values()),
         hint=_search_hint(report),
@@ -35,14 +36,13 @@ def render(report: Report) -> str:
     )
 
 
-def _marks(report: Report) -> dict[str, Accuracy]:
+def _marks(report: Report, hand: HandCard | None) -> dict[str, Accuracy]:
     """The accuracies that stand beside each other, by name."""
     if report.answer is None:
         return {}
-    card = hand_card(report)
     marks = {"validation": report.answer.validation, "test": report.answer.test}
-    if card is not None and not report.shortened:
-        marks["claimed"] = Accuracy(card.claim / 100)
+    if hand is not None and not report.shortened:
+        marks["claimed"] = Accuracy(hand.claim / 100)
     return {name: accuracy for name, accuracy in marks.items() if accuracy}
 
 

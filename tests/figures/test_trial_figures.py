@@ -123,8 +123,8 @@ def test_slices() -> None:
         made_up(SWEEP, 0, accuracy=0.5, params={"learning_rate": 1e-2, "log2_batch_size": 5}),
         made_up(SWEEP, 1, TrialState.PRUNED, accuracy=0.4, params={"learning_rate": 1e-3, "log2_batch_size": 6}),
     ]
-    found = dict(slices(records(trials), ["learning_rate", "batch_size"], logarithmic=LOG))
-    pruned, complete, best = found["learning_rate"].data
+    by_rate, by_size = slices(records(trials), ["learning_rate", "batch_size"], logarithmic=LOG)
+    pruned, complete, best = by_rate.data
     assert (list(pruned.x), list(pruned.y)) == ([1e-3], [40])
     assert (list(complete.x), list(complete.y), list(complete.customdata), complete.text[0]) == (
         [1e-2],
@@ -133,7 +133,7 @@ def test_slices() -> None:
         "0.01",
     )
     assert (list(best.x), best.marker.symbol) == ([1e-2], "circle-open")
-    assert found["batch_size"].layout.xaxis.type == "log"
+    assert by_size.layout.xaxis.type == "log"
 
 
 def test_parallel_lines_pass_over_what_a_trial_does_not_have() -> None:
@@ -154,7 +154,7 @@ def test_parallel_lines_pass_over_what_a_trial_does_not_have() -> None:
 def test_thousands_of_trials_are_thinned() -> None:
     rows = records(many(SWEEP, 1200))
     assert sum(parts(trace.x) for trace in parallel(rows, ["learning_rate", "batch_size"], logarithmic=LOG).data) <= 301
-    [(_, figure)] = slices(rows, ["learning_rate"], logarithmic=LOG)
+    [figure] = slices(rows, ["learning_rate"], logarithmic=LOG)
     assert sum(len(trace.x) for trace in figure.data) <= 1201
 
 
