@@ -192,7 +192,7 @@ def load_known(storage: Storage, name: str) -> SweepStudy:
         StudyError: it is not one of ours.
     """
     study = optuna.load_study(storage=storage.cached, study_name=name)
-    if storage.is_reused(study._study_id, str(study.user_attrs.get("uid"))):
+    if storage.is_reused(study):
         study = optuna.load_study(storage=storage.cached, study_name=name)
     return SweepStudy(storage, study)
 

@@ -109,7 +109,7 @@ class Storage:
 
     def trial_id(self, study: optuna.Study, number: int) -> int:
         """The database's key of trial `number`."""
-        return self.optuna.get_trial_id_from_study_id_trial_number(study._study_id, number)
+        return self.optuna.get_trial_id_from_study_id_trial_number(key_of(study), number)
 
     def owner(self, trial_id: int) -> str | None:
         """The token of the worker that holds a running trial; None where nobody does or it does not run."""
@@ -159,7 +159,7 @@ class Storage:
         """
         # After an outage the other workers have a few beats' time to be heard again.
         forgiving = time.monotonic() - self._outage < 2 * self.heartbeat_seconds
-        stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(study._study_id))
+        stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(key_of(study)))
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         return [trial._trial_id for trial in running if trial._trial_id in stale or is_abandoned(trial)]
 
@@ -175,11 +175,12 @@ class Storage:
         except KeyError:
             return True
 
-    def is_reused(self, study_id: int, uid: str) -> bool:
-        """Whether this id was another study's, which was deleted since; what is cached of that is forgotten then."""
-        reused = self._uids.setdefault(study_id, uid) != uid
+    def is_reused(self, study: optuna.Study) -> bool:
+        """Whether a study has the key of another one that was deleted; what is cached of that one is forgotten then."""
+        key, uid = key_of(study), str(study.user_attrs.get("uid"))
+        reused = self._uids.setdefault(key, uid) != uid
         if reused:
-            self._uids[study_id] = uid
+            self._uids[key] = uid
             self.cached = optuna.storages.get_storage(self.optuna)
         return reused
 
@@ -190,12 +191,17 @@ class Storage:
     def studies(self) -> list[tuple[str, dict[str, Any]]]:
         """All studies, the oldest first: their names and user attributes."""
         # Not get_all_study_summaries, which reads every trial of every study.
-        there = sorted(self.optuna.get_all_studies(), key=lambda each: each._study_id)
+        there = sorted(self.optuna.get_all_studies(), key=key_of)
         return [(each.study_name, each.user_attrs) for each in there]
 
     def close(self) -> None:
         """Give the database connections back."""
         self.optuna.engine.dispose()
+
+
+def key_of(study: Any) -> int:
+    """The key of a study in its database; of an `optuna.Study`, or what `get_all_studies` gives."""
+    return int(study._study_id)
 
 
 def _know(trial: optuna.Trial, change: tables.Change) -> None:
