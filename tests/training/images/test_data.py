@@ -343,7 +343,7 @@ def test_second_load_reads_the_cache_alone(folder: Path, cache: Path, monkeypatc
 def test_a_cache_hit_imports_neither_torchvision_nor_pillow(folder: Path, cache: Path) -> None:
     load(str(folder), cache=cache)
     script = (
-        "import sys; from pathlib import Path; from cifar_sweep.training.data import load\n"
+        "import sys; from pathlib import Path; from cifar_sweep.training.images.data import load\n"
         f"load({str(folder)!r}, cache=Path({str(cache)!r}))\n"
         "print([name for name in ('torchvision', 'PIL') if name in sys.modules])"
     )
@@ -360,7 +360,7 @@ def test_two_processes_that_build_one_entry_both_get_it(cache: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from cifar_sweep.training import data, synthetic
+from cifar_sweep.training.images import data, synthetic
 draw = synthetic.draw
 synthetic.draw = lambda count, *, seed: (time.sleep(1), draw(count, seed=seed))[1]
 said = []
