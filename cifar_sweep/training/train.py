@@ -16,8 +16,11 @@ from torch.nn import functional
 
 from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.curve import EpochResult, best_epoch
+from cifar_sweep.errors import one_line
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.checkpoint import StateError
+from cifar_sweep.training.device import is_out_of_memory
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
@@ -201,16 +204,21 @@ class Run:
         """Have member `k` go on, bit for bit, from `state`, taken from a run of the same config in whatever group.
 
         Raises:
-            KeyError, ValueError, TypeError, RuntimeError: the state is not one of this config's; nothing has changed.
+            StateError: the state is not one of this config's; nothing has changed.
         """
         member = self.members[k]
-        history = [EpochResult(**result) for result in json.loads(bytes(state["history"].tolist()))]
         best, known = _below("best.", state), _below("optimizer.", state)
+        try:
+            history = [EpochResult(**result) for result in json.loads(bytes(state["history"].tolist()))]
+            torch.Generator(member.generator.device).set_state(state["generator"])  # raises where it is none
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise StateError(one_line(error)) from error
         if best and best.keys() != self.network.member_state(k).keys():
-            raise ValueError("the best weights are not those of this network")
+            raise StateError("the best weights are not those of this network")
         if any(value.dim() and value.shape != self._rows[k].shape for value in known.values()):
-            raise ValueError("the optimizer's state is not one of this network")
-        torch.Generator(member.generator.device).set_state(state["generator"])  # raises where it is none
+            raise StateError("the optimizer's state is not one of this network")
         self.network.load_member_state(k, _below("network.", state))
         member.generator.set_state(state["generator"])
         member.best_weights = {name: value.to(self.device) for name, value in best.items()}

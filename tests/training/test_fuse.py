@@ -12,6 +12,7 @@ from torch import nn
 
 from cifar_sweep.config import MODEL_NAMES, TrialConfig
 from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.fuse import Fused
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
@@ -245,7 +246,7 @@ def test_the_time_of_a_group_is_shared_among_its_members(small_data: ImageData) 
 
 def test_a_state_of_another_network_is_refused() -> None:
     fused = Fused([build(config("lenet").shape, seed=0)], [Masks(0.0, torch.Generator())])
-    with pytest.raises(RuntimeError, match="not one of this network"):
+    with pytest.raises(StateError, match="not one of this network"):
         fused.load_member_state(0, build(config("convnet").shape, seed=0).state_dict())
 
 

@@ -83,8 +83,17 @@ def test_a_restored_run_goes_on_bit_for_bit(params: dict[str, Any], small_data: 
 
 def test_a_restored_state_of_another_network_is_refused(small_data: ImageData) -> None:
     state = trained(config(), data=small_data, epochs=1).state(0)
-    with pytest.raises((RuntimeError, ValueError)):
-        Run([config(model="convnet")], small_data, device=CPU).restore(0, state)
+    run = Run([config(model="convnet")], small_data, device=CPU)
+    before = {name: value.clone() for name, value in run.state(0).items()}
+    with pytest.raises(checkpoint.StateError, match="network"):
+        run.restore(0, state)
+    own = trained(config(model="convnet"), data=small_data, epochs=1).state(0)
+    for broken in ("history", "generator"):
+        with pytest.raises(checkpoint.StateError):
+            run.restore(0, own | {broken: own[broken][:9]})
+        with pytest.raises(checkpoint.StateError, match=broken):
+            run.restore(0, {name: value for name, value in own.items() if name != broken})
+    assert all(torch.equal(value, before[name]) for name, value in run.state(0).items())
 
 
 def test_a_group_needs_one_shape(small_data: ImageData) -> None:
