@@ -77,7 +77,7 @@ def stored_weights(study: SweepStudy, trial: FrozenTrial, artifacts: Artifacts) 
             f"{artifacts.shown}: there are no weights of trial {trial.number}; the best {study.sweep.keep_weights} "
             f"trials keep theirs ({kept}), where --artifacts says."
         ) from None
-    except (DamagedArtifactError, checkpoint.DamagedFileError) as error:
+    except (DamagedArtifactError, checkpoint.StateError) as error:
         raise StudyError(f"{artifacts.shown}: {stored.name}: {error}; export another trial with --trial.") from None
 
 
