@@ -145,7 +145,7 @@ class ShownStudy:
                 key in before and before[key].trial is trial for key, trial in trials.items()
             ):
                 return before
-            kept = {trial.number for trial in self.study.kept(list(trials.values()))}
+            kept = {trial.number for trial in self.study.kept(records(list(trials.values())))}
             with_curve = len(trials) <= MOST_CURVES
             self._seen = {
                 key: _see(

@@ -109,7 +109,7 @@ def collect(
         together = [whole_members(claim, study) for claim in sweep.ensemble] if study is by_hand else []
         try:
             for members in [*([trial] for trial in alone), *filter(None, together)]:
-                test_set.accuracy([trial.frozen for trial in members])
+                test_set.accuracy(members)
         except CifarSweepError as error:
             log.warning("study %s: not measured on the test set: %s", study.name, error)
     rows = hand_rows(sweep, by_hand)

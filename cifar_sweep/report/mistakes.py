@@ -51,14 +51,15 @@ def look_at_images(
     lacking = [] if study.test_accuracy([best.number]) is not None else ["test accuracy"]
     lacking += ["confusion matrix"] if pictures else []
     try:
-        trained = trained_trial(study, best.frozen, artifacts)
+        trained = trained_trial(study, best, artifacts)
         data = load()
         study.check_data(name=data.name, fingerprint=data.fingerprint)
         classifier = classifier_of([trained], data)
-        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best.frozen])
+        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
     except CifarSweepError as error:
         return ImageFindings(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
-    _, validation_index = split(data.train_labels)
+    images = trained.config.shape.validation_images
+    _, validation_index = split(data.train_labels, validation_images=images)
     findings = ImageFindings(
         validation_images=len(validation_index),
         test_images=len(data.test_labels),
@@ -67,7 +68,7 @@ def look_at_images(
     )
     if not pictures:
         return findings
-    found = predict(classifier, resident(data, device=device).validation(), device=device)
+    found = predict(classifier, resident(data, device=device, validation_images=images).validation(), device=device)
     return replace(
         findings,
         confusion=tuple(map(tuple, confusion(found.mean, found.labels))),
