@@ -93,7 +93,7 @@ class Exported:
             tensors = checkpoint.load(path, sha256=self.sha256)
         except OSError as error:
             raise StudyError(f"{path}: the weights cannot be read: {error.strerror}.") from None
-        except checkpoint.DamagedFileError as error:
+        except checkpoint.StateError as error:
             raise StudyError(f"{error}; write the export again.") from None
         if len(self.members) == 1:
             return [tensors]

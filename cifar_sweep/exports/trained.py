@@ -125,7 +125,7 @@ def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) 
             f"{artifacts.shown}: there are no weights of trial {trial.number}; the best {study.sweep.keep_weights} "
             f"trials keep theirs ({kept}), where --artifacts says."
         ) from None
-    except (DamagedArtifactError, checkpoint.DamagedFileError) as error:
+    except (DamagedArtifactError, checkpoint.StateError) as error:
         name = trial.weights.name
         raise StudyError(f"{artifacts.shown}: {name}: {error}; export another trial with --trial.") from None
 

@@ -18,7 +18,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes.compiled import KERNELS, kernels_name
 from cifar_sweep.training.models.own import fingerprints
 from cifar_sweep.training.train import EpochInterruptedError, Run
-from cifar_sweep.work.trial_files import UnusableError, restore
+from cifar_sweep.work.trial_files import restore
 
 
 def other_seed(config: TrialConfig, copy: int) -> TrialConfig:
@@ -98,7 +98,7 @@ def train_again(
     try:
         restore(run, 0, last.read_bytes)
         say(f"going on after epoch {run.epochs_done}")
-    except UnusableError as error:
+    except checkpoint.StateError as error:
         if last.exists():
             say(f"{last}: {error}; starting again from the first epoch")
     try:
