@@ -1,6 +1,7 @@
 """An export is whole, true, loads without us, and trains again to the same numbers."""
 
 import json
+import re
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -270,6 +271,10 @@ def test_a_folder_is_written_whatever_users_named(small_data: ImageData, tmp_pat
     write(tmp_path / "out", [untrained(images, {"model": "lenet"}, provenance(words))], data=images, device=CPU)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["label"] == words
     assert read(tmp_path / "out").classifier()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    table = re.search(r"\| validation accuracy.*?\n\n", (tmp_path / "out/MODEL_CARD.md").read_text(), re.DOTALL)
+    assert table is not None
+    rows = table[0].strip().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [3] * 7
 
 
 def test_an_export_of_former_times_is_read(exports: None, cli: Any) -> None:
