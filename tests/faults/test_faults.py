@@ -27,14 +27,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.artifacts import Stored, open_artifacts
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.study.opening import load
+from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
-from cifar_sweep.work.submit import submit
+from cifar_sweep.work.submit import facts
 from cifar_sweep.work.worker import Job, work
 from tests.servers import PostgresServer
 
@@ -88,7 +88,8 @@ def submitted(storage: Storage, name: str, data: ImageData, **changes: Any) -> S
     for other, attributes in storage.studies():  # the server is shared by tests
         if attributes.get("state") == "open":
             load(storage, other).set_state("paused")
-    return submit(storage, name, parse(SWEEP | changes, where="test"), data, source="synthetic:500")
+    sweep = parse(SWEEP | changes, where="test")
+    return open_or_resume(storage, name, sweep, data=facts(data, source="synthetic:500"))
 
 
 class Crew:

@@ -17,7 +17,7 @@ from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.storage import open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.work import ray as launch_ray
-from cifar_sweep.work.ray_cluster import set_environment
+from cifar_sweep.work.ray_cluster import check_request, set_environment
 from cifar_sweep.work.signals import stop_on_signals
 from cifar_sweep.work.worker import Job
 
@@ -55,7 +55,8 @@ def run(
     """Run the study while `events` happen; what they, and the run, have to say."""
     seen: dict[str, Any] = {"said": []}
     storage = os.environ["CIFAR_SWEEP_STORAGE"]
-    jobs = [Job(storage, (name,), device="cpu", worker=worker, workers=workers) for worker in range(workers)]
+    job = Job(storage, (name,), device="cpu")
+    address = check_request(on, storage=storage, artifacts="", device="cpu", gpus=gpus)
     with closing(open_existing(storage)) as opened, stop_on_signals() as asked:
         happening = events(load(opened, name), seen)
 
@@ -64,9 +65,7 @@ def run(
             return asked()
 
         started = time.monotonic()
-        launch_ray.run_on_ray(
-            jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=1, group=1, stop=stop, say=seen["said"].append
-        )
+        launch_ray.run_on_ray(job, address, workers=workers, gpus=gpus, group=1, stop=stop, say=seen["said"].append)
         return seen | {"seconds": time.monotonic() - started, "signal": asked.signal}
 
 

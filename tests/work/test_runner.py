@@ -576,7 +576,7 @@ def test_a_member_that_another_worker_took_is_dropped(
 COMMAND = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 
 
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

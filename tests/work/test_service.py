@@ -57,7 +57,7 @@ def long_sweep(tiny_sweep: Path) -> Path:
     return tiny_sweep
 
 
-def wait_for(condition: Callable[[], bool], process: Any, *, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], process: Any, *, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
