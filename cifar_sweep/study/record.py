@@ -178,6 +178,11 @@ class TrialRecord:
         return list(self._stored.get("checkpoints", ()))
 
     @property
+    def deaths(self) -> int:
+        """How many workers died one after the other in the epoch in which its worker died last; 0 where none did."""
+        return int(self._stored.get("deaths", 0))
+
+    @property
     def reason(self) -> str:
         """Why it ended early; empty where it did not."""
         return str(self._stored.get("reason", ""))
