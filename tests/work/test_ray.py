@@ -160,9 +160,9 @@ def begin(storage: Storage, name: str, small_data: ImageData, **changes: int) ->
 
 @pytest.fixture
 def study(sqlite_template: Path, tmp_path: Path, small_data: ImageData) -> SweepStudy:
-    """Four trials of three epochs, in studies.db."""
+    """Four trials of one epoch, in studies.db."""
     shutil.copy(sqlite_template, tmp_path / "studies.db")
-    return begin(open_storage(SQLITE), "tiny", small_data)
+    return begin(open_storage(SQLITE), "tiny", small_data, epochs=1)
 
 
 def job(name: str = "tiny", **changes: Any) -> Job:
@@ -192,7 +192,7 @@ def check(on: str, *, storage: str = POSTGRES, artifacts: str = "", device: str 
 
 
 def states(study: SweepStudy) -> list[str]:
-    return [trial.state.name for trial in study.trials()]
+    return [trial.state for trial in study.records()]
 
 
 # What is refused
@@ -244,6 +244,7 @@ def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         check("ray", storage=SQLITE)
 
 
+@pytest.mark.slow
 def test_the_module_does_not_load_ray() -> None:
     script = "import sys, cifar_sweep.work.ray; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -376,7 +377,7 @@ def test_sigterm_stays_ours(ray: FakeRay) -> None:
 
 def test_the_study_is_finished(ray: FakeRay, study: SweepStudy, said: list[str]) -> None:
     run(job(), said, workers=2)
-    assert states(study) == ["COMPLETE"] * 4
+    assert states(study) == ["complete"] * 4
     assert said == ["Ray: 1 node with 8 cores and 0 GPUs; 2 workers with 1 cores each"]
     assert ray.options["resources"] == {"node:10.0.0.1": 0.001}  # SQLite: on this machine alone
     assert not list(Path("artifacts").glob(".run-*"))
@@ -386,11 +387,11 @@ def test_a_stop_gives_trials_back(ray: FakeRay, study: SweepStudy, small_data: I
     long = begin(study.storage, "long", small_data, epochs=200)
 
     def stop() -> bool:
-        return any(len(trial.user_attrs.get("curve", [])) > 1 for trial in long.trials())
+        return any(len(trial.curve) > 1 for trial in long.records())
 
     run(job("long"), said, workers=2, stop=stop)
-    assert states(long) == ["WAITING", "WAITING"]
-    assert all(trial.user_attrs["owner"] is None for trial in long.trials())
+    assert states(long) == ["waiting", "waiting"]
+    assert all(trial.owner is None for trial in long.records())
     assert not ray.initialized
 
 
@@ -408,7 +409,7 @@ def test_a_lost_worker_is_started_again(
 
     monkeypatch.setattr(ClusterWorker, "work", work_or_vanish)
     run(job(), said)
-    assert states(study) == ["COMPLETE"] * 4
+    assert states(study) == ["complete"] * 4
     words = [f"worker 0 was lost on {socket.gethostname()}, with its process or its node; it is started again in"] * 2
     assert [sentence[: len(word)] for sentence, word in zip(said[1:], words, strict=True)] == words
     assert len(ray.actors) == 3
@@ -421,7 +422,7 @@ def test_a_worker_that_waits_for_room_holds_nobody_up(
     monkeypatch.setattr(launch_ray, "PATIENCE_SECONDS", 0.3)
     ray.room = 1
     run(job(), said, workers=3)
-    assert states(study) == ["COMPLETE"] * 4
+    assert states(study) == ["complete"] * 4
     assert said[1:] == ["1 of 3 workers are at work; the others wait for room in the cluster."]
     assert set(ray.killed) >= set(ray.actors[1:])
 
@@ -596,12 +597,13 @@ def processes_of(folder: Path) -> list[int]:
 
 def continued(study: SweepStudy, lost: dict[str, Any]) -> bool:
     """Whether another worker went on with what this one had done, instead of doing it again."""
-    trial = study.trials()[lost["number"]]
-    curve = [epoch["seconds"] for epoch in trial.user_attrs["curve"]]
-    return trial.user_attrs["deaths"] == 1 and curve[: len(lost["seconds"])] == lost["seconds"]
+    trial = study.records()[lost["number"]]
+    curve = [epoch.seconds for epoch in trial.curve]
+    return trial.deaths == 1 and curve[: len(lost["seconds"])] == lost["seconds"]
 
 
 @pytest.mark.alone
+@pytest.mark.slow
 @needs_ray
 def test_a_node_is_lost_and_every_trial_finishes(
     postgres_url: str, postgres_storage: Storage, name: str, small_data: ImageData, scenario: Callable[..., Any]
@@ -610,13 +612,14 @@ def test_a_node_is_lost_and_every_trial_finishes(
     seen = scenario("cluster", postgres_url.replace("postgres@", f"postgres:{PASSWORD}@"), name)
     assert seen["said"][0] == "Ray: 3 nodes with 2 cores and 2 GPUs; 3 workers with 1 cores and 0.5 GPU each"
     assert sum("was lost on" in sentence for sentence in seen["said"]) == 1
-    assert set(states(study)) == {"COMPLETE"}
+    assert set(states(study)) == {"complete"}
     assert seen["nodes"] == [2, 3]  # the third when it joined
     assert continued(study, seen["lost"])
-    assert all(len(trial.user_attrs["curve"]) == 10 for trial in study.trials())
+    assert all(len(trial.curve) == 10 for trial in study.records())
 
 
 @pytest.mark.alone
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.skipif(
     "CIFAR_SWEEP_FAULT_REPEATS" not in os.environ, reason="a second cluster: part of the whole fault runs"
@@ -630,6 +633,6 @@ def test_a_killed_worker_and_ctrl_c_on_this_machine(
     assert seen["signal"] == signal.SIGINT
     assert len(seen["said"]) == 2
     assert "was lost on" in seen["said"][1]
-    assert set(states(long)) == {"WAITING"}
+    assert set(states(long)) == {"waiting"}
     assert continued(long, seen["lost"])
-    assert all(trial.user_attrs["owner"] is None for trial in long.trials())
+    assert all(trial.owner is None for trial in long.records())
