@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cifar_sweep.config import TrialConfig, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.trained import Provenance, Trained
+from cifar_sweep.exports.trained import Provenance, Trained, facts_of_curve
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
@@ -16,7 +16,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes.compiled import KERNELS, kernels_name
 from cifar_sweep.training.models.own import fingerprints
 from cifar_sweep.training.train import EpochInterruptedError, Run
-from cifar_sweep.work.trial_files import UnusableError, restore
+from cifar_sweep.work.trial_files import restore
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,10 @@ class Retraining:
             device=f"{device.type} ({device_name(device)})",
             threads=threads,
             versions=versions() | {"kernels": kernels} | fingerprints([config.shape.model]),
-            commit=commit(),
-            group_sizes=tuple(result.group_size for result in curve),
-            group_places=tuple(result.group_place for result in curve),
+            commit=commit() or "",
+            **facts_of_curve(curve),
         )
-        return Trained(config, run.member(place).state_dict(), [asdict(result) for result in curve], here)
+        return Trained(config, run.member(place).state_dict(), here, curve)
 
     def _say_of_kernels(self, provenance: Provenance, kernels: str) -> None:
         """Warn where a group was trained by other kernels than there are here."""
@@ -96,7 +95,7 @@ class Retraining:
         """Go on from this checkpoint, if it is there and sound."""
         try:
             restore(run, 0, saved.read_bytes)
-        except UnusableError as error:
+        except checkpoint.StateError as error:
             if saved.exists():
                 self.say(f"{saved}: {error}; starting again from the first epoch")
         else:

@@ -67,12 +67,13 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
 
 
 def check_images(sweep: Sweep, data: ImageData) -> None:
-    """Refuse a sweep that asks for more training images than there are, or for a batch larger than those.
+    """Refuse a sweep that asks for more training or validation images than there are, or for a batch larger than those.
 
     Raises:
         UsageError: it does; the message says which.
     """
-    available = len(split(data.train_labels)[0])
+    validation_images = max(int(value) for value in _values(sweep, "validation_images"))
+    available = len(split(data.train_labels, validation_images=validation_images)[0])  # says where these are too many
     wanted = [int(value) for value in _values(sweep, "train_images")]
     if max(wanted) > available:
         raise UsageError(

@@ -631,8 +631,7 @@ def test_a_killed_worker_and_ctrl_c_on_this_machine(
     long = load(study.storage, "long")
     seen = scenario("machine", f"sqlite:///{Path('studies.db').absolute()}", "long")
     assert seen["signal"] == signal.SIGINT
-    assert len(seen["said"]) == 2
-    assert "was lost on" in seen["said"][1]
+    assert sum("was lost on" in sentence for sentence in seen["said"]) == 1
     assert set(states(long)) == {"waiting"}
     assert continued(long, seen["lost"])
     assert all(trial.owner is None for trial in long.records())

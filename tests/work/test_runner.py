@@ -226,7 +226,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == in_epoch - 1:
-            run.group.network.weights.fill_(float("nan"))
+            run.network.weights.fill_(float("nan"))
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)
@@ -354,6 +354,7 @@ def test_other_data_is_refused(small_data: ImageData) -> None:
     [
         ({"fixed": {"batch_size": 500}}, r"batch_size = 500: more than the 400 training images"),
         ({"fixed": {"batch_size": 64, "train_images": 32}}, r"batch_size = 64: more than the 32"),
+        ({"fixed": {"validation_images": 101}}, r"validation_images = 101 .* 100 images"),
         ({"fixed": {"train_images": 401}}, r"train_images = 401: synthetic images .* has 400 training images"),
         ({"space": {"batch_size": {"low": 256, "high": 512, "base2": True}}, "fixed": {}}, r"batch_size = 512"),
         ({"fixed": {"train_images": 50}}, r"batch_size = 64: more than the 50"),
@@ -512,7 +513,7 @@ def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkey
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == 1 and len(run.members) == 4:
-            run.group.network.weights[1].fill_(float("nan"))
+            run.network.weights[1].fill_(float("nan"))
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)
@@ -563,7 +564,7 @@ def test_what_has_ended_is_not_blamed_for_another_member(
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if len(run.members) == 4:
-            run.group.network.weights[0].fill_(float("nan"))
+            run.network.weights[0].fill_(float("nan"))
         return epoch(run, *arguments)
 
     def failing(study: SweepStudy, claim: Any, curve: Any, checkpoints: Any) -> None:
@@ -576,6 +577,31 @@ def test_what_has_ended_is_not_blamed_for_another_member(
     study = study_of(small_data, trials=4, fixed=ONE_EPOCH)
     work(job(groups=TOGETHER))
     assert states(study.records()) == ["pruned", "failed"] + ["complete"] * 3
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_memory_that_is_spent_while_a_checkpoint_is_restored_restarts_no_trial(
+    size: int, small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a group, less of it is tried; a trial alone has failed."""
+    study = study_of(small_data, trials=size)
+    work(job(groups=Groups(size)), stop=after(epochs=2))
+    restore = Run.restore
+
+    def full(run: Run, *arguments: Any) -> None:
+        if len(run.members) == size:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory")
+        restore(run, *arguments)
+
+    monkeypatch.setattr(Run, "restore", full)
+    work(job(groups=Groups(size)))
+    assert "starts again" not in caplog.text
+    if size == 1:
+        assert states(study.records()) == ["failed", "complete"]
+        assert "not enough memory" in study.records()[0].reason
+    else:
+        assert "4 trials at once do not fit into memory" in caplog.text
+        assert [group_sizes(trial) for trial in study.records()] == [[4, 4, 2]] * 4
 
 
 def test_a_member_that_another_worker_took_is_dropped(
