@@ -87,6 +87,7 @@ def test_a_study_without_a_trial() -> None:
         study.figure("learning_curves")
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     """Several workers are started by a script that runs a sweep at its top level."""
     script = tmp_path / "script.py"

@@ -738,6 +738,7 @@ def test_what_is_stored_goes_through_json() -> None:
 # A sweep
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_its_files_in_a_bucket(bucket: Any, tiny_sweep: Path, cli: Any) -> None:
     submitted = cli("submit", "tiny.toml", "--data", "synthetic:500", "--trials", 2, "--artifacts", "s3://lab/sweeps")
     assert submitted.exit_code == 0, submitted.err

@@ -381,6 +381,7 @@ def fetch(by_hand: ByHand, path: str, *, token: str | None = None) -> tuple[int,
             return refused.code, ""
 
 
+@pytest.mark.slow
 def test_a_submitted_sweep_finishes_in_the_services_run_by_hand(by_hand: ByHand, tiny_sweep: Path) -> None:
     by_hand.start("dashboard", "dashboard")
     by_hand.start("worker", "worker-1")

@@ -4,6 +4,7 @@ What cannot run here as it stands there is named below, with the test that does 
 """
 
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ learning_rate = 1e-2
 SERVERS = ("dashboard", "worker")
 ELSEWHERE = {
     "make run": "tests/test_readme_commands.py::test_make_run_is_the_plain_way",
-    "make test": "tests/test_readme_commands.py::test_make_test_runs_every_test",
+    "make test": "tests/test_readme_commands.py::test_make_test_all_runs_every_test_once",
     "python3 -m venv .venv": "tests/test_readme_commands.py::test_make_run_is_the_plain_way",
     ".venv/bin/pip install .": "tests/test_package.py::test_the_wheel_holds_the_sweeps_and_the_command",
     ".venv/bin/cifar-sweep run lr_batch --preview": (
@@ -100,6 +102,7 @@ def stand_ins(postgres_url: str) -> dict[str, str]:
     return {"postgresql://me@db/sweeps": postgres_url, "--trials 200": "--trials 5"}
 
 
+@pytest.mark.slow
 def test_every_command_runs(folder: Path, cli: Any, start: Any, stand_ins: dict[str, str]) -> None:
     ran = []
     for command in commands():
@@ -142,6 +145,7 @@ def _all_done() -> bool:
         return all(load(storage, name).finished() for name in ("lr_batch", "vgg_depth"))
 
 
+@pytest.mark.slow
 def test_the_python_code_runs(folder: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 1
@@ -171,9 +175,25 @@ def test_make_run_is_the_plain_way(recipes: Any) -> None:
     assert lines.rstrip().endswith("bin/cifar-sweep run lr_batch --preview")
 
 
-def test_make_test_runs_every_test(recipes: Any) -> None:
-    runs = re.findall(r"-m pytest (.*)", recipes("test"))
-    assert [re.search(r'-m ("[^"]*"|\w+)', run)[1].strip('"') for run in runs] == ["not alone", "alone"]  # type: ignore[index]
+def selections(recipe: str) -> list[str]:
+    """The marker expression of each run of pytest."""
+    runs = [shlex.split(line) for line in recipe.splitlines() if "-m pytest" in line]
+    return [words[words.index("-m", 3) + 1] for words in runs]
+
+
+def test_make_test_all_runs_every_test_once(recipes: Any) -> None:
+    """Each mix of markers is selected by exactly one run. `make test` is the first of them, without the slow tests."""
+    quick, every = selections(recipes("test")), selections(recipes("test-all"))
+    assert every == quick + selections(recipes("test-slow"))
+    for slow, alone in product([False, True], repeat=2):
+        chosen = [text for text in every if eval(text, {"slow": slow, "alone": alone})]
+        assert len(chosen) == 1, (slow, alone)
+        assert (chosen == quick) == (not slow and not alone)
+
+
+def test_ci_runs_the_readmes_command_and_the_slow_tests() -> None:
+    targets = re.findall(r"^make (\S+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert targets == ["lint", "test", "test-slow"]
 
 
 @pytest.mark.parametrize("place", sorted(set(ELSEWHERE.values())))

@@ -82,6 +82,7 @@ def test_the_best_by_validation_are_taken_and_the_named_ones_on_request(study: s
     assert [member["trial"] for member in metrics_of("named")["members"]] == [2, 0]
 
 
+@pytest.mark.slow
 def test_exports_make_the_same_ensemble_as_their_trials(study: str, small_data: ImageData, cli: Any) -> None:
     assert cli("ensemble", study, "--trials", "0,1", "--out", "from-study").exit_code == 0
     for number in (0, 1):
@@ -95,6 +96,7 @@ def test_exports_make_the_same_ensemble_as_their_trials(study: str, small_data: 
     assert [member["trial"] for member in metrics_of("nested")["members"]] == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_networks_that_train_again_alike(study: str, cli: Any) -> None:
     finished = cli("ensemble", study, "--trials", "0", "--seeds", 2, "--out", "seeds")
     assert finished.exit_code == 0, finished.err
@@ -110,6 +112,7 @@ def test_other_seeds_give_other_networks_that_train_again_alike(study: str, cli:
     assert Path("seeds/weights.safetensors").read_bytes() == Path("again/weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_stopped(study: str, cli: Any, monkeypatch: Any) -> None:
     from cifar_sweep.training.train import EpochInterruptedError, Run
 
@@ -131,6 +134,7 @@ def test_an_interrupted_training_goes_on_where_it_stopped(study: str, cli: Any, 
     assert Path("seeds/weights.safetensors").read_bytes() == Path("unbroken/weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_cards_lines_use_it_without_us(
     study: str, small_data: ImageData, cli: Any, bare_python: BarePython
 ) -> None:
@@ -173,6 +177,7 @@ def test_its_script_says_without_us_what_predict_says(study: str, cli: Any, bare
         (("mixed", "--data", "synthetic:600"), 1, "not on synthetic images (600 + 120)"),
     ],
 )
+@pytest.mark.slow
 def test_what_makes_no_ensemble(study: str, cli: Any, arguments: Any, exit_code: int, words: str) -> None:
     if "one" in arguments:
         assert cli("export", "mixed", "--out", "one").exit_code == 0
@@ -182,6 +187,7 @@ def test_what_makes_no_ensemble(study: str, cli: Any, arguments: Any, exit_code:
     assert not Path("exports").exists()
 
 
+@pytest.mark.slow
 def test_members_of_different_data_are_refused(study: str, cli: Any) -> None:
     assert cli("export", study, "--trial", 0, "--out", "one").exit_code == 0
     other = ("run", "mixed.toml", "--only", "plain", "--data", "synthetic:600", "--study", "other")

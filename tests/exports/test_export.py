@@ -30,7 +30,10 @@ def settings(variant: dict[str, list[str]]) -> list[str]:
     return [word for pair in variant.get("--set", []) for word in ("--set", pair)]
 
 
-@pytest.fixture(params=VARIANTS, ids=["lenet", "cnn3 normalised", "convnet of report C"])
+@pytest.fixture(
+    params=[VARIANTS[0], pytest.param(VARIANTS[1], marks=pytest.mark.slow), VARIANTS[2]],
+    ids=["lenet", "cnn3 normalised", "convnet of report C"],
+)
 def exported(request: pytest.FixtureRequest, tiny_sweep: Path, cli: Any) -> Path:
     assert cli(*RUN, "--trials", 2, *settings(request.param)).exit_code == 0
     finished = cli(*EXPORT)
@@ -93,6 +96,7 @@ def test_training_it_again_gives_the_same_numbers(exported: Path, cli: Any) -> N
 @pytest.mark.parametrize(
     ("precision", "trials", "group"), [("fp32", 6, 4), ("bf16", 6, 4), ("fp32", 8, 8), ("bf16", 8, 8)]
 )
+@pytest.mark.slow
 def test_a_trial_of_a_group_trains_again_to_the_same_numbers(
     tiny_sweep: Path, cli: Any, precision: str, trials: int, group: int
 ) -> None:
@@ -113,6 +117,7 @@ def test_a_trial_of_a_group_trains_again_to_the_same_numbers(
         assert again[name] == first[name]
 
 
+@pytest.mark.slow
 def test_training_again_by_other_kernels_says_so(tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels(bf16=False) is None:
         pytest.skip("no C compiler here")
@@ -128,6 +133,7 @@ def test_training_again_by_other_kernels_says_so(tiny_sweep: Path, cli: Any, mon
     assert "may differ" not in cli("train", "again", "--out", "twice").out
 
 
+@pytest.mark.slow
 def test_groups_that_became_larger_and_smaller_are_trained_again(tiny_sweep: Path, cli: Any) -> None:
     """Interrupted trials are taken up in other groups: here alone, then third of four, then first of two."""
     assert cli(*RUN, "--trials", 1).exit_code == 0

@@ -141,6 +141,7 @@ def test_a_row_for_each_training_in_the_files_order(study: SweepStudy, given: Pa
 
 
 @pytest.mark.usefixtures("as_if_real")
+@pytest.mark.slow
 def test_an_ensemble_is_of_whole_members(study: SweepStudy, given: Path, small_data: ImageData, cli: Any) -> None:
     def row() -> HandRow:
         hand, _ = collect(
@@ -360,6 +361,7 @@ def test_the_command_shows_runs_ensembles_and_sweeps(given: Path, tiny_sweep: Pa
     assert "Claimed and measured" in Path("out.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_on_other_studies_and_other_data(
     study: SweepStudy, tiny_sweep: Path, given: Path, cli: Any
 ) -> None:
@@ -379,6 +381,7 @@ def test_the_command_on_other_studies_and_other_data(
     assert "study 'tiny' searches" in searched.err
 
 
+@pytest.mark.slow
 def test_plot_draws_a_study(tiny_sweep: Path, cli: Any) -> None:
     assert cli("run", "tiny.toml", "--trials", 2, "--data", "synthetic:500", "--workers", 1).exit_code == 0
     assert "written: tiny.html" in cli("plot").out

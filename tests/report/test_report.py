@@ -547,6 +547,7 @@ def test_formats_and_standard_output(cli: Any) -> None:
     assert cli("report", "none").exit_code == 1
 
 
+@pytest.mark.slow
 def test_without_images_no_torch_is_loaded() -> None:
     study_of(many(sweep_of(), 5), stored=True)
     run = "try:\n    main(['report', '--no-images', '--out', 'a.html'])\nexcept SystemExit: pass"
@@ -569,6 +570,7 @@ def test_a_report_does_not_need_the_reports_sweep(monkeypatch: pytest.MonkeyPatc
 # Many trials
 
 
+@pytest.mark.slow
 def test_a_report_of_2000_trials_is_small_and_soon_written() -> None:
     sweep = sweep_of(trials=2000, fixed={"model": "cnn3", "epochs": 30})
     study = study_of(many(sweep, 2000), sweep=sweep)

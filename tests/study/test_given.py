@@ -228,6 +228,7 @@ def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert summary["budget"] == summary["trials"]["complete"] == 5
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_run_though_others_wait(given: Path, cli: Any) -> None:
     assert cli(*RUN, "--max-hours", 0).exit_code == 0
     assert [trial.state.name for trial in trials()] == ["WAITING"] * 3

@@ -589,6 +589,7 @@ def test_the_ranking_is_by_value_then_by_number(make: Callable[..., SweepStudy])
 # Many processes at once
 
 
+@pytest.mark.slow
 def test_processes_at_once_finish_exactly_the_budget_and_no_trial_twice(
     make: Callable[..., SweepStudy], url: str, name: str, tmp_path: Path
 ) -> None:

@@ -50,7 +50,10 @@ def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
 
 VARIANTS = [
     {},
-    {"model": "cnn3", "batch_norm": True, "dropout": 0.3, "activation": "leaky_relu", "weight_decay": 1e-3},
+    pytest.param(
+        {"model": "cnn3", "batch_norm": True, "dropout": 0.3, "activation": "leaky_relu", "weight_decay": 1e-3},
+        marks=pytest.mark.slow,
+    ),
     {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01, "normalize": True},
     {"optimizer": "rmsprop", "model": "convnet", "step_size": 1, "gamma": 0.5},
     {"precision": "bf16", "dropout": 0.2},

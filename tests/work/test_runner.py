@@ -257,6 +257,7 @@ def test_a_trial_that_diverges_at_once_counts_and_has_a_reason(
     assert study.summary()["best"] is None
 
 
+@pytest.mark.slow
 def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
     points = [{"learning_rate": rate} for rate in (3e-3, 2e-3, 1e-4, 1.1e-4, 1.2e-4)]
     study = study_of(
@@ -276,6 +277,7 @@ def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
     assert study.finished()
 
 
+@pytest.mark.slow
 def test_searched_epochs_report_tenths(small_data: ImageData) -> None:
     fixed = {name: value for name, value in TINY["fixed"].items() if name != "epochs"}
     study = study_of(small_data, fixed=fixed, space=TINY["space"] | {"epochs": {"choices": [2, 5]}}, trials=4)
@@ -313,6 +315,7 @@ def test_artifacts_that_cannot_be_are_no_fault_of_the_trial(small_data: ImageDat
     assert not study.trials()
 
 
+@pytest.mark.slow
 def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(small_data, trials=1, fixed=TINY["fixed"] | {"epochs": 8})
     release = SweepStudy.release
@@ -328,6 +331,7 @@ def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monk
     assert study.trials()[0].user_attrs["deaths"] == 1
 
 
+@pytest.mark.slow
 def test_points_added_to_the_file_later_are_tried(small_data: ImageData) -> None:
     study_of(small_data, enqueue=[{"learning_rate": 1e-3}])
     study = study_of(small_data, enqueue=[{"learning_rate": 1e-3}, {"learning_rate": 2e-3}])
@@ -397,6 +401,7 @@ def test_trials_of_a_group_are_trials_like_any_others(small_data: ImageData) -> 
     assert not list(Path("artifacts").rglob("checkpoint*"))
 
 
+@pytest.mark.slow
 def test_a_trial_does_not_depend_on_the_group_it_was_trained_in(small_data: ImageData) -> None:
     curves = []
     for groups in (Groups(1), TOGETHER):
@@ -412,6 +417,7 @@ def test_a_trial_does_not_depend_on_the_group_it_was_trained_in(small_data: Imag
     assert alone == [pytest.approx(curve, rel=1e-4) for curve in together]
 
 
+@pytest.mark.slow
 def test_shapes_are_not_mixed_in_a_group(small_data: ImageData) -> None:
     study = study_of(
         small_data,
@@ -426,6 +432,7 @@ def test_shapes_are_not_mixed_in_a_group(small_data: ImageData) -> None:
     assert all(group_sizes(trial) == [4] for trial in trials)
 
 
+@pytest.mark.slow
 def test_given_points_of_one_shape_are_trained_together(small_data: ImageData) -> None:
     rates = [(1e-3, 32), (1e-3, 64), (2e-3, 32), (2e-3, 64), (3e-3, 32)]
     points = [{"label": str(k), "learning_rate": rate, "batch_size": size} for k, (rate, size) in enumerate(rates)]
@@ -447,6 +454,7 @@ def test_the_budget_has_room_for_the_points_that_wait(small_data: ImageData) -> 
     assert [trial.params["batch_size"] for trial in study.trials()] == [32, 64, 32, 32]
 
 
+@pytest.mark.slow
 def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
     study = study_of(small_data, trials=4)
     work(job(groups=TOGETHER), stop=after(epochs=2))
@@ -465,6 +473,7 @@ def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small
         assert digest(one) == digest(other)
 
 
+@pytest.mark.slow
 def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageData) -> None:
     study = study_of(small_data, trials=1)
     work(job(), stop=after(epochs=2))
@@ -519,6 +528,7 @@ def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkey
     assert study.trials()[1].user_attrs["reason"].startswith("diverged in epoch 2")
 
 
+@pytest.mark.slow
 def test_a_group_too_large_for_memory_is_made_smaller(
     small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -537,6 +547,7 @@ def test_a_group_too_large_for_memory_is_made_smaller(
     assert "5 trials at once do not fit into memory; going on with half as many" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_group_that_raises_costs_one_trial(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = Run.epoch
     calls = iter(range(100))
@@ -553,6 +564,7 @@ def test_a_group_that_raises_costs_one_trial(small_data: ImageData, monkeypatch:
     assert study.trials()[0].user_attrs["reason"] == "RuntimeError: no luck"
 
 
+@pytest.mark.slow
 def test_a_member_that_another_worker_took_is_dropped(
     small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -608,6 +620,7 @@ def long_sweep(tiny_sweep: Path) -> Path:
     return tiny_sweep
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(long_sweep: Path, start: Any, small_data: ImageData) -> None:
     command = (*COMMAND, "--workers", 2, "--trials", 2)
     first = start(*command)
@@ -631,6 +644,7 @@ def test_killed_and_run_again(long_sweep: Path, start: Any, small_data: ImageDat
 
 
 @pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_ends_cleanly(
     workers: int, number: signal.Signals, long_sweep: Path, start: Any
 ) -> None:
@@ -648,6 +662,7 @@ def test_a_signal_to_the_whole_group_ends_cleanly(
     assert all("deaths" not in trial.user_attrs for trial in study.trials())
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_the_trials(tiny_sweep: Path, start: Any) -> None:
     tiny_sweep.write_text(tiny_sweep.read_text().replace("trials = 4", "trials = 12"))
     processes = [start(*COMMAND) for _ in range(2)]

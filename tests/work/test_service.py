@@ -40,6 +40,7 @@ def submit(tiny_sweep: Path, cli: Any) -> Callable[..., Any]:
     return submitted
 
 
+@pytest.mark.slow
 def test_a_worker_notes_what_a_study_costs_here(submit: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifar_sweep.machine.timing._Timing._seconds", lambda timing, batch, size: 1e-4 * batch * size)
     submit()
@@ -142,6 +143,7 @@ def test_a_finished_study_that_is_given_more_trials_is_open_again(submit: Callab
     assert states() == [TrialState.COMPLETE] * 2
 
 
+@pytest.mark.slow
 def test_a_worker_waits_for_work_and_ends_when_told_to(submit: Callable[..., Any], start: Any) -> None:
     submit("--trials", 1)
     worker = start("worker", "--workers", 1, "--threads", 1)
@@ -153,6 +155,7 @@ def test_a_worker_waits_for_work_and_ends_when_told_to(submit: Callable[..., Any
     assert (worker.returncode, err) == (143, "")
 
 
+@pytest.mark.slow
 def test_a_paused_study_rests_and_goes_on_where_it_was(
     long_sweep: Path, submit: Callable[..., Any], cli: Any, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +212,7 @@ def test_deleting_asks_and_removes_the_files(submit: Callable[..., Any], cli: An
     assert [path.parent.parent.name[:6] for path in Path("artifacts").rglob("weights-*")] == ["other-"]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_being_trained_is_not_deleted(
     long_sweep: Path, submit: Callable[..., Any], cli: Any, start: Any
 ) -> None:
@@ -306,6 +310,7 @@ def test_a_budget_that_was_raised_meanwhile_counts(submit: Callable[..., Any], c
     assert study_named().state == "open"
 
 
+@pytest.mark.slow
 def test_a_service_outlives_a_study_whose_files_cannot_be_kept(
     submit: Callable[..., Any], start: Any, tmp_path: Path
 ) -> None:
