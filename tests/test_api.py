@@ -58,6 +58,7 @@ def test_a_sweep_from_the_first_line_to_the_best_network(study: Study, small_dat
     assert len(more.trials()) == 4
 
 
+@pytest.mark.slow
 def test_figures(study: Study) -> None:
     drawn = {name: study.figure(name) for name in FIGURES}
     assert all(figure.layout.to_plotly_json() for figure in drawn.values())

@@ -38,6 +38,7 @@ SECRETS = {"POSTGRES_PASSWORD": "sesame-of-the-database", "CIFAR_SWEEP_TOKEN": "
 WORKERS = ("worker", "worker-gpu")
 OURS = ("dashboard", *WORKERS)
 PROGRAMS = ("docker-compose", "docker compose")  # version 1, and the plug-in of version 2
+INSTALLED = [pytest.param(program, marks=pytest.mark.slow) for program in PROGRAMS]
 
 Services = dict[str, Any]
 
@@ -63,7 +64,7 @@ def run_compose(program: str, folder: Path, *arguments: str) -> "subprocess.Comp
     return subprocess.run([*words, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
 
 
-@pytest.fixture(params=["the file itself", *PROGRAMS])
+@pytest.fixture(params=["the file itself", *INSTALLED])
 def services(request: pytest.FixtureRequest, tmp_path: Path) -> Services:
     """The services with the example's .env and our secrets, read by ourselves and by each program that is there."""
     text = EXAMPLE
@@ -156,7 +157,7 @@ def test_the_dashboard_reads_what_workers_keep_and_changes_none_of_it(services: 
     assert "--allow-write" not in services["dashboard"]["command"]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", INSTALLED)
 @pytest.mark.parametrize("missing", SECRETS)
 def test_compose_refuses_to_start_without_a_secret(program: str, missing: str, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("".join(f"{name}={SECRETS[name]}\n" for name in SECRETS if name != missing))

@@ -199,6 +199,7 @@ def test_writes_where_they_are_allowed(tiny_sweep: Path, cli: Any, start: Any, t
     assert process.communicate(timeout=10)[1] == ""
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_for_a_while(
     own_postgres: PostgresServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

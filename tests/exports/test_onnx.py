@@ -122,6 +122,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Reader(), Fixed()], ids=["data-dependent", "of one size"])
+@pytest.mark.slow
 def test_a_network_that_has_no_graph(network: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(onnx.OnnxError) as refused:
         onnx.to_onnx(network, metadata={})

@@ -167,12 +167,14 @@ def test_an_ensemble_is_of_whole_members(study: SweepStudy, given: Path, small_d
     assert row().data == f"{NAME} ({small_data.fingerprint})"
 
 
+@pytest.mark.slow
 def test_no_points_on_images_that_were_drawn(study: SweepStudy, given: Path, small_data: ImageData) -> None:
     row = hand_rows(load(given), study, measured(study, small_data))[0]
     assert row.test is not None
     assert row.difference is None
 
 
+@pytest.mark.slow
 def test_without_a_study_and_without_the_number_of_images(study: SweepStudy, given: Path) -> None:
     assert {row.state for row in hand_rows(load(given), None, {})} == {"not run", "see members"}
     assert hand_rows(load(given), study, {})[1].shortened == "1 of 2 epochs, 120 of all images"
@@ -237,6 +239,7 @@ def test_weights_that_are_gone_or_damaged_are_left_out(
     assert "trial 0" not in caplog.text
 
 
+@pytest.mark.slow
 def test_other_data_than_the_studys(study: SweepStudy, session_cache: Path, reads: list[int]) -> None:
     with pytest.raises(StudyError, match=r"was run on synthetic images \(500 \+ 100\), not on"):
         measured(study, images.load("synthetic:600", cache=session_cache))
@@ -330,6 +333,7 @@ def test_tables_say_what_the_numbers_are(study: SweepStudy, given: Path, small_d
     assert "nothing is measured yet" in whole
 
 
+@pytest.mark.slow
 def test_json_reads_back(study: SweepStudy, given: Path, tiny_sweep: Path, small_data: ImageData) -> None:
     hand = hand_rows(load(given), study, {0: 0.5})
     plain = as_json(hand, sweep_rows([train(tiny_sweep, small_data, trials=1)], hand, {}))
@@ -340,6 +344,7 @@ def test_json_reads_back(study: SweepStudy, given: Path, tiny_sweep: Path, small
 
 
 @pytest.mark.usefixtures("as_if_real")
+@pytest.mark.slow
 def test_the_command_shows_runs_ensembles_and_sweeps(given: Path, tiny_sweep: Path, reads: list[int], cli: Any) -> None:
     common = ("--data", "synthetic:500", "--workers", 1, "--threads", 1)
     assert cli("run", "given.toml", *common).exit_code == 0

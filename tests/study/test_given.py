@@ -208,6 +208,7 @@ def test_exactly_the_given_points_are_run_and_nothing_is_sampled(given: Path, cl
     assert len(trials()) == 3
 
 
+@pytest.mark.slow
 def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert cli(*RUN, "--only", "two").exit_code == 0
     assert [trial.user_attrs["label"] for trial in trials()] == ["two"]

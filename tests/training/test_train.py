@@ -95,6 +95,7 @@ def test_a_group_needs_one_shape(small_data: ImageData) -> None:
         Run([config(), config(batch_size=16)], small_data, device=CPU)
 
 
+@pytest.mark.slow
 def test_training_learns(small_data: ImageData) -> None:
     history = trained(config(model="convnet", epochs=12, batch_size=16), data=small_data, epochs=12).members[0].history
     assert history[-1].train_loss < 0.7 * history[0].train_loss

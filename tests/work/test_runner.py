@@ -109,6 +109,7 @@ def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, mon
     assert there == [True] * 3
 
 
+@pytest.mark.slow
 def test_weights_of_the_best_trials_alone_are_kept(small_data: ImageData) -> None:
     study = study_of(small_data, keep_weights=2, trials=4)
     work(job())
@@ -287,6 +288,7 @@ def test_searched_epochs_report_tenths(small_data: ImageData) -> None:
         assert list(trial.intermediate_values) == steps
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_the_trial_back(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(small_data)
     replace = os.replace
@@ -444,6 +446,7 @@ def test_given_points_of_one_shape_are_trained_together(small_data: ImageData) -
     assert states(study.trials()) == [TrialState.COMPLETE] * 5
 
 
+@pytest.mark.slow
 def test_the_budget_has_room_for_the_points_that_wait(small_data: ImageData) -> None:
     points = [{"learning_rate": 1e-3, "batch_size": 32}] + [{"learning_rate": 1e-3, "batch_size": 64}] * 1
     space = TINY["space"] | {"batch_size": {"choices": [32, 64]}}
@@ -483,6 +486,7 @@ def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageDa
     assert [group_sizes(trial) for trial in study.trials()] == [[1, 1, 1]] + [[3, 3, 3]] * 3
 
 
+@pytest.mark.slow
 def test_one_damaged_checkpoint_of_a_group_restarts_that_trial_alone(
     small_data: ImageData, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -513,6 +517,7 @@ def test_pruned_members_leave_the_group(small_data: ImageData, monkeypatch: pyte
     assert not list(Path("artifacts").rglob("checkpoint*"))
 
 
+@pytest.mark.slow
 def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = Run.epoch
 
