@@ -1,8 +1,8 @@
 """How large is the package, and does it keep its limits?
 
-Counts every line of every Python file: code, comments, docstrings and blank lines. Prints the lines of each room and its
-share of the whole, the median and the longest functions, and each limit that is exceeded. The exit code is 1 if a limit is
-exceeded.
+Counts every line of every Python file: code, comments, docstrings and blank lines. Prints the lines of each room and
+its share of the whole, the median and the longest functions, and each limit that is exceeded. The exit code is 1 if a
+limit is exceeded.
 
     python benchmarks/size.py [FOLDER]
 """

@@ -1,6 +1,4 @@
-"""Imports point downwards only, the command line starts without the heavy modules, and only `study` knows how a trial is
-stored.
-"""
+"""Imports point downwards only, the command line starts without heavy modules, and only `study` knows Optuna's trials."""
 
 import ast
 import re
