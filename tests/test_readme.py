@@ -50,6 +50,16 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_contributing_names_every_module() -> None:
+    """And no other."""
+    [tree] = re.findall(r"^cifar_sweep/\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    listed: list[str] = re.findall(r"\w+\.py", tree)
+    package = ROOT / "cifar_sweep"
+    models = package / "training" / "models"  # one file a family
+    modules = [path.name for path in package.rglob("*.py") if path.name != "__init__.py" and path.parent != models]
+    assert sorted(listed) == sorted([*modules, "own.py", "summary.py"])
+
+
 def test_its_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
