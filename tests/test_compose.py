@@ -26,6 +26,7 @@ import yaml
 from psycopg import sql
 
 from cifar_sweep.cli import app
+from tests.conftest import postgres_server
 from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parent.parent
@@ -269,17 +270,11 @@ def test_the_guide_is_right() -> None:
 def database() -> Iterator[PostgresServer]:
     """A server that asks for a password, with the role and the database that the image of `db` makes."""
     password = secrets.token_hex(12)
-    try:
-        server = PostgresServer(password=password).__enter__()
-    except Exception as error:
-        pytest.skip(f"PostgreSQL does not start here: {error}")
-    try:
+    with postgres_server(password) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE ROLE sweep LOGIN PASSWORD {}").format(sql.Literal(password)))
             connection.execute("CREATE DATABASE sweep OWNER sweep")
         yield server
-    finally:
-        server.remove()
 
 
 class ByHand:

@@ -1,4 +1,4 @@
-"""Imports point downwards only, the command line starts without heavy modules, and only `study` knows Optuna's trials."""
+"""Imports point downwards only, commands start without heavy modules, and only `study` knows Optuna's trials."""
 
 import ast
 import re

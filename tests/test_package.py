@@ -1,4 +1,4 @@
-"""What `pip install` brings is whole."""
+"""The wheel holds everything that `pip install` must bring."""
 
 import subprocess
 import sys

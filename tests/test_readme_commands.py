@@ -1,6 +1,6 @@
-"""Every command of the README runs, in the README's order, in one folder; the sweeps are small ones of the same names.
+"""Every command of the README runs, in the README's order, in one folder. Small sweeps have the shipped ones' names.
 
-What cannot run here as it stands there is named below, with the test that does it.
+`ELSEWHERE` has the commands that cannot run here as they are written, each with the test that runs it.
 """
 
 import re
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import product
 from pathlib import Path
@@ -55,7 +55,7 @@ label = "B-011"
 learning_rate = 1e-2
 """,
 }
-# Those that run until they are told to stop.
+# Commands that run until they are stopped.
 SERVERS = ("dashboard", "worker")
 ELSEWHERE = {
     "make run": "tests/test_readme_commands.py::test_make_run_is_the_plain_way",
@@ -73,7 +73,7 @@ ELSEWHERE = {
 
 
 def commands() -> list[str]:
-    """Every line of the README's shell blocks, and what stands in its tables, without comments."""
+    """Every line of the README's shell blocks and every command in its tables, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
     rows = [line for line in README.splitlines() if line.startswith("|")]
@@ -83,7 +83,7 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a reader has: images, and a picture of a cat; and sweeps of seconds by the shipped ones' names."""
+    """A reader's folder: images, a picture of a cat, and sweeps that take seconds."""
     (tmp_path / "sweeps").mkdir()
     for name, text in SMALL.items():
         (tmp_path / "sweeps" / f"{name}.toml").write_text(text)
@@ -98,7 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stand_ins(postgres_url: str) -> dict[str, str]:
-    """What the README writes for something that each reader has another of."""
+    """What runs instead of the README's examples, which are different for each reader."""
     return {"postgresql://me@db/sweeps": postgres_url, "--trials 200": "--trials 5"}
 
 
@@ -128,7 +128,7 @@ def test_every_command_runs(folder: Path, cli: Any, start: Any, stand_ins: dict[
 
 
 def serve(process: "subprocess.Popen[str]", command: str) -> None:
-    """Let it come up, and a worker do its work; then stop it as Ctrl-C would."""
+    """Wait until it is up, and a worker until all is trained. Then stop it as Ctrl-C would."""
     assert process.stdout is not None
     assert process.stdout.readline()
     if command == "worker":
@@ -156,8 +156,8 @@ def test_the_python_code_runs(folder: Path) -> None:
 
 
 @pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """What make would run for a target, in a fresh checkout."""
+def recipes() -> Callable[[str], str]:
+    """The lines that make would run for a target in a fresh checkout."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
 
