@@ -1,13 +1,16 @@
-"""What `pip install` brings is whole."""
+"""The wheel holds everything that `pip install` must bring."""
 
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_sweeps_and_the_command(tmp_path: Path) -> None:
     """From an empty folder, the installed wheel alone knows the sweeps."""
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path / "dist")]

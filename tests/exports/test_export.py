@@ -182,6 +182,7 @@ def test_weights_that_are_gone_or_damaged(tiny_sweep: Path, cli: Any) -> None:
     assert not Path("exports").exists()
 
 
+@pytest.mark.slow
 def test_other_data_than_the_studys(tiny_sweep: Path, cli: Any) -> None:
     assert cli(*RUN, "--trials", 1).exit_code == 0
     finished = cli("export", "tiny", "--data", "synthetic:600")

@@ -122,6 +122,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Reader(), Fixed()], ids=["data-dependent", "of one size"])
+@pytest.mark.slow
 def test_a_network_that_has_no_graph(network: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(onnx.OnnxError) as refused:
         onnx.to_onnx(network, metadata={})
@@ -145,6 +146,7 @@ def metrics_of(folder: str) -> dict[str, Any]:
     return dict(json.loads(Path(folder, "metrics.json").read_text()))
 
 
+@pytest.mark.slow
 def test_an_export_has_it_with_what_it_comes_from(study: str, small_data: ImageData, cli: Any) -> None:
     finished = cli("export", study, "--out", "one")
     assert finished.exit_code == 0, finished.err

@@ -151,6 +151,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifar_sweep.machine.timing._Timing._seconds", lambda timing, batch, size: 1e-4 * batch * size)
 
 
+@pytest.mark.slow
 def test_plan_says_how_long_a_sweep_takes(steps: None, tiny_sweep: Path, cli: Any, tmp_path: Path) -> None:
     files = set(tmp_path.iterdir())
     options = ("plan", tiny_sweep, "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--group", 2)
@@ -162,6 +163,7 @@ def test_plan_says_how_long_a_sweep_takes(steps: None, tiny_sweep: Path, cli: An
     assert set(tmp_path.iterdir()) == files, "nothing was made"
 
 
+@pytest.mark.slow
 def test_plan_as_json(steps: None, tiny_sweep: Path, cli: Any) -> None:
     options = ("--workers", 1, "--threads", 1, "--group", 1, "--trials", 400, "--set", "pruner=median")
     told = cli("plan", tiny_sweep, "--data", "synthetic:500", *options, "--hours", 0.001, "--json")
@@ -175,6 +177,7 @@ def test_plan_as_json(steps: None, tiny_sweep: Path, cli: Any) -> None:
     assert answer["data"] == "synthetic images (500 + 100)"
 
 
+@pytest.mark.slow
 def test_a_preview_without_data_is_planned_on_synthetic_images(steps: None, tiny_sweep: Path, cli: Any) -> None:
     tiny_sweep.write_text(tiny_sweep.read_text() + "[preview]\ntrials = 2\nepochs = 1\ntrain_images = 100\n")
     told = cli("plan", tiny_sweep, "--preview", "--workers", 1, "--threads", 1, "--group", 1, "--json")

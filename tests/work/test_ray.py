@@ -43,6 +43,8 @@ SQLITE, POSTGRES = "sqlite:///studies.db", "postgresql://me@database/studies"
 ELSEWHERE = "203.0.113.7:6379"  # an address that is nobody's
 PASSWORD = "not-to-be-seen"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
