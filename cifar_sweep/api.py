@@ -210,7 +210,7 @@ class Study:
         return Trial(self._study, self._artifacts, trained.pick(self._study, number))
 
     def figure(self, name: str) -> "go.Figure":
-        """A plotly figure: one of `cifar_sweep.results.gallery.FIGURES`.
+        """A plotly figure: one of `cifar_sweep.figures.gallery.FIGURES`.
 
         Raises:
             UsageError: there is no such figure.

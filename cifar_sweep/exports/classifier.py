@@ -64,9 +64,9 @@ class Classifier(nn.Module):
         return self.by_member(images).mean(dim=0)
 
 
-def resident(data: ImageData, *, device: torch.device) -> Batches:
-    """`data` as a `Classifier` takes it: pixels in [0, 1], float32."""
-    return Batches(data, device=device, dtype=torch.float32)
+def resident(data: ImageData, *, device: torch.device, validation_images: int = 0) -> Batches:
+    """`data` as a `Classifier` takes it: pixels in [0, 1], float32; of its validation part so many, 0 being all."""
+    return Batches(data, device=device, validation_images=validation_images, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def look_closer(
         TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
     except CifarSweepError as error:
         return Closer(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
-    _, validation_index = split(data.train_labels)
+    images = trained.config.shape.validation_images
+    _, validation_index = split(data.train_labels, validation_images=images)
     known = Closer(
         validation_images=len(validation_index),
         test_images=len(data.test_labels),
@@ -66,7 +67,7 @@ def look_closer(
     )
     if not pictures:
         return known
-    found = predict(classifier, resident(data, device=device).validation(), device=device)
+    found = predict(classifier, resident(data, device=device, validation_images=images).validation(), device=device)
     return Closer(
         validation_images=known.validation_images,
         test_images=known.test_images,

@@ -234,7 +234,7 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
     fused = group.Fused
     parts = split(data.train_labels)
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(batches, "split", lambda labels: parts)  # it reads the labels, which fakes do not have
+        patch.setattr(batches, "split", lambda labels, **_: parts)  # it reads the labels, which fakes do not have
         patch.setattr(group, "Fused", fuse_real)
         patch.setattr(group, "build", build_real)  # a real parameter becomes a fake one only by being replaced
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
