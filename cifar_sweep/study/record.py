@@ -101,6 +101,11 @@ class TrialRecord:
         """In what a given point was shortened, in words; empty where it was not."""
         return str(self._stored.get("shortened") or "")
 
+    @property
+    def queued(self) -> Mapping[str, Any]:
+        """The parameters that it was enqueued with, as Optuna has them; what they leave out is sampled."""
+        return dict(self.frozen.system_attrs.get("fixed_params", {}))
+
     @cached_property
     def config(self) -> TrialConfig | None:
         """What it trains; None before it was first taken up."""
