@@ -18,7 +18,7 @@ from cifar_sweep.figures.search_figures import hand_beside_search, learning_rate
 from cifar_sweep.hand.compare import whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.study.reading import ReadingStorage
-from cifar_sweep.study.record import seconds_spent
+from cifar_sweep.study.record import records, seconds_spent
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy, data_words
 
@@ -143,7 +143,7 @@ class ShownStudy:
                 key in before and before[key].trial is trial for key, trial in trials.items()
             ):
                 return before
-            kept = {trial.number for trial in self.study.kept(list(trials.values()))}
+            kept = {trial.number for trial in self.study.kept(records(list(trials.values())))}
             with_curve = len(trials) <= MOST_CURVES
             self._seen = {
                 key: _see(

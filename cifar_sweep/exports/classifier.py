@@ -108,6 +108,15 @@ def loss(probabilities: Tensor, labels: Tensor) -> float:
     return float(-right.clamp_min(1e-30).log().mean())
 
 
+def measured(test: Predictions) -> dict[str, Any]:
+    """What the mean probabilities come to on the test set, under the names of ``metrics.json``."""
+    return {
+        "test_accuracy": accuracy(test.mean, test.labels),
+        "test_loss": loss(test.mean, test.labels),
+        "test_images": len(test.labels),
+    }
+
+
 def confusion(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
     """How often an image of class i (row) was taken for class j (column)."""
     classes = probabilities.shape[1]

@@ -13,11 +13,12 @@ from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
 from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
 from cifar_sweep.forecast.pruning import expected_survival, spared, startup
 from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast, leaves_open
-from cifar_sweep.study.claiming import Waiting
+from cifar_sweep.study.claiming import queue_of
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.space import decode
+from cifar_sweep.sweep.sweep import Sweep
 
 # A worker between two groups is still one.
 BETWEEN_SECONDS = 10.0
@@ -208,10 +209,10 @@ def _start(
     finished = _finished(trials)
     complete = sorted((trial for trial in finished if trial.state == "complete"), key=lambda trial: -(trial.value or 0))
     best = complete[: math.ceil(BEST_SHARE * len(finished))]
-    shapes = _waiting_shapes(study, trials)
+    sweep, shapes = study.sweep, _waiting_shapes(study.sweep, trials)
     strictness, judged = _strictness(study, groups, complete)
     return Start(
-        waiting=[_waiting(study, trial, shapes) for trial in trials if trial.number in shapes],
+        waiting=queue_of(trials, sweep, shape_of=lambda trial: _known_shape(sweep, trial, shapes)).waiting,
         shapes=shapes,
         finished=len(finished),
         complete=len(complete),
@@ -258,9 +259,9 @@ def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Sequ
     return (saved + weight) / (expected + weight), judged
 
 
-def _waiting_shapes(study: SweepStudy, trials: Sequence[TrialRecord]) -> dict[int, Shape]:
+def _waiting_shapes(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[int, Shape]:
     """The shapes of the waiting trials, by number: of an interrupted one its own; what a point leaves open is drawn."""
-    sweep, shapes = study.sweep, {}
+    shapes: dict[int, Shape] = {}
     generator = random.Random(0)  # noqa: S311 - no secret
     for trial in trials:
         if trial.state == "waiting":
@@ -269,7 +270,7 @@ def _waiting_shapes(study: SweepStudy, trials: Sequence[TrialRecord]) -> dict[in
     return shapes
 
 
-def _waiting(study: SweepStudy, trial: TrialRecord, shapes: Mapping[int, Shape]) -> Waiting:
-    is_open = not (trial.config or study.sweep.given) and leaves_open(study.sweep, decode(trial.queued))
-    shape = None if is_open else shapes[trial.number]
-    return Waiting(trial.number, shape, trial.epochs_done, begun=trial.config is not None)
+def _known_shape(sweep: Sweep, trial: TrialRecord, shapes: Mapping[int, Shape]) -> Shape | None:
+    """The shape of a waiting trial; None where it is only known when the trial is taken."""
+    is_open = not (trial.config or sweep.given) and leaves_open(sweep, decode(trial.queued))
+    return None if is_open else shapes[trial.number]

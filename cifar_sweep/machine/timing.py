@@ -23,11 +23,11 @@ from cifar_sweep.machine.speeds import (
 )
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
 from cifar_sweep.training.fuse import can_fuse
-from cifar_sweep.training.group import Group
 from cifar_sweep.training.lanes.compiled import kernels, kernels_name
 from cifar_sweep.training.lanes.lanes import fewest_members, stages_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import parts_of
+from cifar_sweep.training.train import Run
 
 _TIMED_SECONDS = 0.15
 # The smallest group that fills the lanes of a vector.
@@ -42,19 +42,19 @@ def step_seconds(
     Sets this process's threads.
     """
     prepare_process(device, threads=threads)
-    group = Group([config_of(network, precision=precision)] * members, device=device)
-    group.start_epoch(1)
+    run = Run([config_of(network, precision=precision)] * members, None, device=device)
+    run.start_epoch(1)
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     images = torch.rand(batch, 3, 32, 32, generator=generator).to(device, dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
-    group.step(images, labels)
+    run.step(images, labels)
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < _TIMED_SECONDS:
         _wait_for(device)
         start = time.perf_counter()
-        group.step(images, labels)
+        run.step(images, labels)
         _wait_for(device)
         taken.append(time.perf_counter() - start)
     return min(taken)

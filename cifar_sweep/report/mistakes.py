@@ -18,6 +18,7 @@ from cifar_sweep.exports.classifier import Predictions, confusion, predict, resi
 from cifar_sweep.exports.testset import TestSet
 from cifar_sweep.exports.trained import classifier_of, trained_trial
 from cifar_sweep.report.facts import Closer, Mistake
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
@@ -50,11 +51,11 @@ def look_closer(
     lacking = [] if study.test_accuracy([best.number]) is not None else ["test accuracy"]
     lacking += ["confusion matrix"] if pictures else []
     try:
-        trained = trained_trial(study, best, artifacts)
+        trained = trained_trial(study, TrialRecord(best), artifacts)
         data = load()
         study.check_data(name=data.name, fingerprint=data.fingerprint)
         classifier = classifier_of([trained], data)
-        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
+        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([TrialRecord(best)])
     except CifarSweepError as error:
         return Closer(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
     images = trained.config.shape.validation_images

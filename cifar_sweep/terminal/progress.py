@@ -110,7 +110,7 @@ class _LiveView:
     def draw(self) -> RenderableType:
         """The view, in at most 80 columns."""
         trials = self.study.asked_records()
-        summary = self.study.summary([trial.frozen for trial in trials])
+        summary = self.study.summary(trials)
         done = summary["trials"]["complete"] + summary["trials"]["pruned"]
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=max(summary["budget"], 1), completed=done, width=BAR_WIDTH), _done_text(summary))
@@ -155,7 +155,7 @@ class _Lines:
 
     def _line(self, trial: TrialRecord) -> str:
         trials = self.study.asked_records()
-        summary = self.study.summary([trial.frozen for trial in trials])
+        summary = self.study.summary(trials)
         best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
         left = self.left.now(trials)
         parts = [_ended_text(trial), best, f"{span(*left)} left" if left and left[1] else ""]

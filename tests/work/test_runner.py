@@ -225,7 +225,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == in_epoch - 1:
-            run.group.network.weights.fill_(float("nan"))
+            run.network.weights.fill_(float("nan"))
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)
@@ -510,7 +510,7 @@ def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkey
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == 1 and len(run.members) == 4:
-            run.group.network.weights[1].fill_(float("nan"))
+            run.network.weights[1].fill_(float("nan"))
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)
