@@ -25,7 +25,7 @@ import pytest
 from cifar_sweep.errors import CifarSweepError, DataError, UsageError
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.plan import Plan
-from cifar_sweep.machine.timing import Split
+from cifar_sweep.machine.speeds import Split
 from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
