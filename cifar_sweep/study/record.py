@@ -197,8 +197,13 @@ class TrialRecord:
 
     @property
     def deaths(self) -> int:
-        """How many workers died while they trained the epoch that is to come."""
-        return int(self._stored.get("deaths", 0)) if self._stored.get("died_after") == self.epochs_done else 0
+        """How many workers died one after the other in the epoch in which its worker died last; 0 where none did."""
+        return int(self._stored.get("deaths", 0))
+
+    @property
+    def died_after(self) -> int | None:
+        """How many epochs it had when its worker died last; None where none did."""
+        return self._stored.get("died_after")
 
     @property
     def reason(self) -> str:
