@@ -20,7 +20,7 @@ from rich.text import Text
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.remaining import WorkerGroup, at_work, curve_of, groups_of, seconds_left
 from cifar_sweep.study.outage import is_outage
-from cifar_sweep.study.record import STATE_NAMES, describe, saved_by_pruning, seconds_spent, setting_text
+from cifar_sweep.study.record import STATE_NAMES, describe, records, saved_by_pruning, seconds_spent, setting_text
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.space import decode
@@ -239,7 +239,7 @@ def _best_lines(trials: Sequence[FrozenTrial], best: dict[str, Any] | None) -> l
 
 
 def _saved_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
-    saved = saved_by_pruning(trials)
+    saved = saved_by_pruning(records(trials))
     if not saved.trials:
         return []
     ended = f"{saved.trials} trial{'s' * (saved.trials > 1)} ended early"

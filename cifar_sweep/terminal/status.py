@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cifar_sweep.forecast.remaining import at_work, seconds_left
-from cifar_sweep.study.record import saved_by_pruning
+from cifar_sweep.study.record import records, saved_by_pruning
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.words import duration, span
@@ -17,7 +17,7 @@ from cifar_sweep.words import duration, span
 def glance(study: SweepStudy) -> dict[str, Any]:
     """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
     summary, trials = study.summary(), study.trials()
-    saved = saved_by_pruning(trials)
+    saved = saved_by_pruning(records(trials))
     left = seconds_left(study, study.asked())
     return summary | {
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,

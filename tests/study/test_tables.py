@@ -160,8 +160,8 @@ def test_a_report_is_whole_or_not_there(storage: Storage, name: str) -> None:
     trial = begun(storage, study)
     trial.set_user_attr("owner", MINE)
     before = as_optuna_reads(storage, name)
+    values: Any = {1: "no number", None: 0.5}
     with pytest.raises(sqlalchemy.exc.SQLAlchemyError):
-        values: Any = {1: "no number", None: 0.5}
         storage.report(trial, "mine", Change({"curve": [1]}, removed=["owner"], values=values))
     assert as_optuna_reads(storage, name) == before
 
