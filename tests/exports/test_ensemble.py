@@ -37,7 +37,6 @@ def test_it_is_the_mean_of_its_members(study: str, small_data: ImageData, cli: A
     assert tests == {number: metrics_of(f"one-{number}")["test_accuracy"] for number in range(3)}
 
 
-@pytest.mark.slow
 def test_the_best_by_validation_are_taken_and_the_named_ones_on_request(study: str, cli: Any) -> None:
     [summary] = json.loads(cli("status", "--json").out)["studies"]
     assert cli("ensemble", "--top", 2, "--out", "two").exit_code == 0
@@ -173,7 +172,6 @@ def test_damaged_weights_are_found(study: str, cli: Any) -> None:
     assert "the weights cannot be read" in missing.err
 
 
-@pytest.mark.slow
 def test_predictions_do_not_depend_on_the_batch(study: str, small_data: ImageData, cli: Any) -> None:
     assert cli("ensemble", study, "--top", 2, "--out", "two").exit_code == 0
     classifier = exported.read(Path("two")).classifier()

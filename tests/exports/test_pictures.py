@@ -46,7 +46,6 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     assert pictures.read_picture(tmp_path / "turned.jpg").size == (32, 64)
 
 
-@pytest.mark.slow
 def test_two_exports_side_by_side_on_the_test_set(exports: None, small_data: ImageData, cli: Any) -> None:
     command = ("predict", "one", "--against", "two", "--test", 5)
     first, second = json.loads(cli(*command, "--json").out), json.loads(cli(*command, "--json").out)
@@ -61,7 +60,6 @@ def test_two_exports_side_by_side_on_the_test_set(exports: None, small_data: Ima
     assert "two" in finished.out
 
 
-@pytest.mark.slow
 def test_the_page_opens_alone_and_escapes_names(exports: None, cli: Any) -> None:
     name = "<b>&.png"
     Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(name)
@@ -102,7 +100,6 @@ def test_what_is_no_picture(exports: None, cli: Any) -> None:
         assert words in finished.err
 
 
-@pytest.mark.slow
 def test_evaluate_counts_what_is_taken_for_what(exports: None, small_data: ImageData, cli: Any) -> None:
     finished = cli("evaluate", "one", "--json")
     assert finished.exit_code == 0, finished.err
@@ -121,7 +118,6 @@ def test_evaluate_counts_what_is_taken_for_what(exports: None, small_data: Image
     assert f"test accuracy {metrics['test_accuracy']:.2%} (100 images" in shown
 
 
-@pytest.mark.slow
 def test_evaluate_on_other_images_says_so(exports: None, cli: Any) -> None:
     finished = cli("evaluate", "one", "--data", "synthetic:600")
     assert finished.exit_code == 0
