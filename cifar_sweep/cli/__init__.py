@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from cifar_sweep.cli import machine, networks, queue, run, studies
+from cifar_sweep.cli import machine, networks, options, queue, run, studies
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ for command in (
     studies.dashboard,
     machine.doctor,
 ):
-    app.command(name="list" if command is machine.list_sweeps else None)(command)
+    app.command(name="list" if command is machine.list_sweeps else None)(options.spread(command))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,152 +1,142 @@
 """Trained networks: `export`, `train`, `ensemble`, `evaluate`, `predict`, `model`."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer import Argument, Option
 
 from cifar_sweep.cli.options import (
-    Artifacts,
     Device,
+    ImageOptions,
     SameData,
-    StorageUrl,
     StudyName,
     Threads,
-    artifacts_of,
     data_of_export,
-    data_of_study,
+    echo_json,
     printer,
     settings_of,
     terminal,
 )
-from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
     from rich.console import Console
 
+    from cifar_sweep.exports.trained import Trained
     from cifar_sweep.training.images.data import ImageData
+    from cifar_sweep.work.signals import StopRequest
 
-ExportFolder = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write; one named after what is in it if not given.")]
-WithOnnx = Annotated[
-    bool | None,
-    typer.Option(
-        "--onnx/--no-onnx",
-        envvar="CIFAR_SWEEP_ONNX",
-        help="Write model.onnx, too, or do not; where the extra onnx is installed, if not given.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
+ExportFolder = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
+AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
+OUT = "Folder to write; one named after what is in it if not given."
+ONNX = "Write model.onnx, too, or do not; where the extra onnx is installed, if not given."
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where an export is written, and what is in it: of `export`, `ensemble` and `train`."""
+
+    out: Annotated[Path | None, Option(help=OUT)] = None
+    with_onnx: Annotated[bool | None, Option("--onnx/--no-onnx", envvar="CIFAR_SWEEP_ONNX", help=ONNX)] = None
+
+    def __post_init__(self) -> None:
+        if self.with_onnx:  # a wish that cannot be met is refused before anything is measured
+            from cifar_sweep.exports.onnx import check_installed
+
+            check_installed()
 
 
 def export(
     study: StudyName = None,
-    trial: Annotated[int | None, typer.Option(min=0, help="Its number; the best complete trial if not given.")] = None,
-    out: Out = None,
-    with_onnx: WithOnnx = None,
-    device: Device = "auto",
-    data: SameData = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    trial: Annotated[int | None, Option(min=0, help="Its number; the best complete trial if not given.")] = None,
+    *,
+    output: OutputOptions,
+    options: ImageOptions,
 ) -> None:
     """Write a trial's config, weights, metrics, model card and predict.py, with its test accuracy, measured here."""
     from cifar_sweep.exports.trained import pick, trained_trial
-    from cifar_sweep.exports.write import write
-    from cifar_sweep.study.opening import load
-    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
 
-    _check_onnx(with_onnx)
-    the_study = load(open_existing(storage), study)
-    chosen = pick(the_study, trial)
-    trained = trained_trial(the_study, chosen, artifacts_of(the_study, artifacts))
-    on = resolve_device(device)
+    source = options.load(study)
+    chosen = pick(source, trial)
+    trained = trained_trial(source, chosen, options.files_of(source))
+    on = resolve_device(options.device)
     console = terminal()
-    images = data_of_study(the_study, data, console)
+    images = options.images_of(source, console)
     prepare_process(on, threads=trained.provenance.threads)
-    folder = out or Path("exports") / f"{the_study.name}-{chosen.number}"
-    metrics = write(folder, trained, data=images, device=on)
-    the_study.record_test([chosen.number], metrics["test_accuracy"])
-    _say_export(folder, metrics, console)
-    _add_onnx(folder, images, with_onnx, console)
+    folder = output.out or Path("exports") / f"{source.name}-{chosen.number}"
+    metrics = _write(folder, [trained], images, on, console)
+    source.record_test([chosen.number], metrics["test_accuracy"])
+    _add_onnx(folder, images, output.with_onnx, console)
 
 
 def ensemble(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
+        list[str] | None, Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="So many of the study's best trials, by validation accuracy; 3 of them.")
+        int | None, Option(min=1, help="So many of the study's best trials, by validation accuracy; 3 of them.")
     ] = None,
-    trials: Annotated[str | None, typer.Option(help="These trials of the study instead, as in 3,5,8.")] = None,
+    trials: Annotated[str | None, Option(help="These trials of the study instead, as in 3,5,8.")] = None,
     seeds: Annotated[
-        int, typer.Option(min=0, help="Train each of them again under so many other seeds; 0 takes their weights.")
+        int, Option(min=0, help="Train each of them again under so many other seeds; 0 takes their weights.")
     ] = 0,
-    out: Out = None,
-    with_onnx: WithOnnx = None,
     threads: Threads = 0,
-    device: Device = "auto",
-    data: SameData = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    *,
+    output: OutputOptions,
+    options: ImageOptions,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.exports.ensemble import check_size, choose, joined
-    from cifar_sweep.exports.exported import is_export, read
-    from cifar_sweep.exports.trained import trained_trial
-    from cifar_sweep.exports.write import write_ensemble
-    from cifar_sweep.study.opening import load
-    from cifar_sweep.study.storage import open_existing
+    from cifar_sweep.exports.ensemble import check_size
     from cifar_sweep.training.device import prepare_process, resolve_device
-    from cifar_sweep.work.retrain import discard_unfinished, train_copies
+    from cifar_sweep.work.retrain import train_copies
     from cifar_sweep.work.signals import stop_on_signals
 
-    _check_onnx(with_onnx)
-    on = resolve_device(device)
+    on = resolve_device(options.device)
     console = terminal()
-    given = sources or []
-    numbers = _numbers(trials)
-    if any(is_export(Path(source)) for source in given):
-        if top is not None or trials is not None:
-            raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
-        exports = [read(Path(source)) for source in given]
-        members, name = joined(exports), exports[0].folder.name
-        images = data_of_export(exports[0], data, console, must_match=True)
-    elif len(given) > 1:
-        raise UsageError(
-            f"{', '.join(given)}: no export folders; accepted: one study, or folders that hold a config.toml."
-        )
-    else:
-        the_study = load(open_existing(storage), given[0] if given else None)
-        chosen = choose(the_study, top=top or 3, numbers=numbers)
-        store = artifacts_of(the_study, artifacts)
-        members, name = [trained_trial(the_study, trial, store) for trial in chosen], the_study.name
-        images = data_of_study(the_study, data, console)
+    members, name, images = _members(sources or [], top, trials, options, console)
     check_size(len(members) * (seeds or 1))
-    folder = out or Path("exports") / f"{name}-ensemble"
+    folder = output.out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
             copies = train_copies(
-                members, seeds=seeds, data=images, device=device, threads=threads, unfinished=folder,
+                members, seeds=seeds, data=images, device=options.device, threads=threads, unfinished=folder,
                 stop=stop, say=printer(console),
             )  # fmt: skip
-        if copies is None:
-            console.print("stopped; the same command goes on from the last epoch.")
-            raise typer.Exit(stop.exit_code())
-        members = copies
+        members = copies or _stopped(stop, console)
     prepare_process(on, threads=threads or members[0].provenance.threads)
-    metrics = write_ensemble(folder, members, data=images, device=on)
-    discard_unfinished(folder)
-    for member in metrics["members"]:
-        label = f" ({member['label']})" if member["label"] else ""
-        printer(console)(
-            f"study {member['study']}, trial {member['trial']}{label}: validation accuracy "
-            f"{member['validation_accuracy']:.2%}, test accuracy {member['test_accuracy']:.2%}"
+    _write(folder, members, images, on, console, each=True)
+    _add_onnx(folder, images, output.with_onnx, console)
+
+
+def _members(
+    sources: list[str], top: int | None, trials: str | None, options: ImageOptions, console: "Console"
+) -> "tuple[list[Trained], str, ImageData]":
+    """The networks of an ensemble, the name of what they are from, and their images."""
+    from cifar_sweep.exports.ensemble import choose, joined
+    from cifar_sweep.exports.exported import is_export, read
+    from cifar_sweep.exports.trained import trained_trial
+
+    numbers = _numbers(trials)
+    if any(is_export(Path(source)) for source in sources):
+        if top is not None or trials is not None:
+            raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
+        exports = [read(Path(source)) for source in sources]
+        members = joined(exports)
+        return members, exports[0].folder.name, data_of_export(exports[0], options.data, console, must_match=True)
+    if len(sources) > 1:
+        raise UsageError(
+            f"{', '.join(sources)}: no export folders; accepted: one study, or folders that hold a config.toml."
         )
-    _say_export(folder, metrics, console)
-    _add_onnx(folder, images, with_onnx, console)
+    study = options.load(sources[0] if sources else None)
+    chosen = choose(study, top=top or 3, numbers=numbers)
+    files = options.files_of(study)
+    return [trained_trial(study, trial, files) for trial in chosen], study.name, options.images_of(study, console)
 
 
 def _numbers(trials: str | None) -> list[int]:
@@ -176,7 +166,7 @@ def evaluate(
     prepare_process(on, threads=chosen.origin.threads)
     evaluation = evaluate_export(chosen, images, device=on)
     if as_json:
-        typer.echo(json.dumps(evaluation, indent=2))
+        echo_json(evaluation)
         return
     console.print(table(evaluation))
     printer(console)(
@@ -187,10 +177,10 @@ def evaluate(
 
 def predict(
     export: ExportFolder,
-    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files of any size.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Another export, side by side on the same images.")] = None,
-    test: Annotated[int, typer.Option(min=0, help="So many images of the test set besides.")] = 0,
-    page: Annotated[Path | None, typer.Option(help="HTML file to write, with the pictures.")] = None,
+    images: Annotated[list[Path] | None, Argument(metavar="[IMAGE]...", help="Image files of any size.")] = None,
+    against: Annotated[Path | None, Option(help="Another export, side by side on the same images.")] = None,
+    test: Annotated[int, Option(min=0, help="So many images of the test set besides.")] = 0,
+    page: Annotated[Path | None, Option(help="HTML file to write, with the pictures.")] = None,
     data: SameData = None,
     as_json: AsJson = False,
 ) -> None:
@@ -211,7 +201,7 @@ def predict(
     if page is not None:
         looks.write_page(page, pictures, said)
     if as_json:
-        typer.echo(json.dumps(looks.as_json(pictures, said), indent=2))
+        echo_json(looks.as_json(pictures, said))
         return
     console.print(looks.table(pictures, said), soft_wrap=True)
     for name, each in exports.items():
@@ -222,59 +212,48 @@ def predict(
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="The config.toml of an export, or its folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; the export's, with -again, if not given.")] = None,
-    with_onnx: WithOnnx = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
-    device: Annotated[str | None, typer.Option(help="As in `run`; the export's kind if not given.")] = None,
+    config: Annotated[Path, Argument(help="The config.toml of an export, or its folder.")],
+    threads: Annotated[int, Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
+    device: Annotated[str | None, Option(help="As in `run`; the export's kind if not given.")] = None,
     data: SameData = None,
+    *,
+    output: OutputOptions,
 ) -> None:
-    """Train an exported config again, from its first epoch, and write it as an export of its own."""
+    """Train an exported config again, from its first epoch, and write it as an export of its own, EXPORT-again."""
     from cifar_sweep.exports.exported import known_test_accuracy, read
-    from cifar_sweep.exports.write import write, write_ensemble
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.retrain import discard_unfinished, train_again
+    from cifar_sweep.work.retrain import train_again
     from cifar_sweep.work.signals import stop_on_signals
 
-    _check_onnx(with_onnx)
     export = read(config)
     console = terminal()
     images = data_of_export(export, data, console)
     source = export.folder.absolute()
-    folder = out or source.with_name(source.name + "-again")
+    folder = output.out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
+    trained = []
     with stop_on_signals() as stop:
-        trained = []
         for member in export.members:
             done = train_again(
                 member.config, member.origin.provenance(),
                 data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=printer(console),
             )  # fmt: skip
-            if done is None:
-                console.print("stopped; the same command goes on from the last epoch.")
-                raise typer.Exit(stop.exit_code())
-            trained.append(done)
-    on = resolve_device(kind)
-    if len(trained) == 1:
-        metrics = write(folder, trained[0], data=images, device=on)
-    else:
-        metrics = write_ensemble(folder, trained, data=images, device=on)
-    discard_unfinished(folder)
-    _say_export(folder, metrics, console)
+            trained.append(done or _stopped(stop, console))
+    metrics = _write(folder, trained, images, resolve_device(kind), console)
     known = known_test_accuracy(export.folder)
     if known is not None:
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
         printer(console)(f"test accuracy compared with the export's: {same}")
-    _add_onnx(folder, images, with_onnx, console)
+    _add_onnx(folder, images, output.with_onnx, console)
 
 
 def model(
-    name: Annotated[str | None, typer.Argument(help="A network; all of them at a glance if not given.")] = None,
+    name: Annotated[str | None, Argument(help="A network; all of them at a glance if not given.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set hidden_units=4000.")
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="As in --set hidden_units=4000.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show a network's layers with their output shapes and parameter counts."""
     from cifar_sweep.terminal import model as models
@@ -284,32 +263,54 @@ def model(
             raise UsageError("--set: name the network that it changes, as in `cifar-sweep model vgg13 --set ...`.")
         overview = models.overview()
         if as_json:
-            typer.echo(json.dumps({"models": overview}, indent=2))
+            echo_json({"models": overview})
         else:
             terminal().print(models.overview_table(overview))
         return
     described = models.describe_model({"model": name} | settings_of(settings or []))
     if as_json:
-        typer.echo(json.dumps(described, indent=2))
+        echo_json(described)
     else:
         terminal().print(models.table(described))
 
 
-def _say_export(folder: Path, metrics: dict[str, Any], console: "Console") -> None:
+def _stopped(stop: "StopRequest", console: "Console") -> NoReturn:
+    console.print("stopped; the same command goes on from the last epoch.")
+    raise typer.Exit(stop.exit_code())
+
+
+def _write(
+    folder: Path,
+    trained: "Sequence[Trained]",
+    images: "ImageData",
+    device: "torch.device",
+    console: "Console",
+    *,
+    each: bool = False,
+) -> dict[str, Any]:
+    """Write these networks as one export, and say its accuracies; `each` network's first, if that is asked for."""
+    from cifar_sweep.exports.write import write, write_ensemble
+    from cifar_sweep.work.retrain import discard_unfinished
+
+    if len(trained) == 1:
+        metrics = write(folder, trained[0], data=images, device=device)
+    else:
+        metrics = write_ensemble(folder, trained, data=images, device=device)
+    discard_unfinished(folder)
+    say = printer(console)
+    for member in metrics["members"] if each else []:
+        label = f" ({member['label']})" if member["label"] else ""
+        say(f"study {member['study']}, trial {member['trial']}{label}: {_accuracies(member)}")
     cut = {part["shortened"] for part in metrics.get("members", [metrics])} - {""}
-    printer(console)(
+    say(
         f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md, predict.py\n"
-        f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%} "
-        f"({metrics['test_images']:,} images)" + _shortened_words("; ".join(sorted(cut)))
+        f"{_accuracies(metrics)} ({metrics['test_images']:,} images)" + _shortened_words("; ".join(sorted(cut)))
     )
+    return metrics
 
 
-def _check_onnx(wished: bool | None) -> None:
-    """Refuse a wish for ONNX that cannot be met before anything is measured."""
-    if wished:
-        from cifar_sweep.exports.onnx import check_installed
-
-        check_installed()
+def _accuracies(metrics: dict[str, Any]) -> str:
+    return f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%}"
 
 
 def _add_onnx(folder: Path, images: "ImageData", wished: bool | None, console: "Console") -> None:

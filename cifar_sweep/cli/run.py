@@ -1,54 +1,30 @@
 """Running sweeps: `run`, `submit`, `worker`."""
 
-import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from cifar_sweep.cli.options import (
-    Artifacts,
-    Device,
-    GroupSize,
+    FileOptions,
     MaxHours,
+    NewStudyOptions,
     SameData,
-    StorageUrl,
-    Threads,
-    Workers,
-    artifacts_of,
-    number_or_auto,
+    StorageOptions,
+    SweepOptions,
+    WorkerOptions,
+    deadline_of,
     printer,
     terminal,
 )
+from cifar_sweep.cli.queue import Studies
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from cifar_sweep.machine.plan import Plan
-    from cifar_sweep.study.study import SweepStudy
-from dataclasses import replace
-
-from cifar_sweep.cli.options import (
-    AsPreview,
-    Data,
-    Epochs,
-    NewStudy,
-    Only,
-    Priority,
-    Seed,
-    Settings,
-    SweepName,
-    TrainImages,
-    Trials,
-    load_data,
-    load_sweep,
-)
-from cifar_sweep.cli.queue import Studies
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console
 
@@ -59,87 +35,78 @@ if TYPE_CHECKING:
 
 
 def run(
-    sweep: SweepName,
-    trials: Trials = None,
-    epochs: Epochs = None,
-    train_images: TrainImages = None,
-    workers: Workers = "auto",
-    group: GroupSize = "auto",
-    threads: Threads = 0,
-    device: Device = "auto",
-    data: Data = "auto",
-    seed: Seed = None,
-    settings: Settings = None,
-    only: Only = None,
-    preview: AsPreview = False,
+    asked: SweepOptions,
+    workers: WorkerOptions,
+    *,
     max_hours: MaxHours = None,
     on: Annotated[
-        str | None, typer.Option(help="ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says.")
+        str | None, Option(help="ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says.")
     ] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="With --on: GPUs of each worker, or a fraction of one; 0 if not given.")
+        float | None, Option(min=0, help="With --on: GPUs of each worker, or a fraction of one; 0 if not given.")
     ] = None,
-    study: NewStudy = None,
-    priority: Priority = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    place: NewStudyOptions,
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
-    from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
-    from cifar_sweep.machine.plan import choose
     from cifar_sweep.study.outage import wait_out
     from cifar_sweep.terminal.progress import shown
-    from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.local import local_jobs, run_workers
+    from cifar_sweep.work.local import run_workers
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job
 
-    deadline = time.time() + 3600 * max_hours if max_hours is not None else None
-    processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)
-    if on is None:
-        resolve_device(device)
-        if gpus_per_worker is not None:
-            raise UsageError(
-                "--gpus-per-worker: here workers share the GPUs out by themselves; accepted with --on ray."
-            )
-    else:
-        _check_cluster(on, storage=storage, artifacts=artifacts, workers=processes)
+    deadline = deadline_of(max_hours)
+    _check_place(on, gpus_per_worker, workers, place)
     console = terminal()
-    chosen = load_sweep(
-        sweep, settings=settings, trials=trials, epochs=epochs, train_images=train_images, seed=seed, only=only,
-        preview=preview,
-    )  # fmt: skip
-    the_study, source = _submit(chosen, study, data, storage, artifacts, priority, preview=preview, console=console)
-    job = Job(storage, (the_study.name,), data=source, device=device, deadline=deadline)
-    if on is not None:
-        jobs = [replace(job, threads=threads, worker=worker, workers=processes) for worker in range(processes)]
-        with stop_on_signals() as stop, shown(the_study, console):
-            _run_on_ray(jobs, on, gpus_per_worker or 0.0, at_once, stop, console)
-    else:
-        plan = choose(
-            [chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console),
-            train_images=the_study.data.get("train_images", TRAIN_IMAGES),
-        )  # fmt: skip
-        if plan.costs:
-            note_costs(the_study, plan.costs)
-        jobs = local_jobs(job, plan)
-        _say_start(the_study, jobs, plan, console)
-        with stop_on_signals() as stop, shown(the_study, console):
+    say = printer(console)
+    sweep = asked.load()
+    study, source = _submit(sweep, asked, place, console)
+    job = Job(place.storage, (study.name,), data=source, device=workers.device, deadline=deadline)
+    jobs = _jobs_elsewhere(job, workers) if on else _jobs_here(job, study, workers, console)
+    with stop_on_signals() as stop, shown(study, console):
+        if on:
+            _run_on_ray(jobs, on, gpus_per_worker or 0.0, workers.at_once, stop, console)
+        else:
             run_workers(jobs, stop=stop)
     # The database may have been away in the meantime, or be so now.
-    wait_out(lambda: _say_end(the_study, storage, console), stop=stop, say=printer(console))
+    wait_out(lambda: _say_end(study, place, console), stop=stop, say=say)
     # Another point takes the place of a trial that failed, but never of a given one.
-    missing = chosen.given and wait_out(the_study.missing, stop=stop, say=printer(console))
+    missing = sweep.given and wait_out(study.missing, stop=stop, say=say)
     raise typer.Exit(stop.exit_code() or int(missing))
 
 
-def _check_cluster(on: str, *, storage: str, artifacts: str | None, workers: int) -> None:
-    """Refuse what cannot be, before a study is made of it."""
+def _check_place(on: str | None, gpus: float | None, workers: WorkerOptions, place: FileOptions) -> None:
+    """Refuse a device or a cluster that cannot be, before a study is made for it."""
+    if on is None:
+        from cifar_sweep.training.device import resolve_device
+
+        resolve_device(workers.device)
+        if gpus is not None:
+            raise UsageError("--gpus-per-worker: workers here share the GPUs by themselves; accepted with --on ray.")
+        return
     from cifar_sweep.work.ray_cluster import check_request
 
-    check_request(on, storage=storage, artifacts=artifacts or "")
-    if not workers:
+    check_request(on, storage=place.storage, artifacts=place.artifacts or "")
+    if not workers.processes:
         raise UsageError("--workers auto: a cluster's nodes are not known beforehand; accepted with --on: a number.")
+
+
+def _jobs_elsewhere(job: "Job", workers: WorkerOptions) -> "list[Job]":
+    number = workers.processes
+    return [replace(job, threads=workers.threads, worker=worker, workers=number) for worker in range(number)]
+
+
+def _jobs_here(job: "Job", study: "SweepStudy", workers: WorkerOptions, console: "Console") -> "list[Job]":
+    """A job for each worker that the plan for this machine has; the plan is shown, and its costs are noted."""
+    from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+    from cifar_sweep.work.local import local_jobs
+
+    train_images = study.data.get("train_images", TRAIN_IMAGES)
+    plan = workers.choose([study.sweep], train_images=train_images, say=printer(console))
+    if plan.costs:
+        note_costs(study, plan.costs)
+    jobs = local_jobs(job, plan)
+    _say_start(study, jobs, plan, console)
+    return jobs
 
 
 def _run_on_ray(
@@ -151,61 +118,32 @@ def _run_on_ray(
     run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=cpus, group=group, stop=stop, say=printer(console))
 
 
-def submit(
-    sweep: SweepName,
-    trials: Trials = None,
-    epochs: Epochs = None,
-    train_images: TrainImages = None,
-    data: Data = "auto",
-    seed: Seed = None,
-    settings: Settings = None,
-    only: Only = None,
-    preview: AsPreview = False,
-    study: NewStudy = None,
-    priority: Priority = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
-) -> None:
+def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
     """Put a sweep into the database, for `cifar-sweep worker` to train, here or on any machine that reaches it."""
     console = terminal()
-    chosen = load_sweep(
-        sweep, settings=settings, trials=trials, epochs=epochs, train_images=train_images, seed=seed, only=only,
-        preview=preview,
-    )  # fmt: skip
-    the_study, _ = _submit(chosen, study, data, storage, artifacts, priority, preview=preview, console=console)
+    study, _ = _submit(asked.load(), asked, place, console)
     printer(console)(
-        f"study {the_study.name}: {the_study.budget} trials on {the_study.data['name']}\n"
-        f"priority {the_study.priority}, in {the_study.storage.shown}\n"
-        f"checkpoints and weights go to {artifacts_of(the_study, None).shown}\n"
-        f"next: cifar-sweep worker{_at(the_study, storage)}   trains it; any number of them, on any machine"
+        f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
+        f"priority {study.priority}, in {study.storage.shown}\n"
+        f"checkpoints and weights go to {place.files_of(study).shown}\n"
+        f"next: cifar-sweep worker{_at(study, place)}   trains it; any number of them, on any machine"
     )
 
 
 def _submit(
-    chosen: "Sweep",
-    name: str | None,
-    data: str,
-    storage: str,
-    artifacts: str | None,
-    priority: int | None,
-    *,
-    preview: bool,
-    console: "Console",
+    sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions, console: "Console"
 ) -> "tuple[SweepStudy, str]":
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
-    from cifar_sweep.artifacts import open_artifacts
     from cifar_sweep.study.storage import open_storage
     from cifar_sweep.work.submit import check_submission
     from cifar_sweep.work.submit import submit as submit_study
 
-    source, images = load_data(data, console, download=not preview)
-    name = name or chosen.name + ("-preview" if preview else "")
-    check_submission(name, chosen, images)
-    address = open_artifacts(artifacts).address if artifacts is not None else None
-    the_study = submit_study(
-        open_storage(storage), name, chosen, images, source=source, artifacts=address, priority=priority
-    )
-    return the_study, source
+    source, images = asked.images(console)
+    name = place.study or sweep.name + ("-preview" if asked.preview else "")
+    check_submission(name, sweep, images)
+    address, storage = place.address, open_storage(place.storage)
+    study = submit_study(storage, name, sweep, images, source=source, artifacts=address, priority=place.priority)
+    return study, source
 
 
 def _say_start(study: "SweepStudy", jobs: "list[Job]", plan: "Plan", console: "Console") -> None:
@@ -233,7 +171,7 @@ def _time_text(plan: "Plan", study: "SweepStudy") -> str:
     return f"; about {duration(plan.seconds)}{pruning}"
 
 
-def _say_end(study: "SweepStudy", storage: str, console: "Console") -> None:
+def _say_end(study: "SweepStudy", place: FileOptions, console: "Console") -> None:
     from cifar_sweep.study.files import study_folder
     from cifar_sweep.study.record import setting_text
     from cifar_sweep.study.storage import HALTED
@@ -249,71 +187,65 @@ def _say_end(study: "SweepStudy", storage: str, console: "Console") -> None:
         lines.append(f"{halted}before the end; the same command goes on from each trial's last epoch")
     if best is not None:
         lines.append(f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {setting_text(best)}")
-    at = _at(study, storage)
+    at = _at(study, place)
     lines += [
-        f"study: {study.storage.shown}, weights: {artifacts_of(study, None).shown}/{study_folder(study)}",
+        f"study: {study.storage.shown}, weights: {place.files_of(study).shown}/{study_folder(study)}",
         f"next: cifar-sweep export {study.name}{at}   config, weights and test accuracy",
         f"      cifar-sweep dashboard{at}   every trial, in a browser",
     ]
     printer(console)("\n".join(lines))
 
 
-def _at(study: "SweepStudy", storage: str) -> str:
+def _at(study: "SweepStudy", place: StorageOptions) -> str:
     """The option that other commands need to find the study."""
-    return "" if storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
+    return "" if place.storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
 
 
 def worker(
     studies: Studies = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="Leave when nothing is left to train.")] = False,
-    workers: Workers = "auto",
-    group: GroupSize = "auto",
-    threads: Threads = 0,
-    device: Device = "auto",
+    until_idle: Annotated[bool, Option("--until-idle", help="Leave when nothing is left to train.")] = False,
+    *,
+    workers: WorkerOptions,
     data: SameData = None,
     max_hours: MaxHours = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    place: FileOptions,
 ) -> None:
     """Train trials of submitted studies, the most urgent first, until told to stop."""
-    from cifar_sweep.artifacts import open_artifacts
-    from cifar_sweep.machine.plan import choose
     from cifar_sweep.study.opening import load
-    from cifar_sweep.study.storage import open_existing
-    from cifar_sweep.terminal.progress import shown
     from cifar_sweep.training.device import resolve_device
     from cifar_sweep.work.local import serve
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job
 
-    resolve_device(device)
-    processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)
-    deadline = time.time() + 3600 * max_hours if max_hours is not None else None
-    opened = open_existing(storage)
+    resolve_device(workers.device)
+    deadline = deadline_of(max_hours)
+    opened = place.open()
     names = tuple(load(opened, name).name for name in studies or [])
-    address = open_artifacts(artifacts).address if artifacts is not None else None
+    job = Job(place.storage, names, data=data, artifacts=place.address, device=workers.device, deadline=deadline)
     say = printer(terminal())
 
     def plan(there: "Sequence[SweepStudy]") -> "Plan":
-        sweeps = [study.sweep for study in there]
-        made = choose(sweeps, device=device, workers=processes, threads=threads, group=at_once, say=say)
+        made = workers.choose([study.sweep for study in there], say=say)
         for study in there:
             _note_costs(study, made)
         say(f"working on {', '.join(study.name for study in there)}; plan: {made}")
         return made
 
-    @contextmanager
-    def all_shown(there: "Sequence[SweepStudy]") -> "Iterator[None]":
-        with ExitStack() as views:
-            for study in there:
-                views.enter_context(shown(study, terminal(), live=False))
-            yield
-
-    job = Job(storage, names, data=data, artifacts=address, device=device, deadline=deadline)
     say(f"worker on {opened.shown}" + ("" if until_idle else "; Ctrl-C or SIGTERM ends it"))
     with stop_on_signals() as stop:
-        serve(job, until_idle=until_idle, plan=plan, shown=all_shown, stop=stop)
+        serve(job, until_idle=until_idle, plan=plan, shown=_all_shown, stop=stop)
     raise typer.Exit(stop.exit_code())
+
+
+@contextmanager
+def _all_shown(studies: "Sequence[SweepStudy]") -> "Iterator[None]":
+    """Says of each study's trials what they come to, while the body runs."""
+    from cifar_sweep.terminal.progress import shown
+
+    with ExitStack() as views:
+        for study in studies:
+            views.enter_context(shown(study, terminal(), live=False))
+        yield
 
 
 def _note_costs(study: "SweepStudy", plan: "Plan") -> None:
