@@ -14,7 +14,8 @@ from cifar_sweep.cli.options import (
     WorkerOptions,
     echo_json,
     load_data,
-    printer,
+    quiet,
+    say,
     terminal,
 )
 from cifar_sweep.errors import UsageError
@@ -36,8 +37,6 @@ def plan(
 ) -> None:
     """Say how long `run` with the same options would take, by trying some steps of it, and what fits into --hours."""
     begun = time.perf_counter()
-    from rich.console import Console
-
     from cifar_sweep.machine.outlook import Outlook, as_plain
     from cifar_sweep.machine.rehearsal import rehearse
     from cifar_sweep.training.device import resolve_device, resolve_precision
@@ -46,13 +45,12 @@ def plan(
 
     device = workers.device
     where = resolve_device(device)
-    console = Console(quiet=True) if as_json else terminal()
     chosen = asked.load()
     started = time.perf_counter() - begun  # with the libraries, as a run loads them
-    source, images = asked.images(console, quiet=as_json)
+    source, images = asked.images(quiet=as_json)
     check_submission(chosen.name, chosen, images)
     many = len(split(images.train_labels)[0])
-    made = workers.choose([chosen], train_images=many, always=True, say=printer(console))
+    made = workers.choose([chosen], train_images=many, always=True, say=quiet if as_json else say)
     precision, _ = resolve_precision(where)
     pace = rehearse(
         chosen, made, source=source, device=device, precision=precision, classes=len(images.classes), started=started
@@ -61,7 +59,7 @@ def plan(
     if as_json:
         echo_json(as_plain(outlook, hours=hours) | {"data": images.name})
         return
-    printer(console)("\n".join(_lines(outlook, data=images.name, hours=hours)))
+    say("\n".join(_lines(outlook, data=images.name, hours=hours)))
 
 
 def _lines(outlook: "Outlook", *, data: str, hours: float | None) -> list[str]:
@@ -121,7 +119,7 @@ def list_sweeps() -> None:
             sweeps[name] = load(path)
         except UsageError as error:
             faults.append(error)
-    seconds = estimates(sweeps, say=printer(console))
+    seconds = estimates(sweeps, say=say)
     view = Table("sweep", "trials", "at most about", "searches", "what for", box=None)
     for name, sweep in sweeps.items():
         searched = "given runs" if sweep.given else ", ".join(sweep.space)
@@ -148,16 +146,14 @@ def bench(
 
     cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
     resolve_device(device)
-    console = terminal()
-    images = load_data(data, console, quiet=as_json)
-    say = (lambda _: None) if as_json else printer(console)
-    rows = list(measure(cases, device=device, source=data, turns=turns, say=say))
+    images = load_data(data, quiet=as_json)
+    rows = list(measure(cases, device=device, source=data, turns=turns, say=quiet if as_json else say))
     surroundings = _surroundings(device)
     if as_json:
         echo_json({"rows": [asdict(row) for row in rows], "data": images.name, **surroundings})
         return
-    console.print(_bench_table(rows))
-    printer(console)(
+    terminal().print(_bench_table(rows))
+    say(
         f"{surroundings['device']}; {images.name}; medians of {turns} turns (lowest to highest); torch "
         f"{surroundings['versions']['torch']}; validation in none"
     )

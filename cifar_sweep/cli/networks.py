@@ -15,7 +15,7 @@ from cifar_sweep.cli.options import (
     Threads,
     data_of_export,
     echo_json,
-    printer,
+    say,
     settings_of,
     terminal,
 )
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from rich.console import Console
 
     from cifar_sweep.exports.trained import Trained
     from cifar_sweep.training.images.data import ImageData
@@ -66,26 +65,21 @@ def export(
     chosen = pick(source, trial)
     trained = trained_trial(source, chosen, options.files_of(source))
     on = resolve_device(options.device)
-    console = terminal()
-    images = options.images_of(source, console)
+    images = options.images_of(source)
     prepare_process(on, threads=trained.provenance.threads)
     folder = output.out or Path("exports") / f"{source.name}-{chosen.number}"
-    metrics = _write(folder, [trained], images, on, console)
+    metrics = _write(folder, [trained], images, on)
     source.record_test([chosen.number], metrics["test_accuracy"])
-    _add_onnx(folder, images, output.with_onnx, console)
+    _add_onnx(folder, images, output.with_onnx)
 
 
 def ensemble(
     sources: Annotated[
         list[str] | None, Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
     ] = None,
-    top: Annotated[
-        int | None, Option(min=1, help="So many of the study's best trials, by validation accuracy; 3 of them.")
-    ] = None,
+    top: Annotated[int | None, Option(min=1, help="So many of the study's best trials; 3 if not given.")] = None,
     trials: Annotated[str | None, Option(help="These trials of the study instead, as in 3,5,8.")] = None,
-    seeds: Annotated[
-        int, Option(min=0, help="Train each of them again under so many other seeds; 0 takes their weights.")
-    ] = 0,
+    seeds: Annotated[int, Option(min=0, help="Train each again under so many other seeds; 0 takes its weights.")] = 0,
     threads: Threads = 0,
     *,
     output: OutputOptions,
@@ -98,24 +92,23 @@ def ensemble(
     from cifar_sweep.work.signals import stop_on_signals
 
     on = resolve_device(options.device)
-    console = terminal()
-    members, name, images = _members(sources or [], top, trials, options, console)
+    members, name, images = _members(sources or [], top, trials, options)
     check_size(len(members) * (seeds or 1))
     folder = output.out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
             copies = train_copies(
                 members, seeds=seeds, data=images, device=options.device, threads=threads, unfinished=folder,
-                stop=stop, say=printer(console),
+                stop=stop, say=say,
             )  # fmt: skip
-        members = copies or _stopped(stop, console)
+        members = copies or _stopped(stop)
     prepare_process(on, threads=threads or members[0].provenance.threads)
-    _write(folder, members, images, on, console, each=True)
-    _add_onnx(folder, images, output.with_onnx, console)
+    _write(folder, members, images, on, each=True)
+    _add_onnx(folder, images, output.with_onnx)
 
 
 def _members(
-    sources: list[str], top: int | None, trials: str | None, options: ImageOptions, console: "Console"
+    sources: list[str], top: int | None, trials: str | None, options: ImageOptions
 ) -> "tuple[list[Trained], str, ImageData]":
     """The networks of an ensemble, the name of what they are from, and their images."""
     from cifar_sweep.exports.ensemble import choose, joined
@@ -128,7 +121,7 @@ def _members(
             raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
         exports = [read(Path(source)) for source in sources]
         members = joined(exports)
-        return members, exports[0].folder.name, data_of_export(exports[0], options.data, console, must_match=True)
+        return members, exports[0].folder.name, data_of_export(exports[0], options.data, must_match=True)
     if len(sources) > 1:
         raise UsageError(
             f"{', '.join(sources)}: no export folders; accepted: one study, or folders that hold a config.toml."
@@ -136,7 +129,7 @@ def _members(
     study = options.load(sources[0] if sources else None)
     chosen = choose(study, top=top or 3, numbers=numbers)
     files = options.files_of(study)
-    return [trained_trial(study, trial, files) for trial in chosen], study.name, options.images_of(study, console)
+    return [trained_trial(study, trial, files) for trial in chosen], study.name, options.images_of(study)
 
 
 def _numbers(trials: str | None) -> list[int]:
@@ -161,15 +154,14 @@ def evaluate(
 
     chosen = read(export)
     on = resolve_device(device)
-    console = terminal()
-    images = data_of_export(chosen, data, console, quiet=as_json)
+    images = data_of_export(chosen, data, quiet=as_json)
     prepare_process(on, threads=chosen.origin.threads)
     evaluation = evaluate_export(chosen, images, device=on)
     if as_json:
         echo_json(evaluation)
         return
-    console.print(table(evaluation))
-    printer(console)(
+    terminal().print(table(evaluation))
+    say(
         f"\n{export}: test accuracy {evaluation['test_accuracy']:.2%} "
         f"({evaluation['test_images']:,} images of {images.name})" + _shortened_words(chosen.shortened)
     )
@@ -188,13 +180,12 @@ def predict(
     from cifar_sweep.exports import pictures as looks
     from cifar_sweep.exports.exported import read
 
-    console = terminal()
     exports = {str(path): read(path) for path in (export, against) if path is not None}
     if against is not None and len(exports) == 1:
         raise UsageError(f"--against {against}: that is the same export; accepted: another one.")
     pictures = [looks.read_picture(path) for path in images or []]
     if test:
-        pictures += looks.some_of_test(data_of_export(exports[str(export)], data, console, quiet=as_json), test)
+        pictures += looks.some_of_test(data_of_export(exports[str(export)], data, quiet=as_json), test)
     if not pictures:
         raise UsageError("predict: give image files, or --test N for images of the test set.")
     said = {name: looks.answers(each, pictures) for name, each in exports.items()}
@@ -203,12 +194,12 @@ def predict(
     if as_json:
         echo_json(looks.as_json(pictures, said))
         return
-    console.print(looks.table(pictures, said), soft_wrap=True)
+    terminal().print(looks.table(pictures, said), soft_wrap=True)
     for name, each in exports.items():
         if each.shortened:
-            printer(console)(name + _shortened_words(each.shortened))
+            say(name + _shortened_words(each.shortened))
     if page is not None:
-        printer(console)(f"written: {page}")
+        say(f"written: {page}")
 
 
 def train(
@@ -226,8 +217,7 @@ def train(
     from cifar_sweep.work.signals import stop_on_signals
 
     export = read(config)
-    console = terminal()
-    images = data_of_export(export, data, console)
+    images = data_of_export(export, data)
     source = export.folder.absolute()
     folder = output.out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
@@ -236,57 +226,45 @@ def train(
         for member in export.members:
             done = train_again(
                 member.config, member.origin.provenance(),
-                data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=printer(console),
+                data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=say,
             )  # fmt: skip
-            trained.append(done or _stopped(stop, console))
-    metrics = _write(folder, trained, images, resolve_device(kind), console)
+            trained.append(done or _stopped(stop))
+    metrics = _write(folder, trained, images, resolve_device(kind))
     known = known_test_accuracy(export.folder)
     if known is not None:
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
-        printer(console)(f"test accuracy compared with the export's: {same}")
-    _add_onnx(folder, images, output.with_onnx, console)
+        say(f"test accuracy compared with the export's: {same}")
+    _add_onnx(folder, images, output.with_onnx)
 
 
 def model(
     name: Annotated[str | None, Argument(help="A network; all of them at a glance if not given.")] = None,
-    settings: Annotated[
-        list[str] | None, Option("--set", metavar="KEY=VALUE", help="As in --set hidden_units=4000.")
-    ] = None,
+    settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="As in hidden_units=4000.")] = None,
     as_json: Annotated[bool, Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show a network's layers with their output shapes and parameter counts."""
     from cifar_sweep.terminal import model as models
 
+    if name is None and settings:
+        raise UsageError("--set: name the network that it changes, as in `cifar-sweep model vgg13 --set ...`.")
     if name is None:
-        if settings:
-            raise UsageError("--set: name the network that it changes, as in `cifar-sweep model vgg13 --set ...`.")
-        overview = models.overview()
-        if as_json:
-            echo_json({"models": overview})
-        else:
-            terminal().print(models.overview_table(overview))
-        return
-    described = models.describe_model({"model": name} | settings_of(settings or []))
+        described, table = {"models": models.overview()}, models.overview_table
+    else:
+        described, table = models.describe_model({"model": name} | settings_of(settings or [])), models.table
     if as_json:
         echo_json(described)
     else:
-        terminal().print(models.table(described))
+        terminal().print(table(described))
 
 
-def _stopped(stop: "StopRequest", console: "Console") -> NoReturn:
-    console.print("stopped; the same command goes on from the last epoch.")
+def _stopped(stop: "StopRequest") -> NoReturn:
+    say("stopped; the same command goes on from the last epoch.")
     raise typer.Exit(stop.exit_code())
 
 
 def _write(
-    folder: Path,
-    trained: "Sequence[Trained]",
-    images: "ImageData",
-    device: "torch.device",
-    console: "Console",
-    *,
-    each: bool = False,
+    folder: Path, trained: "Sequence[Trained]", images: "ImageData", device: "torch.device", *, each: bool = False
 ) -> dict[str, Any]:
     """Write these networks as one export, and say its accuracies; `each` network's first, if that is asked for."""
     from cifar_sweep.exports.write import write, write_ensemble
@@ -297,7 +275,6 @@ def _write(
     else:
         metrics = write_ensemble(folder, trained, data=images, device=device)
     discard_unfinished(folder)
-    say = printer(console)
     for member in metrics["members"] if each else []:
         label = f" ({member['label']})" if member["label"] else ""
         say(f"study {member['study']}, trial {member['trial']}{label}: {_accuracies(member)}")
@@ -313,23 +290,23 @@ def _accuracies(metrics: dict[str, Any]) -> str:
     return f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%}"
 
 
-def _add_onnx(folder: Path, images: "ImageData", wished: bool | None, console: "Console") -> None:
+def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
     """Write an export's model.onnx, if that is wished for, or can be and nothing was said; say what came of it."""
     from cifar_sweep.exports import onnx
 
     if wished is False:
         return
     if wished is None and onnx.missing():
-        printer(console)(f"{onnx.NAME} is not written: {onnx.INSTALL} brings what it needs")
+        say(f"{onnx.NAME} is not written: {onnx.INSTALL} brings what it needs")
         return
     try:
         noted = onnx.add(folder, images)
     except onnx.OnnxError as error:
         if wished:
             raise
-        printer(console)(str(error))
+        say(str(error))
         return
-    printer(console)(
+    say(
         f"{folder / onnx.NAME}: the same probabilities on {noted['images']} test images, "
         f"to {noted['largest_difference']:.1g}"
     )

@@ -108,17 +108,16 @@ class SweepOptions:
         labels = [label.strip() for label in self.only.split(",")] if self.only is not None else []
         return load(find(self.sweep), changes=changes, preview=self.preview, only=labels)
 
-    def images(self, console: "Console", *, quiet: bool = False) -> "tuple[str, ImageData]":
+    def images(self, *, quiet: bool = False) -> "tuple[str, ImageData]":
         """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead."""
         from cifar_sweep.training.images.data import find_on_disk
 
         source = self.data
         if source == "auto" and self.preview and find_on_disk() is None:
             source = "synthetic"
-            console.print(
-                "CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours)."
-            )
-        return source, load_data(source, console, quiet=quiet)
+            if not quiet:
+                say("CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours).")
+        return source, load_data(source, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -208,9 +207,9 @@ class ImageOptions(FileOptions):
     data: SameData = None
     device: Device = "auto"
 
-    def images_of(self, study: "SweepStudy", console: "Console", *, quiet: bool = False) -> "ImageData":
+    def images_of(self, study: "SweepStudy", *, quiet: bool = False) -> "ImageData":
         """The images that the study was run on. Raises StudyError where `data` names others."""
-        images = load_data(self.data or study.data["source"], console, quiet=quiet)
+        images = load_data(self.data or study.data["source"], quiet=quiet)
         study.check_data(name=images.name, fingerprint=images.fingerprint)
         return images
 
@@ -226,6 +225,15 @@ def terminal() -> "Console":
 def printer(console: "Console") -> Callable[[str], None]:
     """Prints lines as they are."""
     return lambda lines: console.print(lines, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(lines: str) -> None:
+    """Print lines as they are."""
+    printer(terminal())(lines)
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
 
 
 def echo_json(plain: Any) -> None:
@@ -264,15 +272,15 @@ def settings_of(pairs: list[str]) -> dict[str, Value]:
     return parsed
 
 
-def load_data(source: str, console: "Console", *, quiet: bool = False) -> "ImageData":
+def load_data(source: str, *, quiet: bool = False) -> "ImageData":
     """The images of this source."""
     from cifar_sweep.training.images import data
 
-    return data.load(source, on_progress=None if quiet else printer(console))
+    return data.load(source, on_progress=None if quiet else say)
 
 
 def data_of_export(
-    export: "Exported", source: str | None, console: "Console", *, must_match: bool = False, quiet: bool = False
+    export: "Exported", source: str | None, *, must_match: bool = False, quiet: bool = False
 ) -> "ImageData":
     """The images that an export was trained on, from `source` or from where its kind is found.
 
@@ -282,7 +290,7 @@ def data_of_export(
         UsageError: they have another number of classes, or are others where they must not be.
     """
     origin = export.origin
-    images = load_data(source or origin.data_source, console, quiet=quiet)
+    images = load_data(source or origin.data_source, quiet=quiet)
     if images.fingerprint == origin.data_fingerprint:
         return images
     if must_match or len(images.classes) != len(export.classes):
@@ -291,5 +299,5 @@ def data_of_export(
             f"({len(images.classes)} classes); name its data with --data."
         )
     if not quiet:
-        console.print(f"note: the export was trained on {origin.data}, this is {images.name}: numbers will differ.")
+        say(f"note: the export was trained on {origin.data}, this is {images.name}: numbers will differ.")
     return images

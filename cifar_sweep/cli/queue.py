@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.options import DATABASE_HELP, FileOptions, StorageOptions, printer, terminal, without_password
+from cifar_sweep.cli.options import DATABASE_HELP, FileOptions, StorageOptions, say, without_password
 from cifar_sweep.errors import UsageError
 
 Studies = Annotated[list[str] | None, Argument(metavar="[STUDY]...", help="These alone; all that are open.")]
@@ -36,7 +36,7 @@ def cancel(study: OneStudy, place: StorageOptions) -> None:
 def _set_state(name: str, state: str, place: StorageOptions, then: str) -> None:
     study = place.load(name)
     study.set_state(state)
-    printer(terminal())(f"study {study.name} is {study.state}: {then.format(seconds=study.storage.heartbeat_seconds)}")
+    say(f"study {study.name} is {study.state}: {then.format(seconds=study.storage.heartbeat_seconds)}")
 
 
 def delete(
@@ -59,7 +59,7 @@ def delete(
     if not yes and not _confirmed(question):
         raise UsageError(f"study {study!r} was not deleted; accepted: y at the question, or --yes.")
     delete_study(opened, study, remove_files=lambda each: None if keep_files else remove_files(each, store))
-    printer(terminal())(f"study {study} is deleted")
+    say(f"study {study} is deleted")
 
 
 def _confirmed(question: str) -> bool:
@@ -81,6 +81,5 @@ def copy(
     from cifar_sweep.study.copying import copy_studies
     from cifar_sweep.study.storage import open_existing, open_storage
 
-    say = printer(terminal())
     copied = copy_studies(open_existing(source), open_storage(target), studies or [], say=say)
     say(f"copied: {', '.join(copied) or 'nothing, there are no studies'}")

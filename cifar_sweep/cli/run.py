@@ -17,6 +17,7 @@ from cifar_sweep.cli.options import (
     WorkerOptions,
     deadline_of,
     printer,
+    say,
     terminal,
 )
 from cifar_sweep.cli.queue import Studies
@@ -50,25 +51,24 @@ def run(
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
     from cifar_sweep.study.outage import wait_out
     from cifar_sweep.terminal.progress import shown
-    from cifar_sweep.work.local import run_workers
+    from cifar_sweep.work.local import local_jobs, run_workers
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job
 
     deadline = deadline_of(max_hours)
     _check_place(on, gpus_per_worker, workers, place)
     console = terminal()
-    say = printer(console)
     sweep = asked.load()
-    study, source = _submit(sweep, asked, place, console)
+    study, source = _submit(sweep, asked, place)
     job = Job(place.storage, (study.name,), data=source, device=workers.device, deadline=deadline)
-    jobs = _jobs_elsewhere(job, workers) if on else _jobs_here(job, study, workers, console)
+    plan = _plan(study, workers) if on is None else None
     with stop_on_signals() as stop, shown(study, console):
-        if on:
-            _run_on_ray(jobs, on, gpus_per_worker or 0.0, workers.at_once, stop, console)
+        if plan is not None:
+            run_workers(local_jobs(job, plan), stop=stop)
         else:
-            run_workers(jobs, stop=stop)
+            _run_on_ray(job, workers, str(on), gpus_per_worker or 0.0, stop, console)
     # The database may have been away in the meantime, or be so now.
-    wait_out(lambda: _say_end(study, place, console), stop=stop, say=say)
+    wait_out(lambda: _say_end(study, place), stop=stop, say=say)
     # Another point takes the place of a trial that failed, but never of a given one.
     missing = sweep.given and wait_out(study.missing, stop=stop, say=say)
     raise typer.Exit(stop.exit_code() or int(missing))
@@ -90,39 +90,32 @@ def _check_place(on: str | None, gpus: float | None, workers: WorkerOptions, pla
         raise UsageError("--workers auto: a cluster's nodes are not known beforehand; accepted with --on: a number.")
 
 
-def _jobs_elsewhere(job: "Job", workers: WorkerOptions) -> "list[Job]":
-    number = workers.processes
-    return [replace(job, threads=workers.threads, worker=worker, workers=number) for worker in range(number)]
-
-
-def _jobs_here(job: "Job", study: "SweepStudy", workers: WorkerOptions, console: "Console") -> "list[Job]":
-    """A job for each worker that the plan for this machine has; the plan is shown, and its costs are noted."""
+def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
+    """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
-    from cifar_sweep.work.local import local_jobs
 
-    train_images = study.data.get("train_images", TRAIN_IMAGES)
-    plan = workers.choose([study.sweep], train_images=train_images, say=printer(console))
+    plan = workers.choose([study.sweep], train_images=study.data.get("train_images", TRAIN_IMAGES), say=say)
     if plan.costs:
         note_costs(study, plan.costs)
-    jobs = local_jobs(job, plan)
-    _say_start(study, jobs, plan, console)
-    return jobs
+    _say_start(study, workers.device, plan)
+    return plan
 
 
 def _run_on_ray(
-    jobs: "list[Job]", on: str, gpus: float, group: int, stop: "Callable[[], bool]", console: "Console"
+    job: "Job", workers: WorkerOptions, on: str, gpus: float, stop: "Callable[[], bool]", console: "Console"
 ) -> None:
     from cifar_sweep.work.ray import run_on_ray
 
-    cpus = float(jobs[0].threads or 1)
-    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=cpus, group=group, stop=stop, say=printer(console))
+    number, cpus = workers.processes, float(workers.threads or 1)
+    jobs = [replace(job, threads=workers.threads, worker=worker, workers=number) for worker in range(number)]
+    group, say_beside = workers.at_once, printer(console)
+    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=cpus, group=group, stop=stop, say=say_beside)
 
 
 def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
     """Put a sweep into the database, for `cifar-sweep worker` to train, here or on any machine that reaches it."""
-    console = terminal()
-    study, _ = _submit(asked.load(), asked, place, console)
-    printer(console)(
+    study, _ = _submit(asked.load(), asked, place)
+    say(
         f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
         f"priority {study.priority}, in {study.storage.shown}\n"
         f"checkpoints and weights go to {place.files_of(study).shown}\n"
@@ -130,15 +123,13 @@ def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
     )
 
 
-def _submit(
-    sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions, console: "Console"
-) -> "tuple[SweepStudy, str]":
+def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tuple[SweepStudy, str]":
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
     from cifar_sweep.study.storage import open_storage
     from cifar_sweep.work.submit import check_submission
     from cifar_sweep.work.submit import submit as submit_study
 
-    source, images = asked.images(console)
+    source, images = asked.images()
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     check_submission(name, sweep, images)
     address, storage = place.address, open_storage(place.storage)
@@ -146,15 +137,15 @@ def _submit(
     return study, source
 
 
-def _say_start(study: "SweepStudy", jobs: "list[Job]", plan: "Plan", console: "Console") -> None:
+def _say_start(study: "SweepStudy", named: str, plan: "Plan") -> None:
     from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 
-    device = resolve_device(jobs[0].device)
+    device = resolve_device(named)
     precision, ratio = resolve_precision(device)
     asked = study.sweep.fixed.get("precision", "auto")
     chosen = f"auto is {precision} (bf16 is {ratio:.1f} times as fast here)" if asked == "auto" else asked
-    threads = f" ({jobs[0].threads} thread(s) each)" if device.type == "cpu" else ""
-    printer(console)(
+    threads = f" ({plan.split.threads} thread(s) each)" if device.type == "cpu" else ""
+    say(
         f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
         f"device {device.type}: {device_name(device)}{threads}; precision {chosen}\n"
         f"plan: {plan}" + _time_text(plan, study)
@@ -165,13 +156,13 @@ def _time_text(plan: "Plan", study: "SweepStudy") -> str:
     """About how long the whole study takes, by steps that were timed on this machine before."""
     from cifar_sweep.words import duration
 
-    if plan.seconds is None or any(trial.state.is_finished() for trial in study.asked()):
+    if plan.seconds is None or any(trial.is_finished for trial in study.asked_records()):
         return ""
     pruning = ", less with pruning" if study.sweep.pruner.name != "none" else ""
     return f"; about {duration(plan.seconds)}{pruning}"
 
 
-def _say_end(study: "SweepStudy", place: FileOptions, console: "Console") -> None:
+def _say_end(study: "SweepStudy", place: FileOptions) -> None:
     from cifar_sweep.study.files import study_folder
     from cifar_sweep.study.record import setting_text
     from cifar_sweep.study.storage import HALTED
@@ -193,7 +184,7 @@ def _say_end(study: "SweepStudy", place: FileOptions, console: "Console") -> Non
         f"next: cifar-sweep export {study.name}{at}   config, weights and test accuracy",
         f"      cifar-sweep dashboard{at}   every trial, in a browser",
     ]
-    printer(console)("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _at(study: "SweepStudy", place: StorageOptions) -> str:
@@ -222,7 +213,6 @@ def worker(
     opened = place.open()
     names = tuple(load(opened, name).name for name in studies or [])
     job = Job(place.storage, names, data=data, artifacts=place.address, device=workers.device, deadline=deadline)
-    say = printer(terminal())
 
     def plan(there: "Sequence[SweepStudy]") -> "Plan":
         made = workers.choose([study.sweep for study in there], say=say)

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Option
 
-from cifar_sweep.cli.options import ImageOptions, StorageOptions, StudyName, echo_json, printer, terminal
+from cifar_sweep.cli.options import ImageOptions, StorageOptions, StudyName, echo_json, say, terminal
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from cifar_sweep.report.facts import Closer, Report
     from cifar_sweep.study.study import SweepStudy
 
@@ -54,13 +52,12 @@ def compare(
 
     on = resolve_device(options.device)
     prepare_process(on, threads=0)
-    console = terminal()
     hand, sweeps = collect(
         load_all(options.open()),
         hand=study,
         artifacts_of=options.files_of,
         device=on,
-        images_of=lambda each: options.images_of(each, console, quiet=as_json),
+        images_of=lambda each: options.images_of(each, quiet=as_json),
     )
     if figure is not None:
         comparison_page(figure, hand)
@@ -68,9 +65,9 @@ def compare(
         echo_json(plain(hand, sweeps))
         return
     for view in tables(hand, sweeps):
-        console.print(view)
+        terminal().print(view)
     if figure is not None:
-        printer(console)(f"written: {figure}")
+        say(f"written: {figure}")
 
 
 def plot(
@@ -86,7 +83,7 @@ def plot(
     drawn = place.load(study)
     path = out or Path(f"{drawn.name}.html")
     study_page(path, drawn, curves=trials)
-    printer(terminal())(f"written: {path}")
+    say(f"written: {path}")
 
 
 def dashboard(
@@ -142,9 +139,8 @@ def report(
 
     storage = options.open()
     told = load(storage, study)
-    console = terminal()
     wanted = form != "csv" and not no_images
-    closer = _look(told, options, console, pictures=form == "html") if wanted else Closer()
+    closer = _look(told, options, pictures=form == "html") if wanted else Closer()
     reports = next((each for each in load_all(storage) if each.sweep.given and each.name == REPORTS), None)
     text = _rendered(collect(told, closer=closer, reports=reports), form)
     if out == "-":
@@ -153,7 +149,7 @@ def report(
         return
     path = Path(out) if out else Path(f"{told.name}-report.{form}")
     write(path, text)
-    printer(console)(f"written: {path}")
+    say(f"written: {path}")
 
 
 def _rendered(facts: "Report", form: str) -> str:
@@ -162,7 +158,7 @@ def _rendered(facts: "Report", form: str) -> str:
     return {"html": page.render, "md": text.markdown, "csv": text.trials_csv}[form](facts)
 
 
-def _look(study: "SweepStudy", options: ImageOptions, console: "Console", *, pictures: bool) -> "Closer":
+def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "Closer":
     """What the best trial's network makes of the images, where there is one and that is still to be found out."""
     from cifar_sweep.errors import CifarSweepError
     from cifar_sweep.report.facts import Closer
@@ -179,5 +175,5 @@ def _look(study: "SweepStudy", options: ImageOptions, console: "Console", *, pic
         files = options.files_of(study)
     except CifarSweepError as error:
         return Closer(missing=str(error))
-    images = functools.partial(options.images_of, study, console, quiet=True)
+    images = functools.partial(options.images_of, study, quiet=True)
     return look_closer(study, best, images, artifacts=files, device=on, pictures=pictures)
