@@ -5,6 +5,7 @@ moment; writes, where the dashboard lets any through, go to the database itself.
 """
 
 import copy
+import functools
 import logging
 import re
 from collections.abc import Container, ItemsView, Iterator, Mapping
@@ -13,14 +14,13 @@ from typing import Any, BinaryIO
 
 import optuna
 from bottle import HTTPError  # type: ignore[import-untyped]
-from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.dashboard.notes import with_own
 from cifar_sweep.dashboard.shown import PLOT, ShownStudy
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.study.opening import delete
 from cifar_sweep.study.outage import explain
-from cifar_sweep.study.reading import PassedOn, ReadingStorage
+from cifar_sweep.study.reading import PassedOn, ReadingStorage, laid_over
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.study import SweepStudy
 
@@ -35,7 +35,7 @@ RESERVED = frozenset(
 _NOTE = re.compile(r"dashboard:(?:(\d+):)?note_(?:ver|str:(\d+))")
 
 
-class Overlay(PassedOn):
+class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class that is made by `type`
     """The storage that the dashboard is given, and its store of artifacts.
 
     Where it is `writable`, each note has a place for the reader's own.
@@ -47,7 +47,7 @@ class Overlay(PassedOn):
         self._reading = ReadingStorage(storage)
         self._shown: dict[int, ShownStudy] = {}
         self._files_go: set[int] = set()
-        super().__init__(self._reading)
+        self._behind = self._reading
 
     def ours(self, study_id: int) -> ShownStudy | None:
         """A study of ours; None where it is another's, or gone."""
@@ -77,7 +77,7 @@ class Overlay(PassedOn):
         """Make all that is shown, so that who asks first need not wait for it."""
         try:
             for study in self.get_all_studies():
-                dict(study.system_attrs)
+                dict(self.get_study_system_attrs(study._study_id))
                 self.get_all_trials(study._study_id, deepcopy=False)
         except Exception as error:  # who asks will be told
             log.debug("not read before somebody asks: %s", error)
@@ -89,16 +89,12 @@ class Overlay(PassedOn):
             studies = sorted(self._behind.get_all_studies())
         except Exception as error:  # asked first for each page: here the database's own word is told
             raise explain(error) or error from None
-        return [self._laid_over(study) for study in studies]
+        return [laid_over(study, functools.partial(self._over, study._study_id)) for study in studies]
 
-    def _laid_over(self, study: Any) -> Any:
-        ours = self._ours(study._study_id, study.user_attrs)
-        if ours is None:
-            return study
-        shown = copy.copy(study)
-        shown.user_attrs = ours.facts()
-        shown.system_attrs = SystemAttributes(study.system_attrs, ours, writable=self._writable)
-        return shown
+    def _over(self, study_id: int, user: Mapping[str, Any], system: Mapping[str, Any]) -> tuple[Any, Any] | None:
+        """The attributes that are shown of a study instead of its own; None where it is not ours."""
+        ours = self._ours(study_id, user)
+        return (ours.facts(), SystemAttributes(system, ours, writable=self._writable)) if ours else None
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         ours = self.ours(study_id)
@@ -108,9 +104,7 @@ class Overlay(PassedOn):
         attributes, ours = self._behind.get_study_system_attrs(study_id), self.ours(study_id)
         return attributes if ours is None else SystemAttributes(attributes, ours, writable=self._writable)
 
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[Any] | None = None) -> list[Any]:
         ours = self.ours(study_id)
         if ours is None:
             return self._behind.get_all_trials(study_id, deepcopy=deepcopy, states=states)

@@ -193,6 +193,12 @@ class TrialRecord:
         return str(self._stored.get("traceback", ""))
 
     @property
+    def plain_attributes(self) -> dict[str, str | int | float]:
+        """Each text and each number that is stored with it, by its name; what others have added among them."""
+        plain = ((name, value) for name, value in self._stored.items() if isinstance(value, (str, int, float)))
+        return {name: value for name, value in plain if value != ""}
+
+    @property
     def setting(self) -> str:
         """What it tries, in words: its label where it is a given point, otherwise its parameters."""
         if self.given is None or not self.label:

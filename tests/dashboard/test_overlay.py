@@ -170,7 +170,7 @@ def test_note_and_figures_are_of_the_moment(
     study.complete(claim, 0.8)
     assert "**80.00%**" in note_on(overlay, study)
     study.set_state(FINISHED, reason="it is *enough*")
-    assert "| finished\\: it is \\*enough\\* |" in note_on(overlay, study)
+    assert "| finished: it is \\*enough\\* |" in note_on(overlay, study)
 
 
 def test_they_are_not_made_anew_for_each_who_asks(
@@ -262,7 +262,7 @@ def test_the_note_on_a_trial(study: SweepStudy, overlay: Overlay) -> None:
     )
     assert lines == [("1", "first", "50.00%"), ("2", "best", "70.00%"), ("3", "last", "60.00%")]
     assert "| **point by hand** | B\\-009 \\| x |" in note
-    assert "| **device** | cpu \\(a model\\), threads\\: 2 |" in note
+    assert "| **device** | cpu \\(a model\\), threads: 2 |" in note
     assert "| **training time** | 6 s, 2 s an epoch |" in note
     claim = begin(study, 0.4)
     assert note_on(overlay, study, claim.number).startswith("**Running**: 1 of 3 epochs are done.")
