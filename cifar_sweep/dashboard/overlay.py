@@ -9,7 +9,7 @@ import functools
 import logging
 import re
 from collections.abc import Container, ItemsView, Iterator, Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import optuna
@@ -32,7 +32,7 @@ RESERVED = frozenset(
         "traceback", "label", "given", "shortened", "deaths", "died_after",
     )
 )  # fmt: skip
-_NOTE = re.compile(r"dashboard:(?:(\d+):)?note_(?:ver|str:(\d+))")
+_TRIAL_NOTE = re.compile(r"dashboard:(\d+):(?=note_)")
 
 
 class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class that is made by `type`
@@ -150,14 +150,6 @@ def _remove_files(study: SweepStudy) -> None:
     remove_files(study, open_artifacts(study.artifacts))
 
 
-@dataclass
-class _OwnNote:
-    """A user's own note as it is in the database: its version and its parts, by their places."""
-
-    version: int = 0
-    parts: dict[int, str] = field(default_factory=dict)
-
-
 class SystemAttributes(Mapping[str, Any]):
     """A study's system attributes, with notes and figures.
 
@@ -167,59 +159,41 @@ class SystemAttributes(Mapping[str, Any]):
     """
 
     def __init__(self, stored: Mapping[str, Any], study: ShownStudy, *, writable: bool) -> None:
+        self._stored = stored
         self._study = study
         self._writable = writable
-        self._plain: dict[str, Any] = {}
-        self._own: dict[int | None, _OwnNote] = {}
         self._asked: dict[str, Any] = {}
-        self._made = False
-        for key, value in stored.items():
-            found = _NOTE.fullmatch(key)
-            if found is None:
-                self._plain[key] = value
-                continue
-            if found[1] is not None:
-                self._plain[key] = value  # who saves a note looks for its parts without asking for it
-            own = self._own.setdefault(int(found[1]) if found[1] else None, _OwnNote())
-            if found[2] is None:
-                own.version = int(value)
-            else:
-                own.parts[int(found[2])] = value
 
-    def _all(self) -> dict[str, Any]:
-        """All that is here now, but for the note that was asked for."""
-        if not self._made:  # only now: a list of studies has no use for it
-            note, figures = self._study.note_and_figures()
-            self._plain |= {f"{PLOT}{name}:0": figure for name, figure in figures.items()} | self._note(None, note)
-            self._made = True
-        return self._plain
+    @cached_property
+    def _shown(self) -> dict[str, Any]:
+        """All but the note that was asked for. A list of studies has no use for it, and never makes it."""
+        note, figures = self._study.note_and_figures()
+        return {
+            **self._stored, **{f"{PLOT}{name}:0": figure for name, figure in figures.items()},
+            **self._note("dashboard:", note),
+        }  # fmt: skip
 
-    def _note(self, trial_id: int | None, text: str) -> dict[str, Any]:
-        """The attributes of a note: ours, and below it the user's own."""
-        own = self._own.get(trial_id, _OwnNote())
-        theirs = "".join(own.parts[place] for place in sorted(own.parts))
+    def _note(self, begin: str, text: str) -> dict[str, Any]:
+        """The attributes of a note, whose names begin so: ours, and below it the user's own."""
+        own = {key: value for key, value in self._stored.items() if key.startswith(f"{begin}note_")}
+        version = own.pop(f"{begin}note_ver", 0)
+        theirs = "".join(own[key] for key in sorted(own, key=lambda key: int(key.rpartition(":")[2])))
         shown = with_own(text, theirs, invite=self._writable)
-        which = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
         # As many parts as there are: who saves a shorter one blanks the rest.
-        parts = {f"{which}note_str:{place}": "" for place in own.parts} | {f"{which}note_str:0": shown}
-        return {f"{which}note_ver": own.version, **parts}
+        return {f"{begin}note_ver": version, **dict.fromkeys(own, ""), f"{begin}note_str:0": shown}
 
     def __getitem__(self, key: str) -> Any:
-        found = _NOTE.fullmatch(key)
-        if found is not None and found[1] is not None:
-            trial_id = int(found[1])
-            self._all()  # looks at the trials as they are now
-            self._asked = self._note(trial_id, self._study.trial_note(trial_id))
+        if found := _TRIAL_NOTE.match(key):
+            _ = self._shown  # looks at the trials as they are now
+            self._asked = self._note(found[0], self._study.trial_note(int(found[1])))
             return self._asked[key]
-        if found is None and not key.startswith(PLOT):
-            return self._plain[key]
-        return self._all()[key]
+        return (self._shown if key.startswith((PLOT, "dashboard:note_")) else self._stored)[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all() | self._asked)
+        return iter(self._shown | self._asked)
 
     def __len__(self) -> int:
-        return len(self._all() | self._asked)
+        return len(self._shown | self._asked)
 
     def items(self) -> ItemsView[str, Any]:
-        return (self._all() | self._asked).items()
+        return (self._shown | self._asked).items()
