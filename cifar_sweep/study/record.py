@@ -173,6 +173,16 @@ class TrialRecord:
         return Stored(**stored) if stored else None
 
     @property
+    def weights_bytes(self) -> int | None:
+        """The size of its weights' file, kept or dropped since; None where there never was one."""
+        return self.weights.size if self.weights else None
+
+    @property
+    def seed(self) -> int | None:
+        """Its own seed; None before it was first taken up."""
+        return self.config.knobs.seed if self.config else None
+
+    @property
     def checkpoints(self) -> list[Mapping[str, Any]]:
         """What its next epoch can be continued from, as `SweepStudy.report` was given it."""
         return list(self._stored.get("checkpoints", ()))
