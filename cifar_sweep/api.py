@@ -203,7 +203,7 @@ class Study:
 
     def trial(self, number: int | None) -> "Trial":
         """A complete trial by number. Raises StudyError where there is none."""
-        return Trial(self._study, self._artifacts, TrialRecord(trained.pick(self._study, number)))
+        return Trial(self._study, self._artifacts, trained.pick(self._study, number))
 
     def figure(self, name: str) -> "go.Figure":
         """A plotly figure: one of `cifar_sweep.figures.gallery.FIGURES`.
@@ -262,7 +262,7 @@ class Trial:
         from cifar_sweep.training.models import build
 
         network = build(self.config.shape, seed=0)
-        network.load_state_dict(trained.stored_weights(self._study, self._trial.frozen, self._artifacts))
+        network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
         return network.eval()
 
     def export(self, folder: str | Path, *, data: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
@@ -273,11 +273,11 @@ class Trial:
         Raises:
             StudyError: the weights were not kept, or these are other images.
         """
-        network = trained.trained_trial(self._study, self._trial.frozen, self._artifacts)
+        network = trained.trained_trial(self._study, self._trial, self._artifacts)
         loaded = images.load(str(data or self._study.data["source"]))
         self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
         on = resolve_device(device)
         prepare_process(on, threads=network.provenance.threads)
-        metrics = export.write(Path(folder), network, data=loaded, device=on)
+        metrics = export.write(Path(folder), [network], data=loaded, device=on)
         self._study.record_test([self.number], metrics["test_accuracy"])
         return metrics

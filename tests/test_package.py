@@ -21,7 +21,7 @@ def test_the_wheel_holds_the_sweeps_and_the_command(tmp_path: Path) -> None:
     shipped = {f"cifar_sweep/sweeps/{path.name}" for path in (ROOT / "sweeps").glob("*.toml")}
     assert shipped
     assert shipped <= set(names)
-    assert "cifar_sweep/training/kernels/lanes.c" in names
+    assert "cifar_sweep/training/lanes/lanes.c" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
     script = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); sys.argv[1:] = ['run', 'nothing']; " + (
         "import cifar_sweep; print(cifar_sweep.__file__); from cifar_sweep.cli import main; main()"

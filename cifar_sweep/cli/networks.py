@@ -188,7 +188,7 @@ def predict(
         pictures += looks.some_of_test(data_of_export(exports[str(export)], data, quiet=as_json), test)
     if not pictures:
         raise UsageError("predict: give image files, or --test N for images of the test set.")
-    said = {name: looks.answers(each, pictures) for name, each in exports.items()}
+    said = looks.predictions(exports, pictures)
     if page is not None:
         looks.write_page(page, pictures, said)
     if as_json:
@@ -225,7 +225,7 @@ def train(
     with stop_on_signals() as stop:
         for member in export.members:
             done = train_again(
-                member.config, member.origin.provenance(),
+                member.config, member.origin,
                 data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=say,
             )  # fmt: skip
             trained.append(done or _stopped(stop))
@@ -267,13 +267,10 @@ def _write(
     folder: Path, trained: "Sequence[Trained]", images: "ImageData", device: "torch.device", *, each: bool = False
 ) -> dict[str, Any]:
     """Write these networks as one export, and say its accuracies; `each` network's first, if that is asked for."""
-    from cifar_sweep.exports.write import write, write_ensemble
+    from cifar_sweep.exports.write import write
     from cifar_sweep.work.retrain import discard_unfinished
 
-    if len(trained) == 1:
-        metrics = write(folder, trained[0], data=images, device=device)
-    else:
-        metrics = write_ensemble(folder, trained, data=images, device=device)
+    metrics = write(folder, trained, data=images, device=device)
     discard_unfinished(folder)
     for member in metrics["members"] if each else []:
         label = f" ({member['label']})" if member["label"] else ""

@@ -167,7 +167,7 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
     from cifar_sweep.study.record import setting_text
     from cifar_sweep.study.storage import HALTED
 
-    summary = study.summary(study.asked())
+    summary = study.summary(study.asked_records())
     counts, best = summary["trials"], summary["best"]
     finished = counts["complete"] + counts["pruned"]
     lines = [f"{finished} of {study.budget} trials finished: {counts['complete']} complete, {counts['pruned']} pruned"]

@@ -13,9 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
 
 from cifar_sweep.config import PARAMETERS, applies
-from cifar_sweep.curve import EpochResult
 from cifar_sweep.hand.rows import HandRow
-from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, saved_by_pruning
+from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, ranked, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.sweep import Choices, Sweep
 from cifar_sweep.words import duration, params_text
@@ -52,7 +51,6 @@ def study_note(
         with_curves: whether the trials' intermediate values are shown beside the note.
     """
     states = [trial.state for trial in trials]
-    complete = [trial for trial in trials if trial.state == "complete"]
     claimed = sorted((row for row in claims if row.claimed is not None), key=lambda row: -(row.claimed or 0))
     alike = [row for row in claimed if row.model in _networks(study.sweep)]
     return _rendered(
@@ -61,7 +59,7 @@ def study_note(
         sweep=study.sweep,
         data=data_words(study),
         counts={state: states.count(state) for state in STATE_NAMES.values()},
-        best=max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None),
+        best=next(iter(ranked(trials)), None),
         saved=saved_by_pruning([trial.frozen for trial in trials]),
         devices=sorted({trial.device or "an unknown device" for trial in trials if trial.curve}),
         seconds=sum(trial.seconds for trial in trials),
@@ -89,9 +87,9 @@ def _networks(sweep: Sweep) -> set[str]:
     return {str(sweep.fixed.get("model", PARAMETERS["model"].default))}
 
 
-def _named_epochs(trial: TrialRecord) -> list[tuple[EpochResult, list[str]]]:
+def _named_epochs(trial: TrialRecord) -> list[tuple[Any, list[str]]]:
     """The first, the best and the last epoch of a trial, with these names; one epoch may have several."""
-    names: dict[EpochResult, list[str]] = defaultdict(list)
+    names: dict[Any, list[str]] = defaultdict(list)
     for name, result in (("first", trial.curve[:1]), ("best", (trial.best,)), ("last", trial.curve[-1:])):
         for each in result:
             if each is not None:

@@ -21,17 +21,11 @@ from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.study.opening import delete
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.reading import PassedOn, ReadingStorage, laid_over
-from cifar_sweep.study.storage import Storage
+from cifar_sweep.study.record import is_reserved
+from cifar_sweep.study.storage import Storage, key_of
 from cifar_sweep.study.study import SweepStudy
 
 log = logging.getLogger(__name__)
-# What our own programs read of a trial. The dashboard changes none of it.
-RESERVED = frozenset(
-    (
-        "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-        "traceback", "label", "given", "shortened", "deaths", "died_after",
-    )
-)  # fmt: skip
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):(?=note_)")
 
 
@@ -77,8 +71,8 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
         """Make all that is shown, so that who asks first need not wait for it."""
         try:
             for study in self.get_all_studies():
-                dict(self.get_study_system_attrs(study._study_id))
-                self.get_all_trials(study._study_id, deepcopy=False)
+                dict(self.get_study_system_attrs(key_of(study)))
+                self.get_all_trials(key_of(study), deepcopy=False)
         except Exception as error:  # who asks will be told
             log.debug("not read before somebody asks: %s", error)
 
@@ -89,7 +83,7 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
             studies = sorted(self._behind.get_all_studies())
         except Exception as error:  # asked first for each page: here the database's own word is told
             raise explain(error) or error from None
-        return [laid_over(study, functools.partial(self._over, study._study_id)) for study in studies]
+        return [laid_over(study, functools.partial(self._over, key_of(study))) for study in studies]
 
     def _over(self, study_id: int, user: Mapping[str, Any], system: Mapping[str, Any]) -> tuple[Any, Any] | None:
         """The attributes that are shown of a study instead of its own; None where it is not ours."""
@@ -114,7 +108,7 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
     # What is written
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        if key in RESERVED:
+        if is_reserved(key):
             raise HTTPError(409, f"{key} is cifar-sweep's own; the dashboard does not change it.")
         super().set_trial_user_attr(trial_id, key, value)
 

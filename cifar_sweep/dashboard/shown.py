@@ -142,7 +142,7 @@ class ShownStudy:
             }
             if [seen.trial for seen in before.values()] == list(trials.values()):
                 return before
-            kept = {trial.number for trial in self.study.kept([trial.frozen for trial in trials.values()])}
+            kept = {trial.number for trial in self.study.kept(list(trials.values()))}
             now = {
                 key: _Seen(trial, _files(self.study, trial, kept=trial.number in kept), len(trials) <= MOST_CURVES)
                 for key, trial in trials.items()

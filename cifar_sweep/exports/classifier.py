@@ -64,9 +64,9 @@ class Classifier(nn.Module):
         return self.by_member(images).mean(dim=0)
 
 
-def resident(data: ImageData, *, device: torch.device) -> Batches:
-    """`data` as a `Classifier` takes it: pixels in [0, 1], float32."""
-    return Batches(data, device=device, dtype=torch.float32)
+def resident(data: ImageData, *, device: torch.device, validation_images: int = 0) -> Batches:
+    """`data` as a `Classifier` takes it: pixels in [0, 1], float32; of its validation part so many, 0 being all."""
+    return Batches(data, device=device, validation_images=validation_images, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,15 @@ def loss(probabilities: Tensor, labels: Tensor) -> float:
     """Mean negative logarithm (nats) of the right class's probability, which is kept from 0."""
     right = probabilities.gather(1, labels[:, None]).squeeze(1).double()
     return float(-right.clamp_min(1e-30).log().mean())
+
+
+def measured(test: Predictions) -> dict[str, Any]:
+    """What the mean probabilities come to on the test set, under the names of ``metrics.json``."""
+    return {
+        "test_accuracy": accuracy(test.mean, test.labels),
+        "test_loss": loss(test.mean, test.labels),
+        "test_images": len(test.labels),
+    }
 
 
 def confusion(probabilities: Tensor, labels: Tensor) -> list[list[int]]:

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 
-from optuna.trial import FrozenTrial
-
 from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.exports.exported import Exported
 from cifar_sweep.exports.trained import Trained, pick
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 
 FEWEST = 2
 
 
-def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[FrozenTrial]:
+def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[TrialRecord]:
     """The complete trials with these numbers; with none, the `top` best by validation accuracy.
 
     Raises:
@@ -20,7 +19,7 @@ def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[Froze
     """
     if numbers:
         return [pick(study, number) for number in numbers]
-    ranked = study.ranked()
+    ranked = study.ranked_records()
     if len(ranked) < top:
         raise StudyError(f"study {study.name!r} has {len(ranked)} complete trials, fewer than the {top} asked for.")
     return ranked[:top]

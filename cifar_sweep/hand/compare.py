@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +17,7 @@ from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.hand.rows import HandRow, hand_rows, points
-from cifar_sweep.study.record import SYNTHETIC_REMARK, describe, is_synthetic
+from cifar_sweep.study.record import SYNTHETIC_REMARK, TrialRecord, describe, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.file import find, load
 from cifar_sweep.sweep.sweep import Sweep
@@ -113,7 +113,7 @@ def collect(
     ensembles: dict[str, float] = {}
     for study in [*searches, *([by_hand] if by_hand else [])]:
         test_set = TestSet(study, partial(images_of, study), artifacts=artifacts_of(study), device=device)
-        chosen = study.trials() if study is by_hand else study.ranked()[:1]
+        chosen = study.records() if study is by_hand else study.ranked_records()[:1]
         tests[study.name] = test_set.remembered(chosen)
         try:
             tests[study.name] = test_set.accuracies(chosen)
@@ -142,10 +142,10 @@ def whole_sweep(name: str) -> Sweep | None:
 
 def _ensembles(sweep: Sweep, study: SweepStudy, test_set: "TestSet") -> dict[str, float]:
     """Test accuracies (fractions) of the claimed ensembles whose members were all run whole."""
-    whole: dict[str, FrozenTrial] = {}
-    for trial in study.ranked():
-        if not trial.user_attrs.get("shortened"):
-            whole.setdefault(trial.user_attrs["label"], trial)
+    whole: dict[str, TrialRecord] = {}
+    for trial in study.ranked_records():
+        if not trial.shortened:
+            whole.setdefault(trial.label, trial)
     found: dict[str, float] = {}
     for claim in sweep.ensemble:
         members = [whole[label] for label in claim.members if label in whole]

@@ -71,13 +71,13 @@ def our_rate(
     """Images per second of the project's loop, summed over the members of a group."""
     prepare_process(device, threads=threads)
     run = Run([config] * members, data.load(source), device=device)
-    run.group.start_epoch(1)
+    run.start_epoch(1)
     epochs = (run.batches.train(config.shape.batch_size, seed=0, epoch=epoch) for epoch in itertools.count(1))
 
     def wait() -> None:
-        run.group.train_figures(1)  # reads from the device
+        run.train_figures(1)  # reads from the device
 
-    return members * _rate(run.group.step, itertools.chain.from_iterable(epochs), seconds=seconds, wait=wait)
+    return members * _rate(run.step, itertools.chain.from_iterable(epochs), seconds=seconds, wait=wait)
 
 
 def _rate(

@@ -192,7 +192,7 @@ def get_ready(*, source: str, threads: int, device: torch.device) -> None:
         {"model": "lenet", "batch_size": 2}, classes=len(loaded.classes), precision="fp32", data_seed=0, seed=0
     )
     run = Run([config], loaded, device=device)
-    run.group.step(*next(run.batches.train(2, seed=0, epoch=1)))
+    run.step(*next(run.batches.train(2, seed=0, epoch=1)))
 
 
 def use_database(*, url: str) -> tuple[float, float]:

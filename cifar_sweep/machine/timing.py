@@ -23,7 +23,6 @@ from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.fuse import can_fuse
-from cifar_sweep.training.group import Group
 from cifar_sweep.training.images import data
 from cifar_sweep.training.lanes.compiled import kernels, kernels_name
 from cifar_sweep.training.lanes.lanes import fewest_members, stages_of
@@ -50,19 +49,19 @@ def step_seconds(
     """
     prepare_process(device, threads=threads)
     config = config_of(network, precision=precision)
-    group = Group([config] * members, device=device)
-    group.start_epoch(1)
+    run = Run([config] * members, None, device=device)
+    run.start_epoch(1)
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     images = torch.rand(batch, 3, 32, 32, generator=generator).to(device, dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
-    group.step(images, labels)
+    run.step(images, labels)
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < _TIMED_SECONDS:
         _wait_for(device)
         start = time.perf_counter()
-        group.step(images, labels)
+        run.step(images, labels)
         _wait_for(device)
         taken.append(time.perf_counter() - start)
     return min(taken)
@@ -100,18 +99,18 @@ def group_seconds(
     images = data.load(source)
     start = time.perf_counter()
     run = Run(configs, images, device=device)
-    run.group.start_epoch(1)
+    run.start_epoch(1)
     step = _steps(run)
     step()
     begin = time.perf_counter() - start
     size, validation = run.shape.batch_size * len(configs), run.batches.validation()
     image = _mean_seconds(step, device) / size
-    evaluation = partial(evaluate, run.group.network, precision=run.shape.precision, device=device)
+    evaluation = partial(evaluate, run.network, precision=run.shape.precision, device=device)
     first = list(islice(validation, 1))
     evaluation(first)
     few = list(islice(validation, VALIDATION_BATCHES)) or first
     validated = _mean_seconds(lambda: evaluation(few), device) / len(configs) / sum(len(labels) for _, labels in few)
-    run.members[0].best_weights = run.group.network.member_state(0)  # as after an epoch
+    run.members[0].best_weights = run.network.member_state(0)  # as after an epoch
     path = Path(folder) / f"{os.getpid()}.safetensors"
     kept = _mean_seconds(lambda: replace_file(path, checkpoint.pack(run.state(0))), device)
     path.unlink()
@@ -126,7 +125,7 @@ def _steps(run: Run) -> Callable[[], None]:
             yield from run.batches.train(run.shape.batch_size, seed=run.shape.data_seed, epoch=epoch)
 
     stream = batches()
-    return lambda: run.group.step(*next(stream))
+    return lambda: run.step(*next(stream))
 
 
 def _mean_seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -238,7 +238,7 @@ def _answer(study: SweepStudy, ranked: Sequence[FrozenTrial], closer: Closer) ->
         chosen={name: config[name] for name in names if applies(name, config)},
         searched=tuple(name for name in names if name in own),
         config=config,
-        validation=Accuracy(float(best.value or 0), closer.validation_images or _validation_images(study)),
+        validation=Accuracy(float(best.value or 0), closer.validation_images or _validation_images(study, config)),
         test=None if test is None else Accuracy(test, closer.test_images or study.data.get("test_images")),
         repeats=repeats_of(best, ranked),
         best_epoch=int(attributes.get("best_epoch", config["epochs"])),
@@ -247,8 +247,10 @@ def _answer(study: SweepStudy, ranked: Sequence[FrozenTrial], closer: Closer) ->
     )
 
 
-def _validation_images(study: SweepStudy) -> int | None:
+def _validation_images(study: SweepStudy, config: Mapping[str, Value]) -> int | None:
     """From the number of training images: `training.split` takes one image in five of each class for validation."""
+    if chosen := int(config.get("validation_images", 0)):
+        return chosen
     train_images = study.data.get("train_images")
     return round(train_images / 4) if train_images else None
 

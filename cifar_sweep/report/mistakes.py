@@ -18,6 +18,7 @@ from cifar_sweep.exports.classifier import Predictions, confusion, predict, resi
 from cifar_sweep.exports.testset import TestSet
 from cifar_sweep.exports.trained import classifier_of, trained_trial
 from cifar_sweep.report.facts import Closer, Mistake
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
@@ -50,14 +51,15 @@ def look_closer(
     lacking = [] if study.test_accuracy([best.number]) is not None else ["test accuracy"]
     lacking += ["confusion matrix"] if pictures else []
     try:
-        trained = trained_trial(study, best, artifacts)
+        trained = trained_trial(study, TrialRecord(best), artifacts)
         data = load()
         study.check_data(name=data.name, fingerprint=data.fingerprint)
         classifier = classifier_of([trained], data)
-        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
+        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([TrialRecord(best)])
     except CifarSweepError as error:
         return Closer(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
-    _, validation_index = split(data.train_labels)
+    images = trained.config.shape.validation_images
+    _, validation_index = split(data.train_labels, validation_images=images)
     known = Closer(
         validation_images=len(validation_index),
         test_images=len(data.test_labels),
@@ -66,7 +68,7 @@ def look_closer(
     )
     if not pictures:
         return known
-    found = predict(classifier, resident(data, device=device).validation(), device=device)
+    found = predict(classifier, resident(data, device=device, validation_images=images).validation(), device=device)
     return Closer(
         validation_images=known.validation_images,
         test_images=known.test_images,

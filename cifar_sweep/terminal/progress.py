@@ -112,7 +112,7 @@ class _LiveView:
     def draw(self) -> RenderableType:
         """The view, in at most 80 columns."""
         trials = self.study.asked()
-        summary = self.study.summary(trials)
+        summary = self.study.summary(self.study.asked_records())
         done = summary["trials"]["complete"] + summary["trials"]["pruned"]
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=max(summary["budget"], 1), completed=done, width=BAR_WIDTH), _done_text(summary))
@@ -157,7 +157,7 @@ class _Lines:
 
     def _line(self, trial: FrozenTrial) -> str:
         trials = self.study.asked()
-        summary = self.study.summary(trials)
+        summary = self.study.summary(self.study.asked_records())
         best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
         left = self.left.now(trials)
         parts = [_ended_text(trial), best, f"{span(*left)} left" if left and left[1] else ""]

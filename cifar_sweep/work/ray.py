@@ -79,7 +79,7 @@ def run_on_ray(
         on: as `check_request` takes it.
         gpus_per_worker: GPUs, or a fraction of one; 0 is on the CPU.
         cpus_per_worker: cores, or a fraction of one.
-        group: trials at once in each worker; 0 is chosen on each machine, as `launch.plan.choose` does.
+        group: trials at once in each worker; 0 is chosen on each machine, as `machine.plan.choose` does.
         stop: asked every half a second; workers then give their trials back, for which they have 30 s.
         say: told in a sentence what happens.
 

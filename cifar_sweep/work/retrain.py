@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from cifar_sweep.config import TrialConfig, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.trained import Provenance, Trained
+from cifar_sweep.exports.trained import Provenance, Trained, facts_of_curve
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
@@ -18,7 +18,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes.compiled import KERNELS, kernels_name
 from cifar_sweep.training.models.own import fingerprints
 from cifar_sweep.training.train import EpochInterruptedError, Run
-from cifar_sweep.work.trial_files import UnusableError, restore
+from cifar_sweep.work.trial_files import restore
 
 
 def other_seed(config: TrialConfig, copy: int) -> TrialConfig:
@@ -98,7 +98,7 @@ def train_again(
     try:
         restore(run, 0, last.read_bytes)
         say(f"going on after epoch {run.epochs_done}")
-    except UnusableError as error:
+    except checkpoint.StateError as error:
         if last.exists():
             say(f"{last}: {error}; starting again from the first epoch")
     try:
@@ -116,17 +116,16 @@ def train_again(
             checkpoint.save(run.state(place), last)
     except EpochInterruptedError:
         return None
+    curve = run.members[place].history
     here = replace(
         provenance,
         device=f"{on.type} ({device_name(on)})",
         threads=used,
         versions=versions() | {"kernels": used_now} | fingerprints([config.shape.model]),
-        commit=commit(),
-        group_sizes=tuple(result.group_size for result in run.members[place].history),
-        group_places=tuple(result.group_place for result in run.members[place].history),
+        commit=commit() or "",
+        **facts_of_curve(curve),
     )
-    curve = [asdict(result) for result in run.members[place].history]
-    return Trained(config, run.member(place).state_dict(), curve, here)
+    return Trained(config, run.member(place).state_dict(), here, curve)
 
 
 def _among_copies(run: Run, ours: int, size: int, place: int, data: ImageData, *, device: torch.device) -> Run:

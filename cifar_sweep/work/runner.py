@@ -20,6 +20,7 @@ from cifar_sweep.study.files import drop_needless
 from cifar_sweep.study.lease import Patience
 from cifar_sweep.study.outage import explain, is_outage
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.training.device import is_out_of_memory
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import EpochInterruptedError, Run
 from cifar_sweep.work.trial_files import TrialFiles
@@ -88,7 +89,7 @@ class Training:
         except Exception as error:
             if explain(error) is not None:
                 raise  # the database does not answer: the trials are continued when it does
-            if len(self.members) > 1 and _is_out_of_memory(error):
+            if len(self.members) > 1 and is_out_of_memory(error):
                 self._give_back(self.members)
                 raise GroupTooLargeError from None
             failing, *others = self.members
@@ -231,11 +232,6 @@ class Training:
                 log.debug("trial %d could not be given back now: %s", member.claim.number, error)
                 if is_outage(error):
                     break  # the others would wait for an answer as long
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device's memory is spent; the CPU's allocator says so in a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _why_pruned(study: SweepStudy, result: EpochResult) -> str:

@@ -25,12 +25,13 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
 
 
 def check_images(sweep: Sweep, data: ImageData) -> None:
-    """Refuse a sweep that asks for more training images than there are, or for a batch larger than those.
+    """Refuse a sweep that asks for more training or validation images than there are, or for a batch larger than those.
 
     Raises:
         UsageError: it does; the message says which.
     """
-    available = len(split(data.train_labels)[0])
+    _, validation_images = _bounds(sweep, "validation_images")
+    available = len(split(data.train_labels, validation_images=validation_images)[0])  # says where these are too many
     fewest, most = _bounds(sweep, "train_images")
     if most > available:
         raise UsageError(f"train_images = {most}: {data.name} has {available} training images besides validation.")

@@ -26,10 +26,12 @@ from tests.bare import BarePython
 def predict_script(small_data: ImageData, tmp_path: Path) -> Path:
     """Of a network that was never trained."""
     config = TrialConfig.from_params({"model": "lenet"}, classes=10, precision="fp32", data_seed=0, seed=0)
-    provenance = Provenance("a study", 0, {}, "auto", "cpu", 1, {}, None)
-    curve = [{"epoch": 1, "validation_accuracy": 0.1}]
-    trained = Trained(config, build(config.shape, seed=0).state_dict(), curve, provenance)
-    write(tmp_path / "out", trained, data=small_data, device=torch.device("cpu"))
+    provenance = Provenance(
+        study="a study", trial=0, best_epoch=1, validation_accuracy=0.1, data_source="auto", device="cpu", threads=1,
+        commit="", versions={}, params={},
+    )  # fmt: skip
+    trained = Trained(config, build(config.shape, seed=0).state_dict(), provenance)
+    write(tmp_path / "out", [trained], data=small_data, device=torch.device("cpu"))
     return tmp_path / "out" / "predict.py"
 
 

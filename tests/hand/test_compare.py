@@ -88,7 +88,7 @@ def study(given: Path, small_data: ImageData) -> SweepStudy:
 
 def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
     test_set = testset.TestSet(study, lambda: data, artifacts=open_artifacts("artifacts"), device=torch.device("cpu"))
-    return test_set.accuracies(study.trials())
+    return test_set.accuracies(study.records())
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from cifar_sweep.machine.groups import (
     stand_in,
 )
 from cifar_sweep.machine.timing import group_seconds, step_seconds
-from cifar_sweep.training.group import Group
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
+from cifar_sweep.training.train import Run
 
 CPU = torch.device("cpu")
 
@@ -143,10 +143,10 @@ def peak_bytes(each: TrialConfig, *, members: int, trace: Path) -> int:
     images = torch.rand(each.shape.batch_size, 3, 32, 32).to(dtype)
     labels = torch.zeros(each.shape.batch_size, dtype=torch.long)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        group = Group([each] * members, device=CPU)
-        group.start_epoch(1)
+        run = Run([each] * members, None, device=CPU)
+        run.start_epoch(1)
         for _ in range(2):
-            group.step(images, labels)
+            run.step(images, labels)
     profiler.export_chrome_trace(str(trace))
     events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
     totals = [event["args"]["Total Allocated"] for event in sorted(events, key=lambda event: event["ts"])]
@@ -184,7 +184,7 @@ def test_the_memory_that_nobody_uses(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_training_step_of_the_group_is_what_is_timed(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     slept = iter([0.001, 0.12, 0.02, 0.12])  # the first is not counted
 
-    def step(self: Group, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(self: Run, images: torch.Tensor, labels: torch.Tensor) -> None:
         assert self.network.training
         assert len(self.members) == 3
         assert self.shape == shape("cnn3", batch_norm=True, precision=precision)
@@ -193,7 +193,7 @@ def test_a_training_step_of_the_group_is_what_is_timed(monkeypatch: pytest.Monke
         assert labels.shape == (20,)
         time.sleep(next(slept))
 
-    monkeypatch.setattr(Group, "step", step)
+    monkeypatch.setattr(Run, "step", step)
     call: dict[str, Any] = {"batch": 20, "members": 3, "threads": 2, "device": CPU, "precision": precision}
     assert 0.02 <= step_seconds("cnn3+batch_norm", **call) < 0.08
     assert torch.get_num_threads() == 2
@@ -210,7 +210,7 @@ def test_the_parts_of_a_groups_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(speed, "MEAN_SECONDS", 0.1)
     written: list[int] = []
 
-    def step(self: Group, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(self: Run, images: torch.Tensor, labels: torch.Tensor) -> None:
         assert (len(self.members), len(labels)) == (2, 40)
         time.sleep(0.08)
 
@@ -224,7 +224,7 @@ def test_the_parts_of_a_groups_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         written.append(len(content))
         time.sleep(0.03)
 
-    monkeypatch.setattr(Group, "step", step)
+    monkeypatch.setattr(Run, "step", step)
     monkeypatch.setattr(speed, "evaluate", looked_at)
     monkeypatch.setattr(speed, "replace_file", write)
     configs = [config(batch_size=40)] * 2

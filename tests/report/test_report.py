@@ -589,5 +589,5 @@ def test_the_wheel_has_the_pages_files(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=root, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
-    needed = {f"cifar_sweep/results/templates/report.{kind}" for kind in ("html", "css", "js")}
+    needed = {f"cifar_sweep/report/templates/report.{kind}" for kind in ("html", "css", "js")}
     assert needed <= set(zipfile.ZipFile(wheel).namelist())

@@ -247,13 +247,13 @@ def test_claims_are_no_results(given: Path, cli: Any) -> None:
 
 
 def test_a_failed_point_is_run_again_and_replaced_by_no_other(given: Path, cli: Any, monkeypatch: Any) -> None:
-    from cifar_sweep.training import group
+    from cifar_sweep.training.train import Run
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(group.Group, "step", broken)
+        patch.setattr(Run, "step", broken)
         failed = cli(*RUN, "--only", "one")
         assert failed.exit_code == 1
         assert "0 of 1 trials finished: 0 complete, 0 pruned\n1 failed" in failed.out

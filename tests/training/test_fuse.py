@@ -12,6 +12,7 @@ from torch import nn
 
 from cifar_sweep.config import MODEL_NAMES, TrialConfig
 from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.fuse import Fused
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
@@ -44,15 +45,15 @@ def in_double(configs: list[TrialConfig], data: ImageData) -> Run:
     run.batches = Batches(
         data, device=CPU, train_images=shape.train_images, normalize=shape.normalize, dtype=torch.float64
     )
-    run.group.network.double()
-    run.group._prepare_optimizer()
+    run.network.double()
+    run.prepare_optimizer()
     return run
 
 
 def assert_close(one: Run, k: int, other: Run, j: int) -> None:
     # A bias before batch norm has no gradient but for rounding, which RMSprop divides by its own size.
     absolute = 1e-6 if one.shape.optimizer == "rmsprop" and one.shape.batch_norm else 1e-9
-    mine, theirs = one.group.state(k), other.group.state(j)
+    mine, theirs = one.state(k), other.state(j)
     assert mine.keys() == theirs.keys()
     del mine["history"], theirs["history"]
     for name, value in mine.items():
@@ -133,7 +134,7 @@ def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(
     few, epochs = (FEW, 1) if model == "vgg11" else ({}, 2)
     configs = group(model, batch_norm=model != "lenet", precision=precision, **few)
     calm, broken = (Run(configs, small_data, device=CPU) for _ in range(2))
-    for value in broken.group.network.member_state(1).values():
+    for value in broken.network.member_state(1).values():
         if value.is_floating_point():
             value.fill_(float("nan"))
     for run in (calm, broken):
@@ -142,7 +143,7 @@ def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(
     assert broken.members[1].history[-1].diverged
     assert not calm.members[1].history[-1].diverged
     for k in (0, 2):
-        mine, theirs = calm.group.state(k), broken.group.state(k)
+        mine, theirs = calm.state(k), broken.state(k)
         del mine["history"], theirs["history"]
         for name, value in mine.items():
             assert torch.equal(value, theirs[name]), name
@@ -196,14 +197,14 @@ def test_copies_of_a_member_stand_in_for_its_siblings(precision: str, small_data
     for run in (together, copies):
         run.epoch()
         run.epoch()
-    assert torch.equal(together.group.network.weights[2], copies.group.network.weights[2])
+    assert torch.equal(together.network.weights[2], copies.network.weights[2])
 
 
 MEMORY = """
 import sys, torch
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.training.device import prepare_process
-from cifar_sweep.training.group import Group
+from cifar_sweep.training.train import Run
 prepare_process(torch.device("cpu"), threads=1)
 def peak_kilobytes():
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
@@ -211,11 +212,11 @@ def peak_kilobytes():
 def train(model, batch, members):
     params = {"model": model, "batch_size": batch, "batch_norm": True}
     each = TrialConfig.from_params(params, classes=10, precision="bf16", data_seed=0, seed=0)
-    group = Group([each] * members, device=torch.device("cpu"))
-    group.start_epoch(1)
+    run = Run([each] * members, None, device=torch.device("cpu"))
+    run.start_epoch(1)
     images = torch.rand(batch, 3, 32, 32).bfloat16().contiguous(memory_format=torch.channels_last)
     for _ in range(3):
-        group.step(images, torch.zeros(batch, dtype=torch.long))
+        run.step(images, torch.zeros(batch, dtype=torch.long))
 train("lenet", 16, 1)
 before = peak_kilobytes()
 train("convnet", 256, int(sys.argv[1]))
@@ -245,7 +246,7 @@ def test_the_time_of_a_group_is_shared_among_its_members(small_data: ImageData) 
 
 def test_a_state_of_another_network_is_refused() -> None:
     fused = Fused([build(config("lenet").shape, seed=0)], [Masks(0.0, torch.Generator())])
-    with pytest.raises(RuntimeError, match="not one of this network"):
+    with pytest.raises(StateError, match="not one of this network"):
         fused.load_member_state(0, build(config("convnet").shape, seed=0).state_dict())
 
 

@@ -244,7 +244,7 @@ def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 
 
 def test_the_module_does_not_load_ray() -> None:
-    script = "import sys, cifar_sweep.launch.ray; sys.exit('ray' in sys.modules)"
+    script = "import sys, cifar_sweep.work.ray; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

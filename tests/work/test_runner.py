@@ -225,7 +225,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == in_epoch - 1:
-            run.group.network.weights.fill_(float("nan"))
+            run.network.weights.fill_(float("nan"))
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)
@@ -353,6 +353,7 @@ def test_other_data_is_refused(small_data: ImageData) -> None:
     [
         ({"fixed": {"batch_size": 500}}, r"batch_size = 500: more than the 400 training images"),
         ({"fixed": {"batch_size": 64, "train_images": 32}}, r"batch_size = 64: more than the 32"),
+        ({"fixed": {"validation_images": 101}}, r"validation_images = 101 .* 100 images"),
         ({"fixed": {"train_images": 401}}, r"train_images = 401: synthetic images .* has 400 training images"),
         ({"space": {"batch_size": {"low": 256, "high": 512, "base2": True}}, "fixed": {}}, r"batch_size = 512"),
         ({"fixed": {"train_images": 50}}, r"batch_size = 64: more than the 50"),
@@ -509,7 +510,7 @@ def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkey
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
         if run.epochs_done == 1 and len(run.members) == 4:
-            run.group.network.weights[1].fill_(float("nan"))
+            run.network.weights[1].fill_(float("nan"))
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)

@@ -52,7 +52,7 @@ class Source:
 
 
 def locate(source: str, *, progress: Progress) -> Source:
-    """Find a source without reading its pixels; its kinds are those of `cifar_sweep.training.data.load`.
+    """Find a source without reading its pixels; its kinds are those of `cifar_sweep.training.images.data.load`.
 
     Raises:
         DataError: it is missing, or it does not have the layout of one.

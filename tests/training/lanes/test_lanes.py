@@ -208,12 +208,12 @@ def configs(members: int, *, precision: str, name: str = "convnet", **params: An
 def trained(chosen: list[TrialConfig], data: ImageData) -> Run:
     run = Run(chosen, data, device=CPU)
     run.epoch()
-    assert run.group.network._lanes is not None
+    assert run.network._lanes is not None
     return run
 
 
 def assert_same(one: Run, k: int, other: Run, j: int) -> None:
-    mine, theirs = one.group.state(k), other.group.state(j)
+    mine, theirs = one.state(k), other.state(j)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]) or name == "history", name
@@ -264,7 +264,7 @@ def test_members_that_are_nan_leave_their_siblings_as_they_were(precision: str, 
     chosen = configs(8, precision=precision)
     calm, broken = (Run(chosen, small_data, device=CPU) for _ in range(2))
     for lost in (0, 3, 7):
-        for value in broken.group.network.member_state(lost).values():
+        for value in broken.network.member_state(lost).values():
             if value.is_floating_point():
                 value.fill_(float("nan"))
     for run in (calm, broken):
@@ -292,7 +292,7 @@ def test_a_group_that_shrinks_goes_on_with_pytorch(small_data: ImageData) -> Non
     run = trained(configs(8, precision="fp32"), small_data)
     run.keep([0, 1, 4])
     run.epoch()
-    assert run.group.network._lanes is None
+    assert run.network._lanes is None
     alone = Run(configs(8, precision="fp32")[4:5], small_data, device=CPU)
     alone.epoch()
     alone.epoch()
