@@ -64,7 +64,7 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
             return None
         if shown is None or shown.study.uid != study.uid:  # the keys of deleted studies are used again
             shown = self._shown[study_id] = ShownStudy(study, self._reading, study_id, attributes=attributes)
-        shown.take(study, attributes)
+        shown.study, shown.attributes = study, attributes
         return shown
 
     def warm(self) -> None:

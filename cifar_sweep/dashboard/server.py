@@ -17,6 +17,7 @@ from optuna_dashboard import wsgi  # type: ignore[import-untyped]
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, open_artifacts
 from cifar_sweep.dashboard.guard import Answer, WsgiApp, guarded, sentence
 from cifar_sweep.dashboard.overlay import Overlay
+from cifar_sweep.dashboard.shown import BYTES
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.study.storage import Storage
 
@@ -139,7 +140,7 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
         except (DamagedArtifactError, CifarSweepError) as error:
             log.warning("%s", error)
             return sentence("500 Internal Server Error", str(error), environ)
-        headers += [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(content)))]
+        headers += [("Content-Type", BYTES), ("Content-Length", str(len(content)))]
         return "200 OK", headers, b"" if environ["REQUEST_METHOD"] == "HEAD" else content
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -24,6 +24,7 @@ FIGURE_PIXELS = 450  # the dashboard's own place for a figure is as high
 # The note and the figures are made anew when so many times what they took to be made has passed.
 REST = 20
 LONGEST_TEXT = 300
+BYTES = "application/octet-stream"
 # optuna-dashboard draws the intermediate values of all trials in one figure; of thousands, for half a minute.
 MOST_CURVES = 200
 
@@ -38,12 +39,7 @@ class File:
 
     def attribute(self) -> tuple[str, str]:
         """The file as optuna-dashboard expects it among a trial's system attributes."""
-        facts = {
-            "artifact_id": self.id,
-            "filename": self.name,
-            "mimetype": "application/octet-stream",
-            "encoding": None,
-        }
+        facts = {"artifact_id": self.id, "filename": self.name, "mimetype": BYTES, "encoding": None}
         return f"artifacts:{self.id}", json.dumps(facts)
 
 
@@ -91,10 +87,6 @@ class ShownStudy:
         self._made_of: tuple[int, Mapping[str, Any]] | None = None
         self._made_until = 0.0
         self._lock = threading.RLock()
-
-    def take(self, study: SweepStudy, attributes: Mapping[str, Any]) -> None:
-        """The same study, whose attributes have changed."""
-        self.study, self.attributes = study, attributes
 
     def facts(self) -> dict[str, Any]:
         """What is shown as the study's user attributes, in place of the data of our programs."""
