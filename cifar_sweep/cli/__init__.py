@@ -9,6 +9,7 @@ import gc
 import itertools
 import logging
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-COMMANDS = (  # in the order of `--help`
+COMMANDS: tuple[tuple[Callable[..., None], ...], ...] = (  # in the order of `--help`
     (machine.plan, run.run, run.submit, run.worker, studies.status),
     (queue.pause, queue.resume, queue.cancel, queue.delete, queue.copy),
     (machine.list_sweeps, machine.bench, studies.compare, studies.plot, studies.report),

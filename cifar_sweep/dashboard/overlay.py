@@ -16,7 +16,7 @@ import optuna
 from bottle import HTTPError  # type: ignore[import-untyped]
 
 from cifar_sweep.dashboard.notes import with_own
-from cifar_sweep.dashboard.shown import PLOT, ShownStudy
+from cifar_sweep.dashboard.view import PLOT, StudyView
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.study.opening import delete
 from cifar_sweep.study.outage import explain
@@ -39,18 +39,18 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
         self._storage = storage
         self._writable = writable
         self._reading = ReadingStorage(storage)
-        self._shown: dict[int, ShownStudy] = {}
+        self._shown: dict[int, StudyView] = {}
         self._files_go: set[int] = set()
         self._behind = self._reading
 
-    def ours(self, study_id: int) -> ShownStudy | None:
+    def ours(self, study_id: int) -> StudyView | None:
         """A study of ours; None where it is another's, or gone."""
         try:
             return self._ours(study_id, self._behind.get_study_user_attrs(study_id))
         except KeyError:
             return None
 
-    def _ours(self, study_id: int, attributes: Mapping[str, Any]) -> ShownStudy | None:
+    def _ours(self, study_id: int, attributes: Mapping[str, Any]) -> StudyView | None:
         if not {"sweep", "data", "uid"} <= attributes.keys():
             return None
         shown = self._shown.get(study_id)
@@ -63,7 +63,7 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
             log.debug("study %d is shown as it is stored: %s", study_id, error)
             return None
         if shown is None or shown.study.uid != study.uid:  # the keys of deleted studies are used again
-            shown = self._shown[study_id] = ShownStudy(study, self._reading, study_id, attributes=attributes)
+            shown = self._shown[study_id] = StudyView(study, self._reading, study_id, attributes=attributes)
         shown.study, shown.attributes = study, attributes
         return shown
 
@@ -152,7 +152,7 @@ class SystemAttributes(Mapping[str, Any]):
     which optuna-dashboard does before it looks, until the next trial's is asked for. Each request has its own.
     """
 
-    def __init__(self, stored: Mapping[str, Any], study: ShownStudy, *, writable: bool) -> None:
+    def __init__(self, stored: Mapping[str, Any], study: StudyView, *, writable: bool) -> None:
         self._stored = stored
         self._study = study
         self._writable = writable

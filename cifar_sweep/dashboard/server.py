@@ -1,4 +1,4 @@
-"""The dashboard: optuna-dashboard, shown our overlay of the database, behind our guard."""
+"""The dashboard: optuna-dashboard, shown our overlay of the database, behind our rules of access."""
 
 import functools
 import logging
@@ -15,9 +15,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna_dashboard import wsgi  # type: ignore[import-untyped]
 
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, open_artifacts
-from cifar_sweep.dashboard.guard import Answer, WsgiApp, guarded, sentence
+from cifar_sweep.dashboard.access import Answer, WsgiApp, guarded, sentence
 from cifar_sweep.dashboard.overlay import Overlay
-from cifar_sweep.dashboard.shown import BYTES
+from cifar_sweep.dashboard.view import BYTES
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.study.storage import Storage
 

@@ -44,7 +44,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class TrialView:
     """A trial, its files, and the Optuna trial that is shown for it."""
 
     trial: TrialRecord
@@ -65,7 +65,7 @@ class _Seen:
         return trial_note(self.trial)
 
 
-class ShownStudy:
+class StudyView:
     """A study of ours. What is shown is as the database has it; note and figures may be some seconds old.
 
     Attributes:
@@ -80,7 +80,7 @@ class ShownStudy:
         self.attributes = attributes
         self._reading = reading
         self._id = study_id
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, TrialView] = {}
         self._changes = 0
         # The note and the figures; what they were made of; when they may be made anew.
         self._made: tuple[str, dict[str, str]] | None = None
@@ -124,7 +124,7 @@ class ShownStudy:
         """Whether a trial that was seen has this file."""
         return any(file.id == file_id for seen in list(self._seen.values()) for file in seen.files)
 
-    def _look(self) -> dict[int, _Seen]:
+    def _look(self) -> dict[int, TrialView]:
         """Everything that is shown of each trial, by the trial's key. What has not changed is not made again."""
         with self._lock:
             before = self._seen
@@ -136,7 +136,7 @@ class ShownStudy:
                 return before
             kept = {trial.number for trial in self.study.kept(list(trials.values()))}
             now = {
-                key: _Seen(trial, _files(self.study, trial, kept=trial.number in kept), len(trials) <= MOST_CURVES)
+                key: TrialView(trial, _files(self.study, trial, kept=trial.number in kept), len(trials) <= MOST_CURVES)
                 for key, trial in trials.items()
             }
             self._seen = {key: before[key] if before.get(key) == seen else seen for key, seen in now.items()}

@@ -1,7 +1,8 @@
-"""A guard before the dashboard, which has no authentication itself: who reaches it could delete or invent trials.
+"""Who may reach the dashboard, which has no authentication itself: who reaches it could delete or invent trials.
 
-It lets through who is on this machine or has the token, reads alone unless writes are allowed, and of those only what
-a page of the dashboard itself sends. Every answer gets headers that keep browsers from running, framing or sharing it.
+A request passes if it names this machine, or has the token. It may only read, unless writes are allowed; a write must
+come from a page of the dashboard itself. Every answer has headers that keep browsers from running, framing or sharing
+it.
 """
 
 import gzip
