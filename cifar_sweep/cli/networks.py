@@ -88,7 +88,7 @@ def ensemble(
     """Average the probabilities of several networks, and write them as one export."""
     from cifar_sweep.exports.ensemble import check_size
     from cifar_sweep.training.device import prepare_process, resolve_device
-    from cifar_sweep.work.retrain import train_copies
+    from cifar_sweep.work.retrain import Retraining
     from cifar_sweep.work.signals import stop_on_signals
 
     on = resolve_device(options.device)
@@ -97,10 +97,8 @@ def ensemble(
     folder = output.out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
-            copies = train_copies(
-                members, seeds=seeds, data=images, device=options.device, threads=threads, unfinished=folder,
-                stop=stop, say=say,
-            )  # fmt: skip
+            retraining = Retraining(images, options.device, threads, folder, stop, say)
+            copies = retraining.train_copies(members, seeds=seeds)
         members = copies or _stopped(stop)
     prepare_process(on, threads=threads or members[0].provenance.threads)
     _write(folder, members, images, on, each=True)
@@ -213,7 +211,7 @@ def train(
     """Train an exported config again, from its first epoch, and write it as an export of its own, EXPORT-again."""
     from cifar_sweep.exports.exported import known_test_accuracy, read
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.retrain import train_again
+    from cifar_sweep.work.retrain import Retraining
     from cifar_sweep.work.signals import stop_on_signals
 
     export = read(config)
@@ -221,14 +219,9 @@ def train(
     source = export.folder.absolute()
     folder = output.out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
-    trained = []
     with stop_on_signals() as stop:
-        for member in export.members:
-            done = train_again(
-                member.config, member.origin,
-                data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=say,
-            )  # fmt: skip
-            trained.append(done or _stopped(stop))
+        retraining = Retraining(images, kind, threads, folder, stop, say)
+        trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
     metrics = _write(folder, trained, images, resolve_device(kind))
     known = known_test_accuracy(export.folder)
     if known is not None:

@@ -51,22 +51,21 @@ def run(
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
     from cifar_sweep.study.outage import wait_out
     from cifar_sweep.terminal.progress import shown
-    from cifar_sweep.work.local import local_jobs, run_workers
     from cifar_sweep.work.signals import stop_on_signals
-    from cifar_sweep.work.worker import Job
+    from cifar_sweep.work.worker import Job, run_workers
 
-    deadline = deadline_of(max_hours)
-    _check_place(on, gpus_per_worker, workers, place)
+    deadline, gpus = deadline_of(max_hours), gpus_per_worker
+    cluster = _cluster(on, gpus, workers, place)
     console = terminal()
     sweep = asked.load()
     study, source = _submit(sweep, asked, place)
     job = Job(place.storage, (study.name,), data=source, device=workers.device, deadline=deadline)
-    plan = _plan(study, workers) if on is None else None
+    plan = _plan(study, workers) if cluster is None else None
     with stop_on_signals() as stop, shown(study, console):
         if plan is not None:
-            run_workers(local_jobs(job, plan), stop=stop)
+            run_workers(job, plan, stop=stop)
         else:
-            _run_on_ray(job, workers, str(on), gpus_per_worker or 0.0, stop, console)
+            _run_on_ray(job, workers, str(cluster), gpus or 0.0, stop, console)
     # The database may have been away in the meantime, or be so now.
     wait_out(lambda: _say_end(study, place), stop=stop, say=say)
     # Another point takes the place of a trial that failed, but never of a given one.
@@ -74,20 +73,22 @@ def run(
     raise typer.Exit(stop.exit_code() or int(missing))
 
 
-def _check_place(on: str | None, gpus: float | None, workers: WorkerOptions, place: FileOptions) -> None:
-    """Refuse a device or a cluster that cannot be, before a study is made for it."""
+def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: FileOptions) -> str | None:
+    """The cluster's address, None for this machine; what cannot be is refused, before a study is made for it."""
+    device = workers.device
     if on is None:
         from cifar_sweep.training.device import resolve_device
 
-        resolve_device(workers.device)
+        resolve_device(device)
         if gpus is not None:
             raise UsageError("--gpus-per-worker: workers here share the GPUs by themselves; accepted with --on ray.")
-        return
+        return None
     from cifar_sweep.work.ray_cluster import check_request
 
-    check_request(on, storage=place.storage, artifacts=place.artifacts or "")
+    address = check_request(on, storage=place.storage, artifacts=place.artifacts or "", device=device, gpus=gpus or 0.0)
     if not workers.processes:
         raise UsageError("--workers auto: a cluster's nodes are not known beforehand; accepted with --on: a number.")
+    return address
 
 
 def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
@@ -102,14 +103,12 @@ def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
 
 
 def _run_on_ray(
-    job: "Job", workers: WorkerOptions, on: str, gpus: float, stop: "Callable[[], bool]", console: "Console"
+    job: "Job", workers: WorkerOptions, cluster: str, gpus: float, stop: "Callable[[], bool]", console: "Console"
 ) -> None:
     from cifar_sweep.work.ray import run_on_ray
 
-    number, cpus = workers.processes, float(workers.threads or 1)
-    jobs = [replace(job, threads=workers.threads, worker=worker, workers=number) for worker in range(number)]
-    group, say_beside = workers.at_once, printer(console)
-    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=cpus, group=group, stop=stop, say=say_beside)
+    job, number, group = replace(job, threads=workers.threads), workers.processes, workers.at_once
+    run_on_ray(job, cluster, workers=number, gpus=gpus, group=group, stop=stop, say=printer(console))
 
 
 def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
@@ -125,15 +124,12 @@ def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
 
 def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tuple[SweepStudy, str]":
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
-    from cifar_sweep.study.storage import open_storage
-    from cifar_sweep.work.submit import check_submission
     from cifar_sweep.work.submit import submit as submit_study
 
     source, images = asked.images()
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
-    check_submission(name, sweep, images)
-    address, storage = place.address, open_storage(place.storage)
-    study = submit_study(storage, name, sweep, images, source=source, artifacts=address, priority=place.priority)
+    files, priority = place.artifacts, place.priority
+    study = submit_study(place.storage, name, sweep, images, source=source, artifacts=files, priority=priority)
     return study, source
 
 
@@ -204,9 +200,8 @@ def worker(
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     from cifar_sweep.study.opening import load
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.local import serve
     from cifar_sweep.work.signals import stop_on_signals
-    from cifar_sweep.work.worker import Job
+    from cifar_sweep.work.worker import Job, serve
 
     resolve_device(workers.device)
     deadline = deadline_of(max_hours)

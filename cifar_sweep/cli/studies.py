@@ -11,7 +11,7 @@ from typer import Option
 from cifar_sweep.cli.options import ImageOptions, StorageOptions, StudyName, echo_json, say, terminal
 
 if TYPE_CHECKING:
-    from cifar_sweep.report.facts import Closer, Report
+    from cifar_sweep.report.facts import ImageFindings, Report
     from cifar_sweep.study.study import SweepStudy
 
 
@@ -44,9 +44,9 @@ def compare(
 
     The test set is read once for each complete hand run and for each sweep's best trial, and remembered in the study.
     """
-    from cifar_sweep.figures.figures import comparison_page
     from cifar_sweep.hand.compare import as_json as plain
     from cifar_sweep.hand.compare import collect, tables
+    from cifar_sweep.report.plot import comparison_page
     from cifar_sweep.study.opening import load_all
     from cifar_sweep.training.device import prepare_process, resolve_device
 
@@ -78,7 +78,7 @@ def plot(
     place: StorageOptions,
 ) -> None:
     """Draw the best trials' loss and accuracy curves, and accuracy by learning rate, into a page that opens offline."""
-    from cifar_sweep.figures.figures import study_page
+    from cifar_sweep.report.plot import study_page
 
     drawn = place.load(study)
     path = out or Path(f"{drawn.name}.html")
@@ -133,16 +133,16 @@ def report(
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
-    from cifar_sweep.report.facts import REPORTS, Closer, collect
+    from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
     from cifar_sweep.report.words import write
     from cifar_sweep.study.opening import load, load_all
 
     storage = options.open()
     told = load(storage, study)
     wanted = form != "csv" and not no_images
-    closer = _look(told, options, pictures=form == "html") if wanted else Closer()
+    findings = _look(told, options, pictures=form == "html") if wanted else ImageFindings()
     reports = next((each for each in load_all(storage) if each.sweep.given and each.name == REPORTS), None)
-    text = _rendered(collect(told, closer=closer, reports=reports), form)
+    text = _rendered(collect(told, findings=findings, reports=reports), form)
     if out == "-":
         sys.stdout.buffer.write(text.encode(errors="replace"))
         sys.stdout.buffer.flush()
@@ -158,15 +158,15 @@ def _rendered(facts: "Report", form: str) -> str:
     return {"html": page.render, "md": text.markdown, "csv": text.trials_csv}[form](facts)
 
 
-def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "Closer":
+def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "ImageFindings":
     """What the best trial's network makes of the images, where there is one and that is still to be found out."""
     from cifar_sweep.errors import CifarSweepError
-    from cifar_sweep.report.facts import Closer
+    from cifar_sweep.report.facts import ImageFindings
 
-    best = next(iter(study.ranked()), None)
+    best = next(iter(study.ranked_records()), None)
     if best is None or not (pictures or study.test_accuracy([best.number]) is None):
-        return Closer()
-    from cifar_sweep.report.mistakes import look_closer
+        return ImageFindings()
+    from cifar_sweep.report.mistakes import look_at_images
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     on = resolve_device(options.device)
@@ -174,6 +174,6 @@ def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "Clo
     try:
         files = options.files_of(study)
     except CifarSweepError as error:
-        return Closer(missing=str(error))
+        return ImageFindings(missing=str(error))
     images = functools.partial(options.images_of, study, quiet=True)
-    return look_closer(study, best, images, artifacts=files, device=on, pictures=pictures)
+    return look_at_images(study, best, images, artifacts=files, device=on, pictures=pictures)

@@ -60,7 +60,7 @@ def study_note(
         data=data_words(study),
         counts={state: states.count(state) for state in STATE_NAMES.values()},
         best=next(iter(ranked(trials)), None),
-        saved=saved_by_pruning([trial.frozen for trial in trials]),
+        saved=saved_by_pruning(trials),
         devices=sorted({trial.device or "an unknown device" for trial in trials if trial.curve}),
         seconds=sum(trial.seconds for trial in trials),
         with_curves=with_curves,

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):(?=note_)")
 
 
-class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class that is made by `type`
+class Overlay(PassedOn):
     """The storage that the dashboard is given, and its store of artifacts.
 
     Where it is `writable`, each note has a place for the reader's own.
@@ -38,10 +38,10 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
     def __init__(self, storage: Storage, *, writable: bool) -> None:
         self._storage = storage
         self._writable = writable
-        self._reading = ReadingStorage(storage)
+        self._reading = ReadingStorage(storage)  # type: ignore[abstract]
         self._shown: dict[int, StudyView] = {}
         self._files_go: set[int] = set()
-        self._behind = self._reading
+        super().__init__(self._reading)
 
     def ours(self, study_id: int) -> StudyView | None:
         """A study of ours; None where it is another's, or gone."""
@@ -110,12 +110,12 @@ class Overlay(PassedOn):  # type: ignore[misc] # mypy cannot see into a class th
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         if is_reserved(key):
             raise HTTPError(409, f"{key} is cifar-sweep's own; the dashboard does not change it.")
-        super().set_trial_user_attr(trial_id, key, value)
+        self._behind.set_trial_user_attr(trial_id, key, value)
 
     def delete_study(self, study_id: int) -> None:
         ours = self.ours(study_id)
         if ours is None:
-            super().delete_study(study_id)
+            self._behind.delete_study(study_id)
             return
         remove = _remove_files if study_id in self._files_go else lambda _: None
         self._files_go.discard(study_id)

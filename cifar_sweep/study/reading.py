@@ -1,5 +1,6 @@
 """Reading the trials of large studies again and again: each finished trial once."""
 
+import abc
 import copy
 import threading
 from collections.abc import Callable, Container
@@ -13,12 +14,23 @@ from cifar_sweep.study import tables
 from cifar_sweep.study.storage import Storage
 
 
-def _passed_on(name: str) -> Callable[..., Any]:
-    return lambda storage, *arguments, **named: getattr(storage._behind, name)(*arguments, **named)
+class PassedOn(BaseStorage):
+    """An Optuna storage that passes everything on to another; the methods are made below."""
+
+    def __init__(self, behind: BaseStorage) -> None:
+        self._behind = behind
 
 
-# An Optuna storage that passes everything on to the one behind it, `_behind`.
-PassedOn: Any = type("PassedOn", (BaseStorage,), {name: _passed_on(name) for name in BaseStorage.__abstractmethods__})
+def _passing_on(name: str) -> Callable[..., Any]:
+    def method(self: PassedOn, *arguments: Any, **options: Any) -> Any:
+        return getattr(self._behind, name)(*arguments, **options)
+
+    return method
+
+
+for _name in BaseStorage.__abstractmethods__:
+    setattr(PassedOn, _name, _passing_on(_name))
+abc.update_abstractmethods(PassedOn)  # type: ignore[type-abstract]
 
 
 def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tuple[Any, Any] | None]) -> Any:
@@ -34,11 +46,11 @@ def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tupl
     return shown
 
 
-class ReadingStorage(PassedOn):  # type: ignore[misc] # mypy cannot see into a class that is made by `type`
+class ReadingStorage(PassedOn):
     """The storage for who reads whole studies again and again; what is written goes the usual way."""
 
     def __init__(self, storage: Storage) -> None:
-        self._behind = storage.optuna
+        super().__init__(storage.optuna)
         self._storage = storage
         self._studies: dict[int, dict[int, tuple[Row[Any], FrozenTrial]]] = {}
         self._lock = threading.Lock()
