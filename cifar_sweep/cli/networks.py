@@ -88,7 +88,7 @@ def ensemble(
     """Average the probabilities of several networks, and write them as one export."""
     from cifar_sweep.exports.ensemble import check_size
     from cifar_sweep.training.device import prepare_process, resolve_device
-    from cifar_sweep.work.retrain import Retraining
+    from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     on = resolve_device(options.device)
@@ -102,6 +102,7 @@ def ensemble(
         members = copies or _stopped(stop)
     prepare_process(on, threads=threads or members[0].provenance.threads)
     _write(folder, members, images, on, each=True)
+    discard_unfinished(folder)
     _add_onnx(folder, images, output.with_onnx)
 
 
@@ -211,7 +212,7 @@ def train(
     """Train an exported config again, from its first epoch, and write it as an export of its own, EXPORT-again."""
     from cifar_sweep.exports.exported import known_test_accuracy, read
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.retrain import Retraining
+    from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     export = read(config)
@@ -223,6 +224,7 @@ def train(
         retraining = Retraining(images, kind, threads, folder, stop, say)
         trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
     metrics = _write(folder, trained, images, resolve_device(kind))
+    discard_unfinished(folder)
     known = known_test_accuracy(export.folder)
     if known is not None:
         difference = metrics["test_accuracy"] - known
@@ -261,10 +263,8 @@ def _write(
 ) -> dict[str, Any]:
     """Write these networks as one export, and say its accuracies; `each` network's first, if that is asked for."""
     from cifar_sweep.exports.write import write
-    from cifar_sweep.work.retrain import discard_unfinished
 
     metrics = write(folder, trained, data=images, device=device)
-    discard_unfinished(folder)
     for member in metrics["members"] if each else []:
         label = f" ({member['label']})" if member["label"] else ""
         say(f"study {member['study']}, trial {member['trial']}{label}: {_accuracies(member)}")
