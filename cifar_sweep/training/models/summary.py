@@ -63,6 +63,16 @@ def _visits(network: nn.Module) -> list[tuple[nn.Module, tuple[int, ...]]]:
     return found
 
 
+_DETAILS: dict[type[nn.Module], str] = {
+    nn.Linear: "{0.in_features} -> {0.out_features}",
+    nn.BatchNorm2d: "{0.num_features} channels",
+    nn.BatchNorm1d: "{0.num_features} features",
+    nn.MaxPool2d: "{0.kernel_size}x{0.kernel_size}",
+    nn.Dropout2d: "rate {0.p:g}, whole channels",
+    nn.Dropout: "rate {0.p:g}",
+}
+
+
 def _detail(layer: nn.Module) -> str:
     """What the layer's class does not say; empty where it says all."""
     if isinstance(layer, nn.Conv2d):
@@ -70,14 +80,4 @@ def _detail(layer: nn.Module) -> str:
         mode = "" if layer.padding_mode == "zeros" else f", {layer.padding_mode}"
         kernel = f"{layer.kernel_size[0]}x{layer.kernel_size[1]}"
         return f"{layer.in_channels} -> {layer.out_channels}, {kernel}, {padding}{mode}"
-    if isinstance(layer, nn.Linear):
-        return f"{layer.in_features} -> {layer.out_features}"
-    if isinstance(layer, nn.BatchNorm2d):
-        return f"{layer.num_features} channels"
-    if isinstance(layer, nn.BatchNorm1d):
-        return f"{layer.num_features} features"
-    if isinstance(layer, nn.MaxPool2d):
-        return f"{layer.kernel_size}x{layer.kernel_size}"
-    if isinstance(layer, nn.Dropout2d):
-        return f"rate {layer.p:g}, whole channels"
-    return f"rate {layer.p:g}" if isinstance(layer, nn.Dropout) else ""
+    return next((words.format(layer) for kind, words in _DETAILS.items() if isinstance(layer, kind)), "")

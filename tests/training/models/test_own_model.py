@@ -110,7 +110,6 @@ def trained(configs: list[TrialConfig], data: ImageData, *, epochs: int = 2) -> 
     run = Run(configs, data, device=CPU)
     run.network.double()
     run.prepare_optimizer()
-    run.batches.dtype = torch.float64
     for _ in range(epochs):
         run.epoch()
     return run
@@ -229,6 +228,7 @@ def five_classes(small_data: ImageData, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_file_of_ones_own_on_five_classes(
     module: str, five_classes: Path, cli: Any, tmp_path: Path, bare_python: BarePython
 ) -> None:
