@@ -68,7 +68,12 @@ def assert_close(one: Run, k: int, other: Run, j: int) -> None:
 
 # The large ones have no layer that the small ones have not, and take long in float64.
 FEW: dict[str, Any] = {"train_images": 12, "batch_size": 6}
-WHOLE = [*product(["lenet", "convnet"], [False, True], OPTIMIZERS), ("cnn3", True, "adam"), ("vgg11", True, "adam")]
+WHOLE = [
+    *product(["lenet", "convnet"], [False, True], OPTIMIZERS),
+    *(pytest.param(model, True, "adam", marks=pytest.mark.slow) for model in ("cnn3", "vgg11")),
+]
+DEEP = [name for name in MODEL_NAMES if name.startswith("vgg") and name != "vgg11"]
+SHALLOW = [name for name in MODEL_NAMES if name not in DEEP]
 
 
 @pytest.mark.parametrize(("model", "batch_norm", "optimizer"), WHOLE)
@@ -86,7 +91,12 @@ def test_members_equal_their_solo_runs(model: str, batch_norm: bool, optimizer: 
 
 
 @pytest.mark.parametrize(
-    ("model", "batch_norm"), [*product(MODEL_NAMES, [True]), *product(["lenet", "convnet", "cnn3", "vgg11"], [False])]
+    ("model", "batch_norm"),
+    [
+        *product(SHALLOW, [True]),
+        *product(["lenet", "convnet", "cnn3", "vgg11"], [False]),
+        *(pytest.param(model, True, marks=pytest.mark.slow) for model in DEEP),
+    ],
 )
 def test_outputs_and_gradients_equal_the_plain_networks(model: str, batch_norm: bool) -> None:
     shape = config(model, batch_norm=batch_norm, hidden_units=12, init="xavier").shape
@@ -126,7 +136,13 @@ def test_keep_equals_never_having_had_the_others(optimizer: str, small_data: Ima
 
 
 @pytest.mark.parametrize(
-    ("model", "precision"), [*product(["lenet", "convnet", "cnn3"], ["fp32", "bf16"]), ("vgg11", "bf16")]
+    ("model", "precision"),
+    [
+        *product(["lenet", "convnet"], ["fp32", "bf16"]),
+        ("cnn3", "bf16"),
+        pytest.param("cnn3", "fp32", marks=pytest.mark.slow),
+        pytest.param("vgg11", "bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(
     model: str, precision: str, small_data: ImageData
@@ -224,6 +240,7 @@ print(peak_kilobytes() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_members_take_the_memory_of_as_many_trials() -> None:
     one, eight = (
