@@ -102,6 +102,9 @@ PARAMETERS: dict[str, Parameter] = {
     "batch_size": Parameter(int, 64, low=1, high=65536, help="images per step"),
     "epochs": Parameter(int, 30, low=1, high=100_000, help="passes over the training images"),
     "train_images": Parameter(int, 0, low=0, help="training images used, class by class alike; 0 is all"),
+    "validation_images": Parameter(
+        int, 0, low=0, help="validation images used, class by class alike, the same for all trials; 0 is all"
+    ),
     "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16"), help="arithmetic of the forward pass"),
     "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000, help="step size"),
     "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True, help="momentum of sgd and rmsprop"),
@@ -174,7 +177,7 @@ class Shape:
     """Everything that changes a tensor's size or the stream of batches. The parameters' help is in `PARAMETERS`.
 
     `classes` is the data's; `data_seed` orders the batches; `precision` is resolved (fp32 or bf16), never auto;
-    `train_images` 0 means all of the training part.
+    `train_images` 0 means all of the training part, `validation_images` 0 all of the validation part.
     """
 
     model: str
@@ -193,6 +196,7 @@ class Shape:
     train_images: int
     data_seed: int
     precision: str
+    validation_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,7 @@ class TrialConfig:
             UsageError: a value is missing, unknown, or out of range.
         """
         known = [field.name for part in (Shape, Knobs) for field in fields(part)]
+        values = {"validation_images": 0} | dict(values)  # what was stored before there was a choice
         for name in values:
             if name not in known:
                 raise UsageError(f"trial config: there is no value {name!r}; {nearest(name, known)}.")

@@ -140,6 +140,7 @@ BAD_VALUES = [
     ("epochs", 100_001, "a whole number from 1 to 100000"),
     ("train_images", -1, "a whole number of at least 0"),
     ("train_images", float("inf"), "a whole number of at least 0"),
+    ("validation_images", -1, "a whole number of at least 0"),
     ("learning_rate", 0, "a number from 1e-12 to 1000"),
     ("learning_rate", 1001, "a number from 1e-12 to 1000"),
     ("learning_rate", 10**400, "a number from 1e-12 to 1000"),

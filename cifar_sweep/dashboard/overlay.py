@@ -21,17 +21,11 @@ from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.study.opening import delete
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.reading import PassedOn, ReadingStorage
-from cifar_sweep.study.storage import Storage
+from cifar_sweep.study.record import is_reserved
+from cifar_sweep.study.storage import Storage, key_of
 from cifar_sweep.study.study import SweepStudy
 
 log = logging.getLogger(__name__)
-# What our own programs read of a trial. The dashboard changes none of it.
-RESERVED = frozenset(
-    (
-        "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-        "traceback", "label", "given", "shortened", "deaths", "died_after",
-    )
-)  # fmt: skip
 _NOTE = re.compile(r"dashboard:(?:(\d+):)?note_(?:ver|str:(\d+))")
 
 
@@ -44,7 +38,7 @@ class Overlay(PassedOn):
     def __init__(self, storage: Storage, *, writable: bool) -> None:
         self._storage = storage
         self._writable = writable
-        self._reading = ReadingStorage(storage)
+        self._reading = ReadingStorage(storage)  # type: ignore[abstract]
         self._shown: dict[int, ShownStudy] = {}
         self._files_go: set[int] = set()
         super().__init__(self._reading)
@@ -78,7 +72,7 @@ class Overlay(PassedOn):
         try:
             for study in self.get_all_studies():
                 dict(study.system_attrs)
-                self.get_all_trials(study._study_id, deepcopy=False)
+                self.get_all_trials(key_of(study), deepcopy=False)
         except Exception as error:  # who asks will be told
             log.debug("not read before somebody asks: %s", error)
 
@@ -92,7 +86,7 @@ class Overlay(PassedOn):
         return [self._laid_over(study) for study in studies]
 
     def _laid_over(self, study: Any) -> Any:
-        ours = self._ours(study._study_id, study.user_attrs)
+        ours = self._ours(key_of(study), study.user_attrs)
         if ours is None:
             return study
         shown = copy.copy(study)
@@ -120,14 +114,14 @@ class Overlay(PassedOn):
     # What is written
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        if key in RESERVED:
+        if is_reserved(key):
             raise HTTPError(409, f"{key} is cifar-sweep's own; the dashboard does not change it.")
-        super().set_trial_user_attr(trial_id, key, value)
+        self._behind.set_trial_user_attr(trial_id, key, value)
 
     def delete_study(self, study_id: int) -> None:
         ours = self.ours(study_id)
         if ours is None:
-            super().delete_study(study_id)
+            self._behind.delete_study(study_id)
             return
         remove = _remove_files if study_id in self._files_go else lambda _: None
         self._files_go.discard(study_id)

@@ -1,5 +1,6 @@
 """A worker, and a trial that it holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import optuna
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.record import TrialRecord
 
 
 class TrialLostError(Exception):
@@ -26,25 +28,32 @@ class Worker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process holds. `reported` are the steps that Optuna has of it."""
+    """A trial that this process holds.
+
+    Attributes:
+        trial: Optuna's trial.
+        trial_id: its key in the database.
+        owner: this process.
+        config: what it trains.
+        before: the trial as it was when it was claimed.
+        curve: the epochs that the database has of it.
+        reported: the steps that Optuna has of it.
+    """
 
     trial: optuna.Trial
     trial_id: int
     owner: Owner
     config: TrialConfig
+    before: TrialRecord
+    curve: list[Mapping[str, Any]]
     reported: set[int]
 
     @property
     def number(self) -> int:
         """The trial's number in its study."""
-        return self.trial.number
-
-    @property
-    def epochs_done(self) -> int:
-        """How many epochs were reported before it was claimed."""
-        return len(self.trial.user_attrs.get("curve", []))
+        return self.before.number
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
-        """The checkpoints that were reported with them, as `SweepStudy.report` was given them."""
-        return list(self.trial.user_attrs.get("checkpoints", []))
+        """The checkpoints that were reported before it was claimed, as `SweepStudy.report` was given them."""
+        return self.before.checkpoints

@@ -16,9 +16,9 @@ def trial_folder(study: SweepStudy, number: int) -> str:
 
 def drop_needless(study: SweepStudy, artifacts: Artifacts) -> None:
     """Remove what finished trials have left, but for the weights that are kept."""
-    trials = study.trials()
-    finished = {trial_folder(study, trial.number) for trial in trials if trial.state.is_finished()}
-    kept = {trial.user_attrs["weights"]["name"] for trial in study.kept(trials) if "weights" in trial.user_attrs}
+    trials = study.records()
+    finished = {trial_folder(study, trial.number) for trial in trials if trial.is_finished}
+    kept = {trial.weights.name for trial in study.kept(trials) if trial.weights}
     for name in artifacts.names(study_folder(study)):
         if name.rpartition("/")[0] in finished and name not in kept:
             artifacts.remove(name)

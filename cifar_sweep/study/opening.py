@@ -11,15 +11,13 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
 
 from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import given_point
+from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
-from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.study import SweepStudy, stored_sweep
 from cifar_sweep.sweep import space, strategy
-from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
 
@@ -115,7 +113,8 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
 
     A given point that failed is run again.
     """
-    there = [given_point(trial) for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.FAIL]
+    trials = records(study.get_trials(deepcopy=False))
+    there = [(trial.label, trial.given) for trial in trials if trial.state != "failed"]
     for point in sweep.enqueue:
         params = space.encode(point.params(), sweep)
         attributes: dict[str, Any] = {"label": point.label} if point.label else {}
@@ -130,7 +129,7 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
 def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
     """Numbers that mean different things must not meet in one study."""
     name = study.study_name
-    stored = parse(study.user_attrs["sweep"], where=f"study {name!r}").identity()
+    stored = stored_sweep(study).identity()
     asked = sweep.identity()
     differing = [key for key in asked if asked[key] != stored[key]]
     if differing:
@@ -193,7 +192,7 @@ def load_known(storage: Storage, name: str) -> SweepStudy:
         StudyError: it is not one of ours.
     """
     study = optuna.load_study(storage=storage.cached, study_name=name)
-    if storage.is_reused(study._study_id, str(study.user_attrs.get("uid"))):
+    if storage.is_reused(study):
         study = optuna.load_study(storage=storage.cached, study_name=name)
     return SweepStudy(storage, study)
 

@@ -22,6 +22,14 @@ STATE_NAMES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
+# The user attributes of a trial that are read here; nobody else may change them.
+RESERVED = frozenset(
+    (
+        "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
+        "traceback", "label", "given", "shortened", "deaths", "died_after",
+    )
+)  # fmt: skip
+_EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
 
 
@@ -101,26 +109,41 @@ class TrialRecord:
         """In what a given point was shortened, in words; empty where it was not."""
         return str(self._stored.get("shortened") or "")
 
+    @property
+    def queued(self) -> Mapping[str, Any]:
+        """The parameters that it was enqueued with, as Optuna has them; what they leave out is sampled."""
+        return dict(self.frozen.system_attrs.get("fixed_params", {}))
+
     @cached_property
     def config(self) -> TrialConfig | None:
         """What it trains; None before it was first taken up."""
         stored = self._stored.get("config")
         return TrialConfig.from_dict(stored) if stored else None
 
+    @cached_property
+    def settings(self) -> Mapping[str, Value]:
+        """Its config as values by name, the seeds among them; empty before it was first taken up."""
+        return self.config.to_dict() if self.config else {}
+
     @property
     def epochs(self) -> int | None:
-        """The epochs of its config."""
+        """The epochs of its config; None where it has none."""
         return self.config.shape.epochs if self.config else None
+
+    @cached_property
+    def points(self) -> list[Mapping[str, Any]]:
+        """The curve as plain data."""
+        return stored_curve(self._stored)
 
     @cached_property
     def curve(self) -> tuple[EpochResult, ...]:
         """What was reported of each epoch, the first one first."""
-        return tuple(EpochResult(**point) for point in self._stored.get("curve", ()))
+        return tuple(EpochResult(**point) for point in self.points)
 
     @property
     def epochs_done(self) -> int:
         """How many epochs were reported."""
-        return len(self.curve)
+        return len(self.points)
 
     @property
     def best(self) -> EpochResult | None:
@@ -173,9 +196,19 @@ class TrialRecord:
         return Stored(**stored) if stored else None
 
     @property
-    def checkpoints(self) -> list[Mapping[str, Any]]:
+    def checkpoints(self) -> list[dict[str, Any]]:
         """What its next epoch can be continued from, as `SweepStudy.report` was given it."""
         return list(self._stored.get("checkpoints", ()))
+
+    @property
+    def deaths(self) -> int:
+        """How many workers died one after the other in the epoch in which its worker died last; 0 where none did."""
+        return int(self._stored.get("deaths", 0))
+
+    @property
+    def died_after(self) -> int | None:
+        """How many epochs it had when its worker died last; None where none did."""
+        return self._stored.get("died_after")
 
     @property
     def reason(self) -> str:
@@ -207,6 +240,24 @@ class TrialRecord:
         return plain
 
 
+def is_reserved(attribute: str) -> bool:
+    """Whether a user attribute of a trial is one of ours."""
+    return attribute in RESERVED or attribute.startswith(_EPOCH)
+
+
+def epoch_key(epoch: int) -> str:
+    """The user attribute of one epoch of a trial that is not finished."""
+    return f"{_EPOCH}{epoch}"
+
+
+def stored_curve(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A trial's curve in its user attributes: `curve`, and one attribute for each epoch that was reported since."""
+    curve = list(attributes.get("curve", ()))
+    while point := attributes.get(epoch_key(len(curve) + 1)):
+        curve.append(point)
+    return curve
+
+
 def records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
     """The records of a study's trials, by number."""
     workers = worker_names(trials)
@@ -223,19 +274,21 @@ def describe(trial: FrozenTrial) -> dict[str, Any]:
     return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params), **known}
 
 
-def given_point(trial: FrozenTrial) -> tuple[Any, Any]:
-    """What tells given points apart: two reports may have run the same."""
-    return trial.user_attrs.get("label"), trial.user_attrs.get("given")
-
-
 def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The complete trials, best validation accuracy first; of equals the earlier one."""
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     return sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))
 
 
-def count(trials: Sequence[FrozenTrial], *states: str) -> int:
-    return sum(STATE_NAMES[trial.state] in states for trial in trials)
+def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The complete trials, best validation accuracy first, of equals the earlier one."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+
+def count(trials: Iterable[TrialRecord], *states: str) -> int:
+    """How many trials are in one of these states, named as in `STATE_NAMES`."""
+    return sum(trial.state in states for trial in trials)
 
 
 @dataclass(frozen=True)
@@ -247,21 +300,11 @@ class Saved:
     seconds: float
 
 
-def saved_by_pruning(trials: Sequence[FrozenTrial]) -> Saved:
+def saved_by_pruning(trials: Iterable[TrialRecord]) -> Saved:
     """The epochs that pruned trials were spared; one that was pruned before its first epoch counts without time."""
-    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED and "config" in trial.user_attrs]
-    return Saved(len(pruned), sum(map(epochs_left, pruned)), sum(map(seconds_spared, pruned)))
-
-
-def epochs_left(trial: FrozenTrial) -> int:
-    """The epochs of its config that a trial was not trained for."""
-    return max(int(trial.user_attrs["config"]["epochs"]) - len(trial.user_attrs.get("curve", [])), 0)
-
-
-def seconds_spared(trial: FrozenTrial) -> float:
-    """What `epochs_left` would have taken at the trial's mean pace; 0 where it has none."""
-    curve = trial.user_attrs.get("curve", [])
-    return epochs_left(trial) * sum(point["seconds"] for point in curve) / len(curve) if curve else 0.0
+    pruned = [trial for trial in trials if trial.state == "pruned" and trial.epochs is not None]
+    epochs = sum(trial.epochs_left for trial in pruned)
+    return Saved(len(pruned), epochs, sum(trial.seconds_spared for trial in pruned))
 
 
 def is_synthetic(data: Iterable[str]) -> bool:

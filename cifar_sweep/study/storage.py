@@ -11,7 +11,7 @@ import sqlite3
 import time
 import warnings
 import weakref
-from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from cifar_sweep.errors import StorageError, UsageError
-from cifar_sweep.study import tables
+from cifar_sweep.study import locks, tables
 from cifar_sweep.study.address import check_sqlite_content, check_sqlite_file, is_sqlite, parse_address
-from cifar_sweep.study.locks import LOCK_SECONDS, advisory_lock, file_lock, server_lock, sqlite_lock, take_advisory_lock
+from cifar_sweep.study.locks import advisory_lock, file_lock, server_lock, sqlite_lock, take_advisory_lock
 from cifar_sweep.study.outage import explain
-from cifar_sweep.study.owner import is_abandoned
+from cifar_sweep.study.record import records
 
 LEASE_SECONDS = 120
 BEATS_PER_LEASE = 8
@@ -99,7 +99,7 @@ class Storage:
         """Hold all other workers of this database off what takes several transactions.
 
         Raises:
-            StorageBusyError: another process has held it for `LOCK_SECONDS`.
+            StorageBusyError: another process has held it for `locks.LOCK_SECONDS`.
         """
         return advisory_lock(self.optuna.engine) if self._lock_file is None else file_lock(self._lock_file)
 
@@ -109,7 +109,7 @@ class Storage:
 
     def trial_id(self, study: optuna.Study, number: int) -> int:
         """The database's key of trial `number`."""
-        return self.optuna.get_trial_id_from_study_id_trial_number(study._study_id, number)
+        return self.optuna.get_trial_id_from_study_id_trial_number(key_of(study), number)
 
     def owner(self, trial_id: int) -> str | None:
         """The token of the worker that holds a running trial; None where nobody does or it does not run."""
@@ -124,10 +124,8 @@ class Storage:
         with self.optuna.reading() as connection:
             return tables.holder(connection, trial_id)
 
-    def record(
-        self, trial: optuna.Trial, token: str, attributes: Mapping[str, Any], values: Mapping[int, float]
-    ) -> bool:
-        """Set user attributes of a trial and report finite values by their step, all in one transaction.
+    def report(self, trial: optuna.Trial, token: str, change: tables.Change) -> bool:
+        """Write a change of a trial in one transaction, unless another worker holds it.
 
         Returns:
             Whether the worker of this token holds the trial; if not, nothing is written.
@@ -135,12 +133,15 @@ class Storage:
         with self._transaction() as connection:
             if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
                 return False
-            tables.record(connection, trial._trial_id, attributes, values)
-        # What Optuna knows of a trial that runs; its pruners look there.
-        known = trial._cached_frozen_trial
-        known.user_attrs.update(attributes)
-        known.intermediate_values.update(values)
+            tables.write(connection, trial._trial_id, change)
+        _know(trial, change)
         return True
+
+    def write(self, trial: optuna.Trial, change: tables.Change) -> None:
+        """Write a change of a trial in one transaction; to be called under the lock."""
+        with self.optuna.engine.begin() as connection:
+            tables.write(connection, trial._trial_id, change)
+        _know(trial, change)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlalchemy.Connection]:
@@ -158,9 +159,10 @@ class Storage:
         """
         # After an outage the other workers have a few beats' time to be heard again.
         forgiving = time.monotonic() - self._outage < 2 * self.heartbeat_seconds
-        stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(study._study_id))
-        running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        return [trial._trial_id for trial in running if trial._trial_id in stale or is_abandoned(trial)]
+        stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(key_of(study)))
+        running = records(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+        keys = {trial.frozen._trial_id: trial.owner for trial in running}
+        return [key for key, owner in keys.items() if key in stale or owner is None or owner.is_dead()]
 
     def beat(self, trial_id: int) -> None:
         """Say once that a trial is being trained."""
@@ -174,11 +176,12 @@ class Storage:
         except KeyError:
             return True
 
-    def is_reused(self, study_id: int, uid: str) -> bool:
-        """Whether this id was another study's, which was deleted since; what is cached of that is forgotten then."""
-        reused = self._uids.setdefault(study_id, uid) != uid
+    def is_reused(self, study: optuna.Study) -> bool:
+        """Whether a study has the key of another one that was deleted; what is cached of that one is forgotten then."""
+        key, uid = key_of(study), str(study.user_attrs.get("uid"))
+        reused = self._uids.setdefault(key, uid) != uid
         if reused:
-            self._uids[study_id] = uid
+            self._uids[key] = uid
             self.cached = optuna.storages.get_storage(self.optuna)
         return reused
 
@@ -189,12 +192,26 @@ class Storage:
     def studies(self) -> list[tuple[str, dict[str, Any]]]:
         """All studies, the oldest first: their names and user attributes."""
         # Not get_all_study_summaries, which reads every trial of every study.
-        there = sorted(self.optuna.get_all_studies(), key=lambda each: each._study_id)
+        there = sorted(self.optuna.get_all_studies(), key=key_of)
         return [(each.study_name, each.user_attrs) for each in there]
 
     def close(self) -> None:
         """Give the database connections back."""
         self.optuna.engine.dispose()
+
+
+def key_of(study: Any) -> int:
+    """The key of a study in its database; of an `optuna.Study`, or what `get_all_studies` gives."""
+    return int(study._study_id)
+
+
+def _know(trial: optuna.Trial, change: tables.Change) -> None:
+    """Tell Optuna's object of a running trial what was written: its pruners look there."""
+    known = trial._cached_frozen_trial
+    for key in change.removed:
+        known.user_attrs.pop(key, None)
+    known.user_attrs.update(change.attributes)
+    known.intermediate_values.update(change.values)
 
 
 def queued_params(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
@@ -223,7 +240,7 @@ def open_storage(url: str) -> Storage:
     """
     parsed = parse_address(url)
     if not is_sqlite(parsed):
-        connecting = SERVER_OPTIONS["connect_args"] | {"options": f"-c lock_timeout={LOCK_SECONDS}s"}
+        connecting = SERVER_OPTIONS["connect_args"] | {"options": f"-c lock_timeout={locks.LOCK_SECONDS}s"}
         return _connect(parsed, SERVER_OPTIONS | {"connect_args": connecting})
     check_sqlite_file(parsed)
     # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.

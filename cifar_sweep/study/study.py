@@ -4,24 +4,35 @@ A trial is an Optuna trial from first to last. Interrupted, it goes back to WAIT
 parameters and reports, and is claimed again; so a study holds exactly as many trials as were asked for.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.errors import StorageBusyError, StudyError
+from cifar_sweep.config import Shape
+from cifar_sweep.errors import StudyError
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
-from cifar_sweep.study.claiming import MAX_DEATHS
-from cifar_sweep.study.owner import owner_attribute
-from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import STATE_NAMES, TrialRecord, best_first, count, describe, given_point, records
-from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage, queued_params
-from cifar_sweep.sweep import space, strategy
+from cifar_sweep.study.claiming import Claiming, asked
+from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, epoch_key, ranked, records
+from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
+from cifar_sweep.study.tables import Change
+from cifar_sweep.sweep import strategy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+
+
+def stored_sweep(study: optuna.Study) -> Sweep:
+    """The sweep that is stored with a study of ours; parsed once for each text."""
+    return _parsed(json.dumps(study.user_attrs["sweep"]), study.study_name)
+
+
+@lru_cache(maxsize=100)
+def _parsed(text: str, name: str) -> Sweep:
+    return parse(json.loads(text), where=f"study {name!r}")
 
 
 class SweepStudy:
@@ -36,7 +47,7 @@ class SweepStudy:
             raise StudyError(
                 f"{storage.shown}: study {self.name!r} was not made by cifar-sweep; choose another with --study."
             )
-        self.sweep: Sweep = parse(attributes["sweep"], where=f"study {self.name!r}")
+        self._read_again()
         self.uid: str = attributes["uid"]
         self.data: dict[str, Any] = attributes["data"]
         self.code: dict[str, str] = attributes.get("code", {})
@@ -81,7 +92,7 @@ class SweepStudy:
 
     def _read_again(self) -> None:
         """The sweep as it stands now: somebody may have given the study more trials since it was loaded."""
-        self.sweep = parse(self._study.user_attrs["sweep"], where=f"study {self.name!r}")
+        self.sweep: Sweep = stored_sweep(self._study)
 
     @property
     def budget(self) -> int:
@@ -97,33 +108,30 @@ class SweepStudy:
         return records(self.trials())
 
     def asked_records(self) -> list[TrialRecord]:
-        """The trials that the budget counts, typed; see `asked`."""
-        return records(self.asked())
+        """The trials that the budget counts: of given points those that were asked for last, otherwise all.
+
+        Waiting trials that the budget has no room for are left out.
+        """
+        return asked(self.records(), self.sweep)
 
     def ranked_records(self) -> list[TrialRecord]:
         """The complete trials, best validation accuracy first, of equals the earlier one."""
-        by_number = {record.number: record for record in self.records()}
-        return [by_number[trial.number] for trial in self.ranked()]
+        return ranked(self.records())
 
     def asked(self) -> Sequence[FrozenTrial]:
-        """The trials that the budget counts: of given points those that were asked for last; otherwise all."""
-        trials = self.trials()
-        if not self.sweep.given:
-            return trials
-        wanted = [(point.label, point.params()) for point in self.sweep.enqueue]
-        return [trial for trial in trials if given_point(trial) in wanted]
+        """As `asked_records`, as Optuna has them."""
+        return [trial.frozen for trial in self.asked_records()]
 
     def finished(self) -> bool:
         """Whether the budget is spent. Nothing takes the place of a given point that failed."""
-        trials = self.asked()
+        trials = self.asked_records()
         if self.sweep.given:
             return not count(trials, "running", "waiting")
         return count(trials, "complete", "pruned") >= self.budget
 
     def missing(self) -> bool:
         """Whether a given point that was asked for has failed, and was not run again since."""
-        trials = self.asked()
-        return count(trials, "complete", "pruned", "running", "waiting") < self.budget
+        return count(self.asked_records(), "complete", "pruned", "running", "waiting") < self.budget
 
     def claim(
         self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1, workers: int | None = None
@@ -141,116 +149,9 @@ class SweepStudy:
             if self.state != OPEN:
                 return []
             self._read_again()
-            self._give_back_own(worker)
-            self._requeue_orphans()
-            first = self._claim_first(worker)
-            if first is None:
-                return []
-            return [first, *self._claim_others(first, worker, size=size(first.config.shape), workers=workers)]
-
-    def _claim_first(self, worker: Worker) -> Claim | None:
-        trials = self.asked()
-        waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
-        # The queue may hold given points that were not asked for now.
-        full = not self.sweep.given and count(trials, "complete", "pruned", "running") >= self.budget
-        if full or (self.sweep.given and waiting is None):
-            return None
-        return self._take(waiting or self._enqueued({}), worker)
-
-    def _claim_others(self, first: Claim, worker: Worker, *, size: int, workers: int | None) -> list[Claim]:
-        """Trials for a group of `size` with `first`: those that wait and are alike, then new ones as there is room."""
-        trials = self.asked()
-        held = space.shape_params(first.trial.params)
-        waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
-        alike = [trial for trial in waiting if self._is_like(trial, first, held)]
-        claims = [self._take(trial, worker) for trial in alike[: max(0, size - 1)]]
-        new = 0 if self.sweep.given else min(size, self._most_new(trials, workers)) - 1 - len(claims)
-        # What waits has its place in the budget.
-        room = self.budget - count(trials, "complete", "pruned", "running", "waiting")
-        return claims + [self._take(self._enqueued(held), worker) for _ in range(min(new, room))]
-
-    def _most_new(self, trials: Sequence[FrozenTrial], workers: int | None) -> int:
-        """How large a group may become by new trials, one of which is among the running ones already."""
-        if workers is None:
-            return self.budget
-        finished = count(trials, "complete", "pruned")
-        asked = finished + count(trials, "running") - 1
-        return strategy.most_new(self.sweep, asked=asked, finished=finished, workers=workers)
-
-    def _is_like(self, waiting: FrozenTrial, first: Claim, held: Mapping[str, Any]) -> bool:
-        """Whether this trial, once taken, will have the shape of `first`, and has come as far."""
-        if len(waiting.user_attrs.get("curve", [])) != first.epochs_done:
-            return False
-        if stored := waiting.user_attrs.get("config"):
-            return TrialConfig.from_dict(stored).shape == first.config.shape
-        if self.sweep.given:
-            params = space.encode(waiting.user_attrs["given"], self.sweep)
-            config = self._config(params, number=waiting.number, precision=first.config.shape.precision)
-            return config.shape == first.config.shape
-        return space.shape_params(queued_params(waiting)) == held
-
-    def _enqueued(self, params: Mapping[str, Any]) -> FrozenTrial:
-        """A new trial with these parameters, which waits."""
-        self._study.enqueue_trial(dict(params))
-        return self.trials()[-1]
-
-    def _take(self, waiting: FrozenTrial, worker: Worker) -> Claim:
-        """Run this waiting trial. Optuna's ask would take the first one, asked for now or not."""
-        trial_id = self.storage.trial_id(self._study, waiting.number)
-        if not self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.RUNNING):
-            raise StorageBusyError(f"study {self.name!r}: trial {waiting.number} was taken without the lock.")
-        seed = strategy.sampler_seed(self.sweep.seed, number=waiting.number)
-        self._study.sampler = strategy.build_sampler(self.sweep.sampler, seed=seed)
-        trial = optuna.Trial(self._study, trial_id)
-        space.suggest(trial, self.sweep, named=waiting.user_attrs["given"] if self.sweep.given else None)
-        return self._hold(trial, worker, reported=set(waiting.intermediate_values))
-
-    def _hold(self, trial: optuna.Trial, worker: Worker, *, reported: set[int]) -> Claim:
-        trial_id = self.storage.trial_id(self._study, trial.number)
-        # Before the lock is given up: an interrupted trial's last heartbeat is old, and the next claim would take it.
-        self.storage.beat(trial_id)
-        stored = trial.user_attrs.get("config")
-        config = (
-            TrialConfig.from_dict(stored)
-            if stored
-            else self._config(trial.params, number=trial.number, precision=worker.precision)
-        )
-        trial.set_user_attr("config", config.to_dict())
-        # One attribute, not four: each is a transaction, and a group has many trials.
-        known = versions() | {"kernels": worker.kernels}
-        known |= {model: code for model, code in self.code.items() if model == config.shape.model}
-        environment = {"device": worker.device, "threads": worker.threads, "versions": known, "commit": commit()}
-        trial.set_user_attr("environment", environment)
-        trial.set_user_attr("owner", owner_attribute(worker.owner))
-        return Claim(trial, trial_id, worker.owner, config, reported)
-
-    def _config(self, params: Mapping[str, Any], *, number: int, precision: str) -> TrialConfig:
-        return space.to_config(params, self.sweep, number=number, classes=self.data["classes"], precision=precision)
-
-    def _give_back_own(self, worker: Worker) -> None:
-        """Requeue what this worker holds without knowing it: who claims has no trial, so a claim was broken off."""
-        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            if (trial.user_attrs.get("owner") or {}).get("token") == worker.owner.token:
-                trial_id = self.storage.trial_id(self._study, trial.number)
-                self.storage.optuna.set_trial_user_attr(trial_id, "owner", None)
-                self.storage.set_waiting(trial_id)
-
-    def _requeue_orphans(self) -> None:
-        """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""
-        for trial_id in self.storage.orphans(self._study):
-            attributes = self.storage.optuna.get_trial(trial_id).user_attrs
-            # Only deaths in the same epoch count: a long trial on a machine that often goes away gets on all the same.
-            reached = len(attributes.get("curve", []))
-            deaths = 1 + (attributes.get("deaths", 0) if attributes.get("died_after") == reached else 0)
-            self.storage.optuna.set_trial_user_attr(trial_id, "died_after", reached)
-            self.storage.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
-            self.storage.optuna.set_trial_user_attr(trial_id, "owner", None)
-            if deaths <= MAX_DEATHS:
-                self.storage.set_waiting(trial_id)
-            else:
-                reason = f"its worker died {deaths} times without finishing epoch {reached + 1}"
-                self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
-                self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
+            classes = self.data["classes"]
+            claiming = Claiming(self.storage, self._study, self.sweep, classes, self.code, worker)
+            return claiming.claim(size=size, workers=workers)
 
     def report(
         self, claim: Claim, curve: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()
@@ -274,9 +175,16 @@ class SweepStudy:
             if step is not None and step not in claim.reported:
                 values[step] = point["validation_accuracy"]
         # At once: a curve must not be longer than what a trial can be continued from.
-        attributes = {"checkpoints": [dict(each) for each in checkpoints], "curve": list(curve)}
-        if not self.storage.record(claim.trial, claim.owner.token, attributes, values):
+        attributes = {"checkpoints": [dict(each) for each in checkpoints]}
+        known = len(claim.curve)
+        if list(curve[:known]) == claim.curve:
+            fresh = {epoch_key(epoch): dict(point) for epoch, point in enumerate(curve, start=1) if epoch > known}
+            change = Change(attributes | fresh, values=values)
+        else:  # it was continued from an earlier epoch
+            change = Change(attributes | {"curve": list(curve)}, removed=_epoch_keys(claim.curve), values=values)
+        if not self.storage.report(claim.trial, claim.owner.token, change):
             raise _lost(claim)
+        claim.curve[:] = curve
         claim.reported.update(values)
 
     def should_prune(self, claim: Claim) -> bool:
@@ -310,7 +218,9 @@ class SweepStudy:
                 raise _lost(claim)
             if there.is_finished():
                 return
-            _set(claim.trial, attributes)
+            # One attribute for the curve of a finished trial: it is read much faster than one for each epoch.
+            whole = {"curve": claim.curve} if claim.curve else {}
+            self.storage.write(claim.trial, Change({**whole, **attributes}, removed=_epoch_keys(claim.curve)))
             self._study.tell(claim.trial, value, state=state)
 
     def release(self, claim: Claim) -> bool:
@@ -350,39 +260,40 @@ class SweepStudy:
             self._study.set_user_attr("test_accuracy", {_joined(numbers): accuracy} | there)
 
     def ranked(self) -> list[FrozenTrial]:
-        """The complete trials, best validation accuracy first; of equals the earlier one."""
-        return best_first(self.trials())
+        """As `ranked_records`, as Optuna has them."""
+        return [trial.frozen for trial in self.ranked_records()]
 
-    def kept(self, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
+    def kept(self, trials: Sequence[TrialRecord] | None = None) -> list[TrialRecord]:
         """The trials whose weights are kept, best first: as many as the sweep says, and as its size cap has room for.
 
         The best one is always kept. One that has dropped out does not come back: a better one only takes room.
         """
-        ranked = best_first(self.trials() if trials is None else trials)[: self.sweep.keep_weights]
-        sizes = accumulate(trial.user_attrs.get("weights", {}).get("size", 0) for trial in ranked)
+        best = ranked(self.records() if trials is None else trials)[: self.sweep.keep_weights]
+        sizes = accumulate(trial.weights.size if trial.weights else 0 for trial in best)
         cap = self.sweep.keep_megabytes * 1_000_000
-        return [trial for k, (trial, size) in enumerate(zip(ranked, sizes, strict=True)) if k == 0 or size <= cap]
+        return [trial for k, (trial, size) in enumerate(zip(best, sizes, strict=True)) if k == 0 or size <= cap]
 
-    def stored_bytes(self, trials: Sequence[FrozenTrial]) -> int:
+    def stored_bytes(self, trials: Sequence[TrialRecord]) -> int:
         """What the kept weights and the checkpoints of unfinished trials take, of `trials`."""
-        weights: int = sum(trial.user_attrs.get("weights", {}).get("size", 0) for trial in self.kept(trials))
-        unfinished = [trial for trial in trials if not trial.state.is_finished()]
-        checkpoints = [stored for trial in unfinished for stored in trial.user_attrs.get("checkpoints", [])]
+        weights = sum(trial.weights.size for trial in self.kept(trials) if trial.weights)
+        checkpoints = [stored for trial in trials if not trial.is_finished for stored in trial.checkpoints]
         return weights + sum(int(stored["size"]) for stored in checkpoints)
 
-    def summary(self, trials: Sequence[FrozenTrial] | None = None) -> dict[str, Any]:
+    def summary(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""
+        budget = self.budget
         if trials is None:
-            trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
-            budget = count(trials, "complete", "pruned", "running", "waiting") if self.sweep.given else self.budget
-        else:
-            budget = self.budget
+            trials = self.records()  # once: a trial that ends between two looks would be counted nowhere
+            if self.sweep.given:
+                budget = count(trials, "complete", "pruned", "running", "waiting")
         counts = {name: count(trials, name) for name in STATE_NAMES.values()}
+        # What the budget has no room for waits for a larger one.
+        room = max(0, budget - count(trials, "complete", "pruned", "running"))
         # Trials whose worker is gone wait for the next one, whatever the database says until then. Without the lock a
         # claim under way looks like one, too, for a moment; at most what runs is counted.
         orphans = min(len(self.storage.orphans(self._study)), counts["running"])
-        counts |= {"running": counts["running"] - orphans, "waiting": counts["waiting"] + orphans}
-        ranked = best_first(trials)
+        counts |= {"running": counts["running"] - orphans, "waiting": min(counts["waiting"], room) + orphans}
+        best = ranked(trials)
         return {
             "name": self.name,
             "description": self.sweep.description,
@@ -393,7 +304,7 @@ class SweepStudy:
             "priority": self.priority,
             "stored_bytes": self.stored_bytes(trials),
             "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
-            "best": describe(ranked[0]) if ranked else None,
+            "best": best[0].described() if best else None,
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
         }
@@ -407,9 +318,8 @@ def _joined(numbers: Sequence[int]) -> str:
     return "+".join(map(str, numbers))
 
 
-def _set(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
+def _epoch_keys(curve: Sequence[Any]) -> list[str]:
+    return [epoch_key(epoch) for epoch in range(1, len(curve) + 1)]
 
 
 def data_words(study: SweepStudy) -> str:

@@ -9,7 +9,8 @@ database is opened.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -46,6 +47,7 @@ _SET_ATTRIBUTE = text(
     "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial_id, :key, :value) "
     "ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"
 )
+_REMOVE_ATTRIBUTE = text("DELETE FROM trial_user_attributes WHERE trial_id = :trial_id AND key = :key")
 _REPORT = text(
     "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
     "VALUES (:trial_id, :step, :value, 'FINITE') ON CONFLICT (trial_id, step) DO NOTHING"
@@ -61,10 +63,26 @@ def holder(connection: Connection, trial_id: int) -> tuple[TrialState | None, st
     return TrialState[row.state], owner["token"] if owner else None
 
 
-def record(connection: Connection, trial_id: int, attributes: Mapping[str, Any], values: Mapping[int, float]) -> None:
-    """Set user attributes of a trial, and report finite values of it by their step; a step's first value stays."""
+@dataclass(frozen=True)
+class Change:
+    """What is to be written of a trial: user attributes set or removed, and finite values by their step.
+
+    A step's first value stays.
+    """
+
+    attributes: Mapping[str, Any]
+    removed: Collection[str] = ()
+    values: Mapping[int, float] = field(default_factory=dict)
+
+
+def write(connection: Connection, trial_id: int, change: Change) -> None:
+    """Write a change of a trial."""
+    attributes, values = change.attributes, change.values
+    if change.removed:
+        connection.execute(_REMOVE_ATTRIBUTE, [{"trial_id": trial_id, "key": key} for key in change.removed])
     rows = [{"trial_id": trial_id, "key": key, "value": json.dumps(value)} for key, value in attributes.items()]
-    connection.execute(_SET_ATTRIBUTE, rows)
+    if rows:
+        connection.execute(_SET_ATTRIBUTE, rows)
     if values:
         reports = [{"trial_id": trial_id, "step": step, "value": value} for step, value in values.items()]
         connection.execute(_REPORT, reports)

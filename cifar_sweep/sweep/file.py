@@ -104,10 +104,14 @@ def _only(sweep: Sweep, labels: Sequence[str]) -> Sweep:
 
 
 def _previewed(sweep: Sweep, *, where: str) -> Sweep:
-    """`sweep` as its [preview] has it; of given points the first ones."""
+    """`sweep` as its [preview] has it; of given points the first ones.
+
+    Points that are enqueued take half of its trials at most: the rest shows what the sampler chooses.
+    """
     fixed = sweep.preview.fixed()
     if not sweep.given:
-        return _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=where)
+        changed = _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=where)
+        return changed.model_copy(update={"enqueue": changed.enqueue[: changed.trials // 2]})
     return _changed(sweep.model_copy(update={"enqueue": sweep.enqueue[: sweep.preview.trials]}), fixed, where=where)
 
 
@@ -161,10 +165,10 @@ def _check_change_of_given(sweep: Sweep, key: str, *, where: str) -> None:
         raise UsageError(
             f"{where}: {key} is not in [space] of {sweep.name!r}, so its given points cannot be shortened."
         )
-    if key in PARAMETERS and key not in (*SHORTENS, "precision"):
+    if key in PARAMETERS and key not in (*SHORTENS, "precision", "validation_images"):
         raise UsageError(
             f"{where}: sweep {sweep.name!r} runs its given points as they are; accepted: epochs and train_images, "
-            "which shorten them, and precision."
+            "which shorten them, precision and validation_images."
         )
 
 

@@ -80,6 +80,11 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
         check_parameter(name, value, where=f"{where}: [fixed]")
         if name in sweep.space:
             raise UsageError(f"{where}: {name} stands in [fixed] and in [space]; it belongs in one of them.")
+    if "validation_images" in sweep.space or any("validation_images" in point.params() for point in sweep.enqueue):
+        raise UsageError(
+            f"{where}: validation_images is to be the same for all trials, which are compared by them; accepted: in "
+            "[fixed] and [preview]."
+        )
     for name, domain in sweep.space.items():
         _check_domain(name, domain, where=f"{where}: [space]")
     for number, point in enumerate(sweep.enqueue, start=1):

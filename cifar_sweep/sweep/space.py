@@ -66,6 +66,12 @@ def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name.removeprefix(EXPONENT) in SHAPE_PARAMETERS}
 
 
+def leaves_shape_open(params: Mapping[str, Any], sweep: Sweep) -> bool:
+    """Whether a trial that is begun with these Optuna parameters has still to be given one that decides its shape."""
+    known = sweep.fixed | decode(params)
+    return any(name in SHAPE_PARAMETERS and name not in known and applies(name, known) for name in sweep.space)
+
+
 def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
     """A point of the space as Optuna stores it, without what is not in the space or does nothing beside the rest."""
     encoded: dict[str, Value] = {}

@@ -18,7 +18,7 @@ class Batches:
 
     Attributes:
         train_images: number of training images used.
-        validation_images: number of validation images, always all.
+        validation_images: number of validation images used.
         classes: number of classes.
         device: where the batches lie.
     """
@@ -29,6 +29,7 @@ class Batches:
         *,
         device: torch.device,
         train_images: int = 0,
+        validation_images: int = 0,
         normalize: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -38,13 +39,14 @@ class Batches:
             data: the dataset.
             device: where to train.
             train_images: training images to use, class by class alike; 0 is all of the training part.
+            validation_images: validation images to use, class by class alike; 0 is all of the validation part.
             normalize: subtract the training part's channel mean and divide by its deviation; else pixels in [0, 1].
             dtype: of the batches' images.
 
         Raises:
-            UsageError: there are fewer than `train_images`.
+            UsageError: there are fewer than `train_images` or `validation_images`.
         """
-        train_index, validation_index = split(data.train_labels)
+        train_index, validation_index = split(data.train_labels, validation_images=validation_images)
         if not 0 <= train_images <= len(train_index):
             raise UsageError(
                 f"train_images = {train_images} is not accepted; the training part of {data.name} has "
@@ -100,7 +102,7 @@ class Batches:
         return self._batches(self._images, self._labels, index=self._train_index[order], batch_size=batch_size)
 
     def validation(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all validation images in fixed order, as `train` does."""
+        """Yield the validation images in fixed order, as `train` does."""
         batch_size = batch_size or self._evaluation_batch
         return self._batches(self._images, self._labels, index=self._validation_index, batch_size=batch_size)
 

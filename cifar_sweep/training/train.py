@@ -84,6 +84,7 @@ class Run:
                 data,
                 device=device,
                 train_images=self.shape.train_images,
+                validation_images=self.shape.validation_images,
                 normalize=self.shape.normalize,
                 dtype=torch.bfloat16 if self.shape.precision == "bf16" else torch.float32,
             )

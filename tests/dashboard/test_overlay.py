@@ -22,11 +22,12 @@ from sqlalchemy.engine import make_url
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.dashboard import shown
 from cifar_sweep.dashboard.notes import OWN_NOTE
-from cifar_sweep.dashboard.overlay import RESERVED, Overlay
+from cifar_sweep.dashboard.overlay import Overlay
 from cifar_sweep.study.claim import Worker
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.record import RESERVED
 from cifar_sweep.study.storage import FINISHED, Storage, open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
@@ -349,10 +350,10 @@ def test_writes_go_to_the_database(study: SweepStudy, writable: Overlay) -> None
     claim = begin(study, 0.4)
     writable.set_trial_user_attr(claim.trial_id, "mine", 1)
     assert study.trials()[claim.number].user_attrs["mine"] == 1
-    for name in RESERVED:
+    for name in (*RESERVED, "epoch:1"):
         with pytest.raises(HTTPError, match=f"{name} is cifar-sweep's own"):
             writable.set_trial_user_attr(claim.trial_id, name, "spoiled")
-    assert study.trials()[claim.number].user_attrs["curve"] == [point(1, 0.4)]
+    assert study.records()[claim.number].points == [point(1, 0.4)]
     writable.set_trial_state_values(claim.trial_id, TrialState.FAIL)
     assert study.trials()[claim.number].state is TrialState.FAIL
 

@@ -18,12 +18,13 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import CifarSweepError, StorageError, StudyError, UsageError
+from cifar_sweep.study import locks
 from cifar_sweep.study import opening as studies
-from cifar_sweep.study import storage as storage_module
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import MAX_DEATHS
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
@@ -70,6 +71,10 @@ def curve(epochs: int, accuracy: float = 0.5) -> list[dict[str, Any]]:
 
 def stored(study: SweepStudy, claim: Claim) -> FrozenTrial:
     return study.storage.optuna.get_trial(claim.trial_id)
+
+
+def points(study: SweepStudy, claim: Claim) -> list[Any]:
+    return TrialRecord(stored(study, claim)).points
 
 
 def states(study: SweepStudy) -> list[TrialState]:
@@ -185,14 +190,73 @@ def test_a_claim_is_stored_with_its_config_and_its_owner(make: Callable[..., Swe
     assert claim.config.shape.classes == 10
 
 
-def test_a_report_is_the_whole_curve_and_each_step_once(make: Callable[..., SweepStudy]) -> None:
+@pytest.mark.parametrize("reports", [(1, 2, 2, 3), (3,), (2, 3, 3)])
+def test_reports_are_the_whole_curve_and_each_step_once(make: Callable[..., SweepStudy], reports: Any) -> None:
     study = make()
     claim = claimed(study)
-    for epochs in (1, 2, 2, 3):
+    for epochs in reports:
         study.report(claim, curve(epochs))
-    trial = stored(study, claim)
-    assert trial.user_attrs["curve"] == curve(3)
-    assert trial.intermediate_values == {1: 0.51, 2: 0.52, 3: 0.53}
+    assert points(study, claim) == curve(3)
+    assert stored(study, claim).intermediate_values == {1: 0.51, 2: 0.52, 3: 0.53}
+
+
+def test_a_report_writes_the_new_epochs_alone(make: Callable[..., SweepStudy]) -> None:
+    study = make()
+    claim = claimed(study)
+    study.report(claim, curve(2))
+    written: list[str] = []
+
+    def note(_c: Any, _u: Any, statement: str, parameters: Any, *_: Any) -> None:
+        written.append(f"{statement} {parameters}")
+
+    sqlalchemy.event.listen(study.storage.optuna.engine, "before_cursor_execute", note)
+    study.report(claim, curve(3))
+    sqlalchemy.event.remove(study.storage.optuna.engine, "before_cursor_execute", note)
+    text = "".join(written)
+    assert "0.53" in text
+    assert "0.51" not in text
+    assert "0.52" not in text
+
+
+def test_a_finished_trial_has_its_curve_in_one_attribute(make: Callable[..., SweepStudy]) -> None:
+    study = make()
+    claim = claimed(study)
+    study.report(claim, curve(3))
+    study.complete(claim, 0.53)
+    attributes = stored(study, claim).user_attrs
+    assert attributes["curve"] == points(study, claim) == curve(3)
+    assert not [name for name in attributes if name.startswith("epoch:")]
+
+
+@pytest.mark.parametrize("known", ["curve", "epochs"])
+def test_a_trial_that_goes_on_from_an_earlier_epoch_loses_the_later_ones(
+    make: Callable[..., SweepStudy], known: str
+) -> None:
+    study = make()
+    first = claimed(study)
+    if known == "curve":  # as all trials had it before version 0.2
+        study.storage.optuna.set_trial_user_attr(first.trial_id, "curve", curve(3, 0.1))
+    else:
+        study.report(first, curve(3, 0.1))
+    study.release(first)
+    again = claimed(study)
+    assert again.before.epochs_done == 3
+    study.report(again, [*curve(1, 0.1), *curve(2)[1:]])
+    assert points(study, again) == [*curve(1, 0.1), *curve(2)[1:]]
+    study.report(again, [*curve(1, 0.1), *curve(3)[1:]])
+    study.release(again)
+    assert points(study, claimed(study)) == [*curve(1, 0.1), *curve(3)[1:]]
+
+
+def test_a_curve_in_one_attribute_is_gone_on_with(make: Callable[..., SweepStudy]) -> None:
+    study = make()
+    first = claimed(study)
+    study.storage.optuna.set_trial_user_attr(first.trial_id, "curve", curve(2))
+    study.release(first)
+    again = claimed(study)
+    study.report(again, curve(3))
+    assert stored(study, again).user_attrs["curve"] == curve(2)
+    assert points(study, again) == curve(3)
 
 
 def test_a_complete_trial_has_its_value_and_attributes(make: Callable[..., SweepStudy]) -> None:
@@ -264,7 +328,7 @@ def test_a_released_trial_comes_back_as_it_was(make: Callable[..., SweepStudy]) 
     after = stored(study, second)
     assert (second.number, second.trial_id, second.config) == (first.number, first.trial_id, first.config)
     assert (after.params, after.intermediate_values) == (before.params, before.intermediate_values)
-    assert after.user_attrs["curve"] == curve(2)
+    assert points(study, second) == curve(2)
     study.report(second, curve(3))
     study.complete(second, 0.6)
     assert list(stored(study, second).intermediate_values) == [1, 2, 3]
@@ -377,7 +441,7 @@ def test_a_loss_does_not_keep_the_lock(make: Callable[..., SweepStudy], url: str
 
 
 def test_the_lock_holds_another_worker_off(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
     refused = pytest.raises(StorageError, match="another process has held the study database for 1 s")
     with closing(open_storage(url)) as one, closing(open_storage(url)) as two:
         with one.lock(), refused:
@@ -482,6 +546,7 @@ def test_a_half_made_study_is_completed_with_each_point_once(
     assert study.uid == half.user_attrs["uid"]
 
 
+@pytest.mark.slow
 def test_the_sampler_does_not_repeat_itself_after_a_restart(
     make: Callable[..., SweepStudy], url: str, name: str
 ) -> None:
@@ -589,6 +654,7 @@ def test_the_ranking_is_by_value_then_by_number(make: Callable[..., SweepStudy])
 # Many processes at once
 
 
+@pytest.mark.slow
 def test_processes_at_once_finish_exactly_the_budget_and_no_trial_twice(
     make: Callable[..., SweepStudy], url: str, name: str, tmp_path: Path
 ) -> None:

@@ -485,6 +485,26 @@ def test_a_preview_fixes_its_parameters_and_its_number_of_trials(file: Path) -> 
     assert list(sweep.space) == ["learning_rate"]
 
 
+TO_TRY_FIRST = "".join(f"[[enqueue]]\nlearning_rate = {rate}\n" for rate in (1e-3, 2e-3, 3e-3))
+
+
+@pytest.mark.parametrize(("trials", "left"), [(1, 0), (4, 2), (5, 2), (10, 3)])
+def test_points_to_try_first_take_half_of_a_preview_at_most(file: Path, trials: int, left: int) -> None:
+    written(file, LEARNING_RATE + TO_TRY_FIRST + f"[preview]\ntrials = {trials}\n")
+    assert len(load(file, preview=True).enqueue) == left
+    assert len(load(file).enqueue) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[space]\nvalidation_images = { low = 10, high = 20 }", LEARNING_RATE + "[[enqueue]]\nvalidation_images = 9"],
+)
+def test_trials_of_one_sweep_have_the_same_validation_images(file: Path, text: str) -> None:
+    message = refusal(file, text)
+    assert message.startswith("lr.toml: validation_images")
+    assert "[fixed] and [preview]" in message
+
+
 def test_a_change_wins_over_the_preview(file: Path) -> None:
     text = "[preview]\ntrials = 3\nepochs = 1\n"
     sweep = load(written(file, text), preview=True, changes={"trials": 5, "epochs": 2})

@@ -8,23 +8,26 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import derive_seed
-from cifar_sweep.errors import DataError
+from cifar_sweep.errors import DataError, UsageError
 
 
-def split(labels: Tensor) -> tuple[Tensor, Tensor]:
+def split(labels: Tensor, *, validation_images: int = 0) -> tuple[Tensor, Tensor]:
     """Divide the training images 80:20 into training and validation part, class by class.
 
     The seed is fixed: every study splits the same data alike, so that the numbers of different sweeps compare.
 
     Args:
         labels: int64 [n], each class with 2 images or more.
+        validation_images: how many of the validation part to take, class by class alike; 0 is all.
 
     Returns:
         The indices of the training part, int64, ordered so that any prefix holds every class in its proportion to
-        within one image; and those of the validation part, ascending. Disjoint, and complete together.
+        within one image; and those of the validation part, ascending. Disjoint, and complete together where all of the
+        validation part is taken.
 
     Raises:
         DataError: a class has fewer than 2 images.
+        UsageError: the validation part has fewer than `validation_images`.
     """
     classes = labels.cpu().numpy()
     sizes = np.bincount(classes)
@@ -44,7 +47,14 @@ def split(labels: Tensor) -> tuple[Tensor, Tensor]:
         held_out = max(1, int(size) // 5)
         validation.append(members[:held_out])
         training.append(members[held_out:])
-    return torch.from_numpy(_interleave(training)), torch.from_numpy(np.sort(np.concatenate(validation)))
+    there = sum(map(len, validation))
+    if not 0 <= validation_images <= there:
+        raise UsageError(
+            f"validation_images = {validation_images} is not accepted; the validation part has {there:,} images, and 0 "
+            "is all of them."
+        )
+    chosen = _interleave(validation)[: validation_images or there]
+    return torch.from_numpy(_interleave(training)), torch.from_numpy(np.sort(chosen))
 
 
 def _interleave(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

@@ -90,6 +90,21 @@ def test_every_prefix_of_the_training_part_is_stratified_to_within_one_image(siz
     assert (counts - ideal).abs().max() < 1
 
 
+def test_part_of_the_validation_images_is_stratified_and_the_training_part_stays() -> None:
+    labels = labels_of(100, 300)
+    train, validation = split(labels)
+    same, some = split(labels, validation_images=20)
+    assert torch.equal(same, train)
+    assert set(some.tolist()) < set(validation.tolist())
+    assert torch.bincount(labels[some]).tolist() == [5, 15]
+    assert some.tolist() == sorted(some.tolist())
+
+
+def test_more_validation_images_than_there_are_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"validation_images = 21 .* 20 images, and 0 is all"):
+        split(labels_of(50, 50), validation_images=21)
+
+
 def test_split_is_always_the_same() -> None:
     # Numbers of old sweeps compare with new ones as long as this does not change.
     train, validation = split(torch.arange(50) % 5)
@@ -340,6 +355,7 @@ def test_second_load_reads_the_cache_alone(folder: Path, cache: Path, monkeypatc
         assert getattr(first, field) == getattr(second, field)
 
 
+@pytest.mark.slow
 def test_a_cache_hit_imports_neither_torchvision_nor_pillow(folder: Path, cache: Path) -> None:
     load(str(folder), cache=cache)
     script = (
@@ -355,6 +371,7 @@ def run_python(script: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root)
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_one_entry_both_get_it(cache: Path) -> None:
     # The drawing is slowed, so that the second surely comes while the first is at it.
     script = f"""
