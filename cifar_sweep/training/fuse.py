@@ -320,24 +320,16 @@ def _can_fuse_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """How the layers of one type are fused.
+    """How the layers of one type are fused."""
 
-    Attributes:
-        fuse: makes one layer of the members' layers and their dropout.
-        works_on: channels, which is before the flattening; features, which is after it; or either.
-        accepts: whether a layer of these settings can be fused.
-        before_relu: whether its output is no longer needed for its gradient, so that a ReLU after it works in place.
-        keeps_order: whether the greatest of a window stays the greatest, so that pooling may come before it. Of values
-            that the layer rounds to the same, the gradient then goes to the one that was greater.
-        in_dtype: whether its parameters are wanted in the dtype of the forward pass; else they stay as they are.
-    """
-
-    fuse: Callable[[Sequence[Any], Sequence[Masks]], nn.Module]
-    works_on: Literal["channels", "features", "either"] = "either"
-    accepts: Callable[[Any], bool] = lambda _layer: True
-    before_relu: bool = False
+    fuse: Callable[[Sequence[Any], Sequence[Masks]], nn.Module]  # makes one layer of the members' and their dropout
+    works_on: Literal["channels", "features", "either"] = "either"  # channels before the flattening, features after it
+    accepts: Callable[[Any], bool] = lambda _layer: True  # whether a layer of these settings can be fused
+    before_relu: bool = False  # its gradient does not need its output, so that a ReLU after it may work in place
+    # The greatest of a window stays the greatest, so that pooling may come before it. Of values that the layer rounds
+    # to the same, the gradient then goes to the one that was greater.
     keeps_order: bool = False
-    in_dtype: bool = True
+    in_dtype: bool = True  # its parameters are wanted in the dtype of the forward pass; else they stay as they are
 
 
 # By exact type: what a subclass does is not known.

@@ -77,7 +77,13 @@ def locate(source: str) -> Source:
 
 
 def _synthetic_source(source: str) -> Source:
-    count = _synthetic_count(source)
+    digits = "50000" if source == "synthetic" else source.removeprefix("synthetic:")
+    count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+    if not _MIN_SYNTHETIC <= count <= _MAX_SYNTHETIC:
+        raise UsageError(
+            f"The data {source!r} is not accepted; synthetic:N takes a whole number of training images from "
+            f"{_MIN_SYNTHETIC} to {_MAX_SYNTHETIC}, and synthetic alone is 50000."
+        )
 
     def read(progress: Progress) -> Decoded:
         progress(f"drawing {count + count // 5:,} synthetic images (once)")
@@ -87,17 +93,6 @@ def _synthetic_source(source: str) -> Source:
         return Decoded(name, synthetic.CLASSES, *train, *test)
 
     return Source(f"{FORMAT} synthetic {count} version {synthetic.VERSION}", read)
-
-
-def _synthetic_count(source: str) -> int:
-    digits = "50000" if source == "synthetic" else source.removeprefix("synthetic:")
-    count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
-    if not _MIN_SYNTHETIC <= count <= _MAX_SYNTHETIC:
-        raise UsageError(
-            f"The data {source!r} is not accepted; synthetic:N takes a whole number of training images from "
-            f"{_MIN_SYNTHETIC} to {_MAX_SYNTHETIC}, and synthetic alone is 50000."
-        )
-    return count
 
 
 # --- torchvision: CIFAR-10 -------------------------------------------------------------------------------------------

@@ -29,19 +29,12 @@ _ALIGNED = 64  # bytes, of an arena
 
 @dataclass(frozen=True)
 class Convolution:
-    """A stage: a convolution with what follows it, by the layers' places in the network.
+    """A stage: a convolution with what follows it."""
 
-    Attributes:
-        settings: of the structure `Stage`, but for what depends on the size of the images.
-        reflect: how far images are padded by reflection first.
-        norm: batch norm.
-        dropout: of whole channels.
-    """
-
-    settings: Mapping[str, float]
-    reflect: int
-    norm: str | None
-    dropout: str | None
+    settings: Mapping[str, float]  # of the structure `Stage`, but for what depends on the size of the images
+    reflect: int  # how far images are padded by reflection first
+    norm: str | None  # the place of its batch norm in the network
+    dropout: str | None  # the place of its dropout of whole channels
 
 
 def stages_of(network: nn.Sequential) -> list[Convolution] | None:
@@ -131,14 +124,9 @@ def fewest_members(stages: Sequence[Convolution] | None, dtype: torch.dtype) -> 
 def offer(
     stages: Sequence[Convolution] | None, rows: Tensor, images: Tensor, *, training: bool, last: "Lanes | None" = None
 ) -> "Lanes | None":
-    """What convolves these images faster than PyTorch; None where nothing does.
+    """What convolves images [b, 3, h, w] faster than PyTorch, for members with the parameters `rows` [K, parameters].
 
-    Args:
-        stages: of the networks, as `stages_of` finds them.
-        rows: the members' parameters [K, parameters].
-        images: the batch.
-        training: whether a backward pass may follow.
-        last: what was offered before; it is offered again if it fits.
+    None where nothing does. What was offered last is offered again if it fits.
     """
     here = images.device.type == "cpu" and rows.dtype is torch.float32 and torch.get_num_threads() == 1
     if stages is None or not here:
@@ -149,10 +137,8 @@ def offer(
     if fewest is None or len(rows) < fewest:
         return None
     library = kernels(bf16=images.dtype is torch.bfloat16)
-    if library is None:
-        return None
     batch = len(images) if training else min(_EVALUATED, len(images))
-    return Lanes(library, stages, members=len(rows), images=images, batch=batch)
+    return Lanes(library, stages, members=len(rows), images=images, batch=batch) if library is not None else None
 
 
 @dataclass(frozen=True)

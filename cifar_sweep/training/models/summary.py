@@ -24,12 +24,8 @@ def summarize(network: nn.Module) -> list[LayerRow]:
     Layers are the modules that have no modules below them, in the order in which the image comes to them. Leaves the
     network as it was: no gradient, no batch norm statistics, every layer's training flag put back.
     """
-    return [
-        LayerRow(
-            type(layer).__name__, _detail(layer), shape, sum(parameter.numel() for parameter in layer.parameters())
-        )
-        for layer, shape in _visits(network)
-    ]
+    counted = [(layer, shape, sum(map(torch.numel, layer.parameters()))) for layer, shape in _visits(network)]
+    return [LayerRow(type(layer).__name__, _detail(layer), shape, count) for layer, shape, count in counted]
 
 
 def macs(network: nn.Module) -> int:
