@@ -164,7 +164,7 @@ def _surroundings(device: str) -> dict[str, Any]:
     """Where something is measured: device, versions, commit."""
     from cifar_sweep.study.provenance import commit, versions
     from cifar_sweep.training.device import available_cores, device_name, resolve_device
-    from cifar_sweep.training.lanes.compiled import kernels_name
+    from cifar_sweep.training.lanes import kernels_name
 
     where = resolve_device(device)
     cores = f", {available_cores()} cores" if where.type == "cpu" else ""

@@ -22,7 +22,7 @@ from cifar_sweep.machine.timing import Timer, devices
 from cifar_sweep.sweep.strategy import group_sizes
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
-from cifar_sweep.training.lanes.compiled import prepare_kernels
+from cifar_sweep.training.lanes import prepare_kernels
 
 MAX_WORKERS = 16
 # What may go to the groups of all workers; the rest is for the images, the libraries and other programs.
