@@ -142,7 +142,7 @@ def make_rich(storage: Storage) -> SweepStudy:
     study = make(storage, enqueue=[*POINTS, {"batch_size": 32}])
     first, second, third, fourth, fifth = (claimed(study) for _ in range(5))
     study.report(first, curve(3))
-    study.complete(first, 0.1 + 0.2, best_epoch=2, weights={"size": 3, "sha256": "f00"})
+    study.complete(first, 0.1 + 0.2, best_epoch=2, weights={"name": "w", "size": 3, "sha256": "f00"})
     second.trial.report(math.nan, 1)
     second.trial.report(math.inf, 2)
     second.trial.report(1 / 3, 10)
