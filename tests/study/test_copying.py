@@ -239,7 +239,7 @@ def test_a_released_trial_goes_on_where_it_was(source: Storage, target: Storage)
     copy_studies(source, target)
     there = load(target, "first")
     again = claimed(there)
-    assert (again.number, again.config, again.epochs_done) == (0, released.config, 2)
+    assert (again.number, again.config, again.before.epochs_done) == (0, released.config, 2)
     assert again.checkpoints == [{"epoch": 2, "key": "k"}]
     there.report(again, curve(3))
     assert list(there.trials()[0].intermediate_values) == [1, 2, 3]
@@ -254,7 +254,7 @@ def test_the_trial_of_a_dead_worker_arrives_waiting(source: Storage, target: Sto
     [trial] = there.trials()
     assert (trial.state, trial.user_attrs["owner"], trial.user_attrs["curve"]) == (TrialState.WAITING, None, curve(2))
     again = claimed(there)
-    assert (again.number, again.config, again.epochs_done) == (0, lost.config, 2)
+    assert (again.number, again.config, again.before.epochs_done) == (0, lost.config, 2)
     assert study.trials()[0].state is TrialState.RUNNING
 
 
