@@ -31,8 +31,8 @@ from cifar_sweep.figures.gallery import FIGURES
 from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study import opening
-from cifar_sweep.study.record import describe, rows_of
-from cifar_sweep.study.storage import open_existing, open_storage
+from cifar_sweep.study.record import TrialRecord, describe, rows_of
+from cifar_sweep.study.storage import open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import find, from_mapping, load
 from cifar_sweep.sweep.sweep import Sweep
@@ -40,10 +40,9 @@ from cifar_sweep.terminal.progress import shown
 from cifar_sweep.terminal.status import glance
 from cifar_sweep.training.device import prepare_process, resolve_device
 from cifar_sweep.training.images import data as images
-from cifar_sweep.work.local import local_jobs, run_workers
 from cifar_sweep.work.signals import StopRequest, stop_on_signals
 from cifar_sweep.work.submit import submit
-from cifar_sweep.work.worker import Job
+from cifar_sweep.work.worker import Job, run_workers
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -113,8 +112,8 @@ def run_sweep(
     source, storage = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto")), _storage(storage)
     console = Console(quiet=not progress)
     loaded = images.load(source, on_progress=console.print if progress else None)
-    address = open_artifacts(str(artifacts)).address if artifacts is not None else None
-    made = submit(open_storage(storage), study or chosen.name, chosen, loaded, source=source, artifacts=address)
+    folder = str(artifacts) if artifacts is not None else None
+    made = submit(storage, study or chosen.name, chosen, loaded, source=source, artifacts=folder)
     plan = choose(
         [chosen], device=device, workers=workers, threads=threads, group=group, say=console.print,
         train_images=made.data.get("train_images", TRAIN_IMAGES),
@@ -124,7 +123,7 @@ def run_sweep(
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     job = Job(storage, (made.name,), data=source, device=device, deadline=deadline)
     with _stop_request() as stop, shown(made, console) if progress else nullcontext():
-        run_workers(local_jobs(job, plan), stop=stop)
+        run_workers(job, plan, stop=stop)
     return load_study(made.name, storage=storage, artifacts=artifacts)
 
 
@@ -207,7 +206,7 @@ class Study:
 
     def trial(self, number: int | None) -> "Trial":
         """A complete trial by number. Raises StudyError where there is none."""
-        return Trial(self._study, self._artifacts, trained.pick(self._study, number))
+        return Trial(self._study, self._artifacts, trained.pick(self._study, number).frozen)
 
     def figure(self, name: str) -> "go.Figure":
         """A plotly figure: one of `cifar_sweep.figures.gallery.FIGURES`.
@@ -266,7 +265,7 @@ class Trial:
         from cifar_sweep.training.models import build
 
         network = build(self.config.shape, seed=0)
-        network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
+        network.load_state_dict(trained.stored_weights(self._study, TrialRecord(self._trial), self._artifacts))
         return network.eval()
 
     def export(self, folder: str | Path, *, data: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
@@ -277,11 +276,11 @@ class Trial:
         Raises:
             StudyError: the weights were not kept, or these are other images.
         """
-        network = trained.trained_trial(self._study, self._trial, self._artifacts)
+        network = trained.trained_trial(self._study, TrialRecord(self._trial), self._artifacts)
         loaded = images.load(str(data or self._study.data["source"]))
         self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
         on = resolve_device(device)
         prepare_process(on, threads=network.provenance.threads)
-        metrics = export.write(Path(folder), network, data=loaded, device=on)
+        metrics = export.write(Path(folder), [network], data=loaded, device=on)
         self._study.record_test([self.number], metrics["test_accuracy"])
         return metrics

@@ -1,19 +1,19 @@
-"""Where a sweep's files lie: a folder, or an S3 address, over Optuna's artifact stores.
+"""Where a sweep's files lie: a folder, or an S3 address.
 
-What Optuna's stores leave to us: the one for folders makes none and leaves half a file where the disk is full, so ours
-writes beside and renames; neither notices a file that is cut short or damaged, so a file's size and checksum are noted
-when it is written, and verified when it is read. Optuna and boto3 are loaded when an address is opened, not before.
+A file is written whole or not at all. A file that is cut short or damaged is noticed: its size and checksum are noted
+when it is written, and verified when it is read. boto3 is loaded when an S3 address is opened, not before.
 """
 
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from cifar_sweep.errors import DiskError, UsageError
@@ -21,10 +21,10 @@ from cifar_sweep.files import replace_file
 
 ACCEPTED = "a folder, or s3://BUCKET/PREFIX"
 OWN_WAYS = "boto3 finds them in the environment, in ~/.aws, or by the instance's role"
-CONNECT_SECONDS = 10
-READ_SECONDS = 60
+CONNECT_SECONDS = 10  # boto3's own 60 would keep a worker waiting for a server that is down
+READ_SECONDS = 60  # boto3's own
 REQUEST_ATTEMPTS = 5  # where AWS_MAX_ATTEMPTS says nothing else
-FOLDER_ATTEMPTS = 5
+FOLDER_ATTEMPTS = 5  # a folder is lost only where another process removes it between two system calls
 REFUSALS = {
     "NoSuchBucket": "there is no such bucket",
     "AccessDenied": "access is denied",
@@ -45,64 +45,50 @@ class DamagedArtifactError(Exception):
 
 @dataclass(frozen=True)
 class Stored:
-    """A file in a store, as the database remembers it: its name, its SHA-256 in hex, and its size in bytes."""
+    """A file, as the database remembers it: its name, its SHA-256 in hex, and its size in bytes."""
 
     name: str
     sha256: str
     size: int
 
 
-class Store(Protocol):
-    """What Optuna's artifact stores have in common, and the names of what ours hold."""
-
-    def open_reader(self, artifact_id: str) -> BinaryIO: ...
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None: ...
-    def remove(self, artifact_id: str) -> None: ...
-    def names(self, folder: str) -> list[str]: ...
-
-
-@dataclass(frozen=True)
-class Artifacts:
+class Artifacts(ABC):
     """An open address for files.
+
+    A file's name is relative, with ``/`` between its parts, and leads nowhere else; all methods raise ValueError for
+    any other name.
 
     Attributes:
         shown: the address for people; it never holds credentials.
-        address: the address that a worker elsewhere finds the same files by; of a folder the absolute path.
-        store: the Optuna artifact store.
+        address: the address by which a worker elsewhere finds the same files; of a folder the absolute path.
         root: the folder; None for S3.
     """
 
     shown: str
     address: str
-    store: Store
-    root: Path | None
+    root: Path | None = None
 
     def put(self, name: str, content: bytes) -> Stored:
         """Write a file whole or not at all, in place of one of the same name.
 
         Raises:
-            ValueError: the name is not relative, or leads out of the store.
             DiskError: the file could not be written; what stood there before still stands.
         """
-        self.store.write(_checked(name), BytesIO(content))
+        self._write(_checked(name), content)
         return Stored(name, hashlib.sha256(content).hexdigest(), len(content))
 
     def get(self, stored: Stored) -> bytes:
         """A file's content, exactly as it was put.
 
         Raises:
-            ValueError: the name is not relative, or leads out of the store.
             MissingArtifactError: there is no such file.
             DamagedArtifactError: its size or checksum is not the noted one.
             DiskError: it could not be read.
         """
-        from optuna.artifacts.exceptions import ArtifactNotFound
-
         where = f"{self.address}/{stored.name}"
         try:
-            with closing(self.store.open_reader(_checked(stored.name))) as file:
-                content = file.read()
-        except ArtifactNotFound:
+            content = self._read(_checked(stored.name))
+        except FileNotFoundError:
             raise MissingArtifactError(f"{where}: there is no such file.") from None
         except OSError as error:
             raise DiskError(f"{where}: the file could not be read: {error.strerror or error}.") from error
@@ -113,32 +99,26 @@ class Artifacts:
         return content
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there, or that cannot be removed, is in nobody's way.
-
-        Raises:
-            ValueError: the name is not relative, or leads out of the store.
-        """
-        from optuna.artifacts.exceptions import ArtifactNotFound
-
-        with suppress(ArtifactNotFound, OSError, DiskError):
-            self.store.remove(_checked(name))
+        """Remove a file. A file that is not there, or that cannot be removed, is no error."""
+        with suppress(OSError, DiskError):
+            self._remove(_checked(name))
 
     def names(self, folder: str) -> list[str]:
-        """The names of all files in a folder of the store and below it; what a killed writer left is among them.
+        """The names of all files in a folder and below it; what a killed writer left is among them.
 
         Raises:
-            ValueError: the folder's name is not relative, or leads out of the store.
             DiskError: they could not be listed.
         """
-        return sorted(name for name in self.store.names(_checked(folder)) if _is_name(name))
+        return sorted(name for name in self._names(_checked(folder)) if _is_name(name))
 
-    def path(self, name: str) -> Path | None:
-        """Where the file lies in the folder; None for S3.
-
-        Raises:
-            ValueError: the name is not relative, or leads out of the store.
-        """
-        return None if self.root is None else self.root / _checked(name)
+    @abstractmethod
+    def _read(self, name: str) -> bytes: ...
+    @abstractmethod
+    def _write(self, name: str, content: bytes) -> None: ...
+    @abstractmethod
+    def _remove(self, name: str) -> None: ...
+    @abstractmethod
+    def _names(self, folder: str) -> list[str]: ...
 
 
 def open_artifacts(address: str) -> Artifacts:
@@ -181,50 +161,46 @@ def _open_folder(address: str) -> Artifacts:
     root = Path(address).absolute()
     if not address or (os.path.exists(root) and not os.path.isdir(root)):
         raise UsageError(f"artifacts: {address!r} is no folder; accepted: {ACCEPTED}.")
-    return Artifacts(address, str(root), _folder_store(root), root)
+    return _Folder(address, root)
 
 
-def _folder_store(root: Path) -> Store:
-    from optuna.artifacts import FileSystemArtifactStore
+class _Folder(Artifacts):
+    """A folder, made with its first file. Folders inside go with their last file."""
 
-    class FolderStore(FileSystemArtifactStore):
-        """Optuna's store, whose files are whole or not there, and whose empty folders go."""
+    root: Path
 
-        def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-            path = root / _checked(artifact_id)
+    def __init__(self, shown: str, root: Path) -> None:
+        self.shown, self.address = shown, str(root)
+        self.root = root
+
+    def _read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def _write(self, name: str, content: bytes) -> None:
+        for left in reversed(range(FOLDER_ATTEMPTS)):
             try:
-                _write_among_others(path, content_body.read())
-            except DiskError:
-                _remove_empty_folders(path, root)
+                replace_file(self.root / name, content)
+                break
+            except DiskError as error:
+                # Another process may remove a folder that is empty for a moment, before the file is in it.
+                if left and isinstance(error.__cause__, FileNotFoundError | FileExistsError):
+                    continue
+                self._remove_empty_folders(name)
                 raise
 
-        def remove(self, artifact_id: str) -> None:
-            super().remove(artifact_id)
-            _remove_empty_folders(root / artifact_id, root)
+    def _remove(self, name: str) -> None:
+        (self.root / name).unlink()
+        self._remove_empty_folders(name)
 
-        def names(self, folder: str) -> list[str]:
-            below = os.walk(root / folder, onerror=_raise_unless_gone)
-            return [Path(inner, file).relative_to(root).as_posix() for inner, _, files in below for file in files]
+    def _names(self, folder: str) -> list[str]:
+        below = os.walk(self.root / folder, onerror=_raise_unless_gone)
+        return [Path(inner, file).relative_to(self.root).as_posix() for inner, _, files in below for file in files]
 
-    return FolderStore(root)
-
-
-def _write_among_others(path: Path, content: bytes) -> None:
-    """Write a file, again where another process removed the folder, empty for a moment, before the file was in it."""
-    for left in reversed(range(FOLDER_ATTEMPTS)):
-        try:
-            replace_file(path, content)
-            break
-        except DiskError as error:
-            if not (isinstance(error.__cause__, FileNotFoundError | FileExistsError) and left):
-                raise
-
-
-def _remove_empty_folders(path: Path, root: Path) -> None:
-    """Remove the folders between a file and the root that hold nothing."""
-    with suppress(OSError):  # it holds something, or another process was faster
-        for folder in path.relative_to(root).parents[:-1]:
-            (root / folder).rmdir()
+    def _remove_empty_folders(self, name: str) -> None:
+        """Remove the folders between a file and the root that hold nothing."""
+        with suppress(OSError):  # a folder holds something, or another process was faster
+            for folder in Path(name).parents[:-1]:
+                (self.root / folder).rmdir()
 
 
 def _raise_unless_gone(error: OSError) -> None:
@@ -243,22 +219,16 @@ def _open_bucket(rest: str) -> Artifacts:
         raise UsageError(f"artifacts: the S3 address names no bucket; accepted: {ACCEPTED}.")
     if prefix and ({"", ".", ".."} & set(prefix.split("/")) or re.search(r"[?#\\\x00-\x1f\x7f]", prefix)):
         raise UsageError(f"artifacts: the S3 address has a malformed prefix; accepted: {ACCEPTED}.")
-    address = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-    return Artifacts(address, address, _bucket_store(bucket, prefix, _s3_client()), None)
+    return _Bucket(bucket, f"{prefix}/" if prefix else "", _s3_client())
 
 
 def _s3_client() -> Any:
     """A client with boto3's own credentials and endpoint, with patience for a slow network."""
     try:
-        import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        import botocore.session  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        from botocore.config import Config  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        from botocore.exceptions import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
-            BotoCoreError,
-            ConfigParseError,
-            PartialCredentialsError,
-            ProfileNotFound,
-        )
+        import boto3
+        import botocore.session
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ConfigParseError, PartialCredentialsError, ProfileNotFound
     except ImportError:
         raise UsageError("artifacts: an S3 address needs boto3: `pip install cifar-sweep[s3]`.") from None
 
@@ -282,74 +252,56 @@ def _s3_client() -> Any:
     return client
 
 
-def _bucket_store(bucket: str, prefix: str, client: Any) -> Store:
-    from optuna.artifacts import Boto3ArtifactStore
+class _Bucket(Artifacts):
+    """A part of an S3 bucket: the keys that begin with `prefix`, which is empty or ends in a slash."""
 
-    def key(name: str) -> str:
-        return f"{prefix}/{name}" if prefix else name
+    def __init__(self, bucket: str, prefix: str, client: Any) -> None:
+        self.shown = self.address = f"s3://{bucket}/{prefix}".rstrip("/")
+        self.client = client
+        self._bucket, self._prefix = bucket, prefix
 
-    def explained(name: str, what: str) -> Any:
-        return _explained(f"s3://{bucket}/{key(name)}: {what}", client)
+    def _read(self, name: str) -> bytes:
+        with self._explained(name, "the file could not be read"):
+            try:
+                return bytes(self.client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read())
+            except self.client.exceptions.NoSuchKey:
+                raise FileNotFoundError(name) from None
 
-    class BucketStore(Boto3ArtifactStore):
-        """Optuna's store with a prefix, whose errors are one sentence."""
+    def _write(self, name: str, content: bytes) -> None:
+        with self._explained(name, "the file could not be written"):
+            self.client.upload_fileobj(BytesIO(content), self._bucket, self._prefix + name)
 
-        def open_reader(self, artifact_id: str) -> BinaryIO:
-            with (
-                explained(artifact_id, "the file could not be read"),
-                closing(super().open_reader(key(artifact_id))) as body,
-            ):
-                return BytesIO(body.read())
+    def _remove(self, name: str) -> None:
+        with self._explained(name, "the file could not be removed"):
+            self.client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
-        def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-            with explained(artifact_id, "the file could not be written"):
-                super().write(key(artifact_id), content_body)
+    def _names(self, folder: str) -> list[str]:
+        with self._explained(folder, "the files could not be listed"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/"
+            )
+            return [found["Key"].removeprefix(self._prefix) for page in pages for found in page.get("Contents", [])]
 
-        def remove(self, artifact_id: str) -> None:
-            with explained(artifact_id, "the file could not be removed"):
-                super().remove(key(artifact_id))
+    @contextmanager
+    def _explained(self, name: str, what: str) -> Iterator[None]:
+        """Turn boto3's errors into one sentence without its words, which may repeat a secret."""
+        from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
-        def names(self, folder: str) -> list[str]:
-            with explained(folder, "the files could not be listed"):
-                pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key(f"{folder}/"))
-                return [found["Key"][len(key("")) :] for page in pages for found in page.get("Contents", [])]
-
-    return BucketStore(bucket, client)
-
-
-@contextmanager
-def _explained(what: str, client: Any) -> Iterator[None]:
-    """Turn boto3's errors into a DiskError of one sentence, without its words, which may repeat a secret."""
-    from botocore.exceptions import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        BotoCoreError,
-        ClientError,
-        FlexibleChecksumError,
-    )
-    from optuna.artifacts.exceptions import ArtifactNotFound
-
-    try:
-        yield
-    except ArtifactNotFound as error:
-        # Optuna takes every 404 for a missing file.
-        if isinstance(error.__cause__, ClientError) and _code(error.__cause__) == "NoSuchBucket":
-            raise DiskError(f"{what}: {REFUSALS['NoSuchBucket']}.") from None
-        raise
-    except FlexibleChecksumError:
-        raise DamagedArtifactError(f"{what}: it does not fit the checksum that S3 keeps of it.") from None
-    except (BotoCoreError, ClientError) as error:
-        raise DiskError(f"{what}: {_reason(error, urlsplit(client.meta.endpoint_url).netloc)}.") from None
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", "no code"))
+        where = f"{self.address}/{name}: {what}"
+        try:
+            yield
+        except FlexibleChecksumError:
+            raise DamagedArtifactError(f"{where}: it does not fit the checksum that S3 keeps of it.") from None
+        except (BotoCoreError, ClientError) as error:
+            raise DiskError(f"{where}: {_reason(error, urlsplit(self.client.meta.endpoint_url).netloc)}.") from None
 
 
 def _reason(error: Exception, host: str) -> str:
     """Why a request failed, without a full stop."""
-    from botocore import exceptions  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    from botocore import exceptions
 
     if isinstance(error, exceptions.ClientError):
-        code = _code(error)
+        code = str(error.response.get("Error", {}).get("Code", "no code"))
         return f"{REFUSALS.get(code, f'{host} refused')} ({code})"
     if isinstance(error, exceptions.NoCredentialsError):
         return f"there are no credentials; {OWN_WAYS}"

@@ -67,7 +67,7 @@ def export(
     images = data_of_study(the_study, data, console)
     prepare_process(on, threads=trained.provenance.threads)
     folder = out or Path("exports") / f"{the_study.name}-{chosen.number}"
-    metrics = write(folder, trained, data=images, device=on)
+    metrics = write(folder, [trained], data=images, device=on)
     the_study.record_test([chosen.number], metrics["test_accuracy"])
     _say_export(folder, metrics, console)
     _add_onnx(folder, images, with_onnx, console)
@@ -96,11 +96,11 @@ def ensemble(
     from cifar_sweep.exports.ensemble import check_size, choose, joined
     from cifar_sweep.exports.exported import is_export, read
     from cifar_sweep.exports.trained import trained_trial
-    from cifar_sweep.exports.write import write_ensemble
+    from cifar_sweep.exports.write import write
     from cifar_sweep.study.opening import load
     from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
-    from cifar_sweep.work.retrain import discard_unfinished, train_copies
+    from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     _check_onnx(with_onnx)
@@ -128,16 +128,14 @@ def ensemble(
     folder = out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
-            copies = train_copies(
-                members, seeds=seeds, data=images, device=device, threads=threads, unfinished=folder,
-                stop=stop, say=printer(console),
-            )  # fmt: skip
+            retraining = Retraining(images, device, threads, folder, stop, printer(console))
+            copies = retraining.train_copies(members, seeds=seeds)
         if copies is None:
             console.print("stopped; the same command goes on from the last epoch.")
             raise typer.Exit(stop.exit_code())
         members = copies
     prepare_process(on, threads=threads or members[0].provenance.threads)
-    metrics = write_ensemble(folder, members, data=images, device=on)
+    metrics = write(folder, members, data=images, device=on)
     discard_unfinished(folder)
     for member in metrics["members"]:
         label = f" ({member['label']})" if member["label"] else ""
@@ -207,7 +205,7 @@ def predict(
         pictures += looks.some_of_test(data_of_export(exports[str(export)], data, console, quiet=as_json), test)
     if not pictures:
         raise UsageError("predict: give image files, or --test N for images of the test set.")
-    said = {name: looks.answers(each, pictures) for name, each in exports.items()}
+    said = looks.predictions(exports, pictures)
     if page is not None:
         looks.write_page(page, pictures, said)
     if as_json:
@@ -231,9 +229,9 @@ def train(
 ) -> None:
     """Train an exported config again, from its first epoch, and write it as an export of its own."""
     from cifar_sweep.exports.exported import known_test_accuracy, read
-    from cifar_sweep.exports.write import write, write_ensemble
+    from cifar_sweep.exports.write import write
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.retrain import discard_unfinished, train_again
+    from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     _check_onnx(with_onnx)
@@ -244,21 +242,16 @@ def train(
     folder = out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
     with stop_on_signals() as stop:
+        retraining = Retraining(images, kind, threads, folder, stop, printer(console))
         trained = []
         for member in export.members:
-            done = train_again(
-                member.config, member.origin.provenance(),
-                data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=printer(console),
-            )  # fmt: skip
+            done = retraining.train(member.config, member.origin)
             if done is None:
                 console.print("stopped; the same command goes on from the last epoch.")
                 raise typer.Exit(stop.exit_code())
             trained.append(done)
     on = resolve_device(kind)
-    if len(trained) == 1:
-        metrics = write(folder, trained[0], data=images, device=on)
-    else:
-        metrics = write_ensemble(folder, trained, data=images, device=on)
+    metrics = write(folder, trained, data=images, device=on)
     discard_unfinished(folder)
     _say_export(folder, metrics, console)
     known = known_test_accuracy(export.folder)

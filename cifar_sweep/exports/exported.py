@@ -8,73 +8,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import StudyError, UsageError
-from cifar_sweep.exports.classifier import Classifier, accuracy, confusion, loss, predict, resident
+from cifar_sweep.exports.classifier import Classifier, accuracy, confusion, measured, predict, resident
 from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 
 
-class Origin(BaseModel):
-    """The [origin] of an exported network: where it comes from, and what images it takes. See `Provenance`."""
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class Origin(Provenance):
+    """The [origin] of an exported network, checked: where it comes from, and what images it takes."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    study: str
-    trial: int
-    label: str
-    shortened: str
-    best_epoch: int
-    validation_accuracy: float
     data: str
-    data_source: str
     data_fingerprint: str
-    classes: list[str] = Field(min_length=2)
-    channel_mean: list[float] = Field(min_length=3, max_length=3)
-    channel_std: list[float] = Field(min_length=3, max_length=3)
-    device: str = Field(min_length=1)
-    threads: int = Field(ge=1)
-    group_sizes: list[Annotated[int, Field(ge=1)]] = Field(default=[])
-    group_places: list[Annotated[int, Field(ge=0)]] = Field(default=[], validate_default=True)
-    commit: str
-    versions: dict[str, str]
-    params: dict[str, bool | int | float | str]
+    classes: Annotated[list[str], Field(min_length=2)]
+    channel_mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    channel_std: Annotated[list[float], Field(min_length=3, max_length=3)]
+    device: Annotated[str, Field(min_length=1)]
+    threads: Annotated[int, Field(ge=1)]
+    group_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
+    group_places: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, validate_default=True)] = ()
 
     @field_validator("group_places")
     @classmethod
-    def _are_in_the_groups(cls, places: list[int], origin: ValidationInfo) -> list[int]:
+    def _are_in_the_groups(cls, places: tuple[int, ...], origin: ValidationInfo) -> tuple[int, ...]:
         sizes = origin.data.get("group_sizes", places)
         if len(places) != len(sizes) or any(place >= size for place, size in zip(places, sizes, strict=True)):
             raise ValueError("a place below its size is needed for each of group_sizes")
         return places
 
-    def provenance(self) -> Provenance:
-        """As the export was written with."""
-        return Provenance(
-            study=self.study,
-            trial=self.trial,
-            params=self.params,
-            source=self.data_source,
-            device=self.device,
-            threads=self.threads,
-            versions=self.versions,
-            commit=self.commit or None,
-            label=self.label,
-            shortened=self.shortened,
-            group_sizes=tuple(self.group_sizes),
-            group_places=tuple(self.group_places),
-        )
-
 
 @dataclass(frozen=True)
 class Member:
-    """A network of an export: what was trained, and where it comes from."""
+    """A network of an export: what was trained, and where the network comes from."""
 
     config: TrialConfig
     origin: Origin
@@ -82,7 +55,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Exported:
-    """An export folder, read. An ensemble has several members, all on the same data; any other export has one."""
+    """An export folder that was read. An ensemble has several members, trained on the same data; others have one.
+
+    Attributes:
+        folder: the folder.
+        members: its networks.
+        sha256: of its weights' file, in hex; None where config.toml does not say.
+    """
 
     folder: Path
     members: tuple[Member, ...]
@@ -90,7 +69,7 @@ class Exported:
 
     @property
     def origin(self) -> Origin:
-        """The first member's; what it says of the data holds for all."""
+        """The first member's origin; the data that it names is every member's."""
         return self.members[0].origin
 
     @property
@@ -100,21 +79,21 @@ class Exported:
 
     @property
     def shortened(self) -> str:
-        """In what its members' trainings were cut short, as in "3 of 30 epochs"; empty where none was."""
+        """In what the members' trainings were shortened, as in "3 of 30 epochs"; empty where none was."""
         return "; ".join(sorted({member.origin.shortened for member in self.members} - {""}))
 
     def weights(self) -> list[dict[str, Tensor]]:
         """The members' state dicts, in order.
 
         Raises:
-            StudyError: the file is missing, damaged, or another export's.
+            StudyError: the file is missing or damaged, or belongs to another export.
         """
         path = self.folder / "weights.safetensors"
         try:
             tensors = checkpoint.load(path, sha256=self.sha256)
         except OSError as error:
             raise StudyError(f"{path}: the weights cannot be read: {error.strerror}.") from None
-        except checkpoint.DamagedFileError as error:
+        except checkpoint.StateError as error:
             raise StudyError(f"{error}; write the export again.") from None
         if len(self.members) == 1:
             return [tensors]
@@ -127,16 +106,11 @@ class Exported:
         """The trained networks.
 
         Raises:
-            StudyError: the weights are missing, damaged, or do not fit the config.
+            StudyError: the weights are missing or damaged, or do not fit the config.
         """
-        weights = self.weights()
+        configs, weights = [member.config for member in self.members], self.weights()
         try:
-            return Classifier(
-                [member.config for member in self.members],
-                weights,
-                mean=self.origin.channel_mean,
-                std=self.origin.channel_std,
-            )
+            return Classifier(configs, weights, mean=self.origin.channel_mean, std=self.origin.channel_std)
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
 
@@ -147,26 +121,21 @@ class Exported:
             StudyError: the weights are missing or damaged.
         """
         return [
-            Trained(
-                member.config,
-                weights,
-                [{"epoch": member.origin.best_epoch, "validation_accuracy": member.origin.validation_accuracy}],
-                member.origin.provenance(),
-            )
+            Trained(member.config, weights, member.origin)
             for member, weights in zip(self.members, self.weights(), strict=True)
         ]
 
 
 def is_export(path: Path) -> bool:
-    """Whether this is an export's folder, or its ``config.toml``."""
+    """Whether `path` is an export's folder or its ``config.toml``."""
     return (path / "config.toml").is_file() or (path.name == "config.toml" and path.is_file())
 
 
 def read(path: Path) -> Exported:
-    """An export by its folder, or by its ``config.toml``.
+    """The export at `path`, a folder or its ``config.toml``.
 
     Raises:
-        UsageError: there is no such file, or it is not one of ours.
+        UsageError: there is no such file, or the file is no export's.
     """
     file = path / "config.toml" if path.is_dir() else path
     try:
@@ -189,7 +158,7 @@ def _member(table: Mapping[str, Any], *, file: Path) -> Member:
     if not isinstance(table.get("config"), dict) or not isinstance(table.get("origin"), dict):
         raise UsageError(f"{file}: not an exported config: it needs the tables [config] and [origin].")
     try:
-        return Member(TrialConfig.from_dict(table["config"]), Origin.model_validate(table["origin"]))
+        return Member(TrialConfig.from_dict(table["config"]), Origin(**table["origin"]))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -199,7 +168,7 @@ def _member(table: Mapping[str, Any], *, file: Path) -> Member:
 
 
 def known_test_accuracy(folder: Path) -> float | None:
-    """What an export's metrics.json says, if it says so."""
+    """The test accuracy (a fraction) in an export's ``metrics.json``; None where the file or the number is missing."""
     try:
         return float(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test_accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -214,10 +183,8 @@ def evaluate_export(export: Exported, data: ImageData, *, device: torch.device) 
         "export": str(export.folder),
         "shortened": export.shortened,
         "data": {"name": data.name, "fingerprint": data.fingerprint},
-        "test_accuracy": accuracy(test.mean, test.labels),
-        "test_loss": loss(test.mean, test.labels),
-        "test_images": len(test.labels),
-        "members": [accuracy(test.member(k), test.labels) for k in range(len(test.probabilities))],
+        **measured(test),
+        "members": [accuracy(probabilities, test.labels) for probabilities in test.probabilities],
         "classes": [
             {"class": name, "images": sum(row), "accuracy": row[label] / sum(row) if sum(row) else None}
             for label, (name, row) in enumerate(zip(data.classes, counts, strict=True))

@@ -1,10 +1,10 @@
-"""What exports say of pictures: any image file, or a few of the test set, by one export or by two side by side."""
+"""Predictions of one or more exports for pictures: image files, or some images of the test set."""
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cifar_sweep.errors import UsageError
 from cifar_sweep.exports.exported import Exported
+from cifar_sweep.exports.rendering import render
 from cifar_sweep.files import replace_file
 from cifar_sweep.training.images.data import ImageData
 
@@ -28,10 +29,10 @@ class Picture:
     """A picture as the networks see it.
 
     Attributes:
-        name: its file, or its place in the test set.
+        name: the file, or the place in the test set.
         pixels: uint8 [32, 32, 3].
-        size: width and height before it was resized.
-        right: its class, where that is known.
+        size: width and height before the picture was resized.
+        right: the class that it shows; None where that is not known.
     """
 
     name: str
@@ -41,15 +42,21 @@ class Picture:
 
     @property
     def resized(self) -> bool:
-        """Whether its size was another."""
+        """Whether the picture had another size."""
         return self.size != (SIDE, SIDE)
+
+    def data_uri(self) -> str:
+        """The pixels as a PNG in a ``data:`` address."""
+        file = io.BytesIO()
+        Image.fromarray(self.pixels.numpy()).save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def read_picture(path: Path) -> Picture:
-    """An image file in RGB, turned as its EXIF says, the whole of it resized to 32x32.
+    """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32.
 
     Raises:
-        UsageError: the file is missing, or no image that can be read.
+        UsageError: the file is missing, or is no image that can be read.
     """
     try:
         with Image.open(path) as opened:
@@ -66,50 +73,64 @@ def read_picture(path: Path) -> Picture:
 
 
 def some_of_test(data: ImageData, count: int) -> list[Picture]:
-    """`count` images from all over the test set, the same ones every time.
+    """`count` random images of the test set, the same ones every time.
 
     Raises:
-        UsageError: there are not as many.
+        UsageError: the test set has fewer.
     """
     available = len(data.test_labels)
     if count > available:
         raise UsageError(f"--test {count}: {data.name} has {available:,} test images.")
     order = torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count]
     return [
-        Picture(
-            f"test image {index}",
-            data.test_images[index].clone(),
-            (SIDE, SIDE),
-            data.classes[int(data.test_labels[index])],
-        )
-        for index in order.tolist()
+        Picture(f"test image {k}", data.test_images[k].clone(), (SIDE, SIDE), data.classes[int(data.test_labels[k])])
+        for k in order.tolist()
     ]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one export says of one picture: classes with their probabilities, the most probable first."""
+class Prediction:
+    """What one export says of one picture.
 
-    ranked: tuple[tuple[str, float], ...]
+    Attributes:
+        export: its name for people.
+        probabilities: fractions by class, the most probable class first.
+        wrong: whether the picture is known to show another class than the most probable one.
+    """
+
+    export: str
+    probabilities: Mapping[str, float]
+    wrong: bool
 
     @property
     def best(self) -> str:
         """The most probable class."""
-        return self.ranked[0][0]
+        return next(iter(self.probabilities))
+
+    @property
+    def words(self) -> str:
+        """The most probable classes with their probabilities."""
+        return ", ".join(f"{name} {share:.1%}" for name, share in islice(self.probabilities.items(), SHOWN))
 
 
-def answers(export: Exported, pictures: Sequence[Picture]) -> list[Answer]:
-    """What `export` says of each picture. Raises StudyError as `Exported.classifier` does."""
+def predictions(exports: Mapping[str, Exported], pictures: Sequence[Picture]) -> list[list[Prediction]]:
+    """For each picture, what each export says of it. Raises StudyError as `Exported.classifier` does."""
     images = torch.stack([picture.pixels for picture in pictures]).permute(0, 3, 1, 2).float() / 255
+    by_export = [_of_export(name, export, pictures, images) for name, export in exports.items()]
+    return [list(row) for row in zip(*by_export, strict=True)]
+
+
+def _of_export(name: str, export: Exported, pictures: Sequence[Picture], images: Tensor) -> list[Prediction]:
     with torch.no_grad():
         probabilities: list[list[float]] = export.classifier()(images).tolist()
-    return [
-        Answer(tuple(sorted(zip(export.classes, row, strict=True), key=lambda entry: -entry[1])))
-        for row in probabilities
-    ]
+    found = []
+    for picture, row in zip(pictures, probabilities, strict=True):
+        ranked = sorted(zip(export.classes, row, strict=True), key=lambda entry: -entry[1])
+        found.append(Prediction(name, dict(ranked), picture.right not in (None, ranked[0][0])))
+    return found
 
 
-def as_json(pictures: Sequence[Picture], said: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+def as_json(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
     """Everything, as plain data; probabilities are fractions of 1, by export and class."""
     return {
         "images": [
@@ -118,75 +139,30 @@ def as_json(pictures: Sequence[Picture], said: Mapping[str, Sequence[Answer]]) -
                 "size": list(picture.size),
                 "resized": picture.resized,
                 "right": picture.right,
-                "predictions": {
-                    name: {"class": given[index].best, "probabilities": dict(given[index].ranked)}
-                    for name, given in said.items()
-                },
+                "predictions": {one.export: {"class": one.best, "probabilities": one.probabilities} for one in row},
             }
-            for index, picture in enumerate(pictures)
+            for picture, row in zip(pictures, said, strict=True)
         ]
     }
 
 
-def table(pictures: Sequence[Picture], said: Mapping[str, Sequence[Answer]]) -> Table:
+def table(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> Table:
     """A row for each picture, a column for each export."""
-    view = Table("image", box=None)
     labelled = any(picture.right for picture in pictures)
-    if labelled:
-        view.add_column("is")
-    for name in said:
-        view.add_column(escape(name))
-    for index, picture in enumerate(pictures):
+    view = Table("image", *(["is"] if labelled else []), *(escape(one.export) for one in said[0]), box=None)
+    for picture, row in zip(pictures, said, strict=True):
         size = f" ({picture.size[0]}x{picture.size[1]}, resized)" if picture.resized else ""
         cells = [escape(picture.name) + size] + ([escape(picture.right or "-")] if labelled else [])
-        for given in said.values():
-            wrong = picture.right is not None and given[index].best != picture.right
-            text = escape(_words(given[index]))
-            cells.append(f"[red]{text}[/]" if wrong else text)
+        cells += [f"[red]{escape(one.words)}[/]" if one.wrong else escape(one.words) for one in row]
         view.add_row(*cells)
     return view
 
 
-def _words(answer: Answer) -> str:
-    return ", ".join(f"{name} {probability:.1%}" for name, probability in answer.ranked[:SHOWN])
-
-
-def write_page(path: Path, pictures: Sequence[Picture], said: Mapping[str, Sequence[Answer]]) -> None:
+def write_page(path: Path, pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> None:
     """Write one HTML file that opens offline: each picture, enlarged, with what every export says of it.
 
     Raises:
         DiskError: the file could not be written.
     """
-    figures = "\n".join(_figure(picture, index, said) for index, picture in enumerate(pictures))
-    text = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Predictions</title><style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.5rem; }}
-figure {{ margin: 0; }} figcaption p {{ margin: .3rem 0; overflow-wrap: anywhere; }}
-img {{ width: 8rem; height: 8rem; image-rendering: pixelated; }}
-.wrong {{ color: #c0392b; }} .name {{ opacity: .7; }}
-</style></head><body><h1>Predictions</h1><main>
-{figures}
-</main></body></html>
-"""
-    replace_file(path, text.encode(errors="replace"))
-
-
-def _figure(picture: Picture, index: int, said: Mapping[str, Sequence[Answer]]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture.pixels.numpy()).save(file, "PNG")
-    encoded = base64.b64encode(file.getvalue()).decode()
-    resized = f", resized from {picture.size[0]}x{picture.size[1]}" if picture.resized else ""
-    lines = [f'<p class="name">{html.escape(picture.name)}{resized}</p>']
-    if picture.right is not None:
-        lines.append(f"<p>is: {html.escape(picture.right)}</p>")
-    for name, given in said.items():
-        wrong = ' class="wrong"' if picture.right is not None and given[index].best != picture.right else ""
-        lines.append(f"<p{wrong}>{html.escape(name)}: {html.escape(_words(given[index]))}</p>")
-    alternative = html.escape(picture.name)
-    return (
-        f'<figure><img alt="{alternative}" src="data:image/png;base64,{encoded}">'
-        f"<figcaption>{''.join(lines)}</figcaption></figure>"
-    )
+    page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)))
+    replace_file(path, page.encode(errors="replace"))

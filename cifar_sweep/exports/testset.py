@@ -1,15 +1,16 @@
-"""Reading the test set, once per network: what is measured is remembered in the study."""
+"""Test accuracies of a study's networks, each measured once and remembered in the study."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
-from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import accuracy, predict, resident
 from cifar_sweep.exports.trained import Trained, WeightsNotKeptError, classifier_of, trained_trial
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.images.data import ImageData
 
@@ -17,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class TestSet:
-    """Measures a study's networks on its test set, which is loaded when the first of them is measured.
+    """The test set of a study, loaded when the first network is measured.
 
     Args:
-        study: whose trials are measured.
+        study: the trials' study.
         load: gives the study's images.
-        artifacts: where its kept weights are.
+        artifacts: where the study's kept weights are.
         device: where to measure.
     """
 
@@ -35,40 +36,40 @@ class TestSet:
         self._load = load
         self._artifacts = artifacts
         self._device = device
-        self._data: ImageData | None = None
 
-    def remembered(self, trials: Sequence[FrozenTrial]) -> dict[int, float]:
-        """As `accuracies`, of those that were measured before."""
-        found = {trial.number: self._study.test_accuracy([trial.number]) for trial in trials}
-        return {number: measured for number, measured in found.items() if measured is not None}
+    @cached_property
+    def _data(self) -> ImageData:
+        return self._load()
 
-    def accuracies(self, trials: Sequence[FrozenTrial]) -> dict[int, float]:
-        """Test accuracies (fractions) of the complete ones of `trials`, by number, each measured once and remembered.
+    def remembered(self, trials: Sequence[TrialRecord]) -> dict[int, float]:
+        """As `accuracies`, but of the trials that were measured before."""
+        return _known({trial.number: self._study.test_accuracy([trial.number]) for trial in trials})
 
-        A trial whose weights were not kept is left out; one whose file is damaged, too, with a warning.
+    def accuracies(self, trials: Sequence[TrialRecord]) -> dict[int, float]:
+        """Test accuracies (fractions) of the complete trials among `trials`, by number.
+
+        A trial whose weights were not kept is left out. So is one whose file is damaged, with a warning.
 
         Raises:
             StudyError: the data is not the study's.
         """
-        found = {trial.number: self.accuracy([trial]) for trial in trials}
-        return {number: measured for number, measured in found.items() if measured is not None}
+        return _known({trial.number: self.accuracy([trial]) for trial in trials})
 
-    def accuracy(self, trials: Sequence[FrozenTrial]) -> float | None:
-        """Test accuracy (a fraction) of the trials' mean probabilities, as `accuracies` of one."""
+    def accuracy(self, trials: Sequence[TrialRecord]) -> float | None:
+        """Test accuracy (a fraction) of the trials' mean probabilities; None where `accuracies` leaves a trial out."""
         numbers = [trial.number for trial in trials]
         known = self._study.test_accuracy(numbers)
         if known is not None:
             return known
-        members = [self._trained(trial) for trial in trials]
-        kept = [member for member in members if member is not None]
-        if len(kept) < len(trials):
+        members = [member for member in map(self._trained, trials) if member is not None]
+        if len(members) < len(trials):
             return None
-        measured = self._measure(kept)
+        measured = self._measure(members)
         self._study.record_test(numbers, measured)
         return measured
 
-    def _trained(self, trial: FrozenTrial) -> Trained | None:
-        if trial.state is not TrialState.COMPLETE:
+    def _trained(self, trial: TrialRecord) -> Trained | None:
+        if trial.state != "complete":
             return None
         try:
             return trained_trial(self._study, trial, self._artifacts)
@@ -80,9 +81,11 @@ class TestSet:
 
     def _measure(self, members: Sequence[Trained]) -> float:
         """The members' test accuracy (a fraction), in float32, as an export measures it."""
-        if self._data is None:
-            self._data = self._load()
         data = self._data
         self._study.check_data(name=data.name, fingerprint=data.fingerprint)
         test = predict(classifier_of(members, data), resident(data, device=self._device).test(), device=self._device)
         return accuracy(test.mean, test.labels)
+
+
+def _known(accuracies: Mapping[int, float | None]) -> dict[int, float]:
+    return {number: accuracy for number, accuracy in accuracies.items() if accuracy is not None}

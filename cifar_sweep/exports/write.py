@@ -1,17 +1,21 @@
-"""A trained network as a folder that others can use without us: config, weights, metrics, model card, script."""
+"""Trained networks as a folder that others can use without us: config, weights, metrics, model card, script."""
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 
-from cifar_sweep.config import Value, is_own
+from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.card import ensemble_card, model_card
-from cifar_sweep.exports.classifier import Classifier, accuracy, loss, predict, resident
+from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict, resident
+from cifar_sweep.exports.rendering import render
 from cifar_sweep.exports.source import SCRIPT, script
 from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
 from cifar_sweep.files import replace_file
@@ -20,81 +24,79 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models.own import fingerprint, source_of
 
 
-def write(folder: Path, trained: Trained, *, data: ImageData, device: torch.device) -> dict[str, Any]:
-    """Measure the test set, once, in float32, and write the folder. Returns the metrics.
+def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device) -> dict[str, Any]:
+    """Measure the test set, once, in float32, and write the folder: of one network, or of several as an ensemble.
+
+    Returns:
+        The metrics, as in ``metrics.json``. Accuracies are fractions, losses nats.
 
     Raises:
         DiskError: a file could not be written.
-    """
-    beside = _own_files([trained])
-    classifier = classifier_of([trained], data)
-    test = predict(classifier, resident(data, device=device).test(), device=device)
-    provenance = trained.provenance
-    metrics = {
-        "validation_accuracy": trained.best["validation_accuracy"],
-        "test_accuracy": accuracy(test.mean, test.labels),
-        "test_loss": loss(test.mean, test.labels),
-        "test_images": len(test.labels),
-        "best_epoch": trained.best["epoch"],
-        **_origin(provenance),
-        "parameters": _parameters(classifier),
-        "curve": [dict(point) for point in trained.curve],
-        **_surroundings(provenance, data),
-    }
-    put(
-        folder,
-        trained.weights,
-        metrics=metrics,
-        config=config_toml(trained, data=data),
-        card=model_card(trained.config, metrics=metrics, data=data),
-        code=script(classifier.configs, list(classifier.members), data=data),
-        beside=beside,
-    )
-    return metrics
-
-
-def write_ensemble(
-    folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device
-) -> dict[str, Any]:
-    """Measure the members' mean probabilities, and write them as one folder. Returns the metrics.
-
-    The test set is read once, for the ensemble and its members together.
-
-    Raises:
-        DiskError: a file could not be written.
+        StudyError: a network is a user's own, and its file is not the one that it was trained with.
     """
     beside = _own_files(members)
     classifier = classifier_of(members, data)
-    batches = resident(data, device=device)
-    validation = predict(classifier, batches.validation(), device=device)
-    test = predict(classifier, batches.test(), device=device)
-    metrics = {
-        "validation_accuracy": accuracy(validation.mean, validation.labels),
-        "test_accuracy": accuracy(test.mean, test.labels),
-        "test_loss": loss(test.mean, test.labels),
-        "test_images": len(test.labels),
-        "parameters": _parameters(classifier),
-        "members": [
-            {
-                **_origin(member.provenance),
-                "best_epoch": member.best["epoch"],
-                "validation_accuracy": accuracy(validation.member(k), validation.labels),
-                "test_accuracy": accuracy(test.member(k), test.labels),
-            }
-            for k, member in enumerate(members)
-        ],
-        **_surroundings(members[0].provenance, data),
+    metrics = _metrics(members, classifier, data=data, device=device)
+    weights = checkpoint.pack(_named_weights(members))
+    config = config_toml(members, data=data, sha256=hashlib.sha256(weights).hexdigest())
+    texts = {
+        "metrics.json": json.dumps(metrics, indent=2) + "\n",
+        "MODEL_CARD.md": render("MODEL_CARD.md.jinja", configs=classifier.configs, metrics=metrics, data=data),
+        SCRIPT: script(classifier.configs, list(classifier.members), data=data),
+        "config.toml": config,
     }
-    put(
-        folder,
-        {f"{k}.{name}": value for k, member in enumerate(members) for name, value in member.weights.items()},
-        metrics=metrics,
-        config=ensemble_toml(members, data=data),
-        card=ensemble_card(classifier.configs, metrics=metrics, data=data),
-        code=script(classifier.configs, list(classifier.members), data=data),
-        beside=beside,
-    )
+    # A file of that name is of the network that is being replaced.
+    (folder / "model.onnx").unlink(missing_ok=True)
+    # The weights come first: a folder with a config has all that the config speaks of.
+    replace_file(folder / "weights.safetensors", weights)
+    encoded = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
+    for name, content in {**beside, **encoded}.items():
+        replace_file(folder / name, content)
     return metrics
+
+
+def _named_weights(members: Sequence[Trained]) -> dict[str, torch.Tensor]:
+    """All tensors by name; of an ensemble each has its member's number before it, as in ``0.weight``."""
+    if len(members) == 1:
+        return dict(members[0].weights)
+    return {f"{k}.{name}": value for k, member in enumerate(members) for name, value in member.weights.items()}
+
+
+def _metrics(
+    members: Sequence[Trained], classifier: Classifier, *, data: ImageData, device: torch.device
+) -> dict[str, Any]:
+    """The metrics of one network or of an ensemble; the test set is read once, for it and its members together."""
+    batches, first = resident(data, device=device), members[0].provenance
+    test = predict(classifier, batches.test(), device=device)
+    common = {
+        **measured(test),
+        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+        "environment": {**first.versions, "device": first.device, "threads": first.threads},
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
+        "commit": first.commit or None,
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if len(members) == 1:
+        curve = [asdict(result) for result in members[0].curve]
+        return {"validation_accuracy": first.validation_accuracy, **common, **_origin(first), "curve": curve}
+    validation = predict(classifier, batches.validation(), device=device)
+    accuracies = [
+        {
+            "validation_accuracy": accuracy(validation.probabilities[k], validation.labels),
+            "test_accuracy": accuracy(test.probabilities[k], test.labels),
+        }
+        for k in range(len(members))
+    ]
+    return {
+        "validation_accuracy": accuracy(validation.mean, validation.labels),
+        **common,
+        "members": [_origin(member.provenance) | found for member, found in zip(members, accuracies, strict=True)],
+    }
+
+
+def _origin(provenance: Provenance) -> dict[str, Any]:
+    kept = ("study", "trial", "label", "shortened", "params", "best_epoch")
+    return {name: value for name, value in asdict(provenance).items() if name in kept}
 
 
 def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
@@ -120,106 +122,23 @@ def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
     return found
 
 
-def _origin(provenance: Provenance) -> dict[str, Any]:
-    return {name: getattr(provenance, name) for name in ("study", "trial", "label", "shortened")} | {
-        "params": dict(provenance.params)
-    }
+def config_toml(members: Sequence[Trained], *, data: ImageData, sha256: str) -> str:
+    """A file that `cifar-sweep train` runs again: [config] and [origin], or a [[member]] with both for each of several.
 
-
-def _parameters(classifier: Classifier) -> int:
-    return sum(parameter.numel() for parameter in classifier.parameters())
-
-
-def _surroundings(provenance: Provenance, data: ImageData) -> dict[str, Any]:
-    return {
-        "environment": {**provenance.versions, "device": provenance.device, "threads": provenance.threads},
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
-        "commit": provenance.commit,
-        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def put(
-    folder: Path,
-    weights: Mapping[str, torch.Tensor],
-    *,
-    metrics: Mapping[str, Any],
-    config: str,
-    card: str,
-    code: str,
-    beside: Mapping[str, bytes],
-) -> None:
-    """Write an export's files, the weights first: a folder with a config has all it speaks of."""
-    # One that is there already is of the network that is being replaced.
-    (folder / "model.onnx").unlink(missing_ok=True)
-    digest = checkpoint.save(dict(weights), folder / "weights.safetensors")
-    texts = {
-        "metrics.json": json.dumps(metrics, indent=2) + "\n",
-        "MODEL_CARD.md": card,
-        SCRIPT: code,
-        "config.toml": f"{config}\n[weights]\nsha256 = {_toml(digest)}\n",
-    }
-    for name, content in {**beside, **{name: text.encode() for name, text in texts.items()}}.items():
-        replace_file(folder / name, content)
-
-
-def config_toml(trained: Trained, *, data: ImageData) -> str:
-    """A file that `cifar-sweep train` runs again."""
-    provenance = trained.provenance
-    return "\n".join(
-        [
-            f"# Trial {provenance.trial} of study {provenance.study}. Train it again: cifar-sweep train config.toml",
-            *_tables(trained, data=data, below=""),
-        ]
-    )
-
-
-def ensemble_toml(members: Sequence[Trained], *, data: ImageData) -> str:
-    """As `config_toml`, a [[member]] for each network of an ensemble."""
-    lines = ["# The mean of the members' probabilities. Train them again: cifar-sweep train config.toml"]
-    for member in members:
-        lines += ["", "[[member]]", *_tables(member, data=data, below="member.")]
-    return "\n".join(lines)
-
-
-def _tables(trained: Trained, *, data: ImageData, below: str) -> list[str]:
-    provenance = trained.provenance
-    return [
-        "",
-        f"[{below}config]",
-        *(f"{name} = {_toml(value)}" for name, value in trained.config.to_dict().items()),
-        "",
-        f"[{below}origin]",
-        f"study = {_toml(provenance.study)}",
-        f"trial = {provenance.trial}",
-        f"label = {_toml(provenance.label)}",
-        f"shortened = {_toml(provenance.shortened)}",
-        f"best_epoch = {trained.best['epoch']}",
-        f"validation_accuracy = {trained.best['validation_accuracy']}",
-        f"data = {_toml(data.name)}",
-        f"data_source = {_toml(provenance.source)}",
-        f"data_fingerprint = {_toml(data.fingerprint)}",
-        f"classes = {_toml(list(data.classes))}",
-        f"channel_mean = {_toml(list(data.channel_mean))}",
-        f"channel_std = {_toml(list(data.channel_std))}",
-        f"device = {_toml(provenance.device)}",
-        f"threads = {provenance.threads}",
-        f"group_sizes = {_toml(list(provenance.group_sizes))}",
-        f"group_places = {_toml(list(provenance.group_places))}",
-        f"commit = {_toml(provenance.commit or '')}",
-        "",
-        f"[{below}origin.versions]",
-        *(f"{_toml(name)} = {_toml(version)}" for name, version in provenance.versions.items()),
-        "",
-        f"[{below}origin.params]",
-        *(f"{name} = {_toml(value)}" for name, value in provenance.params.items()),
-        "",
-    ]
-
-
-def _toml(value: Value | list[str] | list[float] | list[int]) -> str:
-    """A plain value, or a list of such, in TOML: as in JSON.
-
-    But for characters beyond 16 bits, which TOML does not take as two escapes.
+    `sha256` is the weights'. Half a surrogate pair, which no TOML file can hold, is written as in ``\\udcff``.
     """
-    return json.dumps(value, ensure_ascii=False)
+    tables = [_tables(member, data) for member in members]
+    content = {**(tables[0] if len(tables) == 1 else {"member": tables}), "weights": {"sha256": sha256}}
+    text = f"# Train it again: cifar-sweep train config.toml\n\n{tomli_w.dumps(content)}"
+    return re.sub("[\ud800-\udfff]", lambda half: rf"\\u{ord(half[0]):x}", text)
+
+
+def _tables(trained: Trained, data: ImageData) -> dict[str, Mapping[str, Any]]:
+    images = {
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "classes": data.classes,
+        "channel_mean": data.channel_mean,
+        "channel_std": data.channel_std,
+    }
+    return {"config": trained.config.to_dict(), "origin": asdict(trained.provenance) | images}

@@ -120,6 +120,11 @@ class TrialRecord:
         stored = self._stored.get("config")
         return TrialConfig.from_dict(stored) if stored else None
 
+    @cached_property
+    def settings(self) -> Mapping[str, Value]:
+        """Its config as values by name, the seeds among them; empty before it was first taken up."""
+        return self.config.to_dict() if self.config else {}
+
     @property
     def epochs(self) -> int | None:
         """The epochs of its config; None where it has none."""

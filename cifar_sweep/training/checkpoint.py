@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from cifar_sweep.files import replace_file
 
 
-class DamagedFileError(Exception):
-    """The bytes are not those of a whole safetensors file."""
+class StateError(Exception):
+    """What is stored cannot be restored: it is missing, damaged, or of another config."""
 
 
 def pack(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -25,12 +25,12 @@ def unpack(content: bytes) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        DamagedFileError: it is not a whole one.
+        StateError: it is not a whole one.
     """
     try:
         return safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedFileError(f"not a whole safetensors file ({error})") from error
+        raise StateError(f"not a whole safetensors file ({error})") from error
 
 
 def save(tensors: dict[str, torch.Tensor], path: Path) -> str:
@@ -49,12 +49,12 @@ def load(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: the file is not whole, or its checksum is not `sha256`.
+        StateError: the file is not whole, or its checksum is not `sha256`.
     """
     content = path.read_bytes()
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise DamagedFileError(f"{path}: the file's checksum is not the one noted when it was written")
+        raise StateError(f"{path}: the file's checksum is not the one noted when it was written")
     try:
         return unpack(content)
-    except DamagedFileError as error:
-        raise DamagedFileError(f"{path}: {error}") from error
+    except StateError as error:
+        raise StateError(f"{path}: {error}") from error

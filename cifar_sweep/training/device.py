@@ -73,6 +73,11 @@ def _keep_freed_memory() -> None:
     library.mallopt(trim_threshold, 2**31 - 1)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory is spent; the CPU's allocator says so in a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

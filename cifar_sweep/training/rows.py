@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from cifar_sweep.training.checkpoint import StateError
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -88,11 +90,11 @@ class Rows(nn.Module, ABC):
         """Take over member `k`'s state dict.
 
         Raises:
-            RuntimeError: it is not of this network.
+            StateError: it is not of this network.
         """
         mine = self.member_state(k)
         if mine.keys() != state.keys() or any(mine[name].shape != state[name].shape for name in mine):
-            raise RuntimeError("the state is not one of this network")
+            raise StateError("the state is not one of this network")
         for name, value in mine.items():
             value.copy_(state[name])
 

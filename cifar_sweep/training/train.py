@@ -1,91 +1,156 @@
 """The only training loop of the project.
 
-A `Run` trains a group of trials of one shape, epoch by epoch, on one stream of batches. Who drives it decides which
+A `Run` trains a group of trials of one shape, epoch by epoch, on one stream of batches. The caller decides which
 members stay: the sweep's runner, a replay and a benchmark each do so with a loop of a few lines.
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from cifar_sweep.config import TrialConfig
-from cifar_sweep.curve import EpochResult
+from cifar_sweep.config import Shape, TrialConfig, derive_seed
+from cifar_sweep.curve import EpochResult, best_epoch
+from cifar_sweep.errors import one_line
+from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.batches import Batches
+from cifar_sweep.training.checkpoint import StateError
+from cifar_sweep.training.device import is_out_of_memory
 from cifar_sweep.training.evaluate import evaluate
-from cifar_sweep.training.group import Group, Member
+from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
-from cifar_sweep.training.optim import learning_rate_at
+from cifar_sweep.training.optim import build_optimizer, learning_rate_at
+from cifar_sweep.training.rows import Masks, Rows
 
 
 class EpochInterruptedError(Exception):
-    """The epoch was stopped in its middle; the run cannot go on from here, only from a stored state."""
+    """The epoch was stopped in its middle. The run cannot go on from here, only from a stored state."""
+
+
+class Member:
+    """One trial of a run: its config, its random stream, its curve, and its best weights so far."""
+
+    def __init__(self, config: TrialConfig, *, device: torch.device) -> None:
+        self.config = config
+        self.history: list[EpochResult] = []
+        self.best_weights: dict[str, torch.Tensor] = {}
+        # A generator on a CUDA device draws its masks there: no transfer, no synchronisation.
+        self.generator = torch.Generator(device if config.knobs.dropout else "cpu")
+        self.generator.manual_seed(derive_seed(config.knobs.seed, "dropout"))
+
+    def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor]) -> None:
+        """Add an epoch to the curve. The weights are kept if the epoch is the best so far."""
+        self.history.append(result)
+        if best_epoch(self.history) is result:
+            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
 
 
 class Run:
-    """The training of a group of trials of equal shape; a group of one is the plain case.
+    """The training of one or more trials of equal shape, as one network with a member axis.
 
     Args:
         configs: the trials, all of one `Shape`.
-        data: the images; the test set is not touched.
+        data: the images; the test set is not touched. None where only single steps are taken, to time them.
         device: where everything lives and runs.
+
+    Attributes:
+        members: the trials that are still trained, in order.
+        network: the networks of all members.
+        optimizer: has a parameter group for each member.
+        batches: the images in batches; not there without `data`.
 
     Raises:
         UsageError: the shape asks for more images than there are, or a batch larger than the training set.
         ValueError: the shapes differ, or there is no config.
     """
 
-    def __init__(self, configs: Sequence[TrialConfig], data: ImageData, *, device: torch.device) -> None:
+    batches: Batches
+
+    def __init__(self, configs: Sequence[TrialConfig], data: ImageData | None, *, device: torch.device) -> None:
+        if len({config.shape for config in configs}) != 1:
+            raise ValueError("a run needs one or more trials, all of one shape")
+        self.shape = configs[0].shape
         self.device = device
-        self.group = Group(configs, device=device)
-        self.shape = self.group.shape
-        self.batches = Batches(
-            data,
-            device=device,
-            train_images=self.shape.train_images,
-            validation_images=self.shape.validation_images,
-            normalize=self.shape.normalize,
-            dtype=torch.bfloat16 if self.shape.precision == "bf16" else torch.float32,
-        )
-        self.batches.check_batch_size(self.shape.batch_size)
+        self.members = [Member(config, device=device) for config in configs]
+        self.network = _network(self.shape, self.members).to(device=device)
+        self.prepare_optimizer()
+        if data is not None:
+            self.batches = Batches(
+                data,
+                device=device,
+                train_images=self.shape.train_images,
+                validation_images=self.shape.validation_images,
+                normalize=self.shape.normalize,
+                dtype=torch.bfloat16 if self.shape.precision == "bf16" else torch.float32,
+            )
+            self.batches.check_batch_size(self.shape.batch_size)
 
     @property
     def epochs_done(self) -> int:
-        """How many epochs lie behind the members."""
+        """The number of epochs that the members have been trained for."""
         return len(self.members[0].history)
-
-    @property
-    def members(self) -> list[Member]:
-        """The trials that are still trained, in order."""
-        return self.group.members
 
     def epoch(self, stop: Callable[[], bool] = lambda: False) -> list[EpochResult]:
         """Train every member for one pass over the training images, then validate. One result per member.
 
         Raises:
             EpochInterruptedError: `stop`, asked before every step, said yes.
-            ValueError: some members have more epochs behind them than others.
+            ValueError: some members have been trained for more epochs than others.
         """
         if len({len(member.history) for member in self.members}) != 1:
             raise ValueError("the members are not at the same epoch")
         started = time.perf_counter()
         epoch = self.epochs_done + 1
-        self.group.start_epoch(epoch)
+        self.start_epoch(epoch)
         images_seen = 0
         for images, labels in self.batches.train(self.shape.batch_size, seed=self.shape.data_seed, epoch=epoch):
             if stop():
                 raise EpochInterruptedError
-            self.group.step(images, labels)
+            self.step(images, labels)
             images_seen += len(labels)
         return self._end_epoch(epoch, images_seen=images_seen, started=started)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Set the members' learning rates of this epoch."""
+        self.network.train()
+        for member, group in zip(self.members, self.optimizer.param_groups, strict=True):
+            group["lr"] = learning_rate_at(epoch, member.config.knobs)
+        self._loss_sum.zero_()
+        self._correct.zero_()
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """One optimizer step of every member. Nothing here waits for the device."""
+        losses, logits = self.losses(images, labels)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self.network.gather_gradients()
+        self.optimizer.step()
+        with torch.no_grad():
+            self._loss_sum += losses * len(labels)
+            self._correct += (logits.argmax(dim=2) == labels).sum(dim=1)
+
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each member's mean cross-entropy over the batch [K], in float32, and the logits [K, batch, classes]."""
+        logits = self.network(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+        return each.view(len(logits), -1).mean(dim=1), logits
+
+    def train_figures(self, images_seen: int) -> tuple[list[float], list[float]]:
+        """The members' mean losses and accuracies since the epoch's start, read from the device at once."""
+        losses, accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
+        return losses, accuracies
+
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
         validations = evaluate(
-            self.group.network, self.batches.validation(), precision=self.shape.precision, device=self.device
+            self.network, self.batches.validation(), precision=self.shape.precision, device=self.device
         )
-        train_losses, train_accuracies = self.group.train_figures(images_seen)
+        train_losses, train_accuracies = self.train_figures(images_seen)
         seconds = (time.perf_counter() - started) / len(self.members)
         for k, member in enumerate(self.members):
             result = EpochResult(
@@ -99,12 +164,18 @@ class Run:
                 group_size=len(self.members),
                 group_place=k,
             )
-            member.note(result, self.group.network.member_state(k))
+            member.note(result, self.network.member_state(k))
         return [member.history[-1] for member in self.members]
 
     def keep(self, members: Sequence[int]) -> None:
-        """Go on with these members (positions in the last epoch's results) alone."""
-        self.group.keep(members)
+        """Go on with these members (positions in the last epoch's results) alone, in this order."""
+        if list(members) == list(range(len(self.members))):
+            return
+        states = [self.optimizer.state[self._rows[k]] for k in members]
+        self.members = [self.members[k] for k in members]
+        self.network.keep(members)
+        self.prepare_optimizer()
+        self.optimizer.state.update(zip(self._rows, states, strict=True))
 
     def member(self, k: int) -> nn.Module:
         """Member `k`'s best weights so far in a plain network on the CPU, as `build` makes it.
@@ -120,13 +191,61 @@ class Run:
         return network
 
     def state(self, k: int) -> dict[str, torch.Tensor]:
-        """All that member `k`'s next epoch depends on, as named tensors; who restores them goes on bit for bit."""
-        return self.group.state(k)
+        """All that member `k`'s next epoch depends on, as named tensors, whatever group it is in."""
+        member = self.members[k]
+        tensors = {f"network.{name}": value for name, value in self.network.member_state(k).items()}
+        tensors |= {f"best.{name}": value for name, value in member.best_weights.items()}
+        known = self.optimizer.state.get(self._rows[k], {})
+        tensors |= {f"optimizer.{name}": value for name, value in known.items() if isinstance(value, torch.Tensor)}
+        curve = json.dumps([asdict(result) for result in member.history]).encode()
+        tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
+        return tensors | {"generator": member.generator.get_state()}
 
     def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
-        """Have member `k` go on from `state`, taken from a run of the same config, in whatever group.
+        """Have member `k` go on, bit for bit, from `state`, taken from a run of the same config in whatever group.
 
         Raises:
-            KeyError, ValueError, TypeError, RuntimeError: the state is not one of this config's; nothing has changed.
+            StateError: the state is not one of this config's; nothing has changed.
         """
-        self.group.restore(k, state)
+        member = self.members[k]
+        best, known = _below("best.", state), _below("optimizer.", state)
+        try:
+            history = [EpochResult(**result) for result in json.loads(bytes(state["history"].tolist()))]
+            torch.Generator(member.generator.device).set_state(state["generator"])  # raises where it is none
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise StateError(one_line(error)) from error
+        if best and best.keys() != self.network.member_state(k).keys():
+            raise StateError("the best weights are not those of this network")
+        if any(value.dim() and value.shape != self._rows[k].shape for value in known.values()):
+            raise StateError("the optimizer's state is not one of this network")
+        self.network.load_member_state(k, _below("network.", state))
+        member.generator.set_state(state["generator"])
+        member.best_weights = {name: value.to(self.device) for name, value in best.items()}
+        self.optimizer.state[self._rows[k]] = {name: value.to(self.device) for name, value in known.items()}
+        member.history = history
+
+    def prepare_optimizer(self) -> None:
+        """Make a new optimizer, with a parameter group for each member that holds its row of the parameters."""
+        self._rows = [nn.Parameter(row, requires_grad=False) for row in self.network.weights]
+        for row, gradient in zip(self._rows, self.network.gradients, strict=True):
+            row.grad = gradient
+        self.optimizer = build_optimizer([member.config for member in self.members], self._rows)
+        self._loss_sum = torch.zeros(len(self.members), device=self.device)
+        self._correct = torch.zeros(len(self.members), device=self.device)
+
+
+def _network(shape: Shape, members: Sequence[Member]) -> Rows:
+    """The members' networks with their initial weights, fused where that is possible."""
+    networks = [build(shape, seed=derive_seed(member.config.knobs.seed, "init")) for member in members]
+    masks = [Masks(member.config.knobs.dropout, member.generator) for member in members]
+    dtype = torch.bfloat16 if shape.precision == "bf16" else None
+    if can_fuse(networks[0]):
+        return Fused([cast(nn.Sequential, network) for network in networks], masks, dtype=dtype)
+    return Apart(networks, masks, dtype=dtype)
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
-
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, Stored
 from cifar_sweep.errors import one_line
 from cifar_sweep.study.claim import Claim
@@ -22,10 +20,6 @@ from cifar_sweep.training.train import Run
 
 log = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
-
-
-class UnusableError(Exception):
-    """A training cannot be continued from this; the message says why."""
 
 
 class TrialFiles:
@@ -53,7 +47,7 @@ class TrialFiles:
         for saved in reversed(self.checkpoints):
             try:
                 restore(run, k, partial(self._artifacts.get, _stored(saved)))
-            except UnusableError as error:
+            except checkpoint.StateError as error:
                 epoch = saved["epoch"]
                 log.warning("trial %d: its checkpoint of epoch %d is not usable: %s", self._trial, epoch, error)
             else:
@@ -99,20 +93,12 @@ def restore(run: Run, k: int, read: Callable[[], bytes]) -> None:
     """Have member `k` go on from the checkpoint that `read` gives; nothing has changed if it cannot.
 
     Raises:
-        UnusableError: there is none, or it is not whole, or not one of this config's.
+        StateError: there is none, or it is not whole, or not one of this config's.
     """
     try:
-        run.restore(k, checkpoint.unpack(read()))
+        content = read()
     except (MissingArtifactError, FileNotFoundError):
-        raise UnusableError("it is not there") from None
-    except torch.OutOfMemoryError:
-        raise  # the checkpoint is sound
-    except (
-        DamagedArtifactError,
-        checkpoint.DamagedFileError,
-        KeyError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:
-        raise UnusableError(one_line(error)) from None
+        raise checkpoint.StateError("it is not there") from None
+    except DamagedArtifactError as error:
+        raise checkpoint.StateError(one_line(error)) from None
+    run.restore(k, checkpoint.unpack(content))

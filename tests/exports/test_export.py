@@ -1,17 +1,22 @@
 """An export is whole, true, loads without us, and trains again to the same numbers."""
 
 import json
+import re
 import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
+from hypothesis import example, given, settings
+from hypothesis.strategies import characters, text
 
-from cifar_sweep.config import TrialConfig
+from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.exports.exported import read
 from cifar_sweep.exports.trained import Provenance, Trained
-from cifar_sweep.exports.write import write
+from cifar_sweep.exports.write import config_toml, write
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes.compiled import KERNELS, kernels, kernels_name
 from cifar_sweep.training.models import build
@@ -19,6 +24,7 @@ from tests.bare import BarePython, assert_same, some_pictures
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
 EXPORT = ("export", "tiny")
+CPU = torch.device("cpu")
 VARIANTS = [
     {},
     {"--set": ["model=cnn3", "batch_norm=true", "dropout=0.3", "normalize=true", "precision=bf16"]},
@@ -26,13 +32,16 @@ VARIANTS = [
 ]
 
 
-def settings(variant: dict[str, list[str]]) -> list[str]:
+def settings_of(variant: dict[str, list[str]]) -> list[str]:
     return [word for pair in variant.get("--set", []) for word in ("--set", pair)]
 
 
-@pytest.fixture(params=VARIANTS, ids=["lenet", "cnn3 normalised", "convnet of report C"])
+@pytest.fixture(
+    params=[VARIANTS[0], *(pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS[1:])],
+    ids=["lenet", "cnn3 normalised", "convnet of report C"],
+)
 def exported(request: pytest.FixtureRequest, tiny_sweep: Path, cli: Any) -> Path:
-    assert cli(*RUN, "--trials", 2, *settings(request.param)).exit_code == 0
+    assert cli(*RUN, "--trials", 2, *settings_of(request.param)).exit_code == 0
     finished = cli(*EXPORT)
     assert finished.exit_code == 0, finished.err
     [folder] = Path("exports").iterdir()
@@ -93,6 +102,7 @@ def test_training_it_again_gives_the_same_numbers(exported: Path, cli: Any) -> N
 @pytest.mark.parametrize(
     ("precision", "trials", "group"), [("fp32", 6, 4), ("bf16", 6, 4), ("fp32", 8, 8), ("bf16", 8, 8)]
 )
+@pytest.mark.slow
 def test_a_trial_of_a_group_trains_again_to_the_same_numbers(
     tiny_sweep: Path, cli: Any, precision: str, trials: int, group: int
 ) -> None:
@@ -113,6 +123,7 @@ def test_a_trial_of_a_group_trains_again_to_the_same_numbers(
         assert again[name] == first[name]
 
 
+@pytest.mark.slow
 def test_training_again_by_other_kernels_says_so(tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels(bf16=False) is None:
         pytest.skip("no C compiler here")
@@ -128,13 +139,15 @@ def test_training_again_by_other_kernels_says_so(tiny_sweep: Path, cli: Any, mon
     assert "may differ" not in cli("train", "again", "--out", "twice").out
 
 
+@pytest.mark.slow
 def test_groups_that_became_larger_and_smaller_are_trained_again(tiny_sweep: Path, cli: Any) -> None:
     """Interrupted trials are taken up in other groups: here alone, then third of four, then first of two."""
     assert cli(*RUN, "--trials", 1).exit_code == 0
     assert cli(*EXPORT, "--out", "first").exit_code == 0
     config = Path("first/config.toml")
-    text = config.read_text().replace("group_sizes = [1, 1, 1]", "group_sizes = [1, 4, 2]")
-    config.write_text(text.replace("group_places = [0, 0, 0]", "group_places = [0, 2, 0]"))
+    content = tomllib.loads(config.read_text())
+    content["origin"] |= {"group_sizes": [1, 4, 2], "group_places": [0, 2, 0]}
+    config.write_text(tomli_w.dumps(content))
     finished = cli("train", "first", "--out", "again")
     assert finished.exit_code == 0, finished.err
     origin = tomllib.loads(Path("again/config.toml").read_text())["origin"]
@@ -169,6 +182,7 @@ def test_weights_that_are_gone_or_damaged(tiny_sweep: Path, cli: Any) -> None:
     assert not Path("exports").exists()
 
 
+@pytest.mark.slow
 def test_other_data_than_the_studys(tiny_sweep: Path, cli: Any) -> None:
     assert cli(*RUN, "--trials", 1).exit_code == 0
     finished = cli("export", "tiny", "--data", "synthetic:600")
@@ -184,43 +198,100 @@ def test_a_config_by_hand_is_checked(tiny_sweep: Path, cli: Any) -> None:
     assert cli(*RUN, "--trials", 1).exit_code == 0
     assert cli(*EXPORT, "--out", "here").exit_code == 0
     config = Path("here/config.toml")
-    text = config.read_text()
-    for old, new, words in (
-        ("epochs = 3", "epochs = -1", "epochs = -1"),
-        ("epochs = 3", "", "epochs is missing"),
-        ("epochs = 3", "epoch = 3", "'epoch'"),
-        ("classes = 10", 'classes = "10"', "classes = '10' is not accepted"),
-        ("threads = 1", 'threads = "one"', "[origin]: threads: input should be a valid integer"),
-        ('device = "cpu', 'devise = "cpu', "[origin]: device: field required"),
-        ("channel_mean = [", "channel_mean = [1.0, ", "[origin]: channel_mean"),
-        ("group_places = [0, 0, 0]", "group_places = [0, 1, 0]", "[origin]: group_places"),
-        ("group_places = [0, 0, 0]", "group_places = [0, 0]", "[origin]: group_places"),
+    content = tomllib.loads(config.read_text())
+    for table, changes, words in (
+        ("config", {"epochs": -1}, "epochs = -1"),
+        ("config", {"epochs": None}, "epochs is missing"),
+        ("config", {"epoch": 3}, "'epoch'"),
+        ("config", {"classes": "10"}, "classes = '10' is not accepted"),
+        ("origin", {"threads": "one"}, "[origin]: threads: input should be a valid integer"),
+        ("origin", {"device": None}, "[origin]: device: field required"),
+        ("origin", {"channel_mean": [1.0] * 4}, "[origin]: channel_mean"),
+        ("origin", {"group_places": [0, 1, 0]}, "[origin]: group_places"),
+        ("origin", {"group_places": [0, 0]}, "[origin]: group_places"),
     ):
-        config.write_text(text.replace(old, new))
+        changed = {key: value for key, value in (content[table] | changes).items() if value is not None}
+        config.write_text(tomli_w.dumps(content | {table: changed}))
         finished = cli("train", "here", "--data", "synthetic:500")
         assert finished.exit_code == 2
         assert "config.toml" in finished.err
         assert words in finished.err
 
 
-def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
-    params = {"model": "vgg11", "learning_rate": 1.5e-5, "hidden_units": 8}
+def untrained(small_data: ImageData, params: dict[str, Value], provenance: Provenance) -> Trained:
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=3, seed=4)
-    curve = [{"epoch": 1, "validation_accuracy": 0.1}]
-    provenance = Provenance('a "name" 🐱', 3, {"learning_rate": 1.5e-5}, "auto", "cpu", 2, {"torch": "0"}, None)
-    network = build(config.shape, seed=0)
-    trained = Trained(config, network.state_dict(), curve, provenance)
-    write(tmp_path / "out", trained, data=small_data, device=torch.device("cpu"))
+    return Trained(config, build(config.shape, seed=0).state_dict(), provenance)
+
+
+def provenance(text: str = "a study", **others: Any) -> Provenance:
+    """Of no training that ever was. `text` stands wherever a user's words may stand."""
+    facts = {
+        "study": text, "trial": 3, "label": text, "shortened": text, "best_epoch": 1, "validation_accuracy": 0.1,
+        "data_source": text, "device": "cpu", "threads": 2, "commit": "", "versions": {"torch": "0", text: text},
+        "params": {"learning_rate": 1.5e-5, text: text},
+    }  # fmt: skip
+    return Provenance(**facts | others)
+
+
+def test_config_toml_reads_back(small_data: ImageData, tmp_path: Path) -> None:
+    params: dict[str, Value] = {"model": "vgg11", "learning_rate": 1.5e-5, "hidden_units": 8}
+    trained = untrained(small_data, params, provenance('a "name" 🐈', group_sizes=(2, 1), group_places=(1, 0)))
+    write(tmp_path / "out", [trained], data=small_data, device=CPU)
     [member] = read(tmp_path / "out").members
-    assert member.config == config
+    assert member.config == trained.config
     assert member.origin.channel_mean == list(small_data.channel_mean)
-    assert member.origin.provenance() == provenance
+    assert asdict(member.origin).items() >= asdict(trained.provenance).items()
 
 
-def test_an_export_of_former_times_is_read(tiny_sweep: Path, cli: Any) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+@settings(database=None, deadline=None, max_examples=50)
+@given(text=text(characters(exclude_categories=()), min_size=1))
+@example("\x7f")
+@example('"""\n[config]\nepochs = 7 # \\u0041')
+@example("\ud83d\udc31 \udcff")
+def test_any_words_of_users_are_read_back(
+    small_data: ImageData, tmp_path_factory: pytest.TempPathFactory, count: int, text: str
+) -> None:
+    """In labels, names of studies and classes, and keys. What UTF-8 cannot hold is read back as an escape."""
+    trained = untrained(small_data, {"model": "lenet"}, provenance(text))
+    images = replace(small_data, name=text, classes=(text, "other"))
+    file = tmp_path_factory.mktemp("any") / "config.toml"
+    file.write_text(config_toml([trained] * count, data=images, sha256="0"), encoding="utf-8", newline="")
+    held = text.encode(errors="backslashreplace").decode()
+    members = read(file).members
+    assert len(members) == count
+    for member in members:
+        assert member.config == trained.config
+        assert {member.origin.study, member.origin.label, member.origin.data, member.origin.classes[0]} == {held}
+        assert member.origin.params[held] == member.origin.versions[held] == held
+
+
+def test_a_folder_is_written_whatever_users_named(small_data: ImageData, tmp_path: Path) -> None:
+    words = "\x7f \udcff\n|"
+    images = replace(small_data, classes=(words, *small_data.classes[1:]))
+    write(tmp_path / "out", [untrained(images, {"model": "lenet"}, provenance(words))], data=images, device=CPU)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["label"] == words
+    assert read(tmp_path / "out").classifier()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    table = re.search(r"\| validation accuracy.*?\n\n", (tmp_path / "out/MODEL_CARD.md").read_text(), re.DOTALL)
+    assert table is not None
+    rows = table[0].strip().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [3] * 7
+
+
+def test_an_export_of_former_times_is_read(exports: None, cli: Any) -> None:
     """It had neither script nor ONNX."""
-    assert cli(*RUN, "--trials", 1).exit_code == 0
-    assert cli(*EXPORT, "--out", "here").exit_code == 0
-    Path("here/predict.py").unlink()
-    finished = cli("predict", "here", "--test", 1)
+    Path("one/predict.py").unlink()
+    finished = cli("predict", "one", "--test", 1)
     assert finished.exit_code == 0, finished.err
+
+
+def test_a_config_of_version_0_1_is_read() -> None:
+    """Of an ensemble; written line by line, without a TOML library."""
+    members = read(Path(__file__).parent / "config-0.1.toml").members
+    assert [member.config.shape.model for member in members] == ["lenet", "convnet"]
+    first, second = (member.origin for member in members)
+    assert (first.study, first.trial, first.label, first.best_epoch) == ('a "study"', 0, "", 1)
+    assert (second.label, second.shortened, second.validation_accuracy) == ("plain", "3 of 30 epochs", 0.25)
+    assert (second.group_sizes, second.group_places, second.commit) == ((2,), (1,), "")
+    assert second.params == {"learning_rate": 1e-05, "batch_norm": True}
+    assert second.versions == {"torch": "2", "my_module:build": "3"}

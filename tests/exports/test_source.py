@@ -26,10 +26,12 @@ from tests.bare import BarePython
 def predict_script(small_data: ImageData, tmp_path: Path) -> Path:
     """Of a network that was never trained."""
     config = TrialConfig.from_params({"model": "lenet"}, classes=10, precision="fp32", data_seed=0, seed=0)
-    provenance = Provenance("a study", 0, {}, "auto", "cpu", 1, {}, None)
-    curve = [{"epoch": 1, "validation_accuracy": 0.1}]
-    trained = Trained(config, build(config.shape, seed=0).state_dict(), curve, provenance)
-    write(tmp_path / "out", trained, data=small_data, device=torch.device("cpu"))
+    provenance = Provenance(
+        study="a study", trial=0, best_epoch=1, validation_accuracy=0.1, data_source="auto", device="cpu", threads=1,
+        commit="", versions={}, params={},
+    )  # fmt: skip
+    trained = Trained(config, build(config.shape, seed=0).state_dict(), provenance)
+    write(tmp_path / "out", [trained], data=small_data, device=torch.device("cpu"))
     return tmp_path / "out" / "predict.py"
 
 
@@ -102,6 +104,7 @@ def test_pictures_that_are_missing_or_broken(predict_script: Path, capsys: pytes
     assert capsys.readouterr().err == "usage: python predict.py PICTURE [PICTURE ...]\n"
 
 
+@pytest.mark.slow
 def test_its_exit_code_is_1_for_a_missing_picture(predict_script: Path, bare_python: BarePython) -> None:
     finished = bare_python(predict_script, "nothing.png", cwd=Path())
     assert (finished.returncode, finished.stdout) == (1, "")
@@ -123,6 +126,7 @@ def test_damaged_weights_are_said_to_be(predict_script: Path, tmp_path: Path) ->
         assert "\n" not in str(ended.value)
 
 
+@pytest.mark.slow
 def test_where_scripts_are_tried_we_are_not_installed(bare_python: BarePython, tmp_path: Path) -> None:
     for module, exit_code in (("cifar_sweep", 1), ("optuna", 1), ("torch, safetensors, PIL", 0)):
         assert bare_python("-c", f"import {module}", cwd=tmp_path).returncode == exit_code

@@ -33,7 +33,8 @@ SPACE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}, "batch_size":
 POINTS = [{"learning_rate": 1e-3, "batch_size": 16, "label": "A-1"}, {"learning_rate": 1e-2}]
 KINDS = ("sqlite", "postgresql")
 # What a test asks of each database by itself is asked once of each, not in all four directions.
-there_and_back = pytest.mark.parametrize("databases", [KINDS, KINDS[::-1]], ids="-to-".join, indirect=True)
+ACROSS = [pytest.param(pair, marks=pytest.mark.slow) for pair in (KINDS, KINDS[::-1], ("postgresql", "postgresql"))]
+there_and_back = pytest.mark.parametrize("databases", ACROSS[:2], ids="-to-".join, indirect=True)
 
 
 def postgres_database(url: str) -> str:
@@ -66,7 +67,7 @@ def sqlite_pair(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory)
         yield one, two
 
 
-@pytest.fixture(params=[(one, two) for one in KINDS for two in KINDS], ids="-to-".join)
+@pytest.fixture(params=[("sqlite", "sqlite"), *ACROSS], ids="-to-".join)
 def databases(request: pytest.FixtureRequest) -> Iterator[tuple[Storage, Storage]]:
     """Source and target, both empty."""
     pairs = {"sqlite": "sqlite_pair", "postgresql": "postgres_pair"}

@@ -208,6 +208,7 @@ def test_exactly_the_given_points_are_run_and_nothing_is_sampled(given: Path, cl
     assert len(trials()) == 3
 
 
+@pytest.mark.slow
 def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert cli(*RUN, "--only", "two").exit_code == 0
     assert [trial.user_attrs["label"] for trial in trials()] == ["two"]
@@ -228,6 +229,7 @@ def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert summary["budget"] == summary["trials"]["complete"] == 5
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_run_though_others_wait(given: Path, cli: Any) -> None:
     assert cli(*RUN, "--max-hours", 0).exit_code == 0
     assert [trial.state.name for trial in trials()] == ["WAITING"] * 3
@@ -247,13 +249,13 @@ def test_claims_are_no_results(given: Path, cli: Any) -> None:
 
 
 def test_a_failed_point_is_run_again_and_replaced_by_no_other(given: Path, cli: Any, monkeypatch: Any) -> None:
-    from cifar_sweep.training import group
+    from cifar_sweep.training.train import Run
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(group.Group, "step", broken)
+        patch.setattr(Run, "step", broken)
         failed = cli(*RUN, "--only", "one")
         assert failed.exit_code == 1
         assert "0 of 1 trials finished: 0 complete, 0 pruned\n1 failed" in failed.out

@@ -195,6 +195,7 @@ def test_a_server_that_does_not_let_one_in_is_an_outage(answer: Callable[[socket
         assert is_outage(raised(lambda: psycopg.connect(address)))
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_an_outage() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"postgresql://me@127.0.0.1:{listening.getsockname()[1]}/d?connect_timeout=2"
@@ -555,6 +556,7 @@ def test_who_is_to_stop_already_does_not_wait(clock: Clock) -> None:
     assert clock.slept == []
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_the_server_comes_and_goes(
     own_postgres: PostgresServer, opened: Storage, trial_id: int
 ) -> None:

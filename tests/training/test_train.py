@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import UsageError
-from cifar_sweep.training import batches, checkpoint, group
+from cifar_sweep.training import batches, checkpoint, train
 from cifar_sweep.training.evaluate import evaluate
 from cifar_sweep.training.fuse import Fused
 from cifar_sweep.training.images.data import ImageData
@@ -41,7 +41,7 @@ def without_time(results: list[EpochResult]) -> list[EpochResult]:
 
 def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
     assert without_time(one.members[k].history) == without_time(other.members[j].history)
-    mine, theirs = one.group.state(k), other.group.state(j)
+    mine, theirs = one.state(k), other.state(j)
     del mine["history"], theirs["history"]
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
@@ -50,7 +50,10 @@ def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
 
 VARIANTS = [
     {},
-    {"model": "cnn3", "batch_norm": True, "dropout": 0.3, "activation": "leaky_relu", "weight_decay": 1e-3},
+    pytest.param(
+        {"model": "cnn3", "batch_norm": True, "dropout": 0.3, "activation": "leaky_relu", "weight_decay": 1e-3},
+        marks=pytest.mark.slow,
+    ),
     {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01, "normalize": True},
     {"optimizer": "rmsprop", "model": "convnet", "step_size": 1, "gamma": 0.5},
     {"precision": "bf16", "dropout": 0.2},
@@ -83,8 +86,17 @@ def test_a_restored_run_goes_on_bit_for_bit(params: dict[str, Any], small_data: 
 
 def test_a_restored_state_of_another_network_is_refused(small_data: ImageData) -> None:
     state = trained(config(), data=small_data, epochs=1).state(0)
-    with pytest.raises((RuntimeError, ValueError)):
-        Run([config(model="convnet")], small_data, device=CPU).restore(0, state)
+    run = Run([config(model="convnet")], small_data, device=CPU)
+    before = {name: value.clone() for name, value in run.state(0).items()}
+    with pytest.raises(checkpoint.StateError, match="network"):
+        run.restore(0, state)
+    own = trained(config(model="convnet"), data=small_data, epochs=1).state(0)
+    for broken in ("history", "generator"):
+        with pytest.raises(checkpoint.StateError):
+            run.restore(0, own | {broken: own[broken][:9]})
+        with pytest.raises(checkpoint.StateError, match=broken):
+            run.restore(0, {name: value for name, value in own.items() if name != broken})
+    assert all(torch.equal(value, before[name]) for name, value in run.state(0).items())
 
 
 def test_a_group_needs_one_shape(small_data: ImageData) -> None:
@@ -92,6 +104,7 @@ def test_a_group_needs_one_shape(small_data: ImageData) -> None:
         Run([config(), config(batch_size=16)], small_data, device=CPU)
 
 
+@pytest.mark.slow
 def test_training_learns(small_data: ImageData) -> None:
     history = trained(config(model="convnet", epochs=12, batch_size=16), data=small_data, epochs=12).members[0].history
     assert history[-1].train_loss < 0.7 * history[0].train_loss
@@ -104,7 +117,7 @@ def test_the_first_steps_equal_plain_torch(small_data: ImageData) -> None:
     """Against a loop as anyone would write it: float32, standard memory layout, unfused optimizer."""
     run = Run([config(optimizer="adam", weight_decay=1e-2)], small_data, device=CPU)
     reference = build(run.shape, seed=0)
-    reference.load_state_dict({k: v.clone().contiguous() for k, v in run.group.network.member_state(0).items()})
+    reference.load_state_dict({k: v.clone().contiguous() for k, v in run.network.member_state(0).items()})
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, weight_decay=1e-2, fused=False, foreach=False)
     losses = []
     for images, labels in run.batches.train(32, seed=run.shape.data_seed, epoch=1):
@@ -115,7 +128,7 @@ def test_the_first_steps_equal_plain_torch(small_data: ImageData) -> None:
         losses.append(loss.item() * len(labels))
     [result] = run.epoch()
     assert result.train_loss == pytest.approx(sum(losses) / 400, rel=1e-4)
-    for name, value in run.group.network.member_state(0).items():
+    for name, value in run.network.member_state(0).items():
         torch.testing.assert_close(value.contiguous(), reference.state_dict()[name], rtol=1e-3, atol=1e-5)
 
 
@@ -128,7 +141,7 @@ def test_step_lr(small_data: ImageData) -> None:
     for _ in range(5):
         [result] = run.epoch()
         assert result.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"])
-        assert run.group.optimizer.param_groups[0]["lr"] == result.learning_rate
+        assert run.optimizer.param_groups[0]["lr"] == result.learning_rate
         optimizer.step()
         schedule.step()
 
@@ -138,7 +151,7 @@ def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
     seen: list[tuple[float, dict[str, torch.Tensor]]] = []
     for _ in range(6):
         [result] = run.epoch()
-        weights = {name: value.clone() for name, value in run.group.network.member_state(0).items()}
+        weights = {name: value.clone() for name, value in run.network.member_state(0).items()}
         seen.append((result.validation_accuracy, weights))
     accuracy, weights = max(seen, key=lambda item: item[0])
     kept = run.member(0)
@@ -176,7 +189,7 @@ def test_a_batch_larger_than_the_training_images_is_refused(small_data: ImageDat
 
 def test_dropout_drops_at_its_rate_and_not_in_evaluation(small_data: ImageData) -> None:
     run = Run([config(model="cnn3", dropout=0.4)], small_data, device=CPU)
-    layer = run.group.network.layers["2"]
+    layer = run.network.layers["2"]
     ones = torch.ones(64, 50, 8, 8)
     layer.train()
     dropped = layer(ones)
@@ -203,8 +216,8 @@ class HostReads(TorchDispatchMode):
 def host_reads(data: ImageData, *, batch_size: int, read_each_step: bool = False) -> int:
     run = Run([config(batch_size=batch_size, dropout=0.2)], data, device=CPU)
     if read_each_step:
-        step = run.group.step
-        run.group.step = lambda *batch: (step(*batch), run.group._loss_sum.sum().item())  # type: ignore[assignment]
+        step = run.step
+        run.step = lambda *batch: (step(*batch), run._loss_sum.sum().item())  # type: ignore[assignment]
     with HostReads() as reads:
         run.epoch()
     return reads.count
@@ -231,12 +244,12 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
         with unset_fake_temporarily():
             return fused(networks, masks, **options)
 
-    fused = group.Fused
+    fused = train.Fused
     parts = split(data.train_labels)
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(batches, "split", lambda labels, **_: parts)  # it reads the labels, which fakes do not have
-        patch.setattr(group, "Fused", fuse_real)
-        patch.setattr(group, "build", build_real)  # a real parameter becomes a fake one only by being replaced
+        patch.setattr(train, "Fused", fuse_real)
+        patch.setattr(train, "build", build_real)  # a real parameter becomes a fake one only by being replaced
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
         device = torch.device("cuda")
         fake = replace(
@@ -245,7 +258,7 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
         run = Run([config(**params, seed=seed) for seed in range(2)], fake, device=device)
         images, labels = next(iter(run.batches.train(32, seed=0, epoch=1)))
         assert images.device.type == "cuda"
-        losses, logits = run.group.losses(images, labels)
+        losses, logits = run.losses(images, labels)
         assert logits.shape == (2, 32, 10)
         return losses
 
@@ -261,6 +274,6 @@ def test_the_fake_device_catches_a_tensor_on_the_cpu(small_data: ImageData, monk
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(images + torch.ones(images.shape))
 
-    monkeypatch.setattr(group, "Fused", Behind)
+    monkeypatch.setattr(train, "Fused", Behind)
     with pytest.raises(RuntimeError, match="device"):
         fake_cuda_loss(small_data)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.machine.timing import trained_as_large_from
+from cifar_sweep.machine.timing import smallest_representative_group
 from cifar_sweep.training import fuse
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
@@ -208,12 +208,12 @@ def configs(members: int, *, precision: str, name: str = "convnet", **params: An
 def trained(chosen: list[TrialConfig], data: ImageData) -> Run:
     run = Run(chosen, data, device=CPU)
     run.epoch()
-    assert run.group.network._lanes is not None
+    assert run.network._lanes is not None
     return run
 
 
 def assert_same(one: Run, k: int, other: Run, j: int) -> None:
-    mine, theirs = one.group.state(k), other.group.state(j)
+    mine, theirs = one.state(k), other.state(j)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]) or name == "history", name
@@ -246,6 +246,7 @@ def test_what_is_convolved_depends_neither_on_the_group_nor_on_the_place(
 
 
 @pytest.mark.skipif(not BF16, reason="no such instructions here")
+@pytest.mark.slow
 def test_wider_vectors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine takes one width for all its groups: compilers may round otherwise in the other."""
     found = []
@@ -264,7 +265,7 @@ def test_members_that_are_nan_leave_their_siblings_as_they_were(precision: str, 
     chosen = configs(8, precision=precision)
     calm, broken = (Run(chosen, small_data, device=CPU) for _ in range(2))
     for lost in (0, 3, 7):
-        for value in broken.group.network.member_state(lost).values():
+        for value in broken.network.member_state(lost).values():
             if value.is_floating_point():
                 value.fill_(float("nan"))
     for run in (calm, broken):
@@ -292,7 +293,7 @@ def test_a_group_that_shrinks_goes_on_with_pytorch(small_data: ImageData) -> Non
     run = trained(configs(8, precision="fp32"), small_data)
     run.keep([0, 1, 4])
     run.epoch()
-    assert run.group.network._lanes is None
+    assert run.network._lanes is None
     alone = Run(configs(8, precision="fp32")[4:5], small_data, device=CPU)
     alone.epoch()
     alone.epoch()
@@ -377,7 +378,7 @@ def test_many_channels_and_few_members_are_left_to_pytorch() -> None:
 )
 def test_from_which_size_on_groups_are_alike(network: str, threads: int, device: str, size: int) -> None:
     where = torch.device(device)
-    assert trained_as_large_from(network, threads=threads, device=where, precision="fp32") == size
+    assert smallest_representative_group(network, threads=threads, device=where, precision="fp32") == size
 
 
 @pytest.fixture

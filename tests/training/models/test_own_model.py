@@ -108,8 +108,8 @@ def config(model: str, *, seed: int = 0, **params: Any) -> TrialConfig:
 
 def trained(configs: list[TrialConfig], data: ImageData, *, epochs: int = 2) -> Run:
     run = Run(configs, data, device=CPU)
-    run.group.network.double()
-    run.group._prepare_optimizer()
+    run.network.double()
+    run.prepare_optimizer()
     run.batches.dtype = torch.float64
     for _ in range(epochs):
         run.epoch()
@@ -117,7 +117,7 @@ def trained(configs: list[TrialConfig], data: ImageData, *, epochs: int = 2) -> 
 
 
 def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
-    mine, theirs = one.group.state(k), other.group.state(j)
+    mine, theirs = one.state(k), other.state(j)
     assert mine.keys() == theirs.keys()
     for name in mine.keys() - {"history"}:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-7, atol=1e-9, msg=lambda text, n=name: n + text)
@@ -149,7 +149,7 @@ def test_members_equal_their_solo_runs(name: str, module: str, small_data: Image
     model = f"{module}:{name}"
     configs = [config(model, seed=seed, dropout=dropout) for seed, dropout in enumerate([0.3, 0.0, 0.2])]
     together = trained(configs, small_data)
-    assert isinstance(together.group.network, Fused if name == "plain" else Apart)
+    assert isinstance(together.network, Fused if name == "plain" else Apart)
     for k, each in enumerate(configs):
         assert_equal(together, k, trained([each], small_data), 0)
     together.keep([2])
@@ -162,9 +162,9 @@ def test_the_two_ways_to_train_a_row_of_layers_agree(module: str, small_data: Im
     # Dropout apart: the masks of one draw are those of the other only where their shapes are.
     (Path(f"{module}.py")).write_text(MODULE.replace("nn.Dropout(0.1)", "nn.Dropout(0.0)"))
     fused = trained(configs, small_data)
-    monkeypatch.setattr("cifar_sweep.training.group.can_fuse", lambda network: False)
+    monkeypatch.setattr("cifar_sweep.training.train.can_fuse", lambda network: False)
     apart = trained(configs, small_data)
-    assert isinstance(apart.group.network, Apart)
+    assert isinstance(apart.network, Apart)
     for k in range(2):
         assert_equal(fused, k, apart, k)
 
@@ -229,6 +229,7 @@ def five_classes(small_data: ImageData, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_file_of_ones_own_on_five_classes(
     module: str, five_classes: Path, cli: Any, tmp_path: Path, bare_python: BarePython
 ) -> None:
