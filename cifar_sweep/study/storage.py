@@ -215,11 +215,6 @@ def _know(trial: optuna.Trial, change: tables.Change) -> None:
     known.intermediate_values.update(change.values)
 
 
-def queued_params(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """The parameters that a trial was enqueued with."""
-    return dict(trial.system_attrs.get("fixed_params", {}))
-
-
 def lease_seconds() -> int:
     """How long after its worker's last heartbeat a trial goes to another; the same for all workers of a database.
 
