@@ -101,21 +101,6 @@ def _power_of_two(size: float, *, up: bool = False) -> int:
     return int(2 ** (math.ceil(exponent) if up else round(exponent)))
 
 
-def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
-    """The sizes of the groups that a sweep will be trained in, if all workers keep step and nothing is pruned."""
-    sizes: list[int] = []
-    finished = 0
-    while finished < sweep.size:
-        asked = finished
-        for _ in range(min(workers, sweep.size - finished)):
-            if asked < sweep.size:
-                most = most_new(sweep, asked=asked, finished=finished, workers=workers)
-                sizes.append(min(largest, most, sweep.size - asked))
-                asked += sizes[-1]
-        finished = asked
-    return sizes
-
-
 def steps_in_all(sweep: Sweep) -> int:
     """The last step that a trial of `sweep` can report."""
     if "epochs" in sweep.space:
