@@ -239,3 +239,4 @@ def test_a_run_ends_with_exactly_its_budget(tmp_path: Path, cli: Any, trials: in
     assert f"{trials} of {trials} trials finished: {trials} complete, 0 pruned" in ended.out
     study = load(open_existing("sqlite:///studies.db"))
     assert [trial.state for trial in study.records()] == ["complete"] * trials + ["waiting"] * (13 - trials)
+    assert study.summary()["trials"]["waiting"] == 0
