@@ -19,7 +19,7 @@ from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of
 from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
 from cifar_sweep.machine.timing import Timer, devices
-from cifar_sweep.sweep.strategy import group_sizes
+from cifar_sweep.study.claiming import group_sizes
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.lanes import prepare_kernels

@@ -14,7 +14,8 @@ from cifar_sweep.figures.importance import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
-from cifar_sweep.study.record import STATE_NAMES, Saved, TrialRecord, is_synthetic, saved_by_pruning
+from cifar_sweep.study.claiming import state_counts
+from cifar_sweep.study.record import Saved, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
 
 REPORTS = "reports"
@@ -197,7 +198,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         synthetic=synthetic,
         trials=trials,
         ranked=ranked,
-        counts={name: sum(trial.state == name for trial in trials) for name in STATE_NAMES.values()},
+        counts=state_counts(trials, study.sweep),
         seconds=sum(trial.seconds for trial in trials),
         shortened=_shortened(study, by_hand),
         answer=_answer(study, ranked, findings) if ranked else None,

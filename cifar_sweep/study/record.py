@@ -290,12 +290,6 @@ def describe(trial: FrozenTrial) -> dict[str, Any]:
     return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params), **known}
 
 
-def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials, best validation accuracy first; of equals the earlier one."""
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    return sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))
-
-
 def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The complete trials, best validation accuracy first, of equals the earlier one."""
     complete = [trial for trial in trials if trial.state == "complete"]
@@ -383,7 +377,7 @@ def _row(trial: FrozenTrial, worker: str) -> TrialRow:
         number=trial.number,
         state=STATE_NAMES[trial.state],
         value=trial.value,
-        accuracy=accuracy_of(trial),
+        accuracy=TrialRecord(trial).accuracy,
         epochs_done=len(attributes.get("curve", [])),
         epochs=config.get("epochs"),
         seconds=seconds_spent(trial),
@@ -416,16 +410,8 @@ def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     return names
 
 
-def accuracy_of(trial: FrozenTrial) -> float | None:
-    """A complete trial's best validation accuracy, any other's last one, as a fraction; None before its first epoch."""
-    if trial.state is TrialState.COMPLETE:
-        return trial.value
-    curve = trial.user_attrs.get("curve")
-    return float(curve[-1]["validation_accuracy"]) if curve else None
-
-
 def setting_text(described: Mapping[str, Any]) -> str:
-    """What a trial (see `study.describe`) tried: its parameters; of a given point its label."""
+    """What a trial tried, from `TrialRecord.described`: its parameters; of a given point its label."""
     if "label" not in described:
         return params_text(described["params"])
     shortened = f", shortened: {described['shortened']}" if "shortened" in described else ""
