@@ -73,7 +73,8 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
     names = _batch_names(int(trial.settings["batch_size"]) for trial in drawn)
     cells: dict[tuple[str, int], list[TrialRecord]] = defaultdict(list)
     for trial in drawn:
-        cells[names[int(trial.settings["batch_size"])], _bin(_learning_rate(trial))].append(trial)
+        place = round(BINS_PER_DECADE * math.log10(_learning_rate(trial)))  # powers of ten are in the middle of a cell
+        cells[names[int(trial.settings["batch_size"])], place].append(trial)
     rows = list(dict.fromkeys(names.values()))
     figure = go.Figure()
     if cells:
@@ -95,11 +96,6 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
     figure.update_xaxes(title="learning rate", type="log", exponentformat="power")
     figure.update_yaxes(title="batch size")
     return style.finish(figure, f"{data}: best validation accuracy in each cell", height=230 + 34 * len(rows))
-
-
-def _bin(learning_rate: float) -> int:
-    """The cell of a learning rate. Powers of ten are in the middle of theirs."""
-    return round(BINS_PER_DECADE * math.log10(learning_rate))
 
 
 def _edge(place: int) -> float:
