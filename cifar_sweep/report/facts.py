@@ -191,7 +191,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         shortened=_shortened(study, by_hand),
         answer=_answer(study, ranked, findings) if ranked else None,
         by_hand=by_hand,
-        saved=saved_by_pruning([trial.frozen for trial in trials]),
+        saved=saved_by_pruning(trials),
         importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
         findings=findings,
         reproduction=reproduction_of(study, best),

@@ -194,6 +194,7 @@ def test_an_ensemble_is_of_whole_members(given: Path, small_data: ImageData, cli
     assert row().data == f"{NAME} ({small_data.fingerprint})"
 
 
+@pytest.mark.slow
 def test_no_points_on_images_that_were_drawn(study: SweepStudy, given: Path, small_data: ImageData) -> None:
     measured(study, small_data)
     row = hand_rows(load(given), study)[0]
@@ -201,6 +202,7 @@ def test_no_points_on_images_that_were_drawn(study: SweepStudy, given: Path, sma
     assert row.difference is None
 
 
+@pytest.mark.slow
 def test_without_a_study_and_without_the_number_of_images(study: SweepStudy, given: Path) -> None:
     assert {row.state for row in hand_rows(load(given), None)} == {"not run", "see members"}
     study.data = {name: fact for name, fact in study.data.items() if name != "train_images"}
@@ -266,6 +268,7 @@ def test_weights_that_are_gone_or_damaged_are_left_out(
     assert "trial 0" not in caplog.text
 
 
+@pytest.mark.slow
 def test_other_data_than_the_studys(study: SweepStudy, session_cache: Path, reads: list[int]) -> None:
     with pytest.raises(StudyError, match=r"was run on synthetic images \(500 \+ 100\), not on"):
         measured(study, images.load("synthetic:600", cache=session_cache))
@@ -364,6 +367,7 @@ def test_tables_say_what_the_numbers_are(study: SweepStudy, given: Path, small_d
     assert "nothing is measured yet" in whole
 
 
+@pytest.mark.slow
 def test_json_reads_back(study: SweepStudy, given: Path, tiny_sweep: Path, small_data: ImageData) -> None:
     study.record_test([0], 0.5)
     hand = hand_rows(load(given), study)

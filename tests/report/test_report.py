@@ -90,6 +90,7 @@ def test_the_answer_is_the_best_complete_trial_with_what_was_chosen() -> None:
     assert report.trials[2].reason == "made up to be pruned"
 
 
+@pytest.mark.slow
 def test_other_seeds_of_the_best_config() -> None:
     sweep = sweep_of()
     params = {"log2_batch_size": 5, "learning_rate": 1e-3}
@@ -190,6 +191,7 @@ def test_synthetic_images_are_called_so_and_compared_with_nothing() -> None:
         assert "B-011" not in written
 
 
+@pytest.mark.slow
 def test_given_runs_beside_their_own_claims() -> None:
     sweep = load(find("reports"), only=["B-009", "C-1"])
     points = {point.label: point.params() for point in sweep.enqueue}
@@ -261,6 +263,7 @@ def test_every_study_has_a_report(kind: str) -> None:
     assert set(re.findall(r'href="#([\w-]+)"', page)) <= set(ids)
 
 
+@pytest.mark.slow
 def test_conditional_parameters() -> None:
     sweep = load(find("full"))
     report = report_of(many(sweep, 120), sweep=sweep, name="full")
@@ -542,6 +545,7 @@ def test_formats_and_standard_output(cli: Any) -> None:
     assert cli("report", "none").exit_code == 1
 
 
+@pytest.mark.slow
 def test_without_images_no_torch_is_loaded() -> None:
     study_of(many(sweep_of(), 5), stored=True)
     run = "try:\n    main(['report', '--no-images', '--out', 'a.html'])\nexcept SystemExit: pass"
