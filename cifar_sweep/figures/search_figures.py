@@ -11,8 +11,8 @@ from cifar_sweep.figures import style
 from cifar_sweep.figures.importance import Importances
 from cifar_sweep.study.record import STATE_NAMES, TrialRecord
 
-BINS_PER_DECADE = 3
-MOST_BATCH_ROWS = 12
+BINS_PER_DECADE = 3  # cells about as wide as the step from one batch size to the next
+MOST_BATCH_ROWS = 12  # the powers of two from 1 to 2048
 # Paul Tol's "iridescent", every third step: it grows darker evenly, for readers of every colour vision.
 SCALE = (
     "#FEFBE9", "#F5F3C1", "#DDECBF", "#C2E3D2", "#A8D8DC", "#8DCBE4",

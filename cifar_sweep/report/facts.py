@@ -18,7 +18,7 @@ from cifar_sweep.study.record import STATE_NAMES, Saved, TrialRecord, is_synthet
 from cifar_sweep.study.study import SweepStudy, data_words
 
 REPORTS = "reports"
-BY_HAND = "the points were chosen by hand, and say what their authors tried"
+BY_HAND = "the points were chosen by hand, not searched"
 MOST_CONFUSED = 10
 
 
