@@ -25,7 +25,7 @@ from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
 from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.exports import trained
 from cifar_sweep.exports import write as export
-from cifar_sweep.figures.gallery import FIGURES
+from cifar_sweep.figures.by_name import FIGURES
 from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study import opening
@@ -205,7 +205,7 @@ class Study:
         return Trial(self._study, self._artifacts, trained.pick(self._study, number))
 
     def figure(self, name: str) -> "go.Figure":
-        """A plotly figure: one of `cifar_sweep.figures.gallery.FIGURES`.
+        """A plotly figure: one of `cifar_sweep.figures.by_name.FIGURES`.
 
         Raises:
             UsageError: there is no such figure.
