@@ -25,7 +25,7 @@ import pytest
 from cifar_sweep.errors import CifarSweepError, DataError, UsageError
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.plan import Plan
-from cifar_sweep.machine.timing import Split
+from cifar_sweep.machine.speeds import Split
 from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
@@ -42,6 +42,8 @@ from tests.conftest import TINY_SWEEP
 SQLITE, POSTGRES = "sqlite:///studies.db", "postgresql://me@database/studies"
 ELSEWHERE = "203.0.113.7:6379"  # an address that is nobody's
 PASSWORD = "not-to-be-seen"
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)

@@ -111,6 +111,7 @@ def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, mon
     assert there == [True]
 
 
+@pytest.mark.slow
 def test_weights_of_the_best_trials_alone_are_kept(small_data: ImageData) -> None:
     study = study_of(small_data, keep_weights=2, trials=4, fixed=ONE_EPOCH)
     work(job())
@@ -278,6 +279,7 @@ def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
     assert study.finished()
 
 
+@pytest.mark.slow
 def test_searched_epochs_report_tenths(small_data: ImageData) -> None:
     fixed = {name: value for name, value in TINY["fixed"].items() if name != "epochs"}
     space = TINY["space"] | {"epochs": {"choices": [2, 5]}}
@@ -286,6 +288,7 @@ def test_searched_epochs_report_tenths(small_data: ImageData) -> None:
     assert [list(trial.frozen.intermediate_values) for trial in study.records()] == [[5, 10], [2, 4, 6, 8, 10]]
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_the_trial_back(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(small_data)
     replace = os.replace
@@ -314,6 +317,7 @@ def test_artifacts_that_cannot_be_are_no_fault_of_the_trial(small_data: ImageDat
     assert not study.records()
 
 
+@pytest.mark.slow
 def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(small_data, trials=1, fixed=TINY["fixed"] | {"epochs": 8})
     release = SweepStudy.release
@@ -329,6 +333,7 @@ def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monk
     assert study.records()[0].deaths == 1
 
 
+@pytest.mark.slow
 def test_points_added_to_the_file_later_are_tried(small_data: ImageData) -> None:
     study_of(small_data, fixed=ONE_EPOCH, enqueue=[{"learning_rate": 1e-3}])
     study = study_of(small_data, fixed=ONE_EPOCH, enqueue=[{"learning_rate": 1e-3}, {"learning_rate": 2e-3}])
@@ -415,6 +420,7 @@ def test_a_trial_does_not_depend_on_the_group_it_was_trained_in(small_data: Imag
     assert alone == [pytest.approx(curve, rel=1e-4) for curve in together]
 
 
+@pytest.mark.slow
 def test_shapes_are_not_mixed_in_a_group(small_data: ImageData) -> None:
     study = study_of(
         small_data,
@@ -429,6 +435,7 @@ def test_shapes_are_not_mixed_in_a_group(small_data: ImageData) -> None:
     assert all(group_sizes(trial) == [4] for trial in trials)
 
 
+@pytest.mark.slow
 def test_given_points_of_one_shape_are_trained_together(small_data: ImageData) -> None:
     rates = [(1e-3, 32), (1e-3, 64), (2e-3, 32), (2e-3, 64), (3e-3, 32)]
     points = [{"label": str(k), "learning_rate": rate, "batch_size": size} for k, (rate, size) in enumerate(rates)]
@@ -440,6 +447,7 @@ def test_given_points_of_one_shape_are_trained_together(small_data: ImageData) -
     assert states(study.records()) == ["complete"] * 5
 
 
+@pytest.mark.slow
 def test_the_budget_has_room_for_the_points_that_wait(small_data: ImageData) -> None:
     points = [{"learning_rate": 1e-3, "batch_size": 32}, {"learning_rate": 1e-3, "batch_size": 64}]
     space = TINY["space"] | {"batch_size": {"choices": [32, 64]}}
@@ -469,6 +477,7 @@ def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small
         assert digest(one) == digest(other)
 
 
+@pytest.mark.slow
 def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageData) -> None:
     study = study_of(small_data, trials=1)
     work(job(), stop=after(epochs=2))
@@ -478,6 +487,7 @@ def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageDa
     assert [group_sizes(trial) for trial in study.records()] == [[1, 1, 1]] + [[3, 3, 3]] * 3
 
 
+@pytest.mark.slow
 def test_one_damaged_checkpoint_of_a_group_restarts_that_trial_alone(
     small_data: ImageData, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -508,6 +518,7 @@ def test_pruned_members_leave_the_group(small_data: ImageData, monkeypatch: pyte
     assert not list(Path("artifacts").rglob("checkpoint*"))
 
 
+@pytest.mark.slow
 def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = Run.epoch
 
@@ -523,6 +534,7 @@ def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkey
     assert study.records()[1].reason.startswith("diverged in epoch 2")
 
 
+@pytest.mark.slow
 def test_a_group_too_large_for_memory_is_made_smaller(
     small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -541,6 +553,7 @@ def test_a_group_too_large_for_memory_is_made_smaller(
     assert "5 trials at once do not fit into memory; going on with half as many" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_group_that_raises_costs_one_trial(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = Run.epoch
     calls = iter(range(100))
@@ -604,6 +617,7 @@ def test_memory_that_is_spent_while_a_checkpoint_is_restored_restarts_no_trial(
         assert [group_sizes(trial) for trial in study.records()] == [[4, 4, 2]] * 4
 
 
+@pytest.mark.slow
 def test_a_member_that_another_worker_took_is_dropped(
     small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -51,6 +51,7 @@ def submit(tiny_sweep: Path, cli: Any) -> Callable[..., Any]:
     return submitted
 
 
+@pytest.mark.slow
 def test_a_worker_notes_what_a_study_costs_here(submit: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reckoned = Costs(workers=1, fixed=True)
     planned = Plan(Split(1, 1), Groups(1), 1, costs=reckoned)
@@ -122,6 +123,7 @@ def test_the_most_urgent_study_comes_first_then_the_oldest(submit: Callable[...,
     assert sorted(ended, key=lambda name: str(ended[name])) == ["second", "urgent", "late"]
 
 
+@pytest.mark.slow
 def test_a_more_urgent_study_is_taken_before_the_next_trial(submit: Callable[..., Any]) -> None:
     submit("--trials", 2, "--study", "slow")
     submitted: list[str] = []
@@ -144,6 +146,7 @@ def test_a_worker_leaves_for_new_plans_when_an_unknown_study_is_to_be_worked_on(
     assert (states("known"), states("unknown")) == (["complete"], [])
 
 
+@pytest.mark.slow
 def test_a_finished_study_that_is_given_more_trials_is_open_again(submit: Callable[..., Any], cli: Any) -> None:
     submit("--trials", 1)
     assert cli(*WORKER).exit_code == 0
@@ -272,6 +275,7 @@ def test_a_study_whose_images_are_not_here_is_left_to_others(
     assert (states("far"), states("near")) == ([], ["complete"])
 
 
+@pytest.mark.slow
 def test_a_size_cap_on_weights(submit: Callable[..., Any], cli: Any) -> None:
     """Weights of lenet take a quarter of a megabyte: three fit into one."""
     submit("--trials", 6, "--set", "keep_megabytes=1", "--set", "keep_weights=6")
@@ -305,6 +309,7 @@ def test_a_password_on_the_command_line_is_refused(cli: Any) -> None:
             assert "secret" not in refused.err
 
 
+@pytest.mark.slow
 def test_a_deleted_study_is_no_other_one_of_its_name(submit: Callable[..., Any], cli: Any) -> None:
     """SQLite gives its keys again."""
     storage = open_existing(URL) if submit("--trials", 1) else None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.machine.timing import trained_as_large_from
+from cifar_sweep.machine.timing import smallest_representative_group
 from cifar_sweep.training import fuse
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
@@ -246,6 +246,7 @@ def test_what_is_convolved_depends_neither_on_the_group_nor_on_the_place(
 
 
 @pytest.mark.skipif(not BF16, reason="no such instructions here")
+@pytest.mark.slow
 def test_wider_vectors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine takes one width for all its groups: compilers may round otherwise in the other."""
     found = []
@@ -377,7 +378,7 @@ def test_many_channels_and_few_members_are_left_to_pytorch() -> None:
 )
 def test_from_which_size_on_groups_are_alike(network: str, threads: int, device: str, size: int) -> None:
     where = torch.device(device)
-    assert trained_as_large_from(network, threads=threads, device=where, precision="fp32") == size
+    assert smallest_representative_group(network, threads=threads, device=where, precision="fp32") == size
 
 
 @pytest.fixture
