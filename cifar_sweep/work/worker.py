@@ -32,8 +32,8 @@ from cifar_sweep.work.runner import GroupTooLargeError, Training
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5  # between two looks for a trial that another worker gives back
 IDLE_SECONDS = 2.0  # between two looks for a study that is submitted
-RETRY_SECONDS = 60
-MAX_CONSECUTIVE_FAILURES = 5
+RETRY_SECONDS = 60  # before what ended all workers is tried again
+MAX_CONSECUTIVE_FAILURES = 5  # then the study is at fault, or this machine, and no single trial
 
 
 @dataclass(frozen=True)
