@@ -21,8 +21,9 @@ from cifar_sweep.sweep.sweep import Sweep
 
 # Batches of which a step is timed; what it takes at any other follows from the two.
 TIMED_BATCHES = (16, 128)
-# The mean over so many layouts tells one plan from another.
+# The mean over so many layouts tells one plan from another; of long sweeps over as many as have so many trials.
 _LAYOUTS = 20
+_LAID_OUT_TRIALS = 1000
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def costs_of(
 def unpruned_seconds(sweep: Sweep, costs: Costs) -> float:
     """The expected wall seconds of a sweep of which nothing is pruned."""
     start = beginning(sweep, workers=costs.workers, delay=costs.start).unpruned()
-    return forecast(sweep, start, Pace(costs, doubt=0.0), possible_shapes(sweep), layouts=_LAYOUTS).mean
+    layouts = max(min(_LAYOUTS, _LAID_OUT_TRIALS // sweep.size), 2)
+    return forecast(sweep, start, Pace(costs, doubt=0.0), possible_shapes(sweep), layouts=layouts).mean
 
 
 def typical(networks: Iterable[str]) -> Speeds | None:

@@ -31,6 +31,7 @@ def test_the_rate_of_a_group_is_that_of_all_its_members(monkeypatch: pytest.Monk
     assert our_rate(**shared, members=3) == 300.0
 
 
+@pytest.mark.slow
 def test_the_plain_loop_learns() -> None:
     """A straw man would be easy to beat: this is the same network, on the same images, and it trains."""
     losses: list[float] = []
@@ -85,6 +86,7 @@ class Here:
         return [function(**call) for call in calls]
 
 
+@pytest.mark.slow
 def test_bench_measures(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it once; with processes it is among the README's commands."""
     monkeypatch.setattr(bench, "SECONDS", 0.05)

@@ -42,6 +42,7 @@ def test_calls_run_at_the_same_time_in_processes_that_stay_until_the_end(tmp_pat
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_what_a_call_raises_is_told_and_the_processes_go_on() -> None:
     with process_pool(2) as processes:
         numbers = processes.together(os.getpid, {}, {})
@@ -50,6 +51,7 @@ def test_what_a_call_raises_is_told_and_the_processes_go_on() -> None:
         assert processes.together(os.getpid, {}, {}) == numbers
 
 
+@pytest.mark.slow
 def test_a_process_that_is_ended_from_outside_is_an_error() -> None:
     with process_pool(2) as processes:
         numbers = processes.together(os.getpid, {}, {})
@@ -58,6 +60,7 @@ def test_a_process_that_is_ended_from_outside_is_an_error() -> None:
     assert not any(alive(number) for number in numbers)
 
 
+@pytest.mark.slow
 def test_an_error_ends_the_processes_too() -> None:
     numbers: list[int] = []
 
