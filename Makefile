@@ -1,16 +1,21 @@
-# Set up and run with `make run` or `make test`; everything else is for developers. Needs Python 3.11 or newer.
+# Needs Python 3.11 or newer. `make run` and `make test` set up .venv first; the other targets are for developers.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint benchmark clean
+.PHONY: run test test-slow test-all lint benchmark clean
 
 run: $(VENV)/.installed
 	$(BIN)/cifar-sweep run lr_batch --preview
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not alone" --numprocesses auto --dist worksteal
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses auto --dist worksteal
 	$(BIN)/python -m pytest -m alone --numprocesses 2 --dist worksteal
+
+test-all: test test-slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

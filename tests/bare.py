@@ -1,4 +1,4 @@
-"""A Python that has torch, safetensors and Pillow, and neither us nor anything else that happens to be installed."""
+"""A Python with torch, safetensors and Pillow only: without this package and everything else that is installed."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ WANTED = ("torch", "safetensors", "pillow")
 
 
 class BarePython:
-    """Runs scripts in it. `folder` is filled with links to the packages that are wanted, and to what they require."""
+    """Runs scripts in such a Python. `folder` is filled with links to the three packages and their requirements."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -29,14 +29,14 @@ class BarePython:
                     link.symlink_to(Path(str(installed.locate_file(top))).absolute())
 
     def __call__(self, *arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
-        # -S keeps site-packages out, and with them the link to an editable install; a script's own folder stays.
+        # -S leaves out site-packages, and so this package where it is installed as editable.
         command = [sys.executable, "-S", *map(str, arguments)]
         environment = {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def required(names: tuple[str, ...]) -> set[str]:
-    """The distributions of these names, and all that they require here."""
+    """The distributions of these names and of everything that they require on this system."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -49,7 +49,7 @@ def required(names: tuple[str, ...]) -> set[str]:
 
 
 def some_pictures(folder: Path) -> list[Path]:
-    """Pictures that need turning, enlarging, or another mode; and one that needs nothing."""
+    """One picture that is used as it is, and others that must be turned, enlarged or converted to RGB."""
     folder.mkdir()
     noise = np.random.default_rng(0)
     turned = Image.Exif()
@@ -67,7 +67,7 @@ def some_pictures(folder: Path) -> list[Path]:
 
 
 def assert_same(printed: str, said: Sequence[dict[str, Any]], *, export: str) -> None:
-    """The script printed for each picture what `cifar-sweep predict --json` says of it."""
+    """Assert that the script printed for each picture what `cifar-sweep predict --json` says of it."""
     lines = printed.splitlines()
     assert len(lines) == len(said)
     for line, image in zip(lines, said, strict=True):

@@ -1,4 +1,6 @@
-"""No test touches the user's own studies, data or cache: each runs in an empty folder with a clean environment."""
+"""What all tests share. Each test runs in an empty folder with a clean environment, so that none touches the user's own
+studies, data or cache.
+"""
 
 import os
 import shutil
@@ -26,10 +28,21 @@ from tests.servers import PostgresServer
 REAL_DATA = os.environ.get("CIFAR_SWEEP_DATA")
 OWN_VARIABLES = ("CIFAR_SWEEP_DATA", "CIFAR_SWEEP_STORAGE", "CIFAR_SWEEP_ARTIFACTS")
 
+# Tests with one of these take seconds each: a browser, CIFAR-10, a Python without this package, a mounted disk.
+SLOW_FIXTURES = {"browser", "real_source", "bare_python", "small_disk"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all: real images are decoded once
+    """The cache of datasets. Parallel workers share one, so that real images are decoded once."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
         return tmp_path_factory.getbasetemp().parent / "cache"
     return tmp_path_factory.mktemp("cache")
 
@@ -39,13 +52,14 @@ def isolated(tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatc
     for name in OWN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(session_cache))
-    # Nothing to measure before a sweep of seconds, and no processes to start; both have tests of their own.
+    # Measuring the machine, starting processes and writing ONNX would take longer than the sweeps of the tests.
+    # Each has tests of its own.
     monkeypatch.setenv("CIFAR_SWEEP_WORKERS", "1")
     monkeypatch.setenv("CIFAR_SWEEP_GROUP", "1")
     monkeypatch.setenv("CIFAR_SWEEP_ONNX", "0")
     monkeypatch.chdir(tmp_path)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)  # the other cores are for the tests beside this one
+        torch.set_num_threads(1)  # the other cores train for the tests that run beside this one
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
@@ -59,7 +73,7 @@ def small_data(session_cache: Path) -> ImageData:
 
 @pytest.fixture(scope="session")
 def real_source() -> str:
-    """Where CIFAR-10 is, if CIFAR_SWEEP_DATA says so."""
+    """The folder of CIFAR-10 that CIFAR_SWEEP_DATA names; the test is skipped without one."""
     if REAL_DATA is None or REAL_DATA.startswith("synthetic"):
         pytest.skip("CIFAR_SWEEP_DATA names no real dataset")
     return str(Path(REAL_DATA).absolute())
@@ -83,7 +97,7 @@ learning_rate = { low = 1e-4, high = 1e-2, log = true }
 
 @pytest.fixture
 def tiny_sweep(tmp_path: Path) -> Path:
-    """A sweep of seconds on `small_data`."""
+    """A sweep that takes seconds on `small_data`."""
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_SWEEP)
     return path
@@ -91,7 +105,7 @@ def tiny_sweep(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command came to."""
+    """A command that has ended."""
 
     exit_code: int
     out: str
@@ -100,7 +114,7 @@ class Finished:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Runs a command in this process, as the console script does."""
+    """Runs a command as the console script does, but in this process."""
 
     def run(*arguments: object) -> Finished:
         capsys.readouterr()
@@ -114,7 +128,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Starts a command in a process of its own; none survives the test."""
+    """Starts a command in a process of its own, which is killed when the test ends."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: object) -> "subprocess.Popen[str]":
@@ -136,14 +150,14 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by Playwright, or the test is skipped where either is missing."""
+    """A headless Chromium, driven by Playwright. The test is skipped where one of the two is missing."""
     playwright = pytest.importorskip("playwright.sync_api")
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = next((path for path in map(shutil.which, names) if path), None)
     if found is None:
         pytest.skip("there is no Chromium here")
     with playwright.sync_playwright() as driver:
-        # Its sandbox needs rights that a container, and root, often has not; it opens our own pages only.
+        # Without the sandbox: it needs rights that are often missing in containers. Only our own pages are opened.
         opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield opened
         opened.close()
@@ -151,13 +165,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> BarePython:
-    """Runs scripts where only torch, safetensors and Pillow are installed."""
+    """Runs scripts in a Python that has torch, safetensors and Pillow alone."""
     return BarePython(tmp_path_factory.mktemp("bare"))
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each reading of a test set saw."""
+    """Filled with the number of images of each reading of a test set."""
     seen: list[int] = []
     predict = testset.predict
 
@@ -175,7 +189,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @contextmanager
 def postgres_server(password: str | None = None) -> Iterator[PostgresServer]:
-    """A server, or the test is skipped where none can run."""
+    """A running server. The test is skipped where none can run."""
     try:
         server = PostgresServer(password=password).__enter__()
     except ImportError:
@@ -190,28 +204,28 @@ def postgres_server(password: str | None = None) -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """The server that all tests share: nobody stops it, and each test names its own studies."""
+    """The address of the server that all tests share. Nobody stops it; each test gives its studies a `name`."""
     with postgres_server() as server:
         yield server.url
 
 
 @pytest.fixture(scope="session")
 def postgres_storage(postgres_url: str) -> Iterator[Storage]:
-    """Opened once: a new connection pool compiles every statement anew."""
+    """The shared server, opened once, because each new connection pool compiles every statement again."""
     with closing(open_storage(postgres_url)) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def module_postgres() -> Iterator[PostgresServer]:
-    """What `own_postgres` hands out."""
+    """The server of a test file; tests take it from `own_postgres`."""
     with postgres_server() as server:
         yield server
 
 
 @pytest.fixture
 def own_postgres(module_postgres: PostgresServer) -> Iterator[PostgresServer]:
-    """A server that a test may stop and start. It runs at first, and its databases are those of the whole test file."""
+    """A running server that a test may stop and start. Its databases stay until the end of the test file."""
     yield module_postgres
     if not module_postgres.is_running():
         module_postgres.start()
@@ -219,22 +233,22 @@ def own_postgres(module_postgres: PostgresServer) -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="module")
 def guarded_postgres() -> Iterator[PostgresServer]:
-    """A server that asks for a password, of which every character that an address must escape is part."""
+    """A server with a password that holds every character that must be escaped in an address."""
     with postgres_server("s{ec:r@t %") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once: its tables take half a second."""
+    """An empty study database to copy: making its tables takes half a second."""
     path = tmp_path_factory.mktemp("template") / "studies.db"
     open_storage(f"sqlite:///{path}").close()
     return path
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a study database, once for each kind."""
+    """The address of a study database. The test runs once for each kind of database."""
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgres_url"))
     shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "studies.db")
@@ -253,13 +267,13 @@ def storage(request: pytest.FixtureRequest, url: str) -> Iterator[Storage]:
 
 @pytest.fixture
 def name() -> str:
-    """The databases of a server are shared by its tests; their studies are not."""
+    """A name for a study that no other test uses in the shared database."""
     return f"study-{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")
 def ended_pid() -> int:
-    """The number of a process that runs no longer."""
+    """The number of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid

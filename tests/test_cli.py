@@ -255,6 +255,7 @@ def mounted(path: Path, size: str) -> bool:
 
 
 @pytest.mark.parametrize("what", ["database", "artifacts"])
+@pytest.mark.slow
 def test_a_full_disk(what: str, tiny_sweep: Path, start: Any, tmp_path: Path) -> None:
     """A real one, of a few hundred kilobytes; then more room, and the sweep goes on."""
     small = tmp_path / "small"

@@ -26,6 +26,7 @@ import yaml
 from psycopg import sql
 
 from cifar_sweep.cli import app
+from tests.conftest import postgres_server
 from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,7 @@ SECRETS = {"POSTGRES_PASSWORD": "sesame-of-the-database", "CIFAR_SWEEP_TOKEN": "
 WORKERS = ("worker", "worker-gpu")
 OURS = ("dashboard", *WORKERS)
 PROGRAMS = ("docker-compose", "docker compose")  # version 1, and the plug-in of version 2
+INSTALLED = [pytest.param(program, marks=pytest.mark.slow) for program in PROGRAMS]
 
 Services = dict[str, Any]
 
@@ -63,7 +65,7 @@ def run_compose(program: str, folder: Path, *arguments: str) -> "subprocess.Comp
     return subprocess.run([*words, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
 
 
-@pytest.fixture(params=["the file itself", *PROGRAMS])
+@pytest.fixture(params=["the file itself", *INSTALLED])
 def services(request: pytest.FixtureRequest, tmp_path: Path) -> Services:
     """The services with the example's .env and our secrets, read by ourselves and by each program that is there."""
     text = EXAMPLE
@@ -156,7 +158,7 @@ def test_the_dashboard_reads_what_workers_keep_and_changes_none_of_it(services: 
     assert "--allow-write" not in services["dashboard"]["command"]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", INSTALLED)
 @pytest.mark.parametrize("missing", SECRETS)
 def test_compose_refuses_to_start_without_a_secret(program: str, missing: str, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("".join(f"{name}={SECRETS[name]}\n" for name in SECRETS if name != missing))
@@ -268,17 +270,11 @@ def test_the_guide_is_right() -> None:
 def database() -> Iterator[PostgresServer]:
     """A server that asks for a password, with the role and the database that the image of `db` makes."""
     password = secrets.token_hex(12)
-    try:
-        server = PostgresServer(password=password).__enter__()
-    except Exception as error:
-        pytest.skip(f"PostgreSQL does not start here: {error}")
-    try:
+    with postgres_server(password) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE ROLE sweep LOGIN PASSWORD {}").format(sql.Literal(password)))
             connection.execute("CREATE DATABASE sweep OWNER sweep")
         yield server
-    finally:
-        server.remove()
 
 
 class ByHand:
@@ -381,6 +377,7 @@ def fetch(by_hand: ByHand, path: str, *, token: str | None = None) -> tuple[int,
             return refused.code, ""
 
 
+@pytest.mark.slow
 def test_a_submitted_sweep_finishes_in_the_services_run_by_hand(by_hand: ByHand, tiny_sweep: Path) -> None:
     by_hand.start("dashboard", "dashboard")
     by_hand.start("worker", "worker-1")

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_commands_on_the_other_pages_exist(page: Path) -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_contributing_names_every_module() -> None:
+    """And no other."""
+    [tree] = re.findall(r"^cifar_sweep/\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    listed = Counter(re.findall(r"\w+\.py", tree))
+    package = ROOT / "cifar_sweep"
+    models = package / "training" / "models"  # one file a family, listed as one
+    modules = [path.name for path in package.rglob("*.py") if path.name != "__init__.py" and path.parent != models]
+    there = Counter([*modules, "own.py", "summary.py"])
+    assert there - listed == Counter(), "not listed"
+    assert listed - there == Counter(), "not there"
 
 
 def test_its_make_targets_exist() -> None:

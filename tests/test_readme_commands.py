@@ -1,16 +1,18 @@
-"""Every command of the README runs, in the README's order, in one folder; the sweeps are small ones of the same names.
+"""Every command of the README runs, in the README's order, in one folder. Small sweeps have the shipped ones' names.
 
-What cannot run here as it stands there is named below, with the test that does it.
+`ELSEWHERE` has the commands that cannot run here as they are written, each with the test that runs it.
 """
 
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,11 @@ label = "B-011"
 learning_rate = 1e-2
 """,
 }
-# Those that run until they are told to stop.
+# Commands that run until they are stopped.
 SERVERS = ("dashboard", "worker")
 ELSEWHERE = {
     "make run": "tests/test_readme_commands.py::test_make_run_is_the_plain_way",
-    "make test": "tests/test_readme_commands.py::test_make_test_runs_every_test",
+    "make test": "tests/test_readme_commands.py::test_make_test_all_runs_every_test_once",
     "python3 -m venv .venv": "tests/test_readme_commands.py::test_make_run_is_the_plain_way",
     ".venv/bin/pip install .": "tests/test_package.py::test_the_wheel_holds_the_sweeps_and_the_command",
     ".venv/bin/cifar-sweep run lr_batch --preview": (
@@ -71,7 +73,7 @@ ELSEWHERE = {
 
 
 def commands() -> list[str]:
-    """Every line of the README's shell blocks, and what stands in its tables, without comments."""
+    """Every line of the README's shell blocks and every command in its tables, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
     rows = [line for line in README.splitlines() if line.startswith("|")]
@@ -81,7 +83,7 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a reader has: images, and a picture of a cat; and sweeps of seconds by the shipped ones' names."""
+    """A reader's folder: images, a picture of a cat, and sweeps that take seconds."""
     (tmp_path / "sweeps").mkdir()
     for name, text in SMALL.items():
         (tmp_path / "sweeps" / f"{name}.toml").write_text(text)
@@ -96,10 +98,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stand_ins(postgres_url: str) -> dict[str, str]:
-    """What the README writes for something that each reader has another of."""
+    """What runs instead of the README's examples, which are different for each reader."""
     return {"postgresql://me@db/sweeps": postgres_url, "--trials 200": "--trials 5"}
 
 
+@pytest.mark.slow
 def test_every_command_runs(folder: Path, cli: Any, start: Any, stand_ins: dict[str, str]) -> None:
     ran = []
     for command in commands():
@@ -125,7 +128,7 @@ def test_every_command_runs(folder: Path, cli: Any, start: Any, stand_ins: dict[
 
 
 def serve(process: "subprocess.Popen[str]", command: str) -> None:
-    """Let it come up, and a worker do its work; then stop it as Ctrl-C would."""
+    """Wait until it is up, and a worker until all is trained. Then stop it as Ctrl-C would."""
     assert process.stdout is not None
     assert process.stdout.readline()
     if command == "worker":
@@ -142,6 +145,7 @@ def _all_done() -> bool:
         return all(load(storage, name).finished() for name in ("lr_batch", "vgg_depth"))
 
 
+@pytest.mark.slow
 def test_the_python_code_runs(folder: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 1
@@ -152,8 +156,8 @@ def test_the_python_code_runs(folder: Path) -> None:
 
 
 @pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """What make would run for a target, in a fresh checkout."""
+def recipes() -> Callable[[str], str]:
+    """The lines that make would run for a target in a fresh checkout."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
 
@@ -171,9 +175,25 @@ def test_make_run_is_the_plain_way(recipes: Any) -> None:
     assert lines.rstrip().endswith("bin/cifar-sweep run lr_batch --preview")
 
 
-def test_make_test_runs_every_test(recipes: Any) -> None:
-    runs = re.findall(r"-m pytest (.*)", recipes("test"))
-    assert [re.search(r'-m ("[^"]*"|\w+)', run)[1].strip('"') for run in runs] == ["not alone", "alone"]  # type: ignore[index]
+def selections(recipe: str) -> list[str]:
+    """The marker expression of each run of pytest."""
+    runs = [shlex.split(line) for line in recipe.splitlines() if "-m pytest" in line]
+    return [words[words.index("-m", 3) + 1] for words in runs]
+
+
+def test_make_test_all_runs_every_test_once(recipes: Any) -> None:
+    """Each mix of markers is selected by exactly one run. `make test` is the first of them, without the slow tests."""
+    quick, every = selections(recipes("test")), selections(recipes("test-all"))
+    assert every == quick + selections(recipes("test-slow"))
+    for slow, alone in product([False, True], repeat=2):
+        chosen = [text for text in every if eval(text, {"slow": slow, "alone": alone})]
+        assert len(chosen) == 1, (slow, alone)
+        assert (chosen == quick) == (not slow and not alone)
+
+
+def test_ci_runs_the_readmes_command_and_the_slow_tests() -> None:
+    targets = re.findall(r"^make (\S+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert targets == ["lint", "test", "test-slow"]
 
 
 @pytest.mark.parametrize("place", sorted(set(ELSEWHERE.values())))

@@ -230,7 +230,7 @@ def _best_lines(trials: Sequence[TrialRecord], best: dict[str, Any] | None) -> l
 
 
 def _saved_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-    saved = saved_by_pruning([trial.frozen for trial in trials])
+    saved = saved_by_pruning(trials)
     if not saved.trials:
         return []
     ended = f"{saved.trials} trial{'s' * (saved.trials > 1)} ended early"

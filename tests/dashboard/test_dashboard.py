@@ -85,6 +85,7 @@ def test_it_shows_the_study_and_changes_nothing(dashboard: Any, cli: Any) -> Non
     assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_a_port_in_use(dashboard: Any, cli: Any) -> None:
     port, _ = dashboard
     finished = cli("dashboard", "--port", port)
@@ -93,6 +94,7 @@ def test_a_port_in_use(dashboard: Any, cli: Any) -> None:
     assert finished.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_elsewhere_than_on_this_machine_it_needs_a_token(
     tiny_sweep: Path, cli: Any, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_elsewhere_than_on_this_machine_it_needs_a_token(
     assert "open-sesame" not in out + err
 
 
+@pytest.mark.slow
 def test_kept_weights_are_downloaded_as_they_are_stored(dashboard: Any, tmp_path: Path) -> None:
     port, _ = dashboard
     for trial in study_of(port)["trials"]:
@@ -145,6 +148,7 @@ def test_kept_weights_are_downloaded_as_they_are_stored(dashboard: Any, tmp_path
         assert (head[0], head[1]["Content-Length"], head[2]) == (200, str(len(content)), b"")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_missing_or_damaged_is_said_to_be(dashboard: Any, tmp_path: Path) -> None:
     port, process = dashboard
     first, second = study_of(port)["trials"]
@@ -166,6 +170,7 @@ def test_a_file_that_is_missing_or_damaged_is_said_to_be(dashboard: Any, tmp_pat
     assert process.communicate(timeout=10)[1].splitlines() == [words], "and nothing else"
 
 
+@pytest.mark.slow
 def test_writes_where_they_are_allowed(tiny_sweep: Path, cli: Any, start: Any, tmp_path: Path) -> None:
     assert cli(*RUN).exit_code == 0
     process = start("dashboard", "--port", 0, "--allow-write")
@@ -194,6 +199,7 @@ def test_writes_where_they_are_allowed(tiny_sweep: Path, cli: Any, start: Any, t
     assert process.communicate(timeout=10)[1] == ""
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_for_a_while(
     own_postgres: PostgresServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -71,6 +71,7 @@ def pixels(data: ImageData) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.slow
 def test_it_says_what_the_networks_say(
     networks: list[dict[str, Value]], small_data: ImageData, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Reader(), Fixed()], ids=["data-dependent", "of one size"])
+@pytest.mark.slow
 def test_a_network_that_has_no_graph(network: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(onnx.OnnxError) as refused:
         onnx.to_onnx(network, metadata={})
@@ -144,6 +146,7 @@ def metrics_of(folder: str) -> dict[str, Any]:
     return dict(json.loads(Path(folder, "metrics.json").read_text()))
 
 
+@pytest.mark.slow
 def test_an_export_has_it_with_what_it_comes_from(study: str, small_data: ImageData, cli: Any) -> None:
     finished = cli("export", study, "--out", "one")
     assert finished.exit_code == 0, finished.err
@@ -166,6 +169,7 @@ def test_an_export_has_it_with_what_it_comes_from(study: str, small_data: ImageD
     assert Path("again/model.onnx").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_an_ensemble_and_a_training_have_it_too(study: str, small_data: ImageData, cli: Any) -> None:
     assert cli("ensemble", study, "--top", 2, "--out", "both").exit_code == 0
     classifier = exported.read(Path("both")).classifier()
@@ -178,6 +182,7 @@ def test_an_ensemble_and_a_training_have_it_too(study: str, small_data: ImageDat
     assert onnx.largest_difference(Path("again/model.onnx").read_bytes(), classifier, pixels(small_data)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_none_is_left_of_another_network(study: str, cli: Any) -> None:
     assert cli("export", study, "--trial", 0, "--out", "one", "--onnx").exit_code == 0
     assert Path("one/model.onnx").exists()
@@ -200,6 +205,7 @@ def test_without_the_extra(study: str, cli: Any, monkeypatch: pytest.MonkeyPatch
         assert not Path("three").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_says_something_else_is_not_written(study: str, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "largest_difference", lambda *_: float("nan"))
     finished = cli("export", study, "--out", "one")

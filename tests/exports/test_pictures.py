@@ -13,14 +13,6 @@ from cifar_sweep.exports import pictures
 from cifar_sweep.training.images.data import ImageData
 
 
-@pytest.fixture
-def exports(tiny_sweep: Path, cli: Any) -> None:
-    run = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--trials", 2)
-    assert cli(*run).exit_code == 0
-    for trial, folder in enumerate(("one", "two")):
-        assert cli("export", "tiny", "--trial", trial, "--out", folder).exit_code == 0
-
-
 def test_image_files_of_any_size_and_mode(exports: None, cli: Any) -> None:
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save("large.png")
@@ -54,6 +46,7 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     assert pictures.read_picture(tmp_path / "turned.jpg").size == (32, 64)
 
 
+@pytest.mark.slow
 def test_two_exports_side_by_side_on_the_test_set(exports: None, small_data: ImageData, cli: Any) -> None:
     command = ("predict", "one", "--against", "two", "--test", 5)
     first, second = json.loads(cli(*command, "--json").out), json.loads(cli(*command, "--json").out)
@@ -68,6 +61,7 @@ def test_two_exports_side_by_side_on_the_test_set(exports: None, small_data: Ima
     assert "two" in finished.out
 
 
+@pytest.mark.slow
 def test_the_page_opens_alone_and_escapes_names(exports: None, cli: Any) -> None:
     name = "<b>&.png"
     Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(name)
@@ -90,26 +84,25 @@ def test_the_page_opens_alone_and_escapes_names(exports: None, cli: Any) -> None
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code", "words"),
-    [
-        (("one",), 2, "give image files, or --test N"),
-        (("one", "nothing.png"), 2, "nothing.png: there is no such image file"),
-        (("one", "tiny.toml"), 2, "tiny.toml: not an image; accepted: JPEG"),
-        (("one", "half.png"), 2, "half.png: the image cannot be read"),
-        (("one", "--test", 101), 2, "has 100 test images"),
-        (("one", "whole.png", "--against", "one"), 2, "that is the same export"),
-        (("elsewhere", "half.png"), 2, "give the config.toml of an export"),
-    ],
-)
-def test_what_is_no_picture(exports: None, cli: Any, arguments: Any, exit_code: int, words: str) -> None:
+def test_what_is_no_picture(exports: None, cli: Any) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save("whole.png")
     Path("half.png").write_bytes(Path("whole.png").read_bytes()[:3000])
-    finished = cli("predict", *arguments)
-    assert finished.exit_code == exit_code
-    assert words in finished.err
+    Path("note.txt").write_text("no picture")
+    for arguments, words in (
+        (("one",), "give image files, or --test N"),
+        (("one", "nothing.png"), "nothing.png: there is no such image file"),
+        (("one", "note.txt"), "note.txt: not an image; accepted: JPEG"),
+        (("one", "half.png"), "half.png: the image cannot be read"),
+        (("one", "--test", 101), "has 100 test images"),
+        (("one", "whole.png", "--against", "one"), "that is the same export"),
+        (("elsewhere", "half.png"), "give the config.toml of an export"),
+    ):
+        finished = cli("predict", *arguments)
+        assert finished.exit_code == 2
+        assert words in finished.err
 
 
+@pytest.mark.slow
 def test_evaluate_counts_what_is_taken_for_what(exports: None, small_data: ImageData, cli: Any) -> None:
     finished = cli("evaluate", "one", "--json")
     assert finished.exit_code == 0, finished.err
@@ -128,6 +121,7 @@ def test_evaluate_counts_what_is_taken_for_what(exports: None, small_data: Image
     assert f"test accuracy {metrics['test_accuracy']:.2%} (100 images" in shown
 
 
+@pytest.mark.slow
 def test_evaluate_on_other_images_says_so(exports: None, cli: Any) -> None:
     finished = cli("evaluate", "one", "--data", "synthetic:600")
     assert finished.exit_code == 0

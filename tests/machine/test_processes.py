@@ -24,6 +24,7 @@ def alive(process: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_calls_run_at_the_same_time_in_processes_that_stay_until_the_end(tmp_path: Path) -> None:
     with process_pool(2) as processes:
         first, second = numbers = processes.together(os.getpid, {}, {})

@@ -164,6 +164,7 @@ def steps(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Timer, "measure", measure)
 
 
+@pytest.mark.slow
 def test_plan_says_how_long_a_sweep_takes(steps: None, tiny_sweep: Path, cli: Any, tmp_path: Path) -> None:
     files = set(tmp_path.iterdir())
     options = ("plan", tiny_sweep, "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--group", 2)
@@ -175,6 +176,7 @@ def test_plan_says_how_long_a_sweep_takes(steps: None, tiny_sweep: Path, cli: An
     assert set(tmp_path.iterdir()) == files, "nothing was made"
 
 
+@pytest.mark.slow
 def test_plan_as_json(steps: None, tiny_sweep: Path, cli: Any) -> None:
     options = ("--workers", 1, "--threads", 1, "--group", 1, "--trials", 400, "--set", "pruner=median")
     told = cli("plan", tiny_sweep, "--data", "synthetic:500", *options, "--hours", 0.001, "--json")

@@ -17,9 +17,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import StorageError, StudyError, UsageError
-from cifar_sweep.study import copying
+from cifar_sweep.study import copying, locks
 from cifar_sweep.study import opening as studies
-from cifar_sweep.study import storage as storage_module
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.copying import copy_studies
 from cifar_sweep.study.opening import load, load_all, open_or_resume
@@ -34,7 +33,8 @@ SPACE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}, "batch_size":
 POINTS = [{"learning_rate": 1e-3, "batch_size": 16, "label": "A-1"}, {"learning_rate": 1e-2}]
 KINDS = ("sqlite", "postgresql")
 # What a test asks of each database by itself is asked once of each, not in all four directions.
-there_and_back = pytest.mark.parametrize("databases", [KINDS, KINDS[::-1]], ids="-to-".join, indirect=True)
+ACROSS = [pytest.param(pair, marks=pytest.mark.slow) for pair in (KINDS, KINDS[::-1], ("postgresql", "postgresql"))]
+there_and_back = pytest.mark.parametrize("databases", ACROSS[:2], ids="-to-".join, indirect=True)
 
 
 def postgres_database(url: str) -> str:
@@ -67,7 +67,7 @@ def sqlite_pair(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory)
         yield one, two
 
 
-@pytest.fixture(params=[(one, two) for one in KINDS for two in KINDS], ids="-to-".join)
+@pytest.fixture(params=[("sqlite", "sqlite"), *ACROSS], ids="-to-".join)
 def databases(request: pytest.FixtureRequest) -> Iterator[tuple[Storage, Storage]]:
     """Source and target, both empty."""
     pairs = {"sqlite": "sqlite_pair", "postgresql": "postgres_pair"}
@@ -499,7 +499,7 @@ def test_the_target_is_free_for_others_between_the_trials(
         with closing(open_storage(address)) as other, other.lock():
             entered.append(len(study_of(other).trials))
 
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
     monkeypatch.setattr(copying, "TRIALS_PER_LOCK", 3)
     monkeypatch.setattr(copying.time, "sleep", others)
     copy_studies(source, target)
@@ -522,7 +522,7 @@ def test_nobody_claims_while_the_source_is_read(
         return []
 
     monkeypatch.setattr(source, "orphans", look)
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
     copy_studies(source, target)
     assert len(refused) == 1
 

@@ -208,6 +208,7 @@ def test_exactly_the_given_points_are_run_and_nothing_is_sampled(given: Path, cl
     assert len(trials()) == 3
 
 
+@pytest.mark.slow
 def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert cli(*RUN, "--only", "two").exit_code == 0
     assert [trial.user_attrs["label"] for trial in trials()] == ["two"]
@@ -228,6 +229,7 @@ def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert summary["budget"] == summary["trials"]["complete"] == 5
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_run_though_others_wait(given: Path, cli: Any) -> None:
     assert cli(*RUN, "--max-hours", 0).exit_code == 0
     assert [trial.state.name for trial in trials()] == ["WAITING"] * 3

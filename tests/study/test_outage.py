@@ -20,8 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StorageBusyError, StorageError, StudyError
-from cifar_sweep.study import outage
-from cifar_sweep.study import storage as storage_module
+from cifar_sweep.study import locks, outage
 from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_storage
 from tests.servers import PostgresServer, StopMode
@@ -196,6 +195,7 @@ def test_a_server_that_does_not_let_one_in_is_an_outage(answer: Callable[[socket
         assert is_outage(raised(lambda: psycopg.connect(address)))
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_an_outage() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"postgresql://me@127.0.0.1:{listening.getsockname()[1]}/d?connect_timeout=2"
@@ -355,7 +355,7 @@ def test_a_file_that_is_spoilt_is_no_outage(
 
 
 def test_a_lock_that_another_holds_is_an_outage(storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     with closing(open_storage(url)) as other, storage.lock():
         error = raised(other.lock().__enter__)
     assert isinstance(error, StorageBusyError)
@@ -556,6 +556,7 @@ def test_who_is_to_stop_already_does_not_wait(clock: Clock) -> None:
     assert clock.slept == []
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_the_server_comes_and_goes(
     own_postgres: PostgresServer, opened: Storage, trial_id: int
 ) -> None:

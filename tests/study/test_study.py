@@ -546,6 +546,7 @@ def test_a_half_made_study_is_completed_with_each_point_once(
     assert study.uid == half.user_attrs["uid"]
 
 
+@pytest.mark.slow
 def test_the_sampler_does_not_repeat_itself_after_a_restart(
     make: Callable[..., SweepStudy], url: str, name: str
 ) -> None:

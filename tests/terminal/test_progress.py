@@ -119,6 +119,7 @@ def line_of(lines: list[str], label: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_plain_lines_name_each_trial_once(study: SweepStudy) -> None:
     screen = console(terminal=False)
     with progress.shown(study, screen):
@@ -252,6 +253,7 @@ def test_a_database_that_does_not_answer_leaves_the_last_view_and_a_notice(study
     assert "database" not in text(calm)
 
 
+@pytest.mark.slow
 def test_a_refresh_that_fails_does_not_end_the_view(study: SweepStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     missed: list[Exception] = []
     monkeypatch.setattr(SweepStudy, "asked_records", lambda self: 1 / 0)

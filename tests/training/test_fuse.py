@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,21 @@ def assert_close(one: Run, k: int, other: Run, j: int) -> None:
 
 # The large ones have no layer that the small ones have not, and take long in float64.
 FEW: dict[str, Any] = {"train_images": 12, "batch_size": 6}
-WHOLE = [*product(["lenet", "convnet"], [False, True], OPTIMIZERS), ("cnn3", True, "adam"), ("vgg11", True, "adam")]
+WHOLE = [*product(["lenet", "convnet"], [True], OPTIMIZERS), ("lenet", False, "adam")]
+REST = [
+    ("lenet", False, "sgd"),
+    ("lenet", False, "rmsprop"),
+    *product(["convnet"], [False], OPTIMIZERS),
+    ("cnn3", True, "adam"),
+    ("vgg11", True, "adam"),
+]
 
 
-@pytest.mark.parametrize(("model", "batch_norm", "optimizer"), WHOLE)
+def slow(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("model", "batch_norm", "optimizer"), WHOLE + slow(REST))
 def test_members_equal_their_solo_runs(model: str, batch_norm: bool, optimizer: str, small_data: ImageData) -> None:
     few, epochs = (FEW, 1) if model == "vgg11" else ({}, 2)
     configs = group(model, batch_norm=batch_norm, optimizer=optimizer, **few)
@@ -86,7 +98,12 @@ def test_members_equal_their_solo_runs(model: str, batch_norm: bool, optimizer: 
 
 
 @pytest.mark.parametrize(
-    ("model", "batch_norm"), [*product(MODEL_NAMES, [True]), *product(["lenet", "convnet", "cnn3", "vgg11"], [False])]
+    ("model", "batch_norm"),
+    [
+        *product(["lenet", "convnet", "cnn3"], [False, True]),
+        *slow(product(MODEL_NAMES[3:], [True])),
+        *slow([("vgg11", False)]),
+    ],
 )
 def test_outputs_and_gradients_equal_the_plain_networks(model: str, batch_norm: bool) -> None:
     shape = config(model, batch_norm=batch_norm, hidden_units=12, init="xavier").shape
@@ -126,7 +143,8 @@ def test_keep_equals_never_having_had_the_others(optimizer: str, small_data: Ima
 
 
 @pytest.mark.parametrize(
-    ("model", "precision"), [*product(["lenet", "convnet", "cnn3"], ["fp32", "bf16"]), ("vgg11", "bf16")]
+    ("model", "precision"),
+    [*product(["lenet", "convnet"], ["fp32", "bf16"]), *slow([("cnn3", "fp32"), ("cnn3", "bf16"), ("vgg11", "bf16")])],
 )
 def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(
     model: str, precision: str, small_data: ImageData
@@ -225,6 +243,7 @@ print(peak_kilobytes() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.slow
 def test_members_take_the_memory_of_as_many_trials() -> None:
     one, eight = (
         int(subprocess.run([sys.executable, "-c", MEMORY, members], capture_output=True, text=True, check=True).stdout)

@@ -50,7 +50,10 @@ def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
 
 VARIANTS = [
     {},
-    {"model": "cnn3", "batch_norm": True, "dropout": 0.3, "activation": "leaky_relu", "weight_decay": 1e-3},
+    pytest.param(
+        {"model": "cnn3", "batch_norm": True, "dropout": 0.3, "activation": "leaky_relu", "weight_decay": 1e-3},
+        marks=pytest.mark.slow,
+    ),
     {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01, "normalize": True},
     {"optimizer": "rmsprop", "model": "convnet", "step_size": 1, "gamma": 0.5},
     {"precision": "bf16", "dropout": 0.2},
@@ -101,6 +104,7 @@ def test_a_group_needs_one_shape(small_data: ImageData) -> None:
         Run([config(), config(batch_size=16)], small_data, device=CPU)
 
 
+@pytest.mark.slow
 def test_training_learns(small_data: ImageData) -> None:
     history = trained(config(model="convnet", epochs=12, batch_size=16), data=small_data, epochs=12).members[0].history
     assert history[-1].train_loss < 0.7 * history[0].train_loss

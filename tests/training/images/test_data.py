@@ -355,6 +355,7 @@ def test_second_load_reads_the_cache_alone(folder: Path, cache: Path, monkeypatc
         assert getattr(first, field) == getattr(second, field)
 
 
+@pytest.mark.slow
 def test_a_cache_hit_imports_neither_torchvision_nor_pillow(folder: Path, cache: Path) -> None:
     load(str(folder), cache=cache)
     script = (
@@ -370,6 +371,7 @@ def run_python(script: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root)
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_one_entry_both_get_it(cache: Path) -> None:
     # The drawing is slowed, so that the second surely comes while the first is at it.
     script = f"""
@@ -666,6 +668,7 @@ def accuracy_after(model: nn.Module, data: ImageData, *, epochs: int, learning_r
     return correct / len(data.test_labels)
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_the_synthetic_images_and_a_linear_model_does_not(cache: Path) -> None:
     data = load("synthetic:5000", cache=cache)
     torch.manual_seed(0)

@@ -246,6 +246,7 @@ def test_what_is_convolved_depends_neither_on_the_group_nor_on_the_place(
 
 
 @pytest.mark.skipif(not BF16, reason="no such instructions here")
+@pytest.mark.slow
 def test_wider_vectors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine takes one width for all its groups: compilers may round otherwise in the other."""
     found = []

@@ -229,6 +229,7 @@ def five_classes(small_data: ImageData, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_file_of_ones_own_on_five_classes(
     module: str, five_classes: Path, cli: Any, tmp_path: Path, bare_python: BarePython
 ) -> None:
