@@ -137,5 +137,9 @@ def test_the_study_never_loads_torch() -> None:
     assert loaded_by("import cifar_sweep.study.study, cifar_sweep.sweep.file", "torch") == set()
 
 
+def test_list_never_loads_torch() -> None:
+    assert loaded_by(HELP.replace("--help", "list"), "torch") == set()
+
+
 def test_the_import_tests_can_fail() -> None:
     assert loaded_by("import cifar_sweep.study.study", "optuna") == {"optuna"}
