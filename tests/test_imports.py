@@ -25,8 +25,8 @@ ALLOWED = {
     "sweep": {"config", "errors"},
     "study": {"sweep", "artifacts", "curve", "words", "config", "errors"},
     "training": {"curve", "config", "files", "errors"},
-    "forecast": {"study", "sweep", "curve", "config"},
-    "machine": {"forecast", "training", "study", "sweep", "curve", "config", "files", "errors"},
+    "forecast": {"study", "sweep", "config"},
+    "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
     "exports": {"study", "artifacts", "curve", "training", "config", "files", "version", "errors"},
     "work": {
         "machine", "exports", "study", "sweep", "artifacts", "training", "curve", "config", "files", "version",

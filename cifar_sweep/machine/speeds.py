@@ -42,8 +42,8 @@ def speed_between(small: float, large: float) -> Speed:
     return Speed(large - step / more, step)
 
 
-# Microseconds of a training image by the group's size, at the two of `TIMED_BATCHES` (of vgg11 at 16 and 64): processor
-# time of one core of an AMD EPYC with AVX-512, in float32, measured once on 2026-11-30 while other programs ran.
+# Microseconds of a training image by the group's size, at the two of `TIMED_BATCHES` (of vgg11 at 16 and 64), on one core
+# of an AMD EPYC with AVX-512, in float32 (docs/LOG.md, 2026-11-30).
 _MICROSECONDS = {
     "lenet": {1: (266, 157), 8: (97, 60)},
     "lenet+batch_norm": {1: (373, 183), 8: (97, 77)},
@@ -54,7 +54,7 @@ _MICROSECONDS = {
     "cnn1": {1: (23779, 27797)},
     "vgg11": {1: (18474, 12521)},
 }
-# By how much an ordinary processor of two cores, with AVX2 alone, is slower: `convnet` and `cnn3` on a Zen 3.
+# By how much an ordinary processor, with AVX2 alone, is slower (docs/LOG.md, 2026-11-30).
 _ORDINARY = 1.6
 TYPICAL: Speeds = {
     network: {size: speed_between(*(_ORDINARY * each / 1e6 for each in pair)) for size, pair in sizes.items()}
