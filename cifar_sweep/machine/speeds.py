@@ -42,7 +42,7 @@ def speed_between(small: float, large: float) -> Speed:
     return Speed(large - step / more, step)
 
 
-# Microseconds of a training image by the group's size, at the two of `TIMED_BATCHES` (of vgg11 at 16 and 64), on one core
+# Microseconds of a training image by the group's size, at the two of `TIMED_BATCHES` (of vgg11 at 16 and 64): one core
 # of an AMD EPYC with AVX-512, in float32 (docs/LOG.md, 2026-11-30).
 _MICROSECONDS = {
     "lenet": {1: (266, 157), 8: (97, 60)},
