@@ -295,13 +295,16 @@ def test_help_answers_at_once() -> None:
     assert min(seconds() for _ in range(4)) < 0.3
 
 
-def test_list_shows_every_sweep(cli: Any) -> None:
-    shown = cli("list").out
+def test_list_shows_every_sweep(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))
+    out = cli("list").out
     for name in ("lr_batch", "schedule", "regularization", "optimizer", "vgg_depth", "full", "reports"):
-        [line] = [line for line in shown.splitlines() if line.split()[:1] == [name]]
+        [line] = [line for line in out.splitlines() if line.split()[:1] == [name]]
         assert re.search(r" about \d+(\.\d)? (s|min|h) ", line), line
-    assert "learning_rate, batch_size" in shown
-    assert "timing a training step" not in shown, "`plan` is what measures"
+    assert "learning_rate, batch_size" in out
+    assert "rough" in out
+    assert "cifar-sweep plan" in out
+    assert list(tmp_path.iterdir()) == [], "nothing was timed"
 
 
 def test_run_says_where_everything_is(tiny_sweep: Path, cli: Any) -> None:

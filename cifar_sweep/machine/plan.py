@@ -133,8 +133,6 @@ def choose(
     trials = sum(sweep.size for sweep in sweeps)
     splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
     is_given = trials == 1 or bool(group and len(splits) == 1)
-    if where.type == "cpu" and (always or not is_given):
-        prepare_kernels()
     prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
     precision, _ = resolve_precision(where, cache=cache)
     expected = [(sweep, expected_shapes(sweep, precision=precision)) for sweep in sweeps]
@@ -142,8 +140,11 @@ def choose(
     if is_given and not always:
         return task.plan(splits[0], {})
     timer, considered = Timer(device, precision, cache), [*splits, _alone(where)]
-    rough = task.rough(splits[0]) if not always and timer.missing(task.networks, considered) else None
-    return rough or _fastest(task, splits, timer.measure(task.networks, considered, say=say))
+    if not always and timer.missing(task.networks, considered) and (rough := task.rough(splits[0])):
+        return rough
+    if where.type == "cpu":
+        prepare_kernels()  # while the measuring processes start
+    return _fastest(task, splits, timer.measure(task.networks, considered, say=say))
 
 
 def _fastest(task: _Task, splits: Sequence[Split], measured: dict[Split, Speeds]) -> Plan:

@@ -459,7 +459,7 @@ def test_a_short_sweep_is_planned_by_typical_speeds(machine: Machine) -> None:
 
 
 def test_a_long_sweep_and_one_of_an_unknown_network_are_measured(machine: Machine, tmp_path: Path) -> None:
-    assert choose(sweep(trials=4000), typical=True).gain
+    assert choose(sweep(trials=1000), typical=True).gain
     (tmp_path / "mine.py").write_text("def build(shape):\n    pass\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
