@@ -36,7 +36,7 @@ def settings_of(variant: dict[str, list[str]]) -> list[str]:
 
 
 @pytest.fixture(
-    params=[VARIANTS[0], pytest.param(VARIANTS[1], marks=pytest.mark.slow), VARIANTS[2]],
+    params=[VARIANTS[0], *(pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS[1:])],
     ids=["lenet", "cnn3 normalised", "convnet of report C"],
 )
 def exported(request: pytest.FixtureRequest, tiny_sweep: Path, cli: Any) -> Path:
