@@ -23,12 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import optuna
-
+from cifar_sweep.study.opening import load
 from cifar_sweep.study.provenance import commit, versions
+from cifar_sweep.study.storage import open_existing
 from cifar_sweep.training.device import available_cores, device_name, resolve_device
 from cifar_sweep.training.images import data
 
@@ -87,14 +88,14 @@ def our_sweep(folder: Path, cache: Path, options: argparse.Namespace) -> Figures
     command = [sys.executable, "-m", "cifar_sweep", "run", str(file), "--data", options.data, "--storage", address,
                "--artifacts", str(folder / "artifacts"), *shlex.split(options.our_options)]  # fmt: skip
     seconds, _ = timed(command, cache)
-    study = optuna.load_study(study_name=file.stem, storage=address)
-    trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    span = max(trial.datetime_complete for trial in trials) - min(trial.datetime_start for trial in trials)
+    with closing(open_existing(address)) as storage:
+        trials = load(storage, file.stem).ranked_records()
+    span = max(trial.ended for trial in trials) - min(trial.started for trial in trials)
     return {
         "seconds": seconds,
         "trial_seconds": span.total_seconds(),
         "trials": len(trials),
-        "best": study.best_value,
+        "best": trials[0].value,
         "versions": versions(),
     }
 
@@ -128,7 +129,7 @@ def sweep(side: str, images: Path, options: argparse.Namespace) -> Figures:
         SystemExit: not all of the trials were completed.
     """
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as name:
-        folder, load = Path(name), os.getloadavg()[0]
+        folder, busy = Path(name), os.getloadavg()[0]
         if side == "ours":
             figures = ours(folder, images, options)
         elif side == "optuna":
@@ -138,7 +139,7 @@ def sweep(side: str, images: Path, options: argparse.Namespace) -> Figures:
     if figures["trials"] != options.trials:
         raise SystemExit(f"{SIDES[side]}: {figures['trials']} of {options.trials} trials were completed.")
     rounded = {key: round(figures[key], 2) for key in ("seconds", "trial_seconds")}
-    return figures | rounded | {"load_before": load}
+    return figures | rounded | {"load_before": busy}
 
 
 def turns(images: Path, options: argparse.Namespace) -> list[Figures]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_sweep.errors import CifarSweepError
-from cifar_sweep.forecast.remaining import seconds_left
+from cifar_sweep.forecast.time_left import seconds_left
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.storage import open_existing

@@ -32,7 +32,7 @@ from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study import opening
 from cifar_sweep.study.record import TrialRecord, describe, rows_of
-from cifar_sweep.study.storage import open_existing, open_storage
+from cifar_sweep.study.storage import open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import find, from_mapping, load
 from cifar_sweep.sweep.sweep import Sweep
@@ -40,10 +40,9 @@ from cifar_sweep.terminal.progress import shown
 from cifar_sweep.terminal.status import glance
 from cifar_sweep.training.device import prepare_process, resolve_device
 from cifar_sweep.training.images import data as images
-from cifar_sweep.work.local import local_jobs, run_workers
 from cifar_sweep.work.signals import StopRequest, stop_on_signals
 from cifar_sweep.work.submit import submit
-from cifar_sweep.work.worker import Job
+from cifar_sweep.work.worker import Job, run_workers
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -113,8 +112,8 @@ def run_sweep(
     source, storage = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto")), _storage(storage)
     console = Console(quiet=not progress)
     loaded = images.load(source, on_progress=console.print if progress else None)
-    address = open_artifacts(str(artifacts)).address if artifacts is not None else None
-    made = submit(open_storage(storage), study or chosen.name, chosen, loaded, source=source, artifacts=address)
+    folder = str(artifacts) if artifacts is not None else None
+    made = submit(storage, study or chosen.name, chosen, loaded, source=source, artifacts=folder)
     plan = choose(
         [chosen], device=device, workers=workers, threads=threads, group=group, say=console.print,
         train_images=made.data.get("train_images", TRAIN_IMAGES),
@@ -124,7 +123,7 @@ def run_sweep(
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     job = Job(storage, (made.name,), data=source, device=device, deadline=deadline)
     with _stop_request() as stop, shown(made, console) if progress else nullcontext():
-        run_workers(local_jobs(job, plan), stop=stop)
+        run_workers(job, plan, stop=stop)
     return load_study(made.name, storage=storage, artifacts=artifacts)
 
 

@@ -24,6 +24,9 @@ def test_the_wheel_holds_the_sweeps_and_the_command(tmp_path: Path) -> None:
     shipped = {f"cifar_sweep/sweeps/{path.name}" for path in (ROOT / "sweeps").glob("*.toml")}
     assert shipped
     assert shipped <= set(names)
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cifar_sweep").rglob("templates/*.*")}
+    assert {Path(name).suffix for name in templates} >= {".jinja", ".html"}
+    assert templates <= set(names)
     assert "cifar_sweep/training/lanes/lanes.c" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
     script = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); sys.argv[1:] = ['run', 'nothing']; " + (

@@ -135,11 +135,11 @@ def _fitting_lines(outlook: "Outlook", fits: dict[str, Any]) -> list[str]:
 
 
 def list_sweeps() -> None:
-    """Show the sweeps that can be run by name, and about how long each takes on this machine if nothing is pruned."""
+    """Show the sweeps that can be run by name, and roughly how long each takes if nothing is pruned."""
     from rich.markup import escape
     from rich.table import Table
 
-    from cifar_sweep.machine.plan import estimates
+    from cifar_sweep.machine.speeds import rough_seconds
     from cifar_sweep.sweep.file import load, names
     from cifar_sweep.words import duration
 
@@ -150,12 +150,14 @@ def list_sweeps() -> None:
             sweeps[name] = load(path)
         except UsageError as error:
             faults.append(error)
-    seconds = estimates(sweeps, say=printer(console))
-    view = Table("sweep", "trials", "at most about", "searches", "what for", box=None)
+    view = Table("sweep", "trials", "rough time", "searches", "what for", box=None)
     for name, sweep in sweeps.items():
         searched = "given runs" if sweep.given else ", ".join(sweep.space)
-        view.add_row(name, str(sweep.size), duration(seconds[name]), searched, escape(sweep.description))
+        seconds = rough_seconds(sweep)
+        rough = f"about {duration(seconds)}" if seconds is not None else "not known"
+        view.add_row(name, str(sweep.size), rough, searched, escape(sweep.description))
     console.print(view)
+    printer(console)("times are rough, for a sweep without pruning; `cifar-sweep plan SWEEP` measures them here")
     if faults:  # the others are shown all the same
         raise faults[0]
 

@@ -100,7 +100,7 @@ def ensemble(
     from cifar_sweep.study.opening import load
     from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
-    from cifar_sweep.work.retrain import discard_unfinished, train_copies
+    from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     _check_onnx(with_onnx)
@@ -128,10 +128,8 @@ def ensemble(
     folder = out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
-            copies = train_copies(
-                members, seeds=seeds, data=images, device=device, threads=threads, unfinished=folder,
-                stop=stop, say=printer(console),
-            )  # fmt: skip
+            retraining = Retraining(images, device, threads, folder, stop, printer(console))
+            copies = retraining.train_copies(members, seeds=seeds)
         if copies is None:
             console.print("stopped; the same command goes on from the last epoch.")
             raise typer.Exit(stop.exit_code())
@@ -233,7 +231,7 @@ def train(
     from cifar_sweep.exports.exported import known_test_accuracy, read
     from cifar_sweep.exports.write import write
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.retrain import discard_unfinished, train_again
+    from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     _check_onnx(with_onnx)
@@ -244,12 +242,10 @@ def train(
     folder = out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
     with stop_on_signals() as stop:
+        retraining = Retraining(images, kind, threads, folder, stop, printer(console))
         trained = []
         for member in export.members:
-            done = train_again(
-                member.config, member.origin,
-                data=images, device=kind, threads=threads, unfinished=folder, stop=stop, say=printer(console),
-            )  # fmt: skip
+            done = retraining.train(member.config, member.origin)
             if done is None:
                 console.print("stopped; the same command goes on from the last epoch.")
                 raise typer.Exit(stop.exit_code())

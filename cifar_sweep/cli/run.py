@@ -48,14 +48,11 @@ from cifar_sweep.cli.options import (
 from cifar_sweep.cli.queue import Studies
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from cifar_sweep.machine.plan import Plan
     from cifar_sweep.study.study import SweepStudy
     from cifar_sweep.sweep.sweep import Sweep
-    from cifar_sweep.work.worker import Job
 
 
 def run(
@@ -90,9 +87,8 @@ def run(
     from cifar_sweep.study.outage import wait_out
     from cifar_sweep.terminal.progress import shown
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.local import local_jobs, run_workers
     from cifar_sweep.work.signals import stop_on_signals
-    from cifar_sweep.work.worker import Job
+    from cifar_sweep.work.worker import Job, run_workers
 
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)
@@ -102,8 +98,9 @@ def run(
             raise UsageError(
                 "--gpus-per-worker: here workers share the GPUs out by themselves; accepted with --on ray."
             )
+        address = ""
     else:
-        _check_cluster(on, storage=storage, artifacts=artifacts, workers=processes)
+        address = _check_cluster(on, storage, artifacts, device, gpus_per_worker or 0.0, workers=processes)
     console = terminal()
     chosen = load_sweep(
         sweep, settings=settings, trials=trials, epochs=epochs, train_images=train_images, seed=seed, only=only,
@@ -112,9 +109,13 @@ def run(
     the_study, source = _submit(chosen, study, data, storage, artifacts, priority, preview=preview, console=console)
     job = Job(storage, (the_study.name,), data=source, device=device, deadline=deadline)
     if on is not None:
-        jobs = [replace(job, threads=threads, worker=worker, workers=processes) for worker in range(processes)]
+        from cifar_sweep.work.ray import run_on_ray
+
         with stop_on_signals() as stop, shown(the_study, console):
-            _run_on_ray(jobs, on, gpus_per_worker or 0.0, at_once, stop, console)
+            run_on_ray(
+                replace(job, threads=threads), address, workers=processes, gpus=gpus_per_worker or 0.0, group=at_once,
+                stop=stop, say=printer(console),
+            )  # fmt: skip
     else:
         plan = choose(
             [chosen], device=device, workers=processes, threads=threads, group=at_once, say=printer(console),
@@ -122,10 +123,9 @@ def run(
         )  # fmt: skip
         if plan.costs:
             note_costs(the_study, plan.costs)
-        jobs = local_jobs(job, plan)
-        _say_start(the_study, jobs, plan, console)
+        _say_start(the_study, device, plan, console)
         with stop_on_signals() as stop, shown(the_study, console):
-            run_workers(jobs, stop=stop)
+            run_workers(job, plan, stop=stop)
     # The database may have been away in the meantime, or be so now.
     wait_out(lambda: _say_end(the_study, storage, console), stop=stop, say=printer(console))
     # Another point takes the place of a trial that failed, but never of a given one.
@@ -133,22 +133,14 @@ def run(
     raise typer.Exit(stop.exit_code() or int(missing))
 
 
-def _check_cluster(on: str, *, storage: str, artifacts: str | None, workers: int) -> None:
-    """Refuse what cannot be, before a study is made of it."""
+def _check_cluster(on: str, storage: str, artifacts: str | None, device: str, gpus: float, *, workers: int) -> str:
+    """The cluster's address; what cannot be is refused, before a study is made of it."""
     from cifar_sweep.work.ray_cluster import check_request
 
-    check_request(on, storage=storage, artifacts=artifacts or "")
+    address = check_request(on, storage=storage, artifacts=artifacts or "", device=device, gpus=gpus)
     if not workers:
         raise UsageError("--workers auto: a cluster's nodes are not known beforehand; accepted with --on: a number.")
-
-
-def _run_on_ray(
-    jobs: "list[Job]", on: str, gpus: float, group: int, stop: "Callable[[], bool]", console: "Console"
-) -> None:
-    from cifar_sweep.work.ray import run_on_ray
-
-    cpus = float(jobs[0].threads or 1)
-    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=cpus, group=group, stop=stop, say=printer(console))
+    return address
 
 
 def submit(
@@ -193,29 +185,21 @@ def _submit(
     console: "Console",
 ) -> "tuple[SweepStudy, str]":
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
-    from cifar_sweep.artifacts import open_artifacts
-    from cifar_sweep.study.storage import open_storage
-    from cifar_sweep.work.submit import check_submission
     from cifar_sweep.work.submit import submit as submit_study
 
     source, images = load_data(data, console, download=not preview)
     name = name or chosen.name + ("-preview" if preview else "")
-    check_submission(name, chosen, images)
-    address = open_artifacts(artifacts).address if artifacts is not None else None
-    the_study = submit_study(
-        open_storage(storage), name, chosen, images, source=source, artifacts=address, priority=priority
-    )
-    return the_study, source
+    return submit_study(storage, name, chosen, images, source=source, artifacts=artifacts, priority=priority), source
 
 
-def _say_start(study: "SweepStudy", jobs: "list[Job]", plan: "Plan", console: "Console") -> None:
+def _say_start(study: "SweepStudy", named: str, plan: "Plan", console: "Console") -> None:
     from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 
-    device = resolve_device(jobs[0].device)
+    device = resolve_device(named)
     precision, ratio = resolve_precision(device)
     asked = study.sweep.fixed.get("precision", "auto")
     chosen = f"auto is {precision} (bf16 is {ratio:.1f} times as fast here)" if asked == "auto" else asked
-    threads = f" ({jobs[0].threads} thread(s) each)" if device.type == "cpu" else ""
+    threads = f" ({plan.split.threads} thread(s) each)" if device.type == "cpu" else ""
     printer(console)(
         f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
         f"device {device.type}: {device_name(device)}{threads}; precision {chosen}\n"
@@ -282,9 +266,8 @@ def worker(
     from cifar_sweep.study.storage import open_existing
     from cifar_sweep.terminal.progress import shown
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.local import serve
     from cifar_sweep.work.signals import stop_on_signals
-    from cifar_sweep.work.worker import Job
+    from cifar_sweep.work.worker import Job, serve
 
     resolve_device(device)
     processes, at_once = number_or_auto("--workers", workers), number_or_auto("--group", group)

@@ -23,7 +23,7 @@ from cifar_sweep.config import DEFAULT_STORAGE
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cifar_sweep.report.facts import Closer
+    from cifar_sweep.report.facts import ImageFindings
     from cifar_sweep.study.study import SweepStudy
 
 
@@ -59,9 +59,9 @@ def compare(
 
     The test set is read once for each complete hand run and for each sweep's best trial, and remembered in the study.
     """
-    from cifar_sweep.figures.figures import comparison_page
     from cifar_sweep.hand.compare import as_json as plain
     from cifar_sweep.hand.compare import collect, tables
+    from cifar_sweep.report.plot import comparison_page
     from cifar_sweep.study.opening import load_all
     from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
@@ -94,7 +94,7 @@ def plot(
     storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
     """Draw the best trials' loss and accuracy curves, and accuracy by learning rate, into a page that opens offline."""
-    from cifar_sweep.figures.figures import study_page
+    from cifar_sweep.report.plot import study_page
     from cifar_sweep.study.opening import load
     from cifar_sweep.study.storage import open_existing
 
@@ -153,18 +153,18 @@ def report(
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
-    from cifar_sweep.report.facts import REPORTS, Closer, collect
+    from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
     from cifar_sweep.study.opening import load, load_all
     from cifar_sweep.study.storage import open_existing
 
     opened = open_existing(storage)
     the_study = load(opened, study)
     console = terminal()
-    closer = Closer()
+    findings = ImageFindings()
     if form != "csv" and not no_images:
-        closer = _look(the_study, console, device=device, data=data, artifacts=artifacts, pictures=form == "html")
+        findings = _look(the_study, console, device=device, data=data, artifacts=artifacts, pictures=form == "html")
     reports = next((each for each in load_all(opened) if each.sweep.given and each.name == REPORTS), None)
-    facts = collect(the_study, closer=closer, reports=reports)
+    facts = collect(the_study, findings=findings, reports=reports)
     if form == "html":
         from cifar_sweep.report.page import render
 
@@ -186,15 +186,15 @@ def report(
 
 def _look(
     study: "SweepStudy", console: "Console", *, device: str, data: str | None, artifacts: str | None, pictures: bool
-) -> "Closer":
+) -> "ImageFindings":
     """What the best trial's network makes of the images, where there is one and that is still to be found out."""
     from cifar_sweep.errors import CifarSweepError
-    from cifar_sweep.report.facts import Closer
+    from cifar_sweep.report.facts import ImageFindings
 
-    best = next(iter(study.ranked()), None)
+    best = next(iter(study.ranked_records()), None)
     if best is None or not (pictures or study.test_accuracy([best.number]) is None):
-        return Closer()
-    from cifar_sweep.report.mistakes import look_closer
+        return ImageFindings()
+    from cifar_sweep.report.mistakes import look_at_images
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     on = resolve_device(device)
@@ -202,8 +202,8 @@ def _look(
     try:
         store = artifacts_of(study, artifacts)
     except CifarSweepError as error:
-        return Closer(missing=str(error))
-    return look_closer(
+        return ImageFindings(missing=str(error))
+    return look_at_images(
         study,
         best,
         lambda: data_of_study(study, data, console, quiet=True),

@@ -12,7 +12,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.hand.rows import HandRow
-from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, is_synthetic, saved_by_pruning, seconds_spent
+from cifar_sweep.study.record import (
+    STATE_NAMES,
+    SYNTHETIC_REMARK,
+    is_synthetic,
+    records,
+    saved_by_pruning,
+    seconds_spent,
+)
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep
 from cifar_sweep.words import duration, params_text
@@ -113,7 +120,7 @@ def _progress(study: SweepStudy, trials: Sequence[FrozenTrial]) -> dict[str, str
     counts = Counter(STATE_NAMES[trial.state] for trial in trials)
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     best = max(complete, key=lambda trial: (trial.value or 0, -trial.number), default=None)
-    saved = saved_by_pruning(trials)
+    saved = saved_by_pruning(records(trials))
     devices = sorted({_device(trial) for trial in trials if trial.user_attrs.get("curve")})
     ended = counts["complete"] + counts["pruned"]
     return {

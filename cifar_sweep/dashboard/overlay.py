@@ -38,7 +38,7 @@ class Overlay(PassedOn):
     def __init__(self, storage: Storage, *, writable: bool) -> None:
         self._storage = storage
         self._writable = writable
-        self._reading = ReadingStorage(storage)
+        self._reading = ReadingStorage(storage)  # type: ignore[abstract]
         self._shown: dict[int, ShownStudy] = {}
         self._files_go: set[int] = set()
         super().__init__(self._reading)
@@ -116,12 +116,12 @@ class Overlay(PassedOn):
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         if is_reserved(key):
             raise HTTPError(409, f"{key} is cifar-sweep's own; the dashboard does not change it.")
-        super().set_trial_user_attr(trial_id, key, value)
+        self._behind.set_trial_user_attr(trial_id, key, value)
 
     def delete_study(self, study_id: int) -> None:
         ours = self.ours(study_id)
         if ours is None:
-            super().delete_study(study_id)
+            self._behind.delete_study(study_id)
             return
         remove = _remove_files if study_id in self._files_go else lambda _: None
         self._files_go.discard(study_id)

@@ -81,7 +81,7 @@ def application(storage: Storage, *, token: str = "", allow_write: bool = False)
         token: what it asks for; empty where it answers to this machine's own names alone.
         allow_write: whether it lets through what changes studies; else it is for reading only.
     """
-    overlay = Overlay(storage, writable=allow_write)
+    overlay = Overlay(storage, writable=allow_write)  # type: ignore[abstract]
     theirs = logging.getLogger("optuna_dashboard")
     theirs.handlers, theirs.propagate = [_OneLine()], False
     app = with_downloads(wsgi(overlay, artifact_store=overlay), overlay)

@@ -14,7 +14,9 @@ from optuna.trial import FrozenTrial
 
 from cifar_sweep.artifacts import Stored
 from cifar_sweep.dashboard.notes import study_note, trial_note
-from cifar_sweep.figures.search_figures import hand_beside_search, learning_rate_by_batch, seconds_by_trial
+from cifar_sweep.figures.hand_figures import hand_beside_search
+from cifar_sweep.figures.search_figures import learning_rate_by_batch
+from cifar_sweep.figures.trial_figures import seconds_by_trial
 from cifar_sweep.hand.compare import whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.study.reading import ReadingStorage
@@ -235,12 +237,12 @@ def _file(name: str, stored: Stored) -> File:
 def _claims(study: SweepStudy) -> list[HandRow]:
     """What the reports claim of their hand runs."""
     sweep = study.sweep if study.sweep.given else whole_sweep("reports")
-    return hand_rows(sweep, None, {}) if sweep else []
+    return hand_rows(sweep, None) if sweep else []
 
 
 def _figures(study: SweepStudy, trials: Sequence[FrozenTrial], claims: Sequence[HandRow]) -> dict[str, str]:
     """Our figures of a study, as JSON by name."""
-    begun = [trial for trial in trials if trial.user_attrs.get("curve")]
+    begun = [trial for trial in records(trials) if trial.curve]
     if not begun:
         return {}
     data = data_words(study)

@@ -1,4 +1,4 @@
-"""One or more trained networks as one thing that turns pictures into probabilities."""
+"""One trained network or several, as one module from pictures to probabilities."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from cifar_sweep.training.models import build
 
 
 class Classifier(nn.Module):
-    """Networks whose probabilities are averaged; one network is the plain case.
+    """The mean of the probabilities of one or more networks, its members.
 
-    Each member normalises the pixels as it was trained to, so that all of them take the same images.
+    Each member normalises the pixels as in its training, so that all members take the same images.
     """
 
     def __init__(
@@ -30,13 +30,13 @@ class Classifier(nn.Module):
         """Build the networks and load their weights.
 
         Args:
-            configs: one per member.
-            weights: their state dicts, in the same order.
-            mean: the data's channel mean, pixels in [0, 1].
+            configs: one for each member.
+            weights: the members' state dicts, in the same order.
+            mean: the data's channel mean, of pixels in [0, 1].
             std: the data's channel deviation.
 
         Raises:
-            RuntimeError: weights that are not their config's.
+            RuntimeError: a member's weights do not fit its config.
         """
         super().__init__()
         self.configs = tuple(configs)
@@ -47,17 +47,17 @@ class Classifier(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        # A channel that is the same everywhere has no deviation; `Batches` divides it by 1, too.
+        # A constant channel has no deviation and is divided by 1, as `Batches` does.
         self.register_buffer("std", torch.tensor([value or 1.0 for value in std]).view(3, 1, 1), persistent=False)
         self.eval()
 
     def by_member(self, images: Tensor) -> Tensor:
         """Probabilities [members, n, classes] of images [n, 3, 32, 32] in [0, 1]."""
-        found = []
+        probabilities = []
         for config, network in zip(self.configs, self.members, strict=True):
             output = network((images - self.mean) / self.std if config.shape.normalize else images)
-            found.append(output if config.shape.softmax else output.softmax(dim=1))
-        return torch.stack(found)
+            probabilities.append(output if config.shape.softmax else output.softmax(dim=1))
+        return torch.stack(probabilities)
 
     def forward(self, images: Tensor) -> Tensor:
         """The members' mean probabilities [n, classes]."""
@@ -81,29 +81,23 @@ class Predictions:
         """The members' mean probabilities [n, classes]."""
         return self.probabilities.mean(dim=0)
 
-    def member(self, k: int) -> Tensor:
-        """Probabilities [n, classes] of member `k`."""
-        return self.probabilities[k]
-
 
 def predict(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device) -> Predictions:
     """Run `classifier` over batches of `resident` images, in float32."""
     classifier.to(device).to(memory_format=torch.channels_last)
-    found, labels = [], []
     with torch.no_grad():
-        for images, right in batches:
-            found.append(classifier.by_member(images))
-            labels.append(right)
-    return Predictions(torch.cat(found, dim=1).cpu(), torch.cat(labels).cpu())
+        parts = [(classifier.by_member(images), labels) for images, labels in batches]
+    probabilities, labels = zip(*parts, strict=True)
+    return Predictions(torch.cat(probabilities, dim=1).cpu(), torch.cat(labels).cpu())
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
-    """The share of images [n] whose most probable class, of [n, classes], is the right one."""
+    """The share of images whose most probable class is the right one, from [n, classes] and labels [n]."""
     return float((probabilities.argmax(dim=1) == labels).double().mean())
 
 
 def loss(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean negative logarithm (nats) of the right class's probability, which is kept from 0."""
+    """Mean negative logarithm (nats) of the right class's probability, which counts as 1e-30 at least."""
     right = probabilities.gather(1, labels[:, None]).squeeze(1).double()
     return float(-right.clamp_min(1e-30).log().mean())
 
@@ -121,5 +115,5 @@ def confusion(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
     """How often an image of class i (row) was taken for class j (column)."""
     classes = probabilities.shape[1]
     places = labels * classes + probabilities.argmax(dim=1)
-    counts: Any = torch.bincount(places, minlength=classes * classes).view(classes, classes).tolist()
-    return [list(map(int, row)) for row in counts]
+    counts: list[list[int]] = torch.bincount(places, minlength=classes * classes).view(classes, classes).tolist()
+    return counts

@@ -1,4 +1,4 @@
-"""Which networks an ensemble is made of: a study's best trials, or exports; as they are, or under other seeds."""
+"""The members of an ensemble: a study's best trials, or the networks of exports."""
 
 from collections.abc import Sequence
 
@@ -32,16 +32,16 @@ def joined(exports: Sequence[Exported]) -> list[Trained]:
         UsageError: they were trained on different data.
     """
     for other in exports[1:]:
-        its, first = other.origin, exports[0].origin
-        if its.data_fingerprint != first.data_fingerprint:
+        second, first = other.origin, exports[0].origin
+        if second.data_fingerprint != first.data_fingerprint:
             raise UsageError(
-                f"{other.folder}: trained on {its.data} ({its.data_fingerprint}), not as {exports[0].folder} on "
+                f"{other.folder}: trained on {second.data} ({second.data_fingerprint}), not as {exports[0].folder} on "
                 f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
             )
     return [member for export in exports for member in export.trained()]
 
 
 def check_size(members: int) -> None:
-    """Raise UsageError for an ensemble of fewer than two."""
+    """Raise UsageError for an ensemble of fewer than two members."""
     if members < FEWEST:
         raise UsageError(f"an ensemble of {members}: accepted: from {FEWEST} members, by --top, --trials or --seeds.")

@@ -47,7 +47,7 @@ class Origin(Provenance):
 
 @dataclass(frozen=True)
 class Member:
-    """A network of an export: what was trained, and where it comes from."""
+    """A network of an export: what was trained, and where the network comes from."""
 
     config: TrialConfig
     origin: Origin
@@ -55,7 +55,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Exported:
-    """An export folder, read. An ensemble has several members, all on the same data; any other export has one."""
+    """An export folder that was read. An ensemble has several members, trained on the same data; others have one.
+
+    Attributes:
+        folder: the folder.
+        members: its networks.
+        sha256: of its weights' file, in hex; None where config.toml does not say.
+    """
 
     folder: Path
     members: tuple[Member, ...]
@@ -63,7 +69,7 @@ class Exported:
 
     @property
     def origin(self) -> Origin:
-        """The first member's; what it says of the data holds for all."""
+        """The first member's origin; the data that it names is every member's."""
         return self.members[0].origin
 
     @property
@@ -73,14 +79,14 @@ class Exported:
 
     @property
     def shortened(self) -> str:
-        """In what its members' trainings were cut short, as in "3 of 30 epochs"; empty where none was."""
+        """In what the members' trainings were shortened, as in "3 of 30 epochs"; empty where none was."""
         return "; ".join(sorted({member.origin.shortened for member in self.members} - {""}))
 
     def weights(self) -> list[dict[str, Tensor]]:
         """The members' state dicts, in order.
 
         Raises:
-            StudyError: the file is missing, damaged, or another export's.
+            StudyError: the file is missing or damaged, or belongs to another export.
         """
         path = self.folder / "weights.safetensors"
         try:
@@ -100,16 +106,11 @@ class Exported:
         """The trained networks.
 
         Raises:
-            StudyError: the weights are missing, damaged, or do not fit the config.
+            StudyError: the weights are missing or damaged, or do not fit the config.
         """
-        weights = self.weights()
+        configs, weights = [member.config for member in self.members], self.weights()
         try:
-            return Classifier(
-                [member.config for member in self.members],
-                weights,
-                mean=self.origin.channel_mean,
-                std=self.origin.channel_std,
-            )
+            return Classifier(configs, weights, mean=self.origin.channel_mean, std=self.origin.channel_std)
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
 
@@ -126,15 +127,15 @@ class Exported:
 
 
 def is_export(path: Path) -> bool:
-    """Whether this is an export's folder, or its ``config.toml``."""
+    """Whether `path` is an export's folder or its ``config.toml``."""
     return (path / "config.toml").is_file() or (path.name == "config.toml" and path.is_file())
 
 
 def read(path: Path) -> Exported:
-    """An export by its folder, or by its ``config.toml``.
+    """The export at `path`, a folder or its ``config.toml``.
 
     Raises:
-        UsageError: there is no such file, or it is not one of ours.
+        UsageError: there is no such file, or the file is no export's.
     """
     file = path / "config.toml" if path.is_dir() else path
     try:
@@ -167,7 +168,7 @@ def _member(table: Mapping[str, Any], *, file: Path) -> Member:
 
 
 def known_test_accuracy(folder: Path) -> float | None:
-    """What an export's metrics.json says, if it says so."""
+    """The test accuracy (a fraction) in an export's ``metrics.json``; None where the file or the number is missing."""
     try:
         return float(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test_accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -183,7 +184,7 @@ def evaluate_export(export: Exported, data: ImageData, *, device: torch.device) 
         "shortened": export.shortened,
         "data": {"name": data.name, "fingerprint": data.fingerprint},
         **measured(test),
-        "members": [accuracy(test.member(k), test.labels) for k in range(len(test.probabilities))],
+        "members": [accuracy(probabilities, test.labels) for probabilities in test.probabilities],
         "classes": [
             {"class": name, "images": sum(row), "accuracy": row[label] / sum(row) if sum(row) else None}
             for label, (name, row) in enumerate(zip(data.classes, counts, strict=True))

@@ -1,7 +1,7 @@
-"""`model.onnx`: an export for programs that know neither PyTorch nor us, written by PyTorch's own exporter.
+"""`model.onnx`: an export for programs without PyTorch and without this package, written by PyTorch's own exporter.
 
-What the pixels are normalised with and the softmax are inside of the graph, so that it takes pixels and gives
-probabilities. The packages that write it are an extra's, and are loaded when a file is written, not before.
+The graph takes pixels and gives probabilities: it normalises the pixels, and has the softmax. The packages that write
+it belong to an extra, and are loaded when a file is written, not before.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ from cifar_sweep.version import __version__
 NAME = "model.onnx"
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 INSTALL = "`pip install 'cifar-sweep[onnx]'`"
-CHECKED = 100  # test images, on which the file must say what the network says
-TOLERANCE = 1e-4  # of a probability
+CHECKED = 100  # test images for which the file must give the network's probabilities
+TOLERANCE = 1e-4  # of a probability: the last digit that predict.py prints
 ABOUT = (
     "Float32 images [n, 3, 32, 32], RGB from 0 to 1, to probabilities [n, classes]; the names of the classes and where "
     "the network comes from are in the metadata."
@@ -37,7 +37,7 @@ ABOUT = (
 
 
 class OnnxError(CifarSweepError):
-    """A network that cannot be written as ONNX, or that would say something else there."""
+    """A network cannot be written as ONNX, or its file gives other probabilities."""
 
 
 def missing() -> list[str]:
@@ -52,15 +52,15 @@ def check_installed() -> None:
 
 
 def add(folder: Path, data: ImageData) -> dict[str, Any]:
-    """Write an export's ``model.onnx``, and note it in its ``metrics.json``.
+    """Write an export's ``model.onnx``, and note it in ``metrics.json``.
 
-    The file is written if it says of some test images of `data` what the networks say.
+    The file is only written where it gives the networks' probabilities for some test images of `data`.
 
     Returns:
-        What is noted: the file's SHA-256, and how far its probabilities were from the networks' at most.
+        What is noted: the file's SHA-256, and the largest difference of a probability from the networks'.
 
     Raises:
-        OnnxError: it cannot be written, or says something else.
+        OnnxError: the file cannot be written, or gives other probabilities.
         CifarSweepError: the export is not whole, or the disk is at fault.
     """
     export = read(folder)
@@ -75,12 +75,8 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
             f"{folder / NAME} is not written: its probabilities would be {difference:.2g} away from the network's."
         )
     replace_file(folder / NAME, model)
-    noted = {
-        "file": NAME,
-        "sha256": hashlib.sha256(model).hexdigest(),
-        "largest_difference": difference,
-        "images": len(images),
-    }
+    digest = hashlib.sha256(model).hexdigest()
+    noted = {"file": NAME, "sha256": digest, "largest_difference": difference, "images": len(images)}
     replace_file(metrics_file, (json.dumps(metrics | {"onnx": noted}, indent=2) + "\n").encode())
     return noted
 
@@ -89,7 +85,8 @@ def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
     """A classifier on the CPU as an ONNX file, with its weights inside.
 
     Raises:
-        OnnxError: its operations are not ONNX's, or depend on what the pixels are; or the extra's packages are too old.
+        OnnxError: ONNX lacks an operation of the network, or an operation depends on the pixels; or the extra's
+            packages are too old.
     """
     with _silence():
         try:
@@ -107,7 +104,7 @@ def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
             model = program.model_proto
         except ImportError as error:
             raise OnnxError(f"{NAME} cannot be written: {one_line(error)}; {INSTALL} brings what it needs.") from error
-        except Exception as error:  # whatever a network of a user's own may lead the exporter to
+        except Exception as error:  # a user's own network may lead the exporter to any error
             raise OnnxError(f"{NAME} cannot be written: {one_line(error.__cause__ or error)}.") from error
     _forget_the_source(model)
     model.producer_name = "cifar-sweep"
@@ -119,7 +116,7 @@ def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
 
 
 def _forget_the_source(model: Any) -> None:
-    """Remove what the exporter notes of each node: lines and paths of the program that it came from."""
+    """Remove the exporter's notes on each node: lines and paths of the program that wrote the file."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -128,7 +125,7 @@ def _forget_the_source(model: Any) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing is printed, logged or warned of inside: the exporter describes its failures at length."""
+    """Keep the exporter from printing, logging and warning: it describes its failures at length."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -140,28 +137,29 @@ def _silence() -> Iterator[None]:
 
 
 def _metadata(export: Exported, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What metrics.json says of a network, but for its curve; whatever is not a word is JSON.
+    """The metrics without the curve; all that is no text is JSON.
 
-    Nor when it was exported: the same export is to give the same file.
+    The time of the export is left out, too: the same export gives the same file.
     """
     left_out = ("curve", "exported", "onnx")
-    found = {"classes": export.classes} | {key: value for key, value in metrics.items() if key not in left_out}
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+    kept = {"classes": export.classes} | {key: value for key, value in metrics.items() if key not in left_out}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
+    return {key: text.encode(errors="backslashreplace").decode() for key, text in texts.items()}
 
 
 def some_images(data: ImageData) -> Tensor:
-    """A hundred test images from all over the test set, or all that there are: [n, 3, 32, 32] in [0, 1]."""
+    """A hundred images from all over the test set, or all where it has fewer: [n, 3, 32, 32] in [0, 1]."""
     step = max(1, len(data.test_images) // CHECKED)
     return data.test_images[::step][:CHECKED].permute(0, 3, 1, 2).float() / 255
 
 
 def largest_difference(model: bytes, classifier: Classifier, images: Tensor) -> float:
-    """How far any probability of an ONNX file is from the classifier's, for images [n, 3, 32, 32] in [0, 1].
+    """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, 32, 32] in [0, 1].
 
     Raises:
         OnnxError: the file does not run.
     """
-    import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors

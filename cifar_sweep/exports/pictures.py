@@ -1,4 +1,4 @@
-"""What exports say of pictures: any image file, or a few of the test set, by one export or by two side by side."""
+"""Predictions of one or more exports for pictures: image files, or some images of the test set."""
 
 import base64
 import io
@@ -29,10 +29,10 @@ class Picture:
     """A picture as the networks see it.
 
     Attributes:
-        name: its file, or its place in the test set.
+        name: the file, or the place in the test set.
         pixels: uint8 [32, 32, 3].
-        size: width and height before it was resized.
-        right: its class, where that is known.
+        size: width and height before the picture was resized.
+        right: the class that it shows; None where that is not known.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Picture:
 
     @property
     def resized(self) -> bool:
-        """Whether its size was another."""
+        """Whether the picture had another size."""
         return self.size != (SIDE, SIDE)
 
     def data_uri(self) -> str:
@@ -53,10 +53,10 @@ class Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """An image file in RGB, turned as its EXIF says, the whole of it resized to 32x32.
+    """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32.
 
     Raises:
-        UsageError: the file is missing, or no image that can be read.
+        UsageError: the file is missing, or is no image that can be read.
     """
     try:
         with Image.open(path) as opened:
@@ -73,10 +73,10 @@ def read_picture(path: Path) -> Picture:
 
 
 def some_of_test(data: ImageData, count: int) -> list[Picture]:
-    """`count` images from all over the test set, the same ones every time.
+    """`count` random images of the test set, the same ones every time.
 
     Raises:
-        UsageError: there are not as many.
+        UsageError: the test set has fewer.
     """
     available = len(data.test_labels)
     if count > available:

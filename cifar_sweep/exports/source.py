@@ -16,17 +16,17 @@ LINE_WIDTH = 120
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """Python that makes a network, without its weights: the import lines that it needs, and an expression."""
+    """Python that makes a network without its weights: an expression, and the import lines that it needs."""
 
     imports: tuple[str, ...]
     expression: str
 
 
 def network_source(config: TrialConfig, network: nn.Module) -> NetworkSource:
-    """What makes `network`, which is `config`'s, anew. One of a user's own is made by the user's module.
+    """Source of `config`'s network. A user's own network is made by the user's module.
 
     Raises:
-        ValueError: it is not made of layers that are known here.
+        ValueError: the network has a layer that is not known here.
     """
     if is_own(config.shape.model):
         return _own_source(config)

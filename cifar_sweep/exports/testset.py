@@ -1,4 +1,4 @@
-"""Reading the test set, once per network: what is measured is remembered in the study."""
+"""Test accuracies of a study's networks, each measured once and remembered in the study."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class TestSet:
-    """Measures a study's networks on its test set, which is loaded when the first of them is measured.
+    """The test set of a study, loaded when the first network is measured.
 
     Args:
-        study: whose trials are measured.
+        study: the trials' study.
         load: gives the study's images.
-        artifacts: where its kept weights are.
+        artifacts: where the study's kept weights are.
         device: where to measure.
     """
 
@@ -42,13 +42,13 @@ class TestSet:
         return self._load()
 
     def remembered(self, trials: Sequence[TrialRecord]) -> dict[int, float]:
-        """As `accuracies`, of those that were measured before."""
+        """As `accuracies`, but of the trials that were measured before."""
         return _known({trial.number: self._study.test_accuracy([trial.number]) for trial in trials})
 
     def accuracies(self, trials: Sequence[TrialRecord]) -> dict[int, float]:
-        """Test accuracies (fractions) of the complete ones of `trials`, by number, each measured once and remembered.
+        """Test accuracies (fractions) of the complete trials among `trials`, by number.
 
-        A trial whose weights were not kept is left out; one whose file is damaged, too, with a warning.
+        A trial whose weights were not kept is left out. So is one whose file is damaged, with a warning.
 
         Raises:
             StudyError: the data is not the study's.
@@ -56,7 +56,7 @@ class TestSet:
         return _known({trial.number: self.accuracy([trial]) for trial in trials})
 
     def accuracy(self, trials: Sequence[TrialRecord]) -> float | None:
-        """Test accuracy (a fraction) of the trials' mean probabilities, as `accuracies` of one."""
+        """Test accuracy (a fraction) of the trials' mean probabilities; None where `accuracies` leaves a trial out."""
         numbers = [trial.number for trial in trials]
         known = self._study.test_accuracy(numbers)
         if known is not None:

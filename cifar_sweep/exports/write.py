@@ -82,8 +82,8 @@ def _metrics(
     validation = predict(classifier, batches.validation(), device=device)
     accuracies = [
         {
-            "validation_accuracy": accuracy(validation.member(k), validation.labels),
-            "test_accuracy": accuracy(test.member(k), test.labels),
+            "validation_accuracy": accuracy(validation.probabilities[k], validation.labels),
+            "test_accuracy": accuracy(test.probabilities[k], test.labels),
         }
         for k in range(len(members))
     ]

@@ -1,1 +1,1 @@
-"""Figures: plotly, by name, and pages of them."""
+"""Figures of trials and hand runs, drawn by plotly."""

@@ -4,23 +4,22 @@ from collections.abc import Callable
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from cifar_sweep.figures.figures import accuracy_by_learning_rate, learning_curves
+from cifar_sweep.figures.curve_figures import learning_curves
 from cifar_sweep.figures.importance import importances_of
-from cifar_sweep.figures.search_figures import learning_rate_by_batch, seconds_by_trial
+from cifar_sweep.figures.search_figures import accuracy_by_learning_rate, importance, learning_rate_by_batch
 from cifar_sweep.figures.timeline import timeline
-from cifar_sweep.figures.trial_figures import front, history, importance, pruned_when
-from cifar_sweep.study.record import rows_of
+from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
 from cifar_sweep.study.study import SweepStudy, data_words
 
 CURVES = 5
 FIGURES: dict[str, Callable[[SweepStudy], go.Figure]] = {
-    "history": lambda study: history(rows_of(study.trials())),
-    "learning_curves": lambda study: learning_curves(study.ranked()[:CURVES], data=data_words(study)),
-    "pruned_when": lambda study: pruned_when(study.trials(), epochs_searched="epochs" in study.sweep.space),
-    "importance": lambda study: importance(importances_of(study.trials())),
-    "accuracy_by_learning_rate": lambda study: accuracy_by_learning_rate(study.trials(), data=data_words(study)),
-    "learning_rate_by_batch": lambda study: learning_rate_by_batch(study.trials(), data=data_words(study)),
-    "seconds_by_trial": lambda study: seconds_by_trial(study.trials(), data=data_words(study)),
-    "accuracy_by_time": lambda study: front(rows_of(study.trials()), size=False),
-    "timeline": lambda study: timeline(rows_of(study.trials())),
+    "history": lambda study: history(study.records()),
+    "learning_curves": lambda study: learning_curves(study.ranked_records()[:CURVES], data=data_words(study)),
+    "pruned_when": lambda study: pruned_when(study.records(), epochs_searched="epochs" in study.sweep.space),
+    "importance": lambda study: importance(importances_of(study.records())),
+    "accuracy_by_learning_rate": lambda study: accuracy_by_learning_rate(study.records(), data=data_words(study)),
+    "learning_rate_by_batch": lambda study: learning_rate_by_batch(study.records(), data=data_words(study)),
+    "seconds_by_trial": lambda study: seconds_by_trial(study.records(), data=data_words(study)),
+    "accuracy_by_time": lambda study: front(study.records(), size=False),
+    "timeline": lambda study: timeline(study.records()),
 }

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.sweep import space
 
 # PED-ANOVA compares the best tenth, and no fewer than two trials, with all.
-FEWEST_FOR_IMPORTANCE = 10
+FEWEST_TRIALS = 10
 
 
 @dataclass(frozen=True)
@@ -22,28 +22,26 @@ class Importances:
     reason: str = ""
 
 
-def importances_of(trials: Sequence[FrozenTrial]) -> Importances:
+def importances_of(trials: Sequence[TrialRecord]) -> Importances:
     """Optuna's PED-ANOVA importances over the complete trials, by the parameters' own names, the greatest first.
 
     They answer one question: which parameters set the best tenth of the complete trials apart from all of them.
     """
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    names = {name for trial in complete for name in trial.params}
-    if len(complete) < FEWEST_FOR_IMPORTANCE:
-        there = f"there {'is 1 complete trial' if len(complete) == 1 else f'are {len(complete)} complete trials'}"
-        return Importances((), len(complete), f"{there}, and it takes {FEWEST_FOR_IMPORTANCE}")
-    if len(names) < 2:
-        return Importances((), len(complete), "it compares parameters, and fewer than two were searched")
-    if len({trial.value for trial in complete}) == 1:
-        return Importances((), len(complete), "all complete trials have the same accuracy")
+    complete = [trial.frozen for trial in trials if trial.state == "complete"]
+    reason = ""
+    if len(complete) < FEWEST_TRIALS:
+        there = "is 1 complete trial" if len(complete) == 1 else f"are {len(complete)} complete trials"
+        reason = f"there {there}, and it takes {FEWEST_TRIALS}"
+    elif len({name for trial in complete for name in trial.params}) < 2:
+        reason = "it compares parameters, and fewer than two were searched"
+    elif len({trial.value for trial in complete}) == 1:
+        reason = "all complete trials have the same accuracy"
+    if reason:
+        return Importances((), len(complete), reason)
     # In memory, without their curves: the study's own storage would be read again.
     study = optuna.create_study(direction="maximize")
-    study.add_trials(
-        [
-            optuna.create_trial(value=trial.value, params=trial.params, distributions=trial.distributions)
-            for trial in complete
-        ]
-    )
+    for trial in complete:
+        study.add_trial(optuna.create_trial(value=trial.value, params=trial.params, distributions=trial.distributions))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it remarks on parameters that few trials have
         found = optuna.importance.get_param_importances(study)

@@ -6,89 +6,82 @@ from html import escape
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from cifar_sweep.figures.figures import QUIET, finish
-from cifar_sweep.figures.trial_figures import COLOURS
-from cifar_sweep.study.record import TrialRow
+from cifar_sweep.figures.style import QUIET, STATE_COLOURS, finish, time_unit
+from cifar_sweep.study.record import TrialRecord
 
 LANE_PIXELS = (6, 22)  # the height of a line: at least, and at most
 FEW_LANES_PIXELS = 300
 MOST_LANES_PIXELS = 520
 
+Span = tuple[float, float]
 
-def timeline(rows: Sequence[TrialRow]) -> go.Figure:
+
+def timeline(trials: Sequence[TrialRecord]) -> go.Figure:
     """Which worker had which trial when: a block of lines for each worker, as many as it trained at once.
 
     Long stretches in which nothing ran are cut out, at the dotted lines. A trial that was interrupted is shown from
     when it was last taken up.
     """
-    spans = spans_of(rows)
-    cut, cuts = without_pauses([(start, end) for _, start, end in spans])
-    longest = max((end for _, end in cut), default=0.0)
-    unit, factor = next((u, f) for u, f, least in (("h", 3600, 5400), ("min", 60, 90), ("s", 1, 0)) if longest >= least)
-    placed = [(row, start / factor, end / factor) for (row, _, _), (start, end) in zip(spans, cut, strict=True)]
-    workers: dict[str, list[tuple[TrialRow, float, float]]] = defaultdict(list)
-    for entry in placed:
-        workers[entry[0].worker or "unknown worker"].append(entry)
+    ended, spans = spans_of(trials)
+    spans, cuts = without_pauses(spans)
+    unit, factor = time_unit(max((end for _, end in spans), default=0.0))
+    workers: dict[str, list[tuple[TrialRecord, Span]]] = defaultdict(list)
+    for trial, span in zip(ended, spans, strict=True):
+        workers[trial.worker or "unknown worker"].append((trial, span))
     figure = go.Figure()
-    names: list[tuple[float, str]] = []
-    drawn: dict[str, list[tuple[TrialRow, float, float, int]]] = defaultdict(list)
-    lane = 0
-    for worker, entries in sorted(workers.items(), key=lambda item: item[1][0][1]):
-        lanes = lanes_of([(start, end) for _, start, end in entries])
-        for (row, start, end), own in zip(entries, lanes, strict=True):
-            drawn[row.state].append((row, start, end, lane + own))
-        names.append((lane + max(lanes) / 2, worker))
-        lane += max(lanes) + 2  # a line stays empty between workers
-    for state, bars in drawn.items():
-        _add_spans(figure, state, bars)
+    names: dict[float, str] = {}
+    bars: dict[str, list[tuple[TrialRecord, Span, int]]] = defaultdict(list)
+    first = 0
+    for worker, entries in workers.items():
+        lanes = lanes_of([span for _, span in entries])
+        for (trial, span), lane in zip(entries, lanes, strict=True):
+            bars[trial.state].append((trial, span, first + lane))
+        names[first + max(lanes) / 2] = escape(worker)
+        first += max(lanes) + 2  # a line stays empty between workers
+    for state, members in bars.items():
+        _add_bars(figure, state, members, factor)
     for place in cuts:
         figure.add_vline(x=place / factor, line={"color": QUIET, "width": 1, "dash": "dot"})
-    figure.update_layout(barmode="overlay", bargap=0.12)
     figure.update_xaxes(title=f"time since the first trial, {unit}", rangemode="tozero")
-    figure.update_yaxes(
-        tickvals=[place for place, _ in names],
-        ticktext=[escape(name) for _, name in names],
-        range=[lane - 0.5, -0.8],
-        showgrid=False,
-    )
+    ticks = {"tickvals": list(names), "ticktext": list(names.values())}
+    figure.update_yaxes(**ticks, range=[first - 0.5, -0.8], showgrid=False)
     least, most = LANE_PIXELS
-    return finish(
-        figure, "", height=round(110 + min(MOST_LANES_PIXELS, max(least * lane, min(most * lane, FEW_LANES_PIXELS))))
-    )
+    pixels = min(MOST_LANES_PIXELS, max(least * first, min(most * first, FEW_LANES_PIXELS)))
+    return finish(figure, height=110 + pixels, barmode="overlay", bargap=0.12)
 
 
-def _add_spans(figure: go.Figure, state: str, bars: Sequence[tuple[TrialRow, float, float, int]]) -> None:
+def _add_bars(figure: go.Figure, state: str, bars: Sequence[tuple[TrialRecord, Span, int]], factor: int) -> None:
     figure.add_bar(
         orientation="h",
-        base=[round(start, 3) for _, start, _, _ in bars],
-        x=[round(end - start, 3) for _, start, end, _ in bars],
+        base=[round(start / factor, 3) for _, (start, _), _ in bars],
+        x=[round((end - start) / factor, 3) for _, (start, end), _ in bars],
         y=[lane for *_, lane in bars],
         name=state,
-        marker={"color": COLOURS[state], "line": {"width": 0}},
-        customdata=[[row.number, f"{row.seconds:.0f}", escape(row.device)] for row, *_ in bars],
+        marker={"color": STATE_COLOURS[state], "line": {"width": 0}},
+        customdata=[[trial.number, f"{trial.seconds:.0f}", escape(trial.device)] for trial, *_ in bars],
         hovertemplate=f"trial %{{customdata[0]}}, {state}<br>%{{customdata[1]}} s of training on %{{customdata[2]}}"
         "<extra></extra>",
     )
 
 
-def spans_of(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, float, float]]:
-    """The trials that have ended, with their seconds since the first one began, in order of their beginning."""
-    ended = [(row, row.started, row.ended) for row in rows if row.started and row.ended and row.epochs_done]
-    zero = min((started for _, started, _ in ended), default=None)
-    spans = [
-        (row, (started - zero).total_seconds(), (done - zero).total_seconds()) for row, started, done in ended if zero
-    ]
-    return sorted(spans, key=lambda span: (span[1], span[0].number))
+def spans_of(trials: Iterable[TrialRecord]) -> tuple[list[TrialRecord], list[Span]]:
+    """The trials that were trained and have ended, in order of their beginning, with their spans.
+
+    A span is a beginning and an end, in seconds since the first trial began.
+    """
+    times = [(trial.started, trial.number, trial.ended, trial) for trial in trials if trial.curve]
+    ended = sorted((start, number, end, trial) for start, number, end, trial in times if start and end)
+    zero = ended[0][0] if ended else None
+    spans = [((start - zero).total_seconds(), (end - zero).total_seconds()) for start, _, end, _ in ended if zero]
+    return [trial for *_, trial in ended], spans
 
 
-def without_pauses(
-    spans: Sequence[tuple[float, float]],
-) -> tuple[list[tuple[float, float]], list[float]]:
+def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
     """The spans, in order of their beginning, with long pauses between them shortened, and where those were.
 
     A pause is long that takes more than a tenth of the time in which anything ran.
     """
-    pauses: list[tuple[float, float]] = []
+    pauses: list[Span] = []
     reached = 0.0
     for start, end in spans:
         if start > reached:
@@ -104,7 +97,7 @@ def without_pauses(
     return [(moved(start), moved(end)) for start, end in spans], [moved(end) - kept / 2 for _, end in long]
 
 
-def lanes_of(spans: Sequence[tuple[float, float]]) -> list[int]:
+def lanes_of(spans: Sequence[Span]) -> list[int]:
     """A line for each span, in order of their beginning, so that those of one line do not overlap; as few as can be."""
     free_at: list[float] = []
     lanes = []

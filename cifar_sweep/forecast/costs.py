@@ -1,21 +1,20 @@
-"""What the parts of a sweep cost on a machine, as plain data, and how far that was found to be off.
+"""What the parts of a sweep cost on a machine, as plain data.
 
-Costs are reckoned from timed steps before a sweep runs, and are stored with its study, so that whoever looks at it can
-say how long it will still take. What has been trained since corrects them.
+Costs are reckoned from timed steps before a sweep runs and are stored with its study, so that everybody who looks at
+the study can say how long it will still take.
 """
 
 import math
-import random
-import statistics
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.config import Shape
+
+if TYPE_CHECKING:
+    from cifar_sweep.study.study import SweepStudy
 
 TRAIN_IMAGES = 40_000
 # Of the training images, as the split has it.
@@ -25,6 +24,7 @@ VALIDATION_BATCH = 200
 FORWARD_SHARE = 0.35
 # Where nothing else is known: a quiet machine of 2 cores, with SQLite and files on a local disk.
 START_SECONDS = 6.0
+OPEN_SECONDS = 1.0
 TRIAL_SECONDS = 0.15
 REPORT_SECONDS = 0.015
 FLAT_SECONDS = 1e-3
@@ -32,25 +32,37 @@ FLAT_SECONDS = 1e-3
 END_SECONDS = 1.0
 
 
-class Kind(NamedTuple):
-    """What decides how long a trial takes. `train_images` 0 is all of them."""
-
-    network: str
-    batch_size: int
-    epochs: int
-    train_images: int
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def kind_of(config: Mapping[str, Any]) -> Kind:
-    """The kind of a trial with this config, or shape, as plain data."""
-    network = str(config["model"]) + ("+batch_norm" if config["batch_norm"] else "")
-    return Kind(network, int(config["batch_size"]), int(config["epochs"]), int(config["train_images"]))
+class Speed(NamedTuple):
+    """Training time of one member of a group: `image` seconds for each image and `step` seconds for each batch."""
+
+    image: _Seconds
+    step: _Seconds
+
+    def per_image(self, batch: int) -> float:
+        """Seconds per training image at this batch size."""
+        return self.image + self.step / batch
+
+
+def per_image(timed: Mapping[int, Speed], batch: int, size: int) -> float:
+    """Seconds per image of a member of a group of this size; between two timed sizes they are in proportion."""
+    below = max((each for each in timed if each <= size), default=min(timed))
+    above = min((each for each in timed if each >= size), default=max(timed))
+    share = (size - below) / (above - below) if above > below else 0.0
+    low, high = timed[below].per_image(batch), timed[above].per_image(batch)
+    return low + share * (high - low)
 
 
 class NetworkCosts(BaseModel):
-    """Of one network: seconds of a member of a group for an `image` and for a `step`, both by the group's size.
+    """Costs of one network.
 
-    `sizes` is how many trials train at once, by batch size; `checkpoint` the seconds to keep a member's checkpoint.
+    Attributes:
+        image: seconds of a member of a group for each image, by the group's size.
+        step: seconds of a member for each batch, likewise.
+        sizes: how many trials train at once, by batch size.
+        checkpoint: seconds to keep a member's checkpoint.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,14 +71,26 @@ class NetworkCosts(BaseModel):
     sizes: dict[int, int]
     checkpoint: float = Field(default=0.01, ge=0)
 
+    def per_image(self, batch: int, size: int) -> float:
+        """Seconds per image of a member of a group of this size."""
+        return per_image({timed: Speed(self.image[timed], self.step[timed]) for timed in self.image}, batch, size)
+
+    def times(self, factor: float) -> "NetworkCosts":
+        """The same network where each image takes `factor` times as long."""
+        slower = {
+            name: {size: factor * part for size, part in getattr(self, name).items()} for name in ("image", "step")
+        }
+        return self.model_copy(update=slower)
+
 
 class Costs(BaseModel):
-    """Wall seconds of a worker while all are at work, by networks as `Kind` names them.
+    """Wall seconds of a worker while all workers are at work.
 
     Attributes:
-        networks: what was timed; any other network takes `FLAT_SECONDS` an image, to be corrected by what is found.
+        networks: what was timed, by `network_name`; any other network takes `FLAT_SECONDS` an image.
         workers: how many there are to be.
         fixed: whether the size of groups was asked for, and is not limited by what has finished.
+        rough: whether nothing was timed here, so that the costs may be off by a factor of two.
         largest: the size of a group of a network that is not in `networks`.
         train_images: of the data.
         start: from the command to the first epoch.
@@ -78,182 +102,76 @@ class Costs(BaseModel):
     networks: dict[str, NetworkCosts] = Field(default_factory=dict)
     workers: int = Field(default=1, ge=1)
     fixed: bool = False
+    rough: bool = False
     largest: int = Field(default=1, ge=1)
     train_images: int = Field(default=TRAIN_IMAGES, ge=1)
     start: float = Field(default=START_SECONDS, ge=0)
     trial: float = Field(default=TRIAL_SECONDS, ge=0)
     report: float = Field(default=REPORT_SECONDS, ge=0)
 
-    def size(self, kind: Kind) -> int:
-        """How many trials of this kind train at once."""
-        known = self.networks.get(kind.network)
+    def size(self, shape: Shape) -> int:
+        """How many trials of this shape train at once."""
+        known = self.networks.get(network_name(shape))
         if known is None:
             return self.largest
-        nearest = min(known.sizes, key=lambda batch: abs(math.log(batch / kind.batch_size)))
-        return known.sizes[nearest]
+        return known.sizes[min(known.sizes, key=lambda batch: abs(math.log(batch / shape.batch_size)))]
 
-    def epoch(self, kind: Kind, members: int) -> float:
+    def epoch(self, shape: Shape, members: int) -> float:
         """Seconds of a group's epoch: its training and its validation."""
-        images = kind.train_images or self.train_images
-        validated = VALIDATION_SHARE * self.train_images * FORWARD_SHARE
-        training = images * self.per_image(kind.network, kind.batch_size, members)
-        return members * (training + validated * self.per_image(kind.network, VALIDATION_BATCH, members))
+        known = self.networks.get(network_name(shape))
+        batches = shape.batch_size, VALIDATION_BATCH
+        image, looked_at = (known.per_image(batch, members) if known else FLAT_SECONDS for batch in batches)
+        images = shape.train_images or self.train_images
+        validated = shape.validation_images or VALIDATION_SHARE * self.train_images
+        return members * (images * image + validated * FORWARD_SHARE * looked_at)
 
-    def between(self, kind: Kind, members: int) -> float:
+    def between(self, shape: Shape, members: int) -> float:
         """Seconds after a group's epoch: checkpoints and reports."""
-        known = self.networks.get(kind.network)
+        known = self.networks.get(network_name(shape))
         return members * (self.report + (known.checkpoint if known else 0.0))
 
-    def whole(self, kind: Kind) -> float:
+    def alone(self, shape: Shape) -> float:
         """Seconds of a trial that is trained alone to its end."""
-        return self.trial + kind.epochs * (self.epoch(kind, 1) + self.between(kind, 1))
-
-    def per_image(self, network: str, batch: int, size: int) -> float:
-        """Seconds of a member; between two sizes that were timed, in proportion."""
-        known = self.networks.get(network)
-        if known is None:
-            return FLAT_SECONDS
-        below = max((timed for timed in known.image if timed <= size), default=min(known.image))
-        above = min((timed for timed in known.image if timed >= size), default=max(known.image))
-        share = (size - below) / (above - below) if above > below else 0.0
-        low, high = (known.image[timed] + known.step[timed] / batch for timed in (below, above))
-        return low + share * (high - low)
+        return self.trial + shape.epochs * (self.epoch(shape, 1) + self.between(shape, 1))
 
 
-@dataclass(frozen=True)
-class Found:
-    """How long epochs took in truth: the logarithm of that over the costs' word. `weight` 1 is about one group's."""
-
-    network: str
-    batch_size: int
-    log_ratio: float
-    weight: float
+def network_name(shape: Shape) -> str:
+    """What costs call the network of this shape."""
+    return shape.model + ("+batch_norm" if shape.batch_norm else "")
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Costs, corrected by what was found, and how sure that is.
-
-    A batch size of a network is off as far as what was found of it, drawn towards what was found of all. What nothing
-    was found of is off like some other.
+    """Costs, corrected by one factor.
 
     Attributes:
-        costs: to be corrected.
-        found: what epochs took.
-        overhead: how many times as long as in `costs` that takes which is no epoch.
-        doubt: deviation of a logarithm: how far costs are off before anything is found.
+        costs: as they were reckoned.
+        factor: how many times as long everything takes in truth.
+        doubt: how sure the factor is, as the standard deviation of its logarithm.
     """
 
     costs: Costs
-    found: Sequence[Found] = ()
-    overhead: float = 1.0
+    factor: float = 1.0
     doubt: float = 0.15
+    _epochs: dict[tuple[Shape, int], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def drawn(self, generator: random.Random) -> "Drawn":
-        """A pace that may be the true one."""
-        weight = self._weight
-        # Part of it does not average out: a machine is busy for a while, and other trials than these are to come.
-        common = generator.gauss(0.0, self._within * math.sqrt(0.4 + 1 / (1 + weight)))
-        return Drawn(self, generator, common)
-
-    def usual(self) -> "Drawn":
-        """The most likely pace."""
-        return Drawn(self, None, 0.0)
-
-    def off(self, network: str, batch_size: int) -> tuple[float, float]:
-        """How far off the costs of this batch size probably are: mean and deviation of a logarithm."""
-        weight, mean = self._classes.get((network, batch_size), (0.0, 0.0))
-        drawn = self._pull
-        return (weight * mean + drawn * self._mean) / (weight + drawn), self._between / math.sqrt(1 + weight / drawn)
-
-    @cached_property
-    def _weight(self) -> float:
-        return math.fsum(each.weight for each in self.found)
-
-    @cached_property
-    def _classes(self) -> dict[tuple[str, int], tuple[float, float]]:
-        """The weight and the mean of what was found, by network and batch size."""
-        classes: dict[tuple[str, int], list[Found]] = defaultdict(list)
-        for each in self.found:
-            classes[each.network, each.batch_size].append(each)
-        return {key: _mean(group) for key, group in classes.items()}
-
-    @cached_property
-    def _mean(self) -> float:
-        """Of all; the costs' own word counts, too, where they were timed, by how sure it is."""
-        weight, mean = _mean(self.found)
-        own = (self._within / self.doubt) ** 2 if self.costs.networks and self.doubt else 0.0
-        return weight * mean / (weight + own) if weight else 0.0
-
-    @cached_property
-    def _pull(self) -> float:
-        """How many groups of a batch size count like what is known of all of them."""
-        return max((self._within / self._between) ** 2, 0.05) if self._between else 1.0
-
-    @cached_property
-    def _between(self) -> float:
-        """The deviation between batch sizes, networks."""
-        means = [mean for _, mean in self._classes.values()]
-        prior = self.doubt if self.costs.networks else 0.5
-        spread = statistics.pvariance(means) if len(means) > 1 else 0.0
-        return math.sqrt((prior**2 + len(means) * spread) / (1 + len(means)))
-
-    @cached_property
-    def _within(self) -> float:
-        """The deviation of one group from the others of its batch size."""
-        squares = math.fsum(
-            each.weight * (each.log_ratio - self._classes[each.network, each.batch_size][1]) ** 2 for each in self.found
-        )
-        return math.sqrt((self.doubt**2 + squares) / (1 + self._weight))
-
-
-def _mean(found: Sequence[Found]) -> tuple[float, float]:
-    weight = math.fsum(each.weight for each in found)
-    return weight, math.fsum(each.weight * each.log_ratio for each in found) / weight if weight else 0.0
-
-
-@dataclass
-class Drawn:
-    """One pace of many that may be; without a generator, the most likely one."""
-
-    pace: Pace
-    generator: random.Random | None
-    common: float
-    _factors: dict[tuple[str, int], float] = field(default_factory=dict)
-    _epochs: dict[tuple[Kind, int], float] = field(default_factory=dict)
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether it is one of many; else all is certain."""
-        return self.generator is not None and self.pace.doubt > 0
-
-    def epoch(self, kind: Kind, members: int) -> float:
-        """Wall seconds of a group's epoch, with all that follows it."""
-        known = self._epochs.get((kind, members))
-        if known is None:
-            costs = self.pace.costs
-            known = self._factor(kind) * costs.epoch(kind, members) + self.pace.overhead * costs.between(kind, members)
-            self._epochs[kind, members] = known
-        return known
+    def epoch(self, shape: Shape, members: int) -> float:
+        """Wall seconds of a group's epoch, with its checkpoints and reports."""
+        if (shape, members) not in self._epochs:
+            seconds = self.costs.epoch(shape, members) + self.costs.between(shape, members)
+            self._epochs[shape, members] = self.factor * seconds
+        return self._epochs[shape, members]
 
     def begin(self, members: int) -> float:
         """Wall seconds of so many trials besides their epochs."""
-        return self.pace.overhead * self.pace.costs.trial * members
-
-    def _factor(self, kind: Kind) -> float:
-        key = kind.network, kind.batch_size
-        if key not in self._factors:
-            mean, deviation = self.pace.off(*key)
-            own = self.generator.gauss(0.0, deviation) if self.generator else 0.0
-            self._factors[key] = math.exp(mean + own + self.common)
-        return self._factors[key]
+        return self.factor * self.costs.trial * members
 
 
-def noted_costs(study: SweepStudy) -> Costs | None:
+def noted_costs(study: "SweepStudy") -> Costs | None:
     """What a study's parts were reckoned to cost where it was started; None where nobody did."""
     return Costs.model_validate(study.costs) if study.costs else None
 
 
-def note_costs(study: SweepStudy, costs: Costs) -> None:
+def note_costs(study: "SweepStudy", costs: Costs) -> None:
     """Store with a study what its parts are reckoned to cost."""
     study.note_costs(costs.model_dump(mode="json"))

@@ -2,32 +2,32 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep
 
 DRAWS = 200
-# All that a trial's time is estimated from.
-_DECISIVE = ("model", "batch_norm", "batch_size", "epochs", "train_images")
 
 
 def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]]:
     """How many trials of each shape to expect; the counts add up to the sweep's number of trials.
 
-    Given points are themselves; otherwise each point tried first is, and the other trials are the mean over random
-    draws from the space. What does not decide a trial's time has its default.
+    The points that are tried first count once each. The other trials are the mean over random draws from the space.
     """
+    queued = [(1.0, shape) for shape in queued_shapes(sweep, precision=precision)]
+    searched = possible_shapes(sweep, precision=precision)
+    left = sweep.size - len(queued)
+    return queued + ([(left / len(searched), shape) for shape in searched] if left else [])
+
+
+def queued_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
+    """The shapes of the points that wait when a study of `sweep` is made; what a point leaves open is drawn."""
     if sweep.given:
-        return [(1.0, shape_of(sweep.fixed | point.params(), precision)) for point in sweep.enqueue]
-    firsts = first_points(sweep)
-    draws = drawn(sweep)
-    expected: list[tuple[float, Shape]] = []
-    for first in firsts:
-        few = completed(sweep, first, draws)
-        expected += [(1 / len(few), shape_of(values, precision)) for values in few]
-    left = sweep.trials - len(firsts)
-    return expected + ([(left / len(draws), shape_of(values, precision)) for values in draws] if left else [])
+        return [shape_of(sweep.fixed | point.params(), precision) for point in sweep.enqueue]
+    generator = random.Random(0)  # noqa: S311 - no secret
+    draws = (sweep.fixed | draw(sweep.space, generator) for _ in first_points(sweep))
+    return [shape_of({**drawn, **point}, precision) for point, drawn in zip(first_points(sweep), draws, strict=True)]
 
 
 def first_points(sweep: Sweep) -> list[dict[str, Value]]:
@@ -40,20 +40,18 @@ def first_points(sweep: Sweep) -> list[dict[str, Value]]:
     return firsts[: sweep.trials]
 
 
-def drawn(sweep: Sweep) -> list[dict[str, Value]]:
-    """Random draws from the space, with what is fixed: all that a trial's time is estimated from."""
+def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
+    """Shapes that the sampler may choose, drawn at random; none where all points are given."""
+    if sweep.given:
+        return []
     generator = random.Random(0)  # noqa: S311 - no secret
-    space = {name: domain for name, domain in sweep.space.items() if name in _DECISIVE}
-    return [sweep.fixed | draw(space, generator) for _ in range(DRAWS if space else 1)]
+    # All that a trial's time is estimated from.
+    decisive = ("model", "batch_norm", "batch_size", "epochs", "train_images")
+    space = {name: domain for name, domain in sweep.space.items() if name in decisive}
+    return [shape_of(sweep.fixed | draw(space, generator), precision) for _ in range(DRAWS if space else 1)]
 
 
-def completed(sweep: Sweep, first: Mapping[str, Value], draws: Sequence[Mapping[str, Value]]) -> list[dict[str, Value]]:
-    """What may become of a point that is tried first: what it leaves open of all that decides a time is drawn."""
-    is_open = any(name in _DECISIVE and name not in first for name in sweep.space)
-    return [{**values, **first} for values in (draws if is_open else draws[:1])]
-
-
-def shape_of(params: Mapping[str, Value], precision: str) -> Shape:
+def shape_of(params: Mapping[str, Value], precision: str = "fp32") -> Shape:
     """The shape of a trial with these parameters, all others being their defaults."""
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0).shape
 
@@ -69,12 +67,13 @@ def _draw(domain: Range | Choices, kind: type, generator: random.Random) -> Valu
     low, high = domain.low, domain.high
     if domain.base2:
         return int(2 ** generator.randint(int(math.log2(low)), int(math.log2(high))))
-    if kind is not int:
-        if domain.log:
-            return min(max(math.exp(generator.uniform(math.log(low), math.log(high))), low), high)
+    if kind is int and not domain.log:
+        step = domain.step or 1
+        return int(low) + step * generator.randint(0, int(high - low) // step)
+    if not domain.log:
         return generator.uniform(low, high)
-    if domain.log:  # as Optuna does it: each whole number by the logarithmic width of its surroundings
-        value = math.exp(generator.uniform(math.log(low - 0.5), math.log(high + 0.5)))
-        return min(max(round(value), int(low)), int(high))
-    step = domain.step or 1
-    return int(low) + step * generator.randint(0, int(high - low) // step)
+    # As Optuna does it: a whole number is drawn by the logarithmic width of its surroundings.
+    margin = 0.5 if kind is int else 0.0
+    value = math.exp(generator.uniform(math.log(low - margin), math.log(high + margin)))
+    value = min(max(value, low), high)
+    return round(value) if kind is int else value

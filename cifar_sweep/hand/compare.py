@@ -7,17 +7,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from optuna.trial import TrialState
 from rich.table import Table
 from rich.text import Text
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import CifarSweepError, UsageError
-from cifar_sweep.hand.rows import HandRow, hand_rows, points
-from cifar_sweep.study.record import SYNTHETIC_REMARK, TrialRecord, describe, is_synthetic
+from cifar_sweep.hand.rows import HandRow, hand_rows, points, whole_members
+from cifar_sweep.study.record import SYNTHETIC_REMARK, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.file import find, load
 from cifar_sweep.sweep.sweep import Sweep
@@ -26,11 +25,11 @@ from cifar_sweep.words import duration, params_text
 if TYPE_CHECKING:  # what compares without measuring loads no torch
     import torch
 
-    from cifar_sweep.exports.testset import TestSet
     from cifar_sweep.training.images.data import ImageData
 
 
 log = logging.getLogger(__name__)
+Row = TypeVar("Row", HandRow, "SweepRow")
 
 
 @dataclass(frozen=True)
@@ -101,35 +100,30 @@ def collect(
     """
     from cifar_sweep.exports.testset import TestSet
 
-    known = {study.name: study for study in studies}
-    by_hand = known.get(hand)
-    if by_hand is not None and not by_hand.sweep.given:
-        raise UsageError(f"study {hand!r} searches; --study takes a study of given runs, such as that of `reports`.")
-    sweep = whole_sweep(by_hand.sweep.name if by_hand else hand) or (by_hand.sweep if by_hand else None)
-    if sweep is None or not sweep.given:
-        raise UsageError(f"--study {hand}: there is no such study or sweep of given runs; accepted: that of `reports`.")
+    by_hand = next((study for study in studies if study.name == hand), None)
+    sweep = _hand_sweep(by_hand, hand)
     searches = [study for study in studies if not study.sweep.given]
-    tests: dict[str, dict[int, float]] = {}
-    ensembles: dict[str, float] = {}
     for study in [*searches, *([by_hand] if by_hand else [])]:
         test_set = TestSet(study, partial(images_of, study), artifacts=artifacts_of(study), device=device)
-        chosen = study.records() if study is by_hand else study.ranked_records()[:1]
-        tests[study.name] = test_set.remembered(chosen)
+        alone = study.records() if study is by_hand else study.ranked_records()[:1]
+        together = [whole_members(claim, study) for claim in sweep.ensemble] if study is by_hand else []
         try:
-            tests[study.name] = test_set.accuracies(chosen)
-            if study is by_hand:
-                ensembles = _ensembles(sweep, study, test_set)
+            for members in [*([trial] for trial in alone), *filter(None, together)]:
+                test_set.accuracy(members)
         except CifarSweepError as error:
             log.warning("study %s: not measured on the test set: %s", study.name, error)
-    rows = hand_rows(
-        sweep,
-        by_hand,
-        tests.get(hand, {}),
-        ensembles=ensembles,
-        train_images=by_hand.data.get("train_images") if by_hand else None,
-    )
-    files = {study.sweep.name: whole_sweep(study.sweep.name) for study in searches}
-    return rows, sweep_rows(searches, rows, tests, files=files)
+    rows = hand_rows(sweep, by_hand)
+    return rows, sweep_rows(searches, rows)
+
+
+def _hand_sweep(study: SweepStudy | None, name: str) -> Sweep:
+    """The sweep of given points with the claims: of `study`, or, where nothing was run, the file of that name."""
+    if study is not None and not study.sweep.given:
+        raise UsageError(f"study {name!r} searches; --study takes a study of given runs, such as that of `reports`.")
+    sweep = whole_sweep(study.sweep.name if study else name) or (study.sweep if study else None)
+    if sweep is None or not sweep.given:
+        raise UsageError(f"--study {name}: there is no such study or sweep of given runs; accepted: that of `reports`.")
+    return sweep
 
 
 def whole_sweep(name: str) -> Sweep | None:
@@ -140,62 +134,33 @@ def whole_sweep(name: str) -> Sweep | None:
         return None
 
 
-def _ensembles(sweep: Sweep, study: SweepStudy, test_set: "TestSet") -> dict[str, float]:
-    """Test accuracies (fractions) of the claimed ensembles whose members were all run whole."""
-    whole: dict[str, TrialRecord] = {}
-    for trial in study.ranked_records():
-        if not trial.shortened:
-            whole.setdefault(trial.label, trial)
-    found: dict[str, float] = {}
-    for claim in sweep.ensemble:
-        members = [whole[label] for label in claim.members if label in whole]
-        accuracy = test_set.accuracy(members) if len(members) == len(claim.members) else None
-        if accuracy is not None:
-            found[claim.label] = accuracy
-    return found
-
-
-def sweep_rows(
-    studies: Iterable[SweepStudy],
-    hand: Sequence[HandRow],
-    tests: Mapping[str, Mapping[int, float]],
-    *,
-    files: Mapping[str, Sweep | None] | None = None,
-) -> list[SweepRow]:
+def sweep_rows(studies: Iterable[SweepStudy], hand: Sequence[HandRow]) -> list[SweepRow]:
     """A row for each study that searches; studies of given points are passed over.
 
     Args:
-        studies: the studies.
+        studies: the studies. Test accuracies are those that they remember.
         hand: the hand runs, as `hand_rows` gives them.
-        tests: test accuracies (fractions) by study name and trial number.
-        files: sweep files by name, whole, to tell how many epochs a shortened sweep would have had.
     """
-    whole = files or {}
-    return [
-        _sweep_row(study, hand, tests.get(study.name, {}), whole.get(study.sweep.name))
-        for study in studies
-        if not study.sweep.given
-    ]
+    return [_sweep_row(study, hand, whole_sweep(study.sweep.name)) for study in studies if not study.sweep.given]
 
 
-def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], tests: Mapping[int, float], file: Sweep | None) -> SweepRow:
-    ranked = study.ranked()
-    config: dict[str, Any] = ranked[0].user_attrs["config"] if ranked else {}
-    shortened = _sweep_shortened(study, study.sweep.fixed | config, file)
-    finished = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials())
+def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -> SweepRow:
+    finished = sum(trial.state in ("complete", "pruned") for trial in study.records())
+    best = next(iter(study.ranked_records()), None)
+    shortened = _sweep_shortened(study, study.sweep.fixed | dict(best.settings if best else {}), file)
     row = SweepRow(study.name, data_words(study), finished, study.budget, shortened)
-    if not ranked:
+    if best is None:
         return row
-    same = [each for each in hand if each.model == config["model"]]
-    claim = _best_claim(same)
-    test = tests.get(ranked[0].number)
+    model = str(best.settings["model"])
+    same = [each for each in hand if each.model == model]
+    claim, test = _best_claim(same), study.test_accuracy([best.number])
     return replace(
         row,
-        trial=ranked[0].number,
-        model=config["model"],
-        epochs=config["epochs"],
-        params=params_text(describe(ranked[0])["params"]),
-        validation=ranked[0].value,
+        trial=best.number,
+        model=model,
+        epochs=best.epochs,
+        params=params_text(best.params),
+        validation=best.value,
         test=test,
         claimed_model=claim,
         claimed_all=_best_claim(hand),
@@ -243,45 +208,55 @@ def as_json(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> dict[str, An
 
 def tables(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> list[Table]:
     """The rows for a terminal, accuracies in percent; a table without rows is left out."""
-    found = []
+    views = []
     if hand:
-        found.append(_hand_table(hand))
+        views.append(_table("the reports' hand runs: claimed and measured test accuracy", HAND_COLUMNS, hand))
     if sweeps:
-        found.append(_sweep_table(sweeps))
-    return found
+        views.append(_table("the sweeps' best trials beside the best by hand", SWEEP_COLUMNS, sweeps))
+    return views
 
 
-def _hand_table(rows: Sequence[HandRow]) -> Table:
-    columns = (
-        "run", "model", "state", "trial", "report's claim %", "validation %", "test %", "points",
-        "report's time", "time", "shortened",
-    )  # fmt: skip
-    view = _table("the reports' hand runs: claimed and measured test accuracy", columns, rows)
-    for row in rows:
-        _add(
-            view, row.label, row.model, row.state, _count(row.trial), _percent(row.claimed), _share(row.validation),
-            _share(row.test), _signed(row.difference), _time(row.claimed_seconds), _time(row.seconds), row.shortened,
-        )  # fmt: skip
-    return view
+def _known(value: float | None, form: str, *, factor: int = 1) -> str:
+    """A number, or nothing where it is not known."""
+    return "" if value is None else f"{factor * value:{form}}"
 
 
-def _sweep_table(rows: Sequence[SweepRow]) -> Table:
-    columns = (
-        "study", "trials", "best", "model", "validation %", "test %", "points", "report's best claim %",
-        "best by hand, measured %", "shortened", "with",
-    )  # fmt: skip
-    view = _table("the sweeps' best trials beside the best by hand", columns, rows)
-    for row in rows:
-        _add(
-            view, row.study, f"{row.finished} of {row.budget}", _count(row.trial), row.model, _share(row.validation),
-            _share(row.test), _signed(row.difference), _both(row.claimed_model, row.claimed_all),
-            _both(row.measured_model, row.measured_all, factor=100), row.shortened, row.params,
-        )  # fmt: skip
-    return view
+def _both(model: Best | None, every: Best | None, *, factor: int = 1) -> str:
+    """The best of the same model, then the best of all."""
+    named = ((model, ""), (every, "all models: "))
+    return "\n".join(f"{words}{factor * best.accuracy:.2f} {best.label}" for best, words in named if best)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[HandRow | SweepRow]) -> Table:
-    """An empty table whose caption says what the numbers are of, and how far they can be compared."""
+HAND_COLUMNS: dict[str, Callable[[HandRow], str]] = {
+    "run": lambda row: row.label,
+    "model": lambda row: row.model,
+    "state": lambda row: row.state,
+    "trial": lambda row: _known(row.trial, "d"),
+    "report's claim %": lambda row: _known(row.claimed, ".2f"),
+    "validation %": lambda row: _known(row.validation, ".2f", factor=100),
+    "test %": lambda row: _known(row.test, ".2f", factor=100),
+    "points": lambda row: _known(row.difference, "+.2f"),
+    "report's time": lambda row: "" if row.claimed_seconds is None else duration(row.claimed_seconds),
+    "time": lambda row: "" if row.seconds is None else duration(row.seconds),
+    "shortened": lambda row: row.shortened,
+}
+SWEEP_COLUMNS: dict[str, Callable[[SweepRow], str]] = {
+    "study": lambda row: row.study,
+    "trials": lambda row: f"{row.finished} of {row.budget}",
+    "best": lambda row: _known(row.trial, "d"),
+    "model": lambda row: row.model,
+    "validation %": lambda row: _known(row.validation, ".2f", factor=100),
+    "test %": lambda row: _known(row.test, ".2f", factor=100),
+    "points": lambda row: _known(row.difference, "+.2f"),
+    "report's best claim %": lambda row: _both(row.claimed_model, row.claimed_all),
+    "best by hand, measured %": lambda row: _both(row.measured_model, row.measured_all, factor=100),
+    "shortened": lambda row: row.shortened,
+    "with": lambda row: row.params,
+}
+
+
+def _table(title: str, columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> Table:
+    """A table whose caption says what the numbers are of, and how far they can be compared."""
     data = list(dict.fromkeys(row.data for row in rows if row.data))
     facts = [f"measured on {', '.join(data)}, one training per row" if data else "nothing is measured yet"]
     facts.append("a claim is the report's own, on CIFAR-10; points are test minus claim")
@@ -290,39 +265,11 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[HandRow | SweepRow
     if shortened:
         title += f" ({shortened} of {len(rows)} rows shortened)"
         facts.append("a shortened training is not compared with a claim")
-    view = Table(*columns, title=Text(title), caption=Text("; ".join(facts)), box=None, title_justify="left")
+    view = Table(title=Text(title), caption=Text("; ".join(facts)), box=None, title_justify="left")
     view.caption_justify = "left"
-    for column in view.columns:
-        column.overflow = "fold"  # a number or a name is needed whole
+    for name in columns:
+        view.add_column(name, overflow="fold")  # a number or a name is needed whole
+    for row in rows:
+        # As plain text: labels, names and notes are others' words, not markup.
+        view.add_row(*(Text(words(row) or "-") for words in columns.values()))
     return view
-
-
-def _add(view: Table, *cells: str) -> None:
-    """A row of plain text: labels, names and notes are others' words, not markup."""
-    view.add_row(*(Text(cell or "-") for cell in cells))
-
-
-def _count(number: int | None) -> str:
-    return "" if number is None else str(number)
-
-
-def _percent(percent: float | None) -> str:
-    return "" if percent is None else f"{percent:.2f}"
-
-
-def _share(fraction: float | None) -> str:
-    return "" if fraction is None else f"{fraction:.2%}".removesuffix("%")
-
-
-def _signed(points: float | None) -> str:
-    return "" if points is None else f"{points:+.2f}"
-
-
-def _time(seconds: float | None) -> str:
-    return "" if seconds is None else duration(seconds)
-
-
-def _both(model: Best | None, every: Best | None, *, factor: int = 1) -> str:
-    """The best of the same model, then the best of all."""
-    named = ((model, ""), (every, "all models: "))
-    return "\n".join(f"{words}{factor * best.accuracy:.2f} {best.label}" for best, words in named if best)

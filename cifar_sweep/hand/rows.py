@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
-
 from cifar_sweep.config import PARAMETERS, TrialConfig, Value
-from cifar_sweep.study.record import STATE_NAMES, is_synthetic, seconds_spent
+from cifar_sweep.study.record import TrialRecord, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.sweep import ClaimedEnsemble, Sweep
 
@@ -59,23 +57,14 @@ class HandRow:
     data: str = ""
 
 
-def hand_rows(
-    sweep: Sweep,
-    study: SweepStudy | None,
-    tests: Mapping[int, float],
-    *,
-    ensembles: Mapping[str, float] | None = None,
-    train_images: int | None = None,
-) -> list[HandRow]:
+def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
     """A row for each trial of each given point of `sweep`, in its order, then one for each claimed ensemble.
 
     Args:
         sweep: the whole sweep file, with the claims.
-        study: the study that trained its points; None where nothing was run.
-        tests: test accuracies (fractions) by trial number.
-        ensembles: measured test accuracies (fractions) of claimed ensembles, by label.
-        train_images: how many training images the data has, validation taken off; None where that is not known.
+        study: the study that trained its points; None where nothing was run. Test accuracies are those it remembers.
     """
+    trials = [trial for trial in study.records() if trial.given is not None] if study else []
     rows: list[HandRow] = []
     for point in sweep.enqueue:
         asked = _settings(sweep.fixed | point.params())
@@ -87,53 +76,49 @@ def hand_rows(
             note=point.note,
             epochs=int(asked["epochs"]),
         )
-        done = [
-            _with_trial(bare, asked, study, trial, test=tests.get(trial.number), train_images=train_images)
-            for trial in (study.trials() if study else ())
-            if study and "given" in trial.user_attrs and trial.user_attrs.get("label") == point.label
-        ]
-        rows += done or [bare]
-    measured = ensembles or {}
-    return rows + [_ensemble_row(claim, study, measured.get(claim.label)) for claim in sweep.ensemble]
+        own = [trial for trial in trials if trial.label == point.label]
+        rows += [_trial_row(bare, asked, study, trial) for trial in own if study] or [bare]
+    return rows + [_ensemble_row(claim, study) for claim in sweep.ensemble]
 
 
 def _settings(params: Mapping[str, Any]) -> dict[str, Value]:
-    """All values of a trial with these parameters; its seeds and classes are of no account here."""
+    """All values of a trial with these parameters; its seeds and classes do not matter here."""
     return TrialConfig.from_params(params, classes=2, precision="fp32", data_seed=0, seed=0).to_dict()
 
 
-def _with_trial(
-    bare: HandRow,
-    asked: Mapping[str, Value],
-    study: SweepStudy,
-    trial: FrozenTrial,
-    *,
-    test: float | None,
-    train_images: int | None,
-) -> HandRow:
-    attributes = trial.user_attrs
+def _trial_row(bare: HandRow, asked: Mapping[str, Value], study: SweepStudy, trial: TrialRecord) -> HandRow:
+    """The row of a trial of the point that `bare` is of."""
+    test = study.test_accuracy([trial.number])
     # A trial that nobody has claimed yet has no config.
-    own = attributes.get("config") or _settings(study.sweep.fixed | attributes["given"])
-    shortened = _departures(own, asked, train_images=train_images)
+    own = trial.settings or _settings(study.sweep.fixed | dict(trial.params))
+    shortened = _departures(own, asked, train_images=study.data.get("train_images"))
     return replace(
         bare,
-        note="; ".join(words for words in (bare.note, attributes.get("reason")) if words),
+        note="; ".join(words for words in (bare.note, trial.reason) if words),
         epochs=int(own["epochs"]),
         trial=trial.number,
-        state=STATE_NAMES[trial.state],
-        validation=trial.value if trial.state is TrialState.COMPLETE else None,
+        state=trial.state,
+        validation=trial.value if trial.state == "complete" else None,
         test=test,
-        seconds=seconds_spent(trial) if attributes.get("curve") else None,
+        seconds=trial.seconds if trial.curve else None,
         shortened=shortened,
         difference=points(test, bare.claimed, study=study, shortened=shortened),
-        commit=attributes.get("environment", {}).get("commit"),
-        device=attributes.get("environment", {}).get("device"),
+        commit=trial.environment.commit if trial.environment else None,
+        device=trial.environment.device if trial.environment else None,
         data=data_words(study),
     )
 
 
-def _ensemble_row(claim: ClaimedEnsemble, study: SweepStudy | None, test: float | None) -> HandRow:
+def whole_members(claim: ClaimedEnsemble, study: SweepStudy) -> list[TrialRecord]:
+    """The best whole run of each member of a claimed ensemble; empty where one is missing."""
+    whole = {trial.label: trial for trial in reversed(study.ranked_records()) if not trial.shortened}
+    return [whole[label] for label in claim.members] if set(claim.members) <= whole.keys() else []
+
+
+def _ensemble_row(claim: ClaimedEnsemble, study: SweepStudy | None) -> HandRow:
     """Only whole members are measured together, so that nothing here is shortened."""
+    members = whole_members(claim, study) if study else []
+    test = study.test_accuracy([trial.number for trial in members]) if study and members else None
     return HandRow(
         label=claim.label,
         model=" + ".join(claim.members),
@@ -154,21 +139,18 @@ def points(test: float | None, claimed: float | None, *, study: SweepStudy, shor
 
 def _departures(own: Mapping[str, Any], asked: Mapping[str, Any], *, train_images: int | None) -> str:
     """In what a trial is not the run that was asked for, in words. Precision is the machine's to choose."""
-    words = []
-    for name in PARAMETERS:
-        has, whole = own[name], asked[name]
-        if name == "train_images":
-            words += _fewer(has or train_images, whole or train_images, "images")
-        elif name == "epochs":
-            words += _fewer(has, whole, "epochs")
-        elif name != "precision" and has != whole:
-            words.append(f"{name} {has}, not {whole}")
-    return ", ".join(words)
+    words = [
+        _fewer(own["epochs"], asked["epochs"], "epochs"),
+        _fewer(own["train_images"] or train_images, asked["train_images"] or train_images, "images"),
+    ]
+    others = [name for name in PARAMETERS if name not in ("epochs", "train_images", "precision")]
+    words += [f"{name} {own[name]}, not {asked[name]}" for name in others if own[name] != asked[name]]
+    return ", ".join(filter(None, words))
 
 
-def _fewer(has: int | None, whole: int | None, noun: str) -> list[str]:
+def _fewer(has: int | None, whole: int | None, noun: str) -> str:
     """Words where `has` is not `whole`; None is all there are."""
     if has == whole:
-        return []
+        return ""
     of, amount = (f"{count:,}" if count else "all" for count in (whole, has))
-    return [f"{amount} of {of} {noun}" if has and (whole is None or has < whole) else f"{amount} {noun}, not {of}"]
+    return f"{amount} of {of} {noun}" if has and (whole is None or has < whole) else f"{amount} {noun}, not {of}"

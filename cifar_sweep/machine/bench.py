@@ -1,11 +1,12 @@
 """How fast this machine trains, against the loop that the reports wrote: whole machine against whole machine.
 
-All sides take turns in one run. Ours is what a sweep does: workers that each train a group. Plain is a DataLoader over
-PIL images, ToTensor, float32, ``.item()`` in each step: one trial at a time on all cores, and in two processes that
-share them. Validation is in none of them.
+All sides take turns in one run, without validation. Ours is what a sweep does: workers that each train a group. Plain
+is a DataLoader over PIL images, ToTensor, float32 and ``.item()`` in each step. It trains one trial at a time, on all
+cores and in two processes that share them.
 """
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.machine.plan import Plan, best_plans
-from cifar_sweep.machine.processes import Crew, crew
+from cifar_sweep.machine.plan import Plan, choose
+from cifar_sweep.machine.processes import ProcessPool, process_pool
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.images import data
 from cifar_sweep.training.models import build
@@ -121,43 +124,71 @@ def measure(
     cases: Sequence[tuple[str, int]], *, device: str, source: str, turns: int, say: Callable[[str], None]
 ) -> Iterator[Row]:
     """A row for each network and batch size. `say` gets a line where something has to be timed first."""
-    where = resolve_device(device)
-    cores = available_cores() if where.type == "cpu" else 1
-    shapes = [_config(*case, precision="auto", device=where).shape for case in cases]
-    plans = best_plans(shapes, device=device, precision=shapes[0].precision, say=say)
-    with crew(max(plan.split.workers for plan in plans)) as ours, crew(2) as plain:
+    plans = [choose([_many_trials(*case)], device=device, say=say, always=True) for case in cases]
+    with process_pool(max(plan.split.workers for plan in plans)) as ours, process_pool(2) as plain:
         for (model, batch), plan in zip(cases, plans, strict=True):
-            yield _row(model, batch, plan, ours, plain, device=device, cores=cores, source=source, turns=turns)
+            yield _row(_Sides(model, batch, plan, device, source, ours, plain), turns=turns)
 
 
-def _row(
-    model: str, batch: int, plan: Plan, ours: Crew, plain: Crew, *, device: str, cores: int, source: str, turns: int
-) -> Row:
-    workers, threads = plan.split.workers, plan.split.threads
-    where = [resolve_device(device, worker=k) for k in range(max(workers, 2))]
-    config, slow = (_config(model, batch, precision=precision, device=where[0]) for precision in ("auto", "fp32"))
-    precision = config.shape.precision
-    size = plan.groups.size(config.shape)
-    our_call = {"config": config, "members": size, "source": source, "threads": threads, "seconds": SECONDS}
-    plain_call = {"config": slow, "source": source, "seconds": SECONDS}
-    taken: list[tuple[float, float, float]] = []
-    for turn in range(turns + 1):
-        mine = sum(ours.together(our_rate, *({**our_call, "device": each} for each in where[:workers])))
-        [one] = plain.together(plain_rate, {**plain_call, "threads": cores, "device": where[0]})
-        half = {**plain_call, "threads": max(1, cores // 2)}
-        two = sum(plain.together(plain_rate, *({**half, "device": each} for each in where[:2])))
-        if turn:  # the first warms all up
-            taken.append((mine, one, two))
-    peak = sum(
-        ours.together(
-            product_rate, *({"precision": precision, "device": each, "threads": threads} for each in where[:workers])
+def _many_trials(model: str, batch: int) -> Sweep:
+    """A sweep that lets every worker train as large a group as it likes."""
+    rate = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    fixed = {"model": model, "batch_size": batch}
+    sweep = {"name": "bench", "trials": 1000, "sampler": "random", "pruner": "none", "fixed": fixed, "space": rate}
+    return parse(sweep, where="bench")
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """All sides for one network and batch size, with the processes that train them."""
+
+    model: str
+    batch: int
+    plan: Plan
+    device: str
+    source: str
+    ours: ProcessPool
+    plain: ProcessPool
+
+    def config(self, precision: str = "auto") -> TrialConfig:
+        params: dict[str, Any] = {"model": self.model, "batch_size": self.batch, "precision": precision}
+        fastest, _ = resolve_precision(self.places(1)[0])
+        return TrialConfig.from_params(params, classes=10, precision=fastest, data_seed=0, seed=0)
+
+    def places(self, count: int) -> list[torch.device]:
+        return [resolve_device(self.device, worker=k) for k in range(count)]
+
+    def turn(self) -> tuple[float, float, float]:
+        """Images per second: ours, plain, and plain in two processes."""
+        split, config = self.plan.split, self.config()
+        our_call = {"config": config, "members": self.plan.groups.size(config.shape), "threads": split.threads}
+        common = {"source": self.source, "seconds": SECONDS}
+        mine = self.ours.together(
+            our_rate, *(our_call | common | {"device": each} for each in self.places(split.workers))
         )
-    )
+        cores = available_cores() if self.places(1)[0].type == "cpu" else 1
+        plain_call = common | {"config": self.config("fp32")}
+        one = [plain_call | {"threads": cores, "device": self.places(1)[0]}]
+        two = [plain_call | {"threads": max(1, cores // 2), "device": each} for each in self.places(2)]
+        return sum(mine), sum(self.plain.together(plain_rate, *one)), sum(self.plain.together(plain_rate, *two))
+
+    def peak(self) -> float:
+        """Multiply-accumulates per second of the whole machine."""
+        split = self.plan.split
+        call = {"precision": self.config().shape.precision, "threads": split.threads}
+        calls = [call | {"device": each} for each in self.places(split.workers)]
+        return math.fsum(self.ours.together(product_rate, *calls))
+
+
+def _row(sides: _Sides, *, turns: int) -> Row:
+    sides.turn()  # warms all up
+    taken = [sides.turn() for _ in range(turns)]
     to_one, to_two = [mine / one for mine, one, _ in taken], [mine / two for mine, _, two in taken]
     mine, one, two = (statistics.median(side) for side in zip(*taken, strict=True))
+    config, split = sides.config(), sides.plan.split
     return Row(
-        model=model,
-        batch_size=batch,
+        model=sides.model,
+        batch_size=sides.batch,
         images_per_second=round(mine),
         plain_images_per_second=round(one),
         two_plain_images_per_second=round(two),
@@ -165,9 +196,9 @@ def _row(
         ratio_to_two=round(statistics.median(to_two), 2),
         spread=(round(min(to_one), 2), round(max(to_one), 2)),
         spread_to_two=(round(min(to_two), 2), round(max(to_two), 2)),
-        share_of_peak=round(mine * training_macs(config) / peak, 3),
-        precision=precision,
-        plan=f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)",
+        share_of_peak=round(mine * training_macs(config) / sides.peak(), 3),
+        precision=config.shape.precision,
+        plan=f"{split.workers} worker(s) x {split.threads} thread(s) x {sides.plan.groups.size(config.shape)} trial(s)",
         turns=turns,
     )
 
@@ -182,12 +213,6 @@ def training_macs(config: TrialConfig) -> int:
     assert isinstance(first, nn.Conv2d)
     side = 32 + 2 * int(first.padding[0]) - int(first.kernel_size[0]) + 1
     return 3 * macs(network) - first.weight.numel() * side**2
-
-
-def _config(model: str, batch: int, *, precision: str, device: torch.device) -> TrialConfig:
-    params: dict[str, Any] = {"model": model, "batch_size": batch, "precision": precision}
-    fastest, _ = resolve_precision(device)
-    return TrialConfig.from_params(params, classes=10, precision=fastest, data_seed=0, seed=0)
 
 
 class PilImages(Dataset[tuple[torch.Tensor, int]]):

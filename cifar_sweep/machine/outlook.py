@@ -1,14 +1,15 @@
 """What is to be said before a sweep is run: how long it takes, and what of it fits into so many hours."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import bisect
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cifar_sweep.forecast.costs import END_SECONDS, Kind, Pace
-from cifar_sweep.forecast.course import Forecast, Standing, forecast, kinds_of
-from cifar_sweep.forecast.fates import Fates
-from cifar_sweep.machine.plan import Plan, beginning
+from cifar_sweep.forecast.costs import END_SECONDS, Pace
+from cifar_sweep.forecast.expected import possible_shapes
+from cifar_sweep.forecast.pruning import looks
+from cifar_sweep.forecast.schedule import Forecast, Start, beginning, forecast, shortened
+from cifar_sweep.machine.plan import Plan
 from cifar_sweep.sweep.sweep import Sweep
 
 
@@ -23,62 +24,41 @@ class Outlook:
     @cached_property
     def unpruned(self) -> Forecast:
         """How the sweep goes if nothing is pruned."""
-        return self._forecast(pruned=False)
+        return self._forecast(self._start.unpruned())
 
     @cached_property
     def pruned(self) -> Forecast | None:
         """How it goes with its pruner, as such pruners do; None where it has none, or none that could end a trial."""
-        fates = Fates(self.sweep)
-        looks = any(fates.looks(epochs) for epochs in {kind.epochs for kind in self._kinds})
-        return self._forecast(pruned=True) if looks else None
-
-    @property
-    def expected(self) -> Forecast:
-        """How it goes as it is."""
-        return self.pruned or self.unpruned
-
-    def epochs_that_fit(self, seconds: float) -> float | None:
-        """Of each trial's epochs, the share with which all trials fit unpruned; None where not even one epoch does."""
-        longest = max(kind.epochs for kind in self._kinds)
-        fits, shares = None, [epochs / longest for epochs in range(1, longest + 1)]
-        low, high = 0, len(shares)
-        while low < high:  # the more epochs, the longer
-            middle = (low + high) // 2
-            if self._forecast(pruned=False, share=shares[middle]).quantile(0.5) + END_SECONDS <= seconds:
-                fits, low = shares[middle], middle + 1
-            else:
-                high = middle
-        return fits
+        return self._forecast(self._start) if looks(self.sweep, self.longest_epochs) else None
 
     @property
     def longest_epochs(self) -> int:
         """The most epochs that a trial of it has."""
-        return max(kind.epochs for kind in self._kinds)
+        shapes = [*possible_shapes(self.sweep), *self._start.shapes.values()]
+        return max(shape.epochs for shape in shapes)
+
+    def epochs_that_fit(self, seconds: float) -> int:
+        """How many epochs the longest trial may have so that all trials fit unpruned; 0 where not even one does."""
+        longest = self.longest_epochs
+
+        def needed(epochs: int) -> float:
+            return self._forecast(self._start.unpruned(), share=epochs / longest).likely + END_SECONDS
+
+        return bisect.bisect_right(range(1, longest + 1), seconds, key=needed)
 
     @cached_property
-    def _start(self) -> Standing:
-        return beginning(self.sweep, self.pace.costs)
+    def _start(self) -> Start:
+        return beginning(self.sweep, workers=self.pace.costs.workers, delay=self.pace.costs.start)
 
-    @cached_property
-    def _kinds(self) -> Sequence[Kind]:
-        return [*kinds_of(self.sweep), *(kind for waiting in self._start.waiting for kind in waiting.kinds)]
-
-    def _forecast(self, *, pruned: bool, share: float = 1.0) -> Forecast:
-        fates = Fates(self.sweep) if pruned else Fates(self.sweep).without_pruner()
-        waiting = [replace(each, kinds=_shortened(each.kinds, share)) for each in self._start.waiting]
-        standing = replace(self._start, waiting=waiting)
-        kinds = _shortened(kinds_of(self.sweep), share)
-        return forecast(self.sweep, standing, pace=self.pace, fates=fates, kinds=kinds)
-
-
-def _shortened(kinds: Sequence[Kind], share: float) -> list[Kind]:
-    return [kind._replace(epochs=max(1, round(share * kind.epochs))) for kind in kinds]
+    def _forecast(self, start: Start, *, share: float = 1.0) -> Forecast:
+        possible = [shortened(shape, share) for shape in possible_shapes(self.sweep)]
+        return forecast(self.sweep, start.shortened(share), self.pace, possible)
 
 
 def seconds_of(found: Forecast) -> dict[str, float]:
     """The seconds from the command to its end, as plain data: the likely ones, and a range for eight cases of ten."""
     low, high = found.range
-    named = {"likely": found.quantile(0.5), "low": low, "high": high}
+    named = {"likely": found.likely, "low": low, "high": high}
     return {name: round(seconds + END_SECONDS, 1) for name, seconds in named.items()}
 
 
@@ -99,20 +79,16 @@ def as_plain(outlook: Outlook, *, hours: float | None) -> dict[str, Any]:
         "seconds_pruned": seconds_of(pruned) if pruned else None,
         "start_seconds": round(outlook.pace.costs.start, 1),
     }
-    if hours is not None:
-        answer["hours"] = fitting(outlook, hours=hours)
-    return answer
+    return answer if hours is None else answer | {"hours": fitting(outlook, hours=hours)}
 
 
 def fitting(outlook: Outlook, *, hours: float) -> dict[str, Any]:
     """What of the sweep fits into so many hours, as plain data; trials as they are likely to be finished by then."""
     seconds = 3600 * hours - END_SECONDS
-    share = outlook.epochs_that_fit(3600 * hours)
-    longest = outlook.longest_epochs
     return {
         "hours": hours,
-        "trials_unpruned": outlook.unpruned.finished(seconds, 0.5),
-        "trials_pruned": outlook.pruned.finished(seconds, 0.5) if outlook.pruned else None,
-        "epochs": longest,
-        "epochs_that_fit": max(1, round(share * longest)) if share else 0,
+        "trials_unpruned": outlook.unpruned.finished(seconds),
+        "trials_pruned": outlook.pruned.finished(seconds) if outlook.pruned else None,
+        "epochs": outlook.longest_epochs,
+        "epochs_that_fit": outlook.epochs_that_fit(3600 * hours),
     }

@@ -11,7 +11,7 @@ from typing import Any
 from cifar_sweep.errors import StudyError, one_line
 
 
-class Crew:
+class ProcessPool:
     """Processes that wait for calls. Each is fresh when it starts, and keeps what it has loaded."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
@@ -51,7 +51,7 @@ def without_main() -> Iterator[None]:
 
 
 @contextmanager
-def crew(size: int) -> Iterator[Crew]:
+def process_pool(size: int) -> Iterator[ProcessPool]:
     """`size` processes, ended with the block."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
@@ -64,7 +64,7 @@ def crew(size: int) -> Iterator[Crew]:
             theirs.close()  # so that a process that ends is noticed
             connections.append(mine)
             processes.append(process)
-        yield Crew(connections)
+        yield ProcessPool(connections)
     finally:
         for process in processes:
             process.terminate()

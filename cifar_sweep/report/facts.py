@@ -1,6 +1,6 @@
-"""The facts of a study's report, as plain data: the answer, its spread, what pruning saved, every trial.
+"""The facts of a study's report: the answer, its spread, what pruning saved, every trial.
 
-No figure, no HTML, no tensor: whatever needs the images is in `mistakes`, and comes here as a `Closer`.
+No figure, no HTML, no tensor: whatever needs the images is in `mistakes`, and comes here as `ImageFindings`.
 Accuracies are fractions, but for the reports' claims, which are in percent; times are seconds.
 """
 
@@ -8,31 +8,18 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-
-from optuna.trial import FrozenTrial
 
 from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.figures.importance import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
-from cifar_sweep.study.record import (
-    STATE_NAMES,
-    Saved,
-    TrialRow,
-    is_synthetic,
-    rows_of,
-    saved_by_pruning,
-    seconds_spent,
-)
+from cifar_sweep.study.record import STATE_NAMES, Saved, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
-from cifar_sweep.sweep import space
-from cifar_sweep.sweep.sweep import Range
 
-CONFIDENCE_Z = statistics.NormalDist().inv_cdf(0.975)
 REPORTS = "reports"
 BY_HAND = "the points were chosen by hand, and say what their authors tried"
+MOST_CONFUSED = 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
     Wilson, Probable inference, the law of succession, and statistical inference (1927).
     """
-    z = CONFIDENCE_Z
+    z = statistics.NormalDist().inv_cdf(0.975)
     middle = share + z * z / (2 * images)
     half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
     scale = 1 + z * z / images
@@ -80,7 +67,18 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Closer:
+class Confused:
+    """How many images of one class were taken for another; `share` is of all images of the class."""
+
+    right: str
+    taken_for: str
+    count: int
+    images: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ImageFindings:
     """What the best trial's network makes of the images, or in one sentence why that is not known.
 
     Attributes:
@@ -101,36 +99,36 @@ class Closer:
     confusion: tuple[tuple[int, ...], ...] = ()
     mistakes: tuple[Mistake, ...] = ()
 
+    def most_confused(self) -> list[Confused]:
+        """The pairs of classes that were mistaken most often, as shares of the right class."""
+        found = [
+            Confused(self.classes[right], self.classes[taken], count, sum(row), count / sum(row))
+            for right, row in enumerate(self.confusion)
+            for taken, count in enumerate(row)
+            if right != taken and count
+        ]
+        return sorted(found, key=lambda each: -each.share)[:MOST_CONFUSED]
+
 
 @dataclass(frozen=True)
 class Answer:
     """The trial that validation accuracy chose.
 
     Attributes:
-        number: the trial's.
-        label: of a point by hand.
+        trial: the trial.
         chosen: what the sweep fixes, and what it searched: parameters by name.
         searched: the names among them that were searched, or are the given point's own.
-        config: everything that it was trained with.
         validation: best validation accuracy over its epochs.
         test: test accuracy, where it is known.
         repeats: the same config under other seeds, where there are any.
-        best_epoch: the epoch whose weights count.
-        epochs: of its config.
-        seconds: its training time.
     """
 
-    number: int
-    label: str
+    trial: TrialRecord
     chosen: Mapping[str, Value]
     searched: tuple[str, ...]
-    config: Mapping[str, Value]
     validation: Accuracy
     test: Accuracy | None
     repeats: Repeats | None
-    best_epoch: int
-    epochs: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -144,160 +142,124 @@ class ByHand:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report says of a study. `trials` are Optuna's, for the figures; `rows` are the same in lines.
+    """Everything that a report says of a study.
 
-    `shortened` says in what the sweep is less than a whole one; `parameters` are the names of all that were searched or
-    given, and `logarithmic` those of them that were searched on a logarithmic scale.
+    Attributes:
+        study: the study.
+        data: name and fingerprint of its images.
+        synthetic: whether they were drawn.
+        trials: all trials, by number.
+        ranked: the complete ones, the best first.
+        counts: how many trials are in each state.
+        seconds: training time of all trials.
+        shortened: in what the sweep is less than a whole one; empty where it is whole.
+        answer: the best trial; None before any is complete.
+        by_hand: the reports' claims; None on synthetic images.
+        saved: what pruning saved.
+        importances: which parameters matter.
+        findings: what the best network makes of the images.
+        reproduction: how to get the numbers again.
+        parameters: the names of all that were searched or given.
     """
 
-    name: str
-    description: str
+    study: SweepStudy
     data: str
     synthetic: bool
-    given: bool
-    state: str
-    budget: int
+    trials: Sequence[TrialRecord]
+    ranked: Sequence[TrialRecord]
     counts: Mapping[str, int]
     seconds: float
-    began: datetime | None
-    ended: datetime | None
     shortened: str
-    sampler: str
-    pruner: str
-    epochs_searched: bool
     answer: Answer | None
     by_hand: ByHand | None
     saved: Saved
     importances: Importances
-    closer: Closer
+    findings: ImageFindings
     reproduction: Reproduction
     parameters: tuple[str, ...]
-    logarithmic: frozenset[str]
-    rows: tuple[TrialRow, ...]
-    trials: tuple[FrozenTrial, ...]
 
 
-def collect(study: SweepStudy, *, closer: Closer, reports: SweepStudy | None = None) -> Report:
+def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy | None = None) -> Report:
     """The facts of a study as it stands.
 
     Args:
         study: what the report is of.
-        closer: what is known with the images at hand.
+        findings: what is known with the images at hand.
         reports: the study of the reports' hand runs, if the same database has one.
     """
-    trials = study.trials()
-    rows = rows_of(trials)
+    trials, ranked = study.records(), study.ranked_records()
+    best = next(iter(ranked), None)
     synthetic = is_synthetic([study.data["name"]])
-    by_hand = None if synthetic else _by_hand(study, reports)
-    starts = [row.started for row in rows if row.started]
-    ends = [row.ended for row in rows if row.ended]
-    ranked = study.ranked()
+    by_hand = None if synthetic else _by_hand(study, best, reports)
     return Report(
-        name=study.name,
-        description=study.sweep.description,
+        study=study,
         data=data_words(study),
         synthetic=synthetic,
-        given=study.sweep.given,
-        state=study.state,
-        budget=study.budget,
-        counts={name: sum(row.state == name for row in rows) for name in STATE_NAMES.values()},
-        seconds=sum(row.seconds for row in rows),
-        began=min(starts, default=None),
-        ended=max(ends, default=None),
+        trials=trials,
+        ranked=ranked,
+        counts={name: sum(trial.state == name for trial in trials) for name in STATE_NAMES.values()},
+        seconds=sum(trial.seconds for trial in trials),
         shortened=_shortened(study, by_hand),
-        sampler=study.sweep.sampler.name,
-        pruner=study.sweep.pruner.name,
-        epochs_searched="epochs" in study.sweep.space,
-        answer=_answer(study, ranked, closer) if ranked else None,
+        answer=_answer(study, ranked, findings) if ranked else None,
         by_hand=by_hand,
         saved=saved_by_pruning(trials),
         importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
-        closer=closer,
-        reproduction=reproduction_of(study, ranked[0] if ranked else None),
-        parameters=tuple(name for name in PARAMETERS if any(name in row.params for row in rows)),
-        logarithmic=frozenset(
-            name
-            for name, domain in study.sweep.space.items()
-            if isinstance(domain, Range) and (domain.log or domain.base2)
-        ),
-        rows=tuple(rows),
-        trials=tuple(trials),
+        findings=findings,
+        reproduction=reproduction_of(study, best),
+        parameters=tuple(name for name in PARAMETERS if any(name in trial.params for trial in trials)),
     )
 
 
-def _answer(study: SweepStudy, ranked: Sequence[FrozenTrial], closer: Closer) -> Answer:
+def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFindings) -> Answer:
     best = ranked[0]
-    attributes = best.user_attrs
-    config: dict[str, Value] = attributes["config"]
-    own = attributes["given"] if study.sweep.given else space.decode(best.params)
-    names = [name for name in PARAMETERS if name in own or name in study.sweep.fixed]
+    names = [name for name in PARAMETERS if name in best.params or name in study.sweep.fixed]
+    # `training.images.split` takes one image in five of each class for validation, unless the trial says how many.
+    fifth = round(study.data.get("train_images", 0) / 4)
+    images = findings.validation_images or int(best.settings.get("validation_images", 0)) or fifth or None
     test = study.test_accuracy([best.number])
     return Answer(
-        number=best.number,
-        label=str(attributes.get("label", "")),
-        chosen={name: config[name] for name in names if applies(name, config)},
-        searched=tuple(name for name in names if name in own),
-        config=config,
-        validation=Accuracy(float(best.value or 0), closer.validation_images or _validation_images(study, config)),
-        test=None if test is None else Accuracy(test, closer.test_images or study.data.get("test_images")),
-        repeats=repeats_of(best, ranked),
-        best_epoch=int(attributes.get("best_epoch", config["epochs"])),
-        epochs=int(config["epochs"]),
-        seconds=seconds_spent(best),
+        trial=best,
+        chosen={name: best.settings[name] for name in names if applies(name, best.settings)},
+        searched=tuple(name for name in names if name in best.params),
+        validation=Accuracy(float(best.value or 0), images),
+        test=None if test is None else Accuracy(test, findings.test_images or study.data.get("test_images")),
+        repeats=_repeats(best, ranked),
     )
 
 
-def _validation_images(study: SweepStudy, config: Mapping[str, Value]) -> int | None:
-    """From the number of training images: `training.split` takes one image in five of each class for validation."""
-    if chosen := int(config.get("validation_images", 0)):
-        return chosen
-    train_images = study.data.get("train_images")
-    return round(train_images / 4) if train_images else None
-
-
-def repeats_of(best: FrozenTrial, complete: Iterable[FrozenTrial]) -> Repeats | None:
+def _repeats(best: TrialRecord, complete: Iterable[TrialRecord]) -> Repeats | None:
     """The trials that differ from `best` in their seeds alone, it included; None where there is no other."""
-    alike = sorted((trial for trial in complete if _but_seeds(trial) == _but_seeds(best)), key=lambda each: each.number)
-    by_seed = {trial.user_attrs["config"]["seed"]: trial for trial in reversed(alike)}  # the first of each seed
+    by_seed: dict[Value, TrialRecord] = {}  # the first trial of each seed
+    for trial in sorted(complete, key=lambda trial: trial.number):
+        if _but_seeds(trial) == _but_seeds(best):
+            by_seed.setdefault(trial.settings["seed"], trial)
     if len(by_seed) < 2:
         return None
     values = [float(trial.value or 0) for trial in by_seed.values()]
-    numbers = sorted(trial.number for trial in by_seed.values())
-    return Repeats(tuple(numbers), statistics.mean(values), statistics.stdev(values))
+    numbers = tuple(trial.number for trial in by_seed.values())
+    return Repeats(numbers, statistics.mean(values), statistics.stdev(values))
 
 
-def _but_seeds(trial: FrozenTrial) -> dict[str, Value]:
-    return {name: value for name, value in trial.user_attrs["config"].items() if name not in ("seed", "data_seed")}
+def _but_seeds(trial: TrialRecord) -> dict[str, Value]:
+    return {name: value for name, value in trial.settings.items() if name not in ("seed", "data_seed")}
 
 
-def _by_hand(study: SweepStudy, reports: SweepStudy | None) -> ByHand | None:
+def _by_hand(study: SweepStudy, best: TrialRecord | None, reports: SweepStudy | None) -> ByHand | None:
     """The reports' claims, and what stands beside them of `study`; None where there is no sweep file of the reports."""
-    sweep = whole_sweep(study.sweep.name) if study.sweep.given else whole_sweep(REPORTS)
-    source = study if study.sweep.given else reports
+    given = study.sweep.given
+    sweep = whole_sweep(study.sweep.name if given else REPORTS)
     if sweep is None or not sweep.given:
         return None
-    measured = source.trials() if source else ()
-    tests = {trial.number: source.test_accuracy([trial.number]) for trial in measured} if source else {}
-    rows = hand_rows(
-        sweep,
-        source,
-        {number: test for number, test in tests.items() if test is not None},
-        train_images=source.data.get("train_images") if source else None,
-    )
-    best = next((trial.number for trial in study.ranked()), None)
-    if study.sweep.given:
-        return ByHand(tuple(rows), run=next((row for row in rows if row.trial == best and best is not None), None))
-    own = {} if best is None else {best: study.test_accuracy([best])}
-    known = {number: test for number, test in own.items() if test is not None}
-    files = {study.sweep.name: whole_sweep(study.sweep.name)}
-    [search] = sweep_rows([study], rows, {study.name: known}, files=files)
+    rows = hand_rows(sweep, study if given else reports)
+    if given:
+        own = [row for row in rows if best is not None and row.trial == best.number]
+        return ByHand(tuple(rows), run=next(iter(own), None))
+    [search] = sweep_rows([study], rows)
     return ByHand(tuple(row for row in rows if row.claimed is not None), search=search)
 
 
 def _shortened(study: SweepStudy, by_hand: ByHand | None) -> str:
     if by_hand is None:
-        files = {study.sweep.name: whole_sweep(study.sweep.name)}
-        return "".join(row.shortened for row in sweep_rows([study], (), {}, files=files))
-    if by_hand.search is not None:
-        return by_hand.search.shortened
-    return by_hand.run.shortened if by_hand.run else ""
+        return "".join(row.shortened for row in sweep_rows([study], ()))
+    row = by_hand.search or by_hand.run
+    return row.shortened if row else ""

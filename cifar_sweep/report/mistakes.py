@@ -7,9 +7,9 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from optuna.trial import FrozenTrial
 from PIL import Image
 
 from cifar_sweep.artifacts import Artifacts
@@ -17,7 +17,7 @@ from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.exports.classifier import Predictions, confusion, predict, resident
 from cifar_sweep.exports.testset import TestSet
 from cifar_sweep.exports.trained import classifier_of, trained_trial
-from cifar_sweep.report.facts import Closer, Mistake
+from cifar_sweep.report.facts import ImageFindings, Mistake
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.images.data import ImageData
@@ -27,18 +27,18 @@ MISTAKES = 24
 MISTAKES_OF_A_PAIR = 3
 
 
-def look_closer(
+def look_at_images(
     study: SweepStudy,
-    best: FrozenTrial,
+    best: TrialRecord,
     load: Callable[[], ImageData],
     *,
     artifacts: Artifacts,
     device: torch.device,
     pictures: bool = True,
-) -> Closer:
+) -> ImageFindings:
     """Measure the best trial's test accuracy, if nobody has; and, with `pictures`, what it mistakes for what.
 
-    Whatever is not to be had is said in `Closer.missing`.
+    What cannot be had is said in `ImageFindings.missing`.
 
     Args:
         study: whose trial it is; a test accuracy is remembered there.
@@ -51,30 +51,27 @@ def look_closer(
     lacking = [] if study.test_accuracy([best.number]) is not None else ["test accuracy"]
     lacking += ["confusion matrix"] if pictures else []
     try:
-        trained = trained_trial(study, TrialRecord(best), artifacts)
+        trained = trained_trial(study, best, artifacts)
         data = load()
         study.check_data(name=data.name, fingerprint=data.fingerprint)
         classifier = classifier_of([trained], data)
-        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([TrialRecord(best)])
+        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
     except CifarSweepError as error:
-        return Closer(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
+        return ImageFindings(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
     images = trained.config.shape.validation_images
     _, validation_index = split(data.train_labels, validation_images=images)
-    known = Closer(
+    findings = ImageFindings(
         validation_images=len(validation_index),
         test_images=len(data.test_labels),
         parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         classes=data.classes,
     )
     if not pictures:
-        return known
+        return findings
     found = predict(classifier, resident(data, device=device, validation_images=images).validation(), device=device)
-    return Closer(
-        validation_images=known.validation_images,
-        test_images=known.test_images,
-        parameters=known.parameters,
-        classes=known.classes,
-        confusion=tuple(tuple(row) for row in confusion(found.mean, found.labels)),
+    return replace(
+        findings,
+        confusion=tuple(map(tuple, confusion(found.mean, found.labels))),
         mistakes=tuple(certain_mistakes(found, data.train_images[validation_index], classes=data.classes)),
     )
 

@@ -1,15 +1,13 @@
 """How to get a study's numbers again: the sweep as a file, the commands, and what else a number depends on."""
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from optuna.trial import FrozenTrial
-from pydantic import BaseModel
+import tomli_w
 
 from cifar_sweep.errors import UsageError
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import find, load
 from cifar_sweep.sweep.sweep import Sweep
@@ -32,7 +30,7 @@ class Reproduction:
     facts: Mapping[str, str]
 
 
-def reproduction_of(study: SweepStudy, best: FrozenTrial | None) -> Reproduction:
+def reproduction_of(study: SweepStudy, best: TrialRecord | None) -> Reproduction:
     """What was run, and how to run it again; `best` is the trial to be trained again, if there is one."""
     run, file = _run_command(study)
     commands = [(run, "the whole sweep again")]
@@ -74,21 +72,21 @@ def _named_command(sweep: Sweep) -> tuple[str, list[str]]:
     return "", []
 
 
-def _facts(study: SweepStudy, best: FrozenTrial | None) -> dict[str, str]:
-    trained = [trial for trial in study.trials() if trial.user_attrs.get("environment")]
-    environments = [trial.user_attrs["environment"] for trial in trained]
-    versions = [f"{name} {version}" for each in environments for name, version in each["versions"].items()]
-    config: Mapping[str, Any] = best.user_attrs["config"] if best else {}
-    seeds = [f"sweep {study.sweep.seed}"]
-    seeds += [f"best trial {config['seed']}, order of its batches {config['data_seed']}"] if config else []
+def _facts(study: SweepStudy, best: TrialRecord | None) -> dict[str, str]:
+    trained = [trial for trial in study.records() if trial.environment]
+    environments = [trial.environment for trial in trained if trial.environment]
+    seeds = f"sweep {study.sweep.seed}"
+    if best is not None:
+        settings = best.settings
+        seeds += f", best trial {settings['seed']}, order of its batches {settings['data_seed']}"
     known = {
         "data": f"{study.data['name']}, fingerprint {study.data['fingerprint']}",
-        "seeds": ", ".join(seeds),
-        "commit": _distinct(each["commit"] or "an installed package" for each in environments),
-        "versions": _distinct(versions),
-        "device": _distinct(each["device"] for each in environments),
-        "threads": _distinct(str(each["threads"]) for each in environments),
-        "precision": _distinct(str(trial.user_attrs["config"]["precision"]) for trial in trained),
+        "seeds": seeds,
+        "commit": _distinct(each.commit or "an installed package" for each in environments),
+        "versions": _distinct(f"{name} {version}" for each in environments for name, version in each.versions.items()),
+        "device": _distinct(each.device for each in environments),
+        "threads": _distinct(str(each.threads) for each in environments),
+        "precision": _distinct(str(trial.settings["precision"]) for trial in trained),
     }
     return {name: fact for name, fact in known.items() if fact}
 
@@ -99,37 +97,12 @@ def _distinct(words: Iterable[str]) -> str:
 
 def sweep_toml(sweep: Sweep) -> str:
     """A sweep as a file that `cifar-sweep run` takes; what has its default is left out."""
-    plain = sweep.model_dump(mode="json", exclude_defaults=True)
-    heads = {name: plain[name] for name in ("description", "trials", "seed", "keep_weights", "keep_megabytes")
-             if name in plain}  # fmt: skip
+    plain = sweep.model_dump(
+        mode="json", exclude_defaults=True, exclude={"name": True, "enqueue": {"__all__": {"whole"}}}
+    )
     if sweep.given:
-        heads.pop("trials", None)  # it has as many as points
-    lines = [f"{name} = {_toml(value)}" for name, value in heads.items()]
-    lines += [f"{name} = {_toml(_settings(getattr(sweep, name)))}" for name in ("sampler", "pruner")]
-    for table in ("fixed", "space"):
-        if plain.get(table):
-            lines += ["", f"[{table}]", *_pairs(plain[table])]
-    for table in ("enqueue", "ensemble"):
-        for entry in plain.get(table, []):
-            lines += ["", f"[[{table}]]", *_pairs({key: value for key, value in entry.items() if key != "whole"})]
-    if plain.get("preview"):
-        lines += ["", "[preview]", *_pairs(plain["preview"])]
-    return "\n".join(lines) + "\n"
-
-
-def _settings(settings: BaseModel) -> dict[str, Any]:
-    """The settings of a sampler or pruner, its name among them though it may be the default."""
-    return {"name": getattr(settings, "name"), **settings.model_dump(mode="json", exclude_defaults=True)}  # noqa: B009
-
-
-def _pairs(table: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_toml(value)}" for key, value in table.items()]
-
-
-def _toml(value: Any) -> str:
-    """A plain value, a list or a table of such: as in JSON, but for tables, and for DEL, which TOML wants escaped."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(_pairs(value)) + " }" if value else "{}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        plain.pop("trials", None)  # it has as many as points
+    for name, settings in (("sampler", sweep.sampler), ("pruner", sweep.pruner)):
+        # The name, too, where it is the default.
+        plain[name] = {"name": settings.name} | plain.get(name, {})
+    return tomli_w.dumps(plain)

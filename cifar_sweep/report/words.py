@@ -1,12 +1,40 @@
-"""Words that a report's page and its text share."""
+"""Words that a report's page and its text share, and the templates that both are written with."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from cifar_sweep.config import Value
 from cifar_sweep.files import replace_file
 from cifar_sweep.report.facts import Report
+from cifar_sweep.words import duration
+
+_MARKED_UP = re.compile(r"([\\`*_\[\]<>|~&$])")
+
+
+@cache
+def templates() -> Environment:
+    """The report's templates. Values are escaped in HTML; Markdown has the filter `md` for others' texts."""
+    environment = Environment(
+        loader=PackageLoader("cifar_sweep.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent, "duration": duration, "plain": plain, "date": date, "counted": counted, "md": escaped,
+    }  # fmt: skip
+    return environment
+
+
+def escaped(text: str) -> str:
+    """A text on one line that Markdown shows as it is."""
+    return _MARKED_UP.sub(r"\\\1", " ".join(text.split()))
 
 
 def percent(share: float) -> str:
@@ -33,15 +61,12 @@ def counted(number: int, noun: str) -> str:
 
 def furthest_text(report: Report) -> str:
     """Where no trial is complete, the best value that one had when it was last heard of; empty where none had any."""
-    best = max(
-        (row for row in report.rows if row.accuracy is not None), key=lambda row: row.accuracy or 0, default=None
-    )
-    if best is None:
+    known = [(trial.accuracy, -trial.number, trial) for trial in report.trials if trial.accuracy is not None]
+    if not known:
         return ""
-    return (
-        f"The best value so far is that of trial {best.number}, {best.state}: {percent(best.accuracy or 0)} % after "
-        f"{counted(best.epochs_done, 'epoch')}."
-    )
+    accuracy, _, best = max(known)
+    reached = f"{percent(accuracy)} % after {counted(best.epochs_done, 'epoch')}"
+    return f"The best value so far is that of trial {best.number}, {best.state}: {reached}."
 
 
 def counts_text(report: Report) -> str:
@@ -64,31 +89,14 @@ def hand_card(report: Report) -> HandCard | None:
     hand = report.by_hand
     if hand is None or report.answer is None:
         return None
-    caution = "a student's own figure on the test images of CIFAR-10, not measured here"
     if hand.run is not None:
-        if hand.run.claimed is None:
-            return None
-        beside = _difference(hand.run.difference, "the claim", hand.run.shortened)
-        return HandCard("Its report claims", hand.run.claimed, f"{hand.run.label}: {caution}. {beside}")
-    if hand.search is None or hand.search.claimed_all is None:
-        return None
-    same, every = hand.search.claimed_model, hand.search.claimed_all
-    words = f"Claimed by {(same or every).label}: {caution}."
-    if same is not None and every.accuracy > same.accuracy:
-        words += f" Over all networks: {every.accuracy:.2f} % ({every.label})."
-    if hand.search.measured_model is not None:
-        measured = hand.search.measured_model
-        words += f" The best of its runs measured here: {100 * measured.accuracy:.2f} % ({measured.label})."
-    if same is not None:
-        words += " " + _difference(hand.search.difference, "the claim", hand.search.shortened)
-    network = "with this network" if same is not None else "with any network"
-    return HandCard(f"Reports' best by hand, {network}", (same or every).accuracy, words)
-
-
-def _difference(points: float | None, what: str, shortened: str) -> str:
-    if points is not None:
-        return f"The test accuracy is {abs(points):.2f} points {'above' if points >= 0 else 'below'} {what}."
-    return "A shortened run is not compared with it." if shortened else ""
+        title, claim = "Its report claims", hand.run.claimed
+    else:
+        best = hand.search and (hand.search.claimed_model or hand.search.claimed_all)
+        title = f"Reports' best by hand, with {'this' if hand.search and hand.search.claimed_model else 'any'} network"
+        claim = best.accuracy if best else None
+    words = templates().get_template("hand.txt").render(run=hand.run, search=hand.search)
+    return None if claim is None else HandCard(title, claim, " ".join(words.split()))
 
 
 def write(path: Path, text: str) -> None:

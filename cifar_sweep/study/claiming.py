@@ -252,7 +252,7 @@ class Claiming:
         for trial_id in self.storage.orphans(self.study):
             trial = TrialRecord(self.storage.optuna.get_trial(trial_id))
             # Only deaths in the same epoch count: a long trial on a machine that often goes away gets on all the same.
-            deaths = trial.deaths + 1
+            deaths = 1 + (trial.deaths if trial.died_after == trial.epochs_done else 0)
             changed: dict[str, Any] = {"died_after": trial.epochs_done, "deaths": deaths, "owner": None}
             if deaths > MAX_DEATHS:
                 changed["reason"] = f"its worker died {deaths} times without finishing epoch {trial.epochs_done + 1}"

@@ -9,7 +9,6 @@ from time import monotonic, sleep
 from typing import TypeVar
 
 import optuna
-import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -73,39 +72,38 @@ def wait_out(operation: Callable[[], T], *, stop: Callable[[], bool], say: Calla
     Raises:
         Exception: what `operation` raised that is no outage, at once; also the last outage, when `stop` said yes.
     """
-    began = reminded = None
+    began: float | None = None
+    reminded = 0.0
     wait = FIRST_WAIT_SECONDS
     while True:
         try:
             result = operation()
+            break
         except Exception as error:
             outage = _outage(error)
             if outage is None:
-                if began is not None:
-                    say(_end(began))
+                _say_end(began, say)
                 raise
-            failure, reason = error, _reason(outage)
-        else:
-            if began is not None:
-                say(_end(began))
-            return result
-        if stop():
-            raise failure
-        now = monotonic()
-        if began is None or reminded is None:
-            began = reminded = now
-            say(f"the database does not answer ({reason}); going on when it does.")
-        elif now - reminded >= REMINDER_SECONDS:
-            reminded, minutes = now, (now - began) / 60
-            say(f"the database has not answered for {minutes:.0f} minutes ({reason}); going on when it does.")
-        # Shorter by chance: workers that lost the database together shall not come back together.
-        if not _sleep(SystemRandom().uniform(0.5, 1) * wait, stop):
-            raise failure
-        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            if stop():
+                raise
+            now, reason = monotonic(), _reason(outage)
+            if began is None:
+                began = reminded = now
+                say(f"the database does not answer ({reason}); going on when it does.")
+            elif now - reminded >= REMINDER_SECONDS:
+                reminded, minutes = now, (now - began) / 60
+                say(f"the database has not answered for {minutes:.0f} minutes ({reason}); going on when it does.")
+            # Shorter by chance: workers that lost the database together shall not come back together.
+            if not _sleep(SystemRandom().uniform(0.5, 1) * wait, stop):
+                raise
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+    _say_end(began, say)
+    return result
 
 
-def _end(began: float) -> str:
-    return f"the database answers again after {max(1, monotonic() - began):.0f} s."
+def _say_end(began: float | None, say: Callable[[str], None]) -> None:
+    if began is not None:
+        say(f"the database answers again after {max(1, monotonic() - began):.0f} s.")
 
 
 def _sleep(seconds: float, stop: Callable[[], bool]) -> bool:
@@ -172,10 +170,13 @@ def _says_later(error: BaseException) -> bool | None:
 
 def _reason(outage: BaseException) -> str:
     """The driver's first line, without what it says every time."""
-    words = str(outage.orig if isinstance(outage, DBAPIError) else outage)
-    line = (words.strip().splitlines() or [type(outage).__name__])[0]
+    line = _first_line(str(outage.orig if isinstance(outage, DBAPIError) else outage), type(outage).__name__)
     # Our own sentence goes on with what to do about it.
     return line.removeprefix("connection failed: ").partition(";")[0]
+
+
+def _first_line(words: str, otherwise: str) -> str:
+    return next(iter(words.strip().splitlines()), otherwise)
 
 
 def explain(error: BaseException) -> StorageError | None:
@@ -183,25 +184,19 @@ def explain(error: BaseException) -> StorageError | None:
 
     Optuna wraps everything in one message about length limits; the driver's own word is at the end of the causes.
     """
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    ours = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
-    schema = isinstance(error, RuntimeError) and "table schema" in str(error)
-    # "Should not reach." is what Optuna says when a new trial cannot be written, on a full disk above all.
-    unwritten = isinstance(error, AssertionError) and "Should not reach" in str(error)
-    if not (isinstance(error, ours) or schema or unwritten):
-        return None
-    if schema:
+    if isinstance(error, RuntimeError) and "table schema" in str(error):
         # Optuna names one of two commands, by whether it knows the database's version.
-        older = "optuna storage upgrade" in str(error)
-        cure = "bring it up with `optuna storage upgrade --storage URL`" if older else "`pip install -U optuna` helps"
-        found = f"an {'older' if older else 'unknown'} version of Optuna"
-        return StorageError(f"storage: the database was made by {found}, this is {optuna.__version__}; {cure}.")
-    if unwritten:
+        if "optuna storage upgrade" in str(error):
+            version, cure = "an older version", "bring it up with `optuna storage upgrade --storage URL`"
+        else:
+            version, cure = "an unknown version", "`pip install -U optuna` helps"
+        made = f"the database was made by {version} of Optuna, this is {optuna.__version__}"
+        return StorageError(f"storage: {made}; {cure}.")
+    # "Should not reach." is what Optuna says when a new trial cannot be written, on a full disk above all.
+    if isinstance(error, AssertionError) and "Should not reach" in str(error):
         return StorageError("storage: a new trial could not be written; the disk may be full.")
-    word = next((str(item.orig) for item in seen if isinstance(item, sqlalchemy.exc.DBAPIError)), str(seen[-1]))
-    first_line = (word.strip().splitlines() or ["no reason given"])[0]
-    return StorageError(f"storage: the database refused: {first_line.rstrip('.')}.")
+    if not isinstance(error, (StorageInternalError, SQLAlchemyError, sqlite3.Error)):
+        return None
+    causes = list(_causes(error))
+    word = next((str(cause.orig) for cause in causes if isinstance(cause, DBAPIError)), str(causes[-1]))
+    return StorageError(f"storage: the database refused: {_first_line(word, 'no reason given').rstrip('.')}.")

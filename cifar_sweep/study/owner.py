@@ -4,12 +4,9 @@ import os
 import socket
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import optuna
 
 
 @cache
@@ -45,15 +42,15 @@ class Owner:
     def current(cls) -> "Owner":
         """This process, with a new token."""
         pid = os.getpid()
-        return cls(socket.gethostname(), pid, _process_started(pid) or "", uuid.uuid4().hex, _system())
+        return cls(socket.gethostname(), pid, process_started(pid) or "", uuid.uuid4().hex, _system())
 
     def is_dead(self) -> bool:
         """Whether the process surely runs no longer: it is of this system, and gone."""
         here = (self.host, self.system) == (socket.gethostname(), _system())
-        return here and _process_started(self.pid) != self.started
+        return here and process_started(self.pid) != self.started
 
 
-def _process_started(pid: int) -> str | None:
+def process_started(pid: int) -> str | None:
     """The start time of a running process in the system's own count, empty where unknown, None where it is gone."""
     try:
         # The name in parentheses may hold spaces; state and start time are fields 3 and 22.
@@ -69,13 +66,3 @@ def _process_started(pid: int) -> str | None:
     except PermissionError:
         pass
     return ""
-
-
-def owner_attribute(owner: Owner) -> dict[str, Any]:
-    """The owner as a trial's user attribute."""
-    return asdict(owner)
-
-
-def is_abandoned(trial: optuna.trial.FrozenTrial) -> bool:
-    holder = trial.user_attrs.get("owner")
-    return holder is None or Owner(**holder).is_dead()

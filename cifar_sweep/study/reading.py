@@ -1,13 +1,12 @@
 """Reading the trials of large studies again and again: each finished trial once."""
 
+import abc
 import copy
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container
 from typing import Any
 
-from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Row
 
@@ -16,71 +15,22 @@ from cifar_sweep.study.storage import Storage
 
 
 class PassedOn(BaseStorage):
-    """An Optuna storage that passes everything on to another."""
+    """An Optuna storage that passes everything on to another; the methods are made below."""
 
     def __init__(self, behind: BaseStorage) -> None:
         self._behind = behind
 
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        return self._behind.create_new_study(directions, study_name=study_name)
 
-    def delete_study(self, study_id: int) -> None:
-        self._behind.delete_study(study_id)
+def _passing_on(name: str) -> Callable[..., Any]:
+    def method(self: PassedOn, *arguments: Any, **options: Any) -> Any:
+        return getattr(self._behind, name)(*arguments, **options)
 
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._behind.set_study_user_attr(study_id, key, value)
+    return method
 
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._behind.set_study_system_attr(study_id, key, value)
 
-    def get_study_id_from_name(self, study_name: str) -> int:
-        return self._behind.get_study_id_from_name(study_name)
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return self._behind.get_study_name_from_id(study_id)
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._behind.get_study_directions(study_id)
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._behind.get_study_user_attrs(study_id)
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._behind.get_study_system_attrs(study_id)
-
-    def get_all_studies(self) -> list[Any]:
-        return self._behind.get_all_studies()
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        return self._behind.create_new_trial(study_id, template_trial)
-
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        self._behind.set_trial_param(trial_id, param_name, param_value_internal, distribution)
-
-    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return self._behind.get_trial_id_from_study_id_trial_number(study_id, trial_number)
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        return self._behind.set_trial_state_values(trial_id, state, values)
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._behind.set_trial_intermediate_value(trial_id, step, intermediate_value)
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._behind.set_trial_user_attr(trial_id, key, value)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._behind.set_trial_system_attr(trial_id, key, value)
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._behind.get_trial(trial_id)
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        return self._behind.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+for _name in BaseStorage.__abstractmethods__:
+    setattr(PassedOn, _name, _passing_on(_name))
+abc.update_abstractmethods(PassedOn)  # type: ignore[type-abstract]
 
 
 class ReadingStorage(PassedOn):

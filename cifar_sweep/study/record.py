@@ -127,7 +127,7 @@ class TrialRecord:
 
     @property
     def epochs(self) -> int | None:
-        """The epochs of its config."""
+        """The epochs of its config; None where it has none."""
         return self.config.shape.epochs if self.config else None
 
     @cached_property
@@ -202,8 +202,13 @@ class TrialRecord:
 
     @property
     def deaths(self) -> int:
-        """How many workers died while they trained the epoch that is to come."""
-        return int(self._stored.get("deaths", 0)) if self._stored.get("died_after") == self.epochs_done else 0
+        """How many workers died one after the other in the epoch in which its worker died last; 0 where none did."""
+        return int(self._stored.get("deaths", 0))
+
+    @property
+    def died_after(self) -> int | None:
+        """How many epochs it had when its worker died last; None where none did."""
+        return self._stored.get("died_after")
 
     @property
     def reason(self) -> str:
@@ -295,21 +300,11 @@ class Saved:
     seconds: float
 
 
-def saved_by_pruning(trials: Sequence[FrozenTrial]) -> Saved:
+def saved_by_pruning(trials: Iterable[TrialRecord]) -> Saved:
     """The epochs that pruned trials were spared; one that was pruned before its first epoch counts without time."""
-    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED and "config" in trial.user_attrs]
-    return Saved(len(pruned), sum(map(epochs_left, pruned)), sum(map(seconds_spared, pruned)))
-
-
-def epochs_left(trial: FrozenTrial) -> int:
-    """The epochs of its config that a trial was not trained for."""
-    return max(int(trial.user_attrs["config"]["epochs"]) - len(trial.user_attrs.get("curve", [])), 0)
-
-
-def seconds_spared(trial: FrozenTrial) -> float:
-    """What `epochs_left` would have taken at the trial's mean pace; 0 where it has none."""
-    curve = trial.user_attrs.get("curve", [])
-    return epochs_left(trial) * sum(point["seconds"] for point in curve) / len(curve) if curve else 0.0
+    pruned = [trial for trial in trials if trial.state == "pruned" and trial.epochs is not None]
+    epochs = sum(trial.epochs_left for trial in pruned)
+    return Saved(len(pruned), epochs, sum(trial.seconds_spared for trial in pruned))
 
 
 def is_synthetic(data: Iterable[str]) -> bool:

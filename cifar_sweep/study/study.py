@@ -131,8 +131,7 @@ class SweepStudy:
 
     def missing(self) -> bool:
         """Whether a given point that was asked for has failed, and was not run again since."""
-        trials = self.asked_records()
-        return count(trials, "complete", "pruned", "running", "waiting") < self.budget
+        return count(self.asked_records(), "complete", "pruned", "running", "waiting") < self.budget
 
     def claim(
         self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1, workers: int | None = None

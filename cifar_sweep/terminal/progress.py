@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,14 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_sweep.forecast.costs import noted_costs
-from cifar_sweep.forecast.remaining import WorkerGroup, at_work, curve_of, groups_of, seconds_left
+from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.study.outage import is_outage
-from cifar_sweep.study.record import STATE_NAMES, describe, saved_by_pruning, seconds_spent, setting_text
+from cifar_sweep.study.record import TrialRecord, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
-from cifar_sweep.sweep.space import decode
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
-from cifar_sweep.words import duration, span
+from cifar_sweep.words import duration, params_text, span
 
 REFRESH_SECONDS = 1.0
 # Workers that are shown by a line of their own.
@@ -73,7 +71,7 @@ class _TimeLeft:
         self._range: tuple[float, float] | None = None
         self._reckoned = self._next = -1.0
 
-    def now(self, trials: Sequence[FrozenTrial]) -> tuple[float, float] | None:
+    def now(self, trials: Sequence[TrialRecord]) -> tuple[float, float] | None:
         """The range as it stands."""
         begun = time.monotonic()
         if begun >= self._next:
@@ -111,8 +109,8 @@ class _LiveView:
 
     def draw(self) -> RenderableType:
         """The view, in at most 80 columns."""
-        trials = self.study.asked()
-        summary = self.study.summary(self.study.asked_records())
+        trials = self.study.asked_records()
+        summary = self.study.summary(trials)
         done = summary["trials"]["complete"] + summary["trials"]["pruned"]
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=max(summary["budget"], 1), completed=done, width=BAR_WIDTH), _done_text(summary))
@@ -144,20 +142,20 @@ class _Lines:
         self.left = _TimeLeft(study)
 
     def refresh(self) -> None:
-        trials = self.study.trials()
+        trials = self.study.records()
         if self.said is None:  # what was finished before
-            self.said = {trial.number for trial in trials if trial.state.is_finished()}
+            self.said = {trial.number for trial in trials if trial.is_finished}
         for trial in trials:
-            if trial.state.is_finished() and trial.number not in self.said:
+            if trial.is_finished and trial.number not in self.said:
                 self.console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
                 self.said.add(trial.number)
 
     def miss(self, error: Exception) -> None:
         """The workers say so, in lines."""
 
-    def _line(self, trial: FrozenTrial) -> str:
-        trials = self.study.asked()
-        summary = self.study.summary(self.study.asked_records())
+    def _line(self, trial: TrialRecord) -> str:
+        trials = self.study.asked_records()
+        summary = self.study.summary(trials)
         best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
         left = self.left.now(trials)
         parts = [_ended_text(trial), best, f"{span(*left)} left" if left and left[1] else ""]
@@ -170,18 +168,12 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _ended_text(trial: FrozenTrial) -> str:
+def _ended_text(trial: TrialRecord) -> str:
     """What became of a trial."""
     value = f" {trial.value:.2%}" if trial.value is not None else ""
-    epochs, planned = len(curve_of(trial)), trial.user_attrs.get("config", {}).get("epochs", 0)
-    short = f" after {epochs} of {planned} epochs" if epochs < planned else ""
-    reason = (
-        f" ({trial.user_attrs['reason']})" if trial.state is TrialState.FAIL and "reason" in trial.user_attrs else ""
-    )
-    return (
-        f"trial {trial.number} {STATE_NAMES[trial.state]}{value}{short} in {duration(seconds_spent(trial))}{reason}, "
-        f"{setting_text(describe(trial))}"
-    )
+    short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
+    reason = f" ({trial.reason})" if trial.state == "failed" and trial.reason else ""
+    return f"trial {trial.number} {trial.state}{value}{short} in {duration(trial.seconds)}{reason}, {trial.setting}"
 
 
 def _done_text(summary: dict[str, Any]) -> Text:
@@ -192,7 +184,7 @@ def _done_text(summary: dict[str, Any]) -> Text:
 
 
 def left_text(
-    study: SweepStudy, summary: dict[str, Any], trials: Sequence[FrozenTrial], left: tuple[float, float] | None
+    study: SweepStudy, summary: dict[str, Any], trials: Sequence[TrialRecord], left: tuple[float, float] | None
 ) -> str:
     """How long it still takes, or why it does not go on."""
     counts = summary["trials"]
@@ -215,7 +207,7 @@ def _clock_text(low: float, high: float) -> str:
     return f" (at {first})" if first == last else f" ({first} to {last})"
 
 
-def _waiting_text(study: SweepStudy, summary: dict[str, Any], trials: Sequence[FrozenTrial]) -> str:
+def _waiting_text(study: SweepStudy, summary: dict[str, Any], trials: Sequence[TrialRecord]) -> str:
     """Says where workers have nothing left to do but to wait for the last ones."""
     counts = summary["trials"]
     unclaimed = summary["budget"] - counts["complete"] - counts["pruned"] - counts["running"]
@@ -226,19 +218,18 @@ def _waiting_text(study: SweepStudy, summary: dict[str, Any], trials: Sequence[F
     return f"; {idle} worker{'s wait' if idle > 1 else ' waits'} for the others"
 
 
-def _best_lines(trials: Sequence[FrozenTrial], best: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _best_lines(trials: Sequence[TrialRecord], best: dict[str, Any] | None) -> list[tuple[str, str]]:
     if best is None:
         return [("best", "none yet")]
     trial = next(trial for trial in trials if trial.number == best["number"])
-    ended = trial.datetime_complete
-    ago = f", {duration((datetime.now() - ended).total_seconds())} ago" if ended else ""
+    ago = f", {duration((datetime.now() - trial.ended).total_seconds())} ago" if trial.ended else ""
     return [
         ("best", f"{best['value']:.2%} validation accuracy, trial {best['number']}{ago}"),
-        ("", setting_text(best)),
+        ("", trial.setting),
     ]
 
 
-def _saved_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
+def _saved_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     saved = saved_by_pruning(trials)
     if not saved.trials:
         return []
@@ -246,12 +237,12 @@ def _saved_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
     return [("pruning", f"{ended}: {saved.epochs:,} epochs, {duration(saved.seconds)} of a worker saved")]
 
 
-def worker_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
+def worker_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     """A line for each worker that trains, with its number in the order of their first trials, and its group."""
     groups = groups_of(trials)
     numbers = {owner: k for k, owner in enumerate(dict.fromkeys(group.owner for group in groups), start=1)}
     running = sorted((group for group in groups if group.running), key=lambda group: numbers[group.owner])
-    hosts = {_owner(group)["host"] for group in running}
+    hosts = {_host(group) for group in running}
     lines = [
         (f"worker {numbers[group.owner]}", _group_text(group, named=len(hosts) > 1)) for group in running[:MOST_WORKERS]
     ]
@@ -261,23 +252,23 @@ def worker_lines(trials: Sequence[FrozenTrial]) -> list[tuple[str, str]]:
     return lines
 
 
-def _owner(group: WorkerGroup) -> dict[str, Any]:
-    return dict(group.trials[0].user_attrs["owner"])
+def _host(group: WorkerGroup) -> str:
+    owner = group.trials[0].owner
+    return owner.host if owner else ""
 
 
 def _group_text(group: WorkerGroup, *, named: bool) -> str:
     """What a worker does: its trials, how far they are, the best of them, since when, what they have in common."""
     running = group.running
-    curves = [curve_of(trial) for trial in running]
-    accuracies = [point["validation_accuracy"] for curve in curves for point in curve]
+    accuracies = [result.validation_accuracy for trial in running for result in trial.curve]
     best = f", best {max(accuracies):.1%}" if accuracies else ""
     since = duration((datetime.now() - group.begun).total_seconds())
-    host = f" on {_owner(group)['host']}" if named else ""
-    epochs = f"epoch {min(len(curves[0]) + 1, group.kind.epochs)} of {group.kind.epochs}"
+    host = f" on {_host(group)}" if named else ""
+    epochs = f"epoch {min(running[0].epochs_done + 1, group.shape.epochs)} of {group.shape.epochs}"
     return f"{_numbers_text(running)}: {epochs}{best}, {since}{host}; {_common_text(running)}"
 
 
-def _numbers_text(trials: Sequence[FrozenTrial]) -> str:
+def _numbers_text(trials: Sequence[TrialRecord]) -> str:
     numbers = sorted(trial.number for trial in trials)
     if len(numbers) == 1:
         return f"trial {numbers[0]}"
@@ -285,9 +276,9 @@ def _numbers_text(trials: Sequence[FrozenTrial]) -> str:
     return ("" if together else f"{len(numbers)} of ") + f"trials {numbers[0]}-{numbers[-1]}"
 
 
-def _common_text(trials: Sequence[FrozenTrial]) -> str:
+def _common_text(trials: Sequence[TrialRecord]) -> str:
     """A trial's settings; of several, what decided that they are trained together."""
     if len(trials) == 1:
-        return setting_text(describe(trials[0]))
-    shape = {name: value for name, value in decode(trials[0].params).items() if name in SHAPE_PARAMETERS}
-    return " ".join(f"{name}={value}" for name, value in shape.items()) or "of one shape"
+        return trials[0].setting
+    shape = {name: value for name, value in trials[0].params.items() if name in SHAPE_PARAMETERS}
+    return params_text(shape) or "of one shape"

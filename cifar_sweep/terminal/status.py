@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cifar_sweep.forecast.remaining import at_work, seconds_left
+from cifar_sweep.forecast.time_left import at_work, seconds_left
 from cifar_sweep.study.record import saved_by_pruning
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
@@ -16,9 +16,9 @@ from cifar_sweep.words import duration, span
 
 def glance(study: SweepStudy) -> dict[str, Any]:
     """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
-    summary, trials = study.summary(), study.trials()
+    summary, trials = study.summary(), study.records()
     saved = saved_by_pruning(trials)
-    left = seconds_left(study, study.asked())
+    left = seconds_left(study)
     return summary | {
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,

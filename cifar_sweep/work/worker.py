@@ -1,17 +1,19 @@
-"""The service: a study is put into the database to be worked on, and workers train trials of it until it is done."""
+"""Workers: each claims trials of the studies that are open, trains them, and claims again until nothing is left."""
 
 import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
+from functools import partial
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import CifarSweepError, DiskError, StudyError
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
+from cifar_sweep.machine.plan import Plan
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.lease import Lease, Patience
 from cifar_sweep.study.opening import check_code, open_studies
@@ -24,10 +26,13 @@ from cifar_sweep.training.images import data as images
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes.compiled import kernels_name
 from cifar_sweep.training.models.own import fingerprints
+from cifar_sweep.work.local import run_in_processes
 from cifar_sweep.work.runner import GroupTooLargeError, Training
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5  # between two looks for a trial that another worker gives back
+IDLE_SECONDS = 2.0  # between two looks for a study that is submitted
+RETRY_SECONDS = 60
 MAX_CONSECUTIVE_FAILURES = 5
 
 
@@ -37,13 +42,13 @@ class Job:
 
     Attributes:
         storage: address of the database.
-        studies: the studies to work on; none are all that are open.
-        known: of all that are open, those that the groups were planned for. When another one is to be worked on, the
-            worker ends, for new plans; None where it does not.
-        data: where the images are, as `training.data.load` takes it; None is where each study says.
-        artifacts: where checkpoints and weights go; None is where each study says.
+        studies: the studies to work on; none means every study that is open.
+        known: the open studies that the groups were planned for. The worker ends, for new plans, as soon as another
+            study is to be worked on. None: the worker takes whatever comes.
+        data: where the images are, as `training.images.data.load` takes it; None: where each study says.
+        artifacts: where checkpoints and weights go; None: where each study says.
         device: auto, cpu, cuda or cuda:N.
-        threads: threads to compute on, on the CPU; 0 is one per core.
+        threads: CPU threads to compute on; 0 is one per core.
         deadline: when to stop, in seconds since the epoch; None is never.
         worker: the worker's position among those started together.
         workers: how many were started together.
@@ -67,6 +72,68 @@ class Job:
         return self.deadline is not None and time.time() >= self.deadline
 
 
+def run_workers(job: Job, plan: Plan, *, stop: Callable[[], bool]) -> None:
+    """Do `job` with as many workers as `plan` says: one in this process, several in processes of their own.
+
+    Raises:
+        CifarSweepError: a worker's; the others are asked to stop first.
+    """
+    split = plan.split
+    planned = replace(job, threads=split.threads, workers=split.workers, groups=plan.groups)
+    if split.workers == 1:
+        work(planned, stop=stop)
+    else:
+        jobs = [replace(planned, worker=worker) for worker in range(split.workers)]
+        run_in_processes([partial(work, each) for each in jobs], stop=stop)
+
+
+def serve(
+    job: Job,
+    *,
+    until_idle: bool,
+    plan: Callable[[Sequence[SweepStudy]], Plan],
+    shown: Callable[[Sequence[SweepStudy]], AbstractContextManager[None]],
+    stop: Callable[[], bool],
+) -> None:
+    """Work on open studies, the most urgent first, until `stop` says yes, or there is nothing left.
+
+    Args:
+        job: which studies, and all that does not depend on the plan.
+        until_idle: whether to end when no study is open.
+        plan: gives the plan for the studies that are open.
+        shown: shows these studies while its body runs.
+        stop: asked every moment.
+
+    Raises:
+        CifarSweepError: a worker's. A worker that serves all studies for good logs the error and tries again.
+    """
+    with closing(open_existing(job.storage)) as storage:
+        patiently = Patience(storage, stop)
+        while not stop() and not job.out_of_time():
+            studies = patiently(lambda: list(open_studies(storage, job.studies)))
+            if studies:
+                known = tuple(study.name for study in studies)
+                made = plan(studies)
+                try:
+                    with shown(studies):
+                        run_workers(replace(job, known=known), made, stop=stop)
+                except CifarSweepError as error:
+                    if until_idle or job.studies:
+                        raise
+                    log.warning("%s It is tried again in %d s.", error, RETRY_SECONDS)
+                    _sleep(RETRY_SECONDS, stop)
+            elif until_idle:
+                break
+            else:
+                _sleep(IDLE_SECONDS, stop)
+
+
+def _sleep(seconds: float, stop: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop():
+        time.sleep(0.1)
+
+
 def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
     """Train trials of open studies until their budgets are spent, time is out, or `stop` says yes.
 
@@ -82,15 +149,23 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
 
     try:
         with closing(wait_out(lambda: open_existing(job.storage), stop=stopped, say=log.warning)) as storage:
-            _Shift(job, storage, stop=stopped).work()
+            _TrialWorker(job, storage, stop=stopped).work()
     except Exception as error:
         if not (stopped() and is_outage(error)):
             raise
         log.warning("stopped while the database does not answer; the trials go on elsewhere, or with the same command")
 
 
-class _Shift:
-    """A worker at work."""
+class _TrialWorker:
+    """A worker at work.
+
+    Attributes:
+        fitting: for shapes whose groups were too large for the memory, how many trials to try next.
+        failures: how many trials in a row have failed, by study.
+        given_up: how many studies in a row were paused because all their trials fail.
+        ready: images and artifacts by the uid of a study that this worker can train.
+        unable: why a study, by its uid, cannot be trained here.
+    """
 
     def __init__(self, job: Job, storage: Storage, *, stop: Callable[[], bool]) -> None:
         self.job = job
@@ -110,30 +185,31 @@ class _Shift:
 
     def work(self) -> None:
         while not self.stop():
-            there, turn = self.patiently(self._next)
-            if turn is not None:
-                self._train(*turn)
-            elif not there:
+            found = self.patiently(self._next)
+            if found is None:
                 break
+            study, claims = found
+            if claims:
+                self._train(study, claims)
             else:
                 time.sleep(POLL_SECONDS)  # other workers hold the last trials; one may come back
 
-    def _next(self) -> tuple[bool, tuple[SweepStudy, list[Claim]] | None]:
-        """Whether there is still something for this worker, now or later; and trials to train now."""
-        unfinished = False
+    def _next(self) -> tuple[SweepStudy, list[Claim]] | None:
+        """A study and trials of it to train: no trials where others hold the last ones, None where nothing is left."""
+        unfinished = None
         for study in open_studies(self.storage, self.job.studies):
             if self.job.known is not None and study.name not in self.job.known:
-                return False, None
+                return None
             if not self._is_able(study):
                 continue
-            unfinished = True
             workers = None if self.job.groups.fixed else self.job.workers
             claims = study.claim(self.worker, size=self._size, workers=workers)
+            unfinished = study, claims
             if claims:
-                return True, (study, claims)
-        if self.unable and not unfinished:
+                break
+        if self.unable and unfinished is None:
             raise next(iter(self.unable.values()))
-        return unfinished, None
+        return unfinished
 
     def _size(self, shape: Shape) -> int:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))

@@ -14,40 +14,6 @@ from cifar_sweep.training.images.data import ImageData
 from tests.bare import BarePython, assert_same, some_pictures
 
 CPU = torch.device("cpu")
-# Some normalise and some do not, one has the softmax inside: nothing may be taken from the first member alone.
-MIXED = """
-sampler = "given"
-pruner = "none"
-keep_weights = 9
-[fixed]
-model = "lenet"
-precision = "fp32"
-batch_size = 20
-epochs = 2
-[space]
-learning_rate = { low = 1e-5, high = 0.1, log = true }
-normalize = { choices = [false, true] }
-softmax = { choices = [false, true] }
-[[enqueue]]
-label = "plain"
-learning_rate = 3e-3
-[[enqueue]]
-label = "normalised"
-learning_rate = 2e-3
-normalize = true
-[[enqueue]]
-label = "softmax"
-learning_rate = 3e-3
-softmax = true
-"""
-
-
-@pytest.fixture
-def study(tmp_path: Path, cli: Any) -> str:
-    (tmp_path / "mixed.toml").write_text(MIXED)
-    finished = cli("run", "mixed.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1)
-    assert finished.exit_code == 0, finished.err
-    return "mixed"
 
 
 def metrics_of(folder: str) -> dict[str, Any]:
@@ -83,17 +49,15 @@ def test_the_best_by_validation_are_taken_and_the_named_ones_on_request(study: s
     assert [member["trial"] for member in metrics_of("named")["members"]] == [2, 0]
 
 
-@pytest.mark.slow
-def test_exports_make_the_same_ensemble_as_their_trials(study: str, small_data: ImageData, cli: Any) -> None:
+def test_exports_make_the_same_ensemble_as_their_trials(study: str, mixed_folder: Path, cli: Any) -> None:
     assert cli("ensemble", study, "--trials", "0,1", "--out", "from-study").exit_code == 0
-    for number in (0, 1):
-        assert cli("export", study, "--trial", number, "--out", f"one-{number}").exit_code == 0
-    finished = cli("ensemble", "one-0", "one-1", "--out", "from-exports")
+    first, second = mixed_folder / "one-0", mixed_folder / "one-1"
+    finished = cli("ensemble", first, second, "--out", "from-exports")
     assert finished.exit_code == 0, finished.err
     assert Path("from-study/weights.safetensors").read_bytes() == Path("from-exports/weights.safetensors").read_bytes()
     assert metrics_of("from-study")["test_accuracy"] == metrics_of("from-exports")["test_accuracy"]
     # An ensemble is an export, too, and may be a part of one.
-    assert cli("ensemble", "from-study", "one-1", "--out", "nested").exit_code == 0
+    assert cli("ensemble", "from-study", second, "--out", "nested").exit_code == 0
     assert [member["trial"] for member in metrics_of("nested")["members"]] == [0, 1, 1]
 
 
@@ -154,6 +118,7 @@ print((probabilities.argmax(dim=1) == labels).float().mean().item())
     assert float(result.stdout) == pytest.approx(metrics_of("all")["test_accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_its_script_says_without_us_what_predict_says(study: str, cli: Any, bare_python: BarePython) -> None:
     """Of networks of which some normalise, and one has the softmax inside."""
     assert cli("ensemble", study, "--top", 3, "--out", "all").exit_code == 0
@@ -164,37 +129,31 @@ def test_its_script_says_without_us_what_predict_says(study: str, cli: Any, bare
     assert_same(finished.stdout, said, export="all")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code", "words"),
-    [
+def test_what_makes_no_ensemble(study: str, mixed_folder: Path, cli: Any) -> None:
+    one = str(mixed_folder / "one-0")
+    for arguments, exit_code, words in (
         (("mixed", "--top", 1), 2, "an ensemble of 1"),
         (("mixed", "--top", 4), 1, "has 3 complete trials, fewer than the 4"),
         (("mixed", "--trials", "1,x"), 2, "different trial numbers with commas"),
         (("mixed", "--trials", "1,7"), 1, "no complete trial 7"),
         (("mixed", "--trials", "1,1"), 2, "different trial numbers"),
-        (("one", "one", "--top", 2), 2, "accepted with a study"),
+        ((one, one, "--top", 2), 2, "accepted with a study"),
         (("mixed", "other"), 2, "one study, or folders that hold a config.toml"),
         (("nowhere",), 1, "there is no study 'nowhere'"),
         (("mixed", "--data", "synthetic:600"), 1, "not on synthetic images (600 + 120)"),
-    ],
-)
-@pytest.mark.slow
-def test_what_makes_no_ensemble(study: str, cli: Any, arguments: Any, exit_code: int, words: str) -> None:
-    if "one" in arguments:
-        assert cli("export", "mixed", "--out", "one").exit_code == 0
-    finished = cli("ensemble", *arguments)
-    assert finished.exit_code == exit_code
-    assert words in finished.err
-    assert not Path("exports").exists()
+    ):
+        finished = cli("ensemble", *arguments)
+        assert finished.exit_code == exit_code
+        assert words in finished.err
+        assert not Path("exports").exists()
 
 
 @pytest.mark.slow
-def test_members_of_different_data_are_refused(study: str, cli: Any) -> None:
-    assert cli("export", study, "--trial", 0, "--out", "one").exit_code == 0
+def test_members_of_different_data_are_refused(study: str, mixed_folder: Path, cli: Any) -> None:
     other = ("run", "mixed.toml", "--only", "plain", "--data", "synthetic:600", "--study", "other")
     assert cli(*other, "--workers", 1, "--threads", 1).exit_code == 0
     assert cli("export", "other", "--out", "two").exit_code == 0
-    finished = cli("ensemble", "one", "two")
+    finished = cli("ensemble", mixed_folder / "one-0", "two")
     assert finished.exit_code == 2
     assert "two: trained on synthetic images (600 + 120)" in finished.err
 

@@ -1,6 +1,7 @@
 """An export is whole, true, loads without us, and trains again to the same numbers."""
 
 import json
+import re
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -271,12 +272,26 @@ def test_a_folder_is_written_whatever_users_named(small_data: ImageData, tmp_pat
     write(tmp_path / "out", [untrained(images, {"model": "lenet"}, provenance(words))], data=images, device=CPU)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["label"] == words
     assert read(tmp_path / "out").classifier()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    table = re.search(r"\| validation accuracy.*?\n\n", (tmp_path / "out/MODEL_CARD.md").read_text(), re.DOTALL)
+    assert table is not None
+    rows = table[0].strip().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [3] * 7
 
 
-def test_an_export_of_former_times_is_read(tiny_sweep: Path, cli: Any) -> None:
+def test_an_export_of_former_times_is_read(exports: None, cli: Any) -> None:
     """It had neither script nor ONNX."""
-    assert cli(*RUN, "--trials", 1).exit_code == 0
-    assert cli(*EXPORT, "--out", "here").exit_code == 0
-    Path("here/predict.py").unlink()
-    finished = cli("predict", "here", "--test", 1)
+    Path("one/predict.py").unlink()
+    finished = cli("predict", "one", "--test", 1)
     assert finished.exit_code == 0, finished.err
+
+
+def test_a_config_of_version_0_1_is_read() -> None:
+    """Of an ensemble; written line by line, without a TOML library."""
+    members = read(Path(__file__).parent / "config-0.1.toml").members
+    assert [member.config.shape.model for member in members] == ["lenet", "convnet"]
+    first, second = (member.origin for member in members)
+    assert (first.study, first.trial, first.label, first.best_epoch) == ('a "study"', 0, "", 1)
+    assert (second.label, second.shortened, second.validation_accuracy) == ("plain", "3 of 30 epochs", 0.25)
+    assert (second.group_sizes, second.group_places, second.commit) == ((2,), (1,), "")
+    assert second.params == {"learning_rate": 1e-05, "batch_norm": True}
+    assert second.versions == {"torch": "2", "my_module:build": "3"}

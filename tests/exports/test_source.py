@@ -104,6 +104,7 @@ def test_pictures_that_are_missing_or_broken(predict_script: Path, capsys: pytes
     assert capsys.readouterr().err == "usage: python predict.py PICTURE [PICTURE ...]\n"
 
 
+@pytest.mark.slow
 def test_its_exit_code_is_1_for_a_missing_picture(predict_script: Path, bare_python: BarePython) -> None:
     finished = bare_python(predict_script, "nothing.png", cwd=Path())
     assert (finished.returncode, finished.stdout) == (1, "")
@@ -125,6 +126,7 @@ def test_damaged_weights_are_said_to_be(predict_script: Path, tmp_path: Path) ->
         assert "\n" not in str(ended.value)
 
 
+@pytest.mark.slow
 def test_where_scripts_are_tried_we_are_not_installed(bare_python: BarePython, tmp_path: Path) -> None:
     for module, exit_code in (("cifar_sweep", 1), ("optuna", 1), ("torch, safetensors, PIL", 0)):
         assert bare_python("-c", f"import {module}", cwd=tmp_path).returncode == exit_code

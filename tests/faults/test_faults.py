@@ -23,18 +23,17 @@ from typing import Any
 
 import pytest
 import torch
-from optuna.trial import FrozenTrial, TrialState
 
-from cifar_sweep.artifacts import Stored, open_artifacts
-from cifar_sweep.config import TrialConfig
-from cifar_sweep.study.opening import load
+from cifar_sweep.artifacts import open_artifacts
+from cifar_sweep.study.opening import load, open_or_resume
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
-from cifar_sweep.work.submit import submit
+from cifar_sweep.work.submit import facts
 from cifar_sweep.work.worker import Job, work
 from tests.servers import PostgresServer
 
@@ -56,7 +55,7 @@ SWEEP = {
     "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
 }
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 repeated = pytest.mark.parametrize("repeat", range(REPEATS))
 
 
@@ -88,7 +87,8 @@ def submitted(storage: Storage, name: str, data: ImageData, **changes: Any) -> S
     for other, attributes in storage.studies():  # the server is shared by tests
         if attributes.get("state") == "open":
             load(storage, other).set_state("paused")
-    return submit(storage, name, parse(SWEEP | changes, where="test"), data, source="synthetic:500")
+    sweep = parse(SWEEP | changes, where="test")
+    return open_or_resume(storage, name, sweep, data=facts(data, source="synthetic:500"))
 
 
 class Crew:
@@ -151,27 +151,27 @@ def record(row: str, url: str, **found: Any) -> None:
             file.write(json.dumps({"row": row, "database": url.partition(":")[0], **found}) + "\n")
 
 
-def assert_finished(study: SweepStudy, count: int) -> list[FrozenTrial]:
-    trials = list(study.trials())
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * count
+def assert_finished(study: SweepStudy, count: int) -> list[TrialRecord]:
+    trials = list(study.records())
+    assert [trial.state for trial in trials] == ["complete"] * count
     assert [trial.number for trial in trials] == list(range(count))
     for trial in trials:
-        epochs = [point["epoch"] for point in trial.user_attrs["curve"]]
+        epochs = [point.epoch for point in trial.curve]
         assert epochs == list(range(1, study.sweep.fixed["epochs"] + 1))
-        assert sorted(trial.intermediate_values) == epochs, "every report is there"
+        assert sorted(trial.frozen.intermediate_values) == epochs, "every report is there"
     return trials
 
 
-def assert_as_unbroken(study: SweepStudy, trial: FrozenTrial, data: ImageData) -> None:
+def assert_as_unbroken(study: SweepStudy, trial: TrialRecord, data: ImageData) -> None:
     """The trial's losses and kept weights are bit for bit those of its config trained in one go."""
     torch.set_num_threads(1)
-    config = TrialConfig.from_dict(trial.user_attrs["config"])
+    config = trial.config
     unbroken = Run([config], data, device=torch.device("cpu"))
     for _ in range(config.shape.epochs):
         unbroken.epoch()
-    losses = [point["train_loss"] for point in trial.user_attrs["curve"]]
+    losses = [point.train_loss for point in trial.curve]
     assert losses == [result.train_loss for result in unbroken.members[0].history]
-    kept = checkpoint.unpack(open_artifacts(study.artifacts).get(Stored(**trial.user_attrs["weights"])))
+    kept = checkpoint.unpack(open_artifacts(study.artifacts).get(trial.weights))
     for name, value in unbroken.member(0).state_dict().items():
         assert kept[name].equal(value), name
 
@@ -227,7 +227,7 @@ def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew:
     trials = assert_finished(study, TRIALS)
     twice = sum(times - 1 for times in workers.epochs().values())
     assert twice <= kills, "at most one epoch is trained twice for each kill"
-    resumed = [trial for trial in trials if "deaths" in trial.user_attrs]
+    resumed = [trial for trial in trials if trial.deaths]
     assert resumed
     for trial in resumed[: TRIALS if WHOLE else 1]:
         assert_as_unbroken(study, trial, small_data)
@@ -279,7 +279,7 @@ def test_the_server_is_restarted_and_gone_for_a_while(
     assert max(workers.epochs().values()) == 1, "nothing was trained twice"
     assert meanwhile > 4, "the training went on"
     assert "the training goes on" in said
-    assert not any("deaths" in trial.user_attrs for trial in trials)
+    assert not any(trial.deaths for trial in trials)
     assert [code for _, code in workers.lines("end")] == ["0", "0"], "no worker died"
     record("outage", url, epochs_meanwhile=meanwhile, finished=len(trials))
 
@@ -353,23 +353,23 @@ def test_the_disk_of_the_artifacts_is_full(
     os.environ["CIFAR_SWEEP_STORAGE"] = url
     try:
         command = ("worker", "--until-idle", "--workers", 1, "--threads", 1, "--artifacts", disk / "files")
-        work(Job(url, artifacts=str(disk / "files"), threads=1), stop=lambda: len(study.ranked()) > 1)
+        work(Job(url, artifacts=str(disk / "files"), threads=1), stop=lambda: len(study.ranked_records()) > 1)
         filling = fill(disk)
         failed = cli(*command)
         assert failed.exit_code == 1
         assert "No space left on device" in failed.err.strip().splitlines()[-1]
         assert "Traceback" not in failed.err
-        before = [trial for trial in study.trials() if trial.state is TrialState.COMPLETE]
+        before = [trial for trial in study.records() if trial.state == "complete"]
         assert before
         for trial in before:
-            open_artifacts(str(disk / "files")).get(Stored(**trial.user_attrs["weights"]))
-        assert TrialState.RUNNING not in [trial.state for trial in study.trials()]
+            open_artifacts(str(disk / "files")).get(trial.weights)
+        assert "running" not in [trial.state for trial in study.records()]
         filling.unlink()
         assert cli(*command).exit_code == 0
     finally:
         del os.environ["CIFAR_SWEEP_STORAGE"]
     trials = assert_finished(study, TRIALS)
-    assert [trial.user_attrs["curve"] for trial in trials[: len(before)]] == [t.user_attrs["curve"] for t in before]
+    assert [trial.curve for trial in trials[: len(before)]] == [t.curve for t in before]
     record("full artifacts", url, finished=len(trials))
 
 
@@ -389,7 +389,7 @@ def test_the_disk_of_the_database_is_full(
             url = stack.enter_context(PostgresServer(below=disk)).url
         storage = stack.enter_context(closing(open_storage(url)))
         study = submitted(storage, name, small_data, trials=6)
-        work(Job(url, threads=1), stop=lambda: len(study.ranked()) > 1)
+        work(Job(url, threads=1), stop=lambda: len(study.ranked_records()) > 1)
         filling = fill(disk)
         monkeypatch.setenv("CIFAR_SWEEP_STORAGE", url)
         command = ("worker", "--until-idle", "--workers", 1, "--threads", 1)
@@ -397,14 +397,14 @@ def test_the_disk_of_the_database_is_full(
         assert failed.exit_code == 1
         assert failed.err.strip().splitlines()[-1].startswith("error: storage: ")
         assert "Traceback" not in failed.err
-        before = study.ranked()
+        before = study.ranked_records()
         assert len(before) > 1, "what is finished can be read"
         filling.unlink()
         finished = cli(*command)
         assert finished.exit_code == 0, finished.err
         trials = assert_finished(study, 6)
-        curves = {trial.number: trial.user_attrs["curve"] for trial in before}
-        assert {number: trials[number].user_attrs["curve"] for number in curves} == curves
+        curves = {trial.number: trial.curve for trial in before}
+        assert {number: trials[number].curve for number in curves} == curves
     record("full database", url, finished=len(trials), said=failed.err.strip().splitlines()[-1])
 
 
@@ -437,7 +437,7 @@ def test_a_damaged_checkpoint_is_found(
 ) -> None:
     study = submitted(database, name, small_data, trials=1, fixed=SWEEP["fixed"] | {"epochs": 8})
     epochs = 3 + repeat
-    work(Job(url, threads=1), stop=lambda: bool(study.trials()) and curve_length(study) >= epochs)
+    work(Job(url, threads=1), stop=lambda: bool(study.records()) and curve_length(study) >= epochs)
     last = curve_length(study)
     for path in sorted(Path("artifacts").rglob("checkpoint-*"))[-files:]:
         damage(path)
@@ -456,7 +456,7 @@ def test_a_damaged_checkpoint_is_found(
 
 
 def curve_length(study: SweepStudy) -> int:
-    return len(study.trials()[0].user_attrs.get("curve", []))
+    return len(study.records()[0].curve)
 
 
 # Memory
@@ -491,7 +491,7 @@ def test_a_trial_that_needs_too_much_memory_fails_alone(
 
     monkeypatch.setattr(Run, "epoch", short_of_memory)
     work(Job(url, threads=1))
-    states = [trial.state for trial in study.trials()]
-    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
-    assert study.trials()[1].user_attrs["reason"] == f"{type(error).__name__}: {error}".rstrip(".")
+    states = [trial.state for trial in study.records()]
+    assert states == ["complete", "failed", "complete", "complete"]
+    assert study.records()[1].reason == f"{type(error).__name__}: {error}".rstrip(".")
     record("memory", url, finished=3)

@@ -1,21 +1,20 @@
-"""Figures show the rows and trials they are given, and their page is safe, whole and says what the numbers are of."""
+"""Figures of curves, hand runs and learning rates show the rows and trials they are given."""
 
 import json
 import math
-import re
 from datetime import datetime
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_sweep.errors import DiskError
-from cifar_sweep.figures.figures import accuracy_by_learning_rate, claimed_against_measured, learning_curves
-from cifar_sweep.figures.page import write_html
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.figures.curve_figures import learning_curves
+from cifar_sweep.figures.hand_figures import claimed_against_measured
+from cifar_sweep.figures.search_figures import accuracy_by_learning_rate
 from cifar_sweep.hand.rows import HandRow
+from cifar_sweep.study.record import records
 
 DATA = "synthetic images (500 + 100) (0123456789abcdef)"
 HOSTILE = "</script><script>alert(1)</script><b onclick='x'>&\u2028"
@@ -34,7 +33,8 @@ def trial(number: int, state: TrialState, accuracies: list[float], *, batch_size
         | {"validation_accuracy": accuracy, "learning_rate": 1e-3, "seconds": 1.0}
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
-    config = {"model": "lenet", "learning_rate": 10.0 ** -(number + 1), "batch_size": batch_size, "epochs": 4}
+    params = {"model": "lenet", "learning_rate": 10.0 ** -(number % 9 + 1), "batch_size": batch_size, "epochs": 4}
+    config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=number).to_dict()
     return FrozenTrial(
         number=number,
         trial_id=number,
@@ -50,12 +50,12 @@ def trial(number: int, state: TrialState, accuracies: list[float], *, batch_size
     )
 
 
-TRIALS = [
+TRIALS = records([
     trial(0, TrialState.COMPLETE, [0.5, 0.7, 0.6], label="A-1"),
     trial(1, TrialState.PRUNED, [0.4, 0.2], batch_size=64),
     trial(2, TrialState.RUNNING, [0.3]),
     trial(3, TrialState.WAITING, []),
-]
+])  # fmt: skip
 
 
 def named(figure: go.Figure, name: str) -> Any:
@@ -111,13 +111,13 @@ def test_learning_curves_by_trial() -> None:
 def test_a_trial_that_diverged_leaves_a_gap() -> None:
     broken = trial(0, TrialState.PRUNED, [0.3, 0.1])
     broken.user_attrs["curve"][1]["train_loss"] = math.nan
-    figure = learning_curves([broken], data=DATA)
+    figure = learning_curves(records([broken]), data=DATA)
     assert [1, None] in [list(trace.y) for trace in figure.data]
     json.loads(figure.to_json(), parse_constant=pytest.fail)
 
 
 def test_many_trials_are_told_apart() -> None:
-    figure = learning_curves([trial(number, TrialState.COMPLETE, [0.5]) for number in range(40)], data=DATA)
+    figure = learning_curves(records([trial(number, TrialState.COMPLETE, [0.5]) for number in range(40)]), data=DATA)
     looks = {(trace.name, trace.line.color, trace.marker.symbol) for trace in figure.data}
     assert len(looks) == len({look[1:] for look in looks}) == 40
 
@@ -138,86 +138,7 @@ def test_accuracy_by_learning_rate_and_batch_size() -> None:
     assert alone.data[0].name == "complete", "no batch size where all are the same"
 
 
-def test_no_trial_at_all(tmp_path: Path) -> None:
-    figures = [claimed_against_measured([]), learning_curves([], data=DATA), accuracy_by_learning_rate([], data=DATA)]
-    write_html(tmp_path / "page.html", [("a", "b", figure) for figure in figures], title="none", facts={})
-    assert len(drawings((tmp_path / "page.html").read_text())) == 3
-
-
-class Page(HTMLParser):
-    """The elements of a page with their attributes, and its texts outside of scripts and styles."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.elements and self.elements[-1][0] not in ("script", "style"):
-            self.words += data
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
-
-
-def drawings(source: str) -> Any:
-    """The figures of a page, as a browser reads them."""
-    [found] = re.findall(r"const FIGURES = (\[.*?\]);\n\nconst dragmode", source, re.DOTALL)
-    return json.loads(found)
-
-
-def test_a_page_escapes_what_users_wrote(tmp_path: Path) -> None:
-    hostile = HandRow(HOSTILE, "lenet", claimed=50.0, trial=0, state="complete", test=0.5, note=HOSTILE, data=HOSTILE)
-    labelled = [trial(0, TrialState.COMPLETE, [0.5], label=HOSTILE)]
-    figures = [
-        (HOSTILE, HOSTILE, claimed_against_measured([hostile])),
-        (HOSTILE, HOSTILE, learning_curves(labelled, data=HOSTILE)),
-        (HOSTILE, HOSTILE, accuracy_by_learning_rate(labelled, data=HOSTILE)),
-    ]
-    write_html(tmp_path / "page.html", figures, title=HOSTILE, facts={HOSTILE: HOSTILE})
-    source = (tmp_path / "page.html").read_text()
-    page = Page(source)
-    assert (page.count("script"), page.count("b")) == (2, 0), "plotly and our own lines, and no more"
-    assert page.words.count("<script>alert(1)</script>") == 2 + 2 + 2 * 3, "title, h1, fact, headings"
-    assert source.count("alert(1)</script>") == 0
-    texts = json.dumps(drawings(source))
-    assert "alert(1)" in texts
-    assert re.search(r"<(?!br>)", texts) is None, "plotly reads HTML in its texts; only our own line breaks are any"
-
-
-def test_no_text_in_a_figure_ends_the_script(tmp_path: Path) -> None:
-    figure = go.Figure(layout={"title": {"text": HOSTILE}})
-    write_html(tmp_path / "page.html", [("a", "b", figure)], title="t", facts={})
-    source = (tmp_path / "page.html").read_text()
-    assert Page(source).count("script") == 2
-    assert drawings(source)[0]["layout"]["title"]["text"] == HOSTILE
-
-
-def test_a_page_opens_offline_in_light_and_dark_and_on_a_phone(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "page.html"
-    figures = [
-        ("Curves", "what one sees", learning_curves(TRIALS, data=DATA)),
-        ("Rows", "", claimed_against_measured(ROWS)),
-    ]
-    write_html(path, figures, title="study tiny", facts={"data": DATA, "device": "cpu"})
-    source = path.read_text()
-    page = Page(source)
-    assert not [attributes for _, attributes in page.elements if {"src", "href"} & attributes.keys()]
-    assert source.count("plotly.js v") == 1, "the library once, in the file"
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.elements
-    assert "prefers-color-scheme: dark" in source
-    assert "responsive: true" in source
-    assert DATA in page.words
-    assert [attributes["id"] for tag, attributes in page.elements if tag == "div"] == ["figure-1", "figure-2"]
-    assert [len(drawing["data"]) for drawing in drawings(source)] == [len(figure.data) for _, _, figure in figures]
-    assert not [drawing for drawing in drawings(source) if "width" in drawing["layout"]], "as wide as the screen"
-
-
-def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DiskError, match="could not be written"):
-        write_html(tmp_path / "file" / "page.html", [], title="t", facts={})
+def test_no_trial_at_all() -> None:
+    assert len(claimed_against_measured([]).data) == 0
+    assert len(learning_curves([], data=DATA).data) == 0
+    assert len(accuracy_by_learning_rate([], data=DATA).data) == 0

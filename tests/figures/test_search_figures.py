@@ -9,15 +9,11 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_sweep.figures.search_figures import (
-    BINS_PER_DECADE,
-    MOST_BATCH_ROWS,
-    MOST_MARKS,
-    hand_beside_search,
-    learning_rate_by_batch,
-    seconds_by_trial,
-)
+from cifar_sweep.figures.hand_figures import MOST_POINTS, hand_beside_search
+from cifar_sweep.figures.search_figures import BINS_PER_DECADE, MOST_BATCH_ROWS, learning_rate_by_batch
+from cifar_sweep.figures.trial_figures import MOST_BARS, seconds_by_trial
 from cifar_sweep.hand.rows import HandRow
+from cifar_sweep.study.record import records
 from tests.figures.test_figures import DATA, HOSTILE, named, trial
 
 REAL = "CIFAR-10 (0123456789abcdef)"
@@ -29,7 +25,7 @@ def placed(number: int, learning_rate: float, batch_size: int, accuracy: float, 
         number, more.pop("state", TrialState.COMPLETE), [accuracy / 2, accuracy], batch_size=batch_size, **more
     )
     made.user_attrs["config"]["learning_rate"] = learning_rate
-    made.user_attrs["environment"] = {"device": "cpu (a model)"}
+    made.user_attrs["environment"] = {"device": "cpu (a model)", "threads": 1, "versions": {}, "commit": None}
     return made
 
 
@@ -62,7 +58,7 @@ def test_the_best_of_each_cell() -> None:
         placed(4, 1e-2, 16, 0.1, state=TrialState.FAIL),
         trial(5, TrialState.WAITING, []),
     ]
-    figure = learning_rate_by_batch(trials, data=DATA)
+    figure = learning_rate_by_batch(records(trials), data=DATA)
     value, words = cell(figure, 1e-3, "64")
     assert value == pytest.approx(70), "a complete trial goes before the last value of one that was pruned"
     assert "best 70.00 %, trial 1, A-1<br>" in words
@@ -83,7 +79,7 @@ def test_the_best_of_each_cell() -> None:
 
 def test_many_batch_sizes_share_rows() -> None:
     sizes = range(16, 16 + MOST_BATCH_ROWS + 1)
-    figure = learning_rate_by_batch([placed(size, 1e-3, size, size / 100) for size in sizes], data=DATA)
+    figure = learning_rate_by_batch(records([placed(size, 1e-3, size, size / 100) for size in sizes]), data=DATA)
     assert list(figure.data[0].y) == ["about 16", "about 32"]
     value, words = cell(figure, 1e-3, "about 32")
     assert value == pytest.approx(28)
@@ -92,7 +88,7 @@ def test_many_batch_sizes_share_rows() -> None:
 
 def test_claims_stand_on_lines_of_their_own() -> None:
     trials = [placed(0, 1e-3, 64, 0.5), placed(1, 1e-3, 64, 0.71), placed(2, 1e-2, 64, 0.3, state=TrialState.PRUNED)]
-    figure = hand_beside_search(trials, CLAIMS, data=REAL)
+    figure = hand_beside_search(records(trials), CLAIMS, data=REAL)
     complete, others = named(figure, "search: complete"), named(figure, "search: other, last value")
     assert list(complete.x) == pytest.approx([50, 71])
     assert list(others.x) == pytest.approx([30])
@@ -109,14 +105,14 @@ def test_claims_stand_on_lines_of_their_own() -> None:
     assert f"validation accuracy on {REAL}" in title
     assert "claimed: test accuracy on CIFAR-10, as students' reports state it, not measured here" in title
     assert "synthetic" not in title
-    on_synthetic = title_of(hand_beside_search(trials, CLAIMS, data=DATA))
+    on_synthetic = title_of(hand_beside_search(records(trials), CLAIMS, data=DATA))
     assert "synthetic images say nothing about CIFAR-10" in on_synthetic
 
 
 def test_no_points_where_there_are_too_many() -> None:
-    trials = [placed(number, 1e-3, 64, number / 1000) for number in range(MOST_MARKS + 1)]
-    assert named(hand_beside_search(trials, [], data=REAL), "search: complete").boxpoints is False
-    assert named(hand_beside_search(trials[:-1], [], data=REAL), "search: complete").boxpoints == "all"
+    trials = [placed(number, 1e-3, 64, number / 1000) for number in range(MOST_POINTS + 1)]
+    assert named(hand_beside_search(records(trials), [], data=REAL), "search: complete").boxpoints is False
+    assert named(hand_beside_search(records(trials[:-1]), [], data=REAL), "search: complete").boxpoints == "all"
 
 
 def test_time_by_trial_and_how_it_ended() -> None:
@@ -127,7 +123,7 @@ def test_time_by_trial_and_how_it_ended() -> None:
         trial(3, TrialState.WAITING, []),
     ]
     trials[2].user_attrs["environment"]["device"] = "cuda (another)"
-    figure = seconds_by_trial(trials, data=DATA)
+    figure = seconds_by_trial(records(trials), data=DATA)
     complete, pruned = named(figure, "complete"), named(figure, "pruned")
     assert (list(complete.x), list(complete.y)) == ([0, 2], [2, 2])
     assert (list(pruned.x), list(pruned.y)) == ([1], [2])
@@ -136,17 +132,17 @@ def test_time_by_trial_and_how_it_ended() -> None:
     assert "training on cpu (a model); cuda (another): 6 s in all" in title_of(figure)
     assert figure.layout.yaxis.title.text == "training time, s"
     trials[0].user_attrs["curve"][0]["seconds"] = 7200
-    figure = seconds_by_trial(trials, data=DATA)
+    figure = seconds_by_trial(records(trials), data=DATA)
     assert figure.layout.yaxis.title.text == "training time, h"
     assert named(figure, "complete").y[0] == pytest.approx(7201 / 3600)
 
 
 def test_of_many_trials_a_bar_stands_for_several() -> None:
     states = (TrialState.COMPLETE, TrialState.PRUNED)
-    trials = [placed(number, 1e-3, 64, 0.5, state=states[number % 2]) for number in range(4 * MOST_MARKS)]
-    figure = seconds_by_trial(trials, data=DATA)
+    trials = [placed(number, 1e-3, 64, 0.5, state=states[number % 2]) for number in range(4 * MOST_BARS)]
+    figure = seconds_by_trial(records(trials), data=DATA)
     complete = named(figure, "complete")
-    assert len(complete.x) == MOST_MARKS
+    assert len(complete.x) == MOST_BARS
     assert (complete.x[0], complete.y[0], complete.width) == (1.5, 4, pytest.approx(3.4)), "trials 0 and 2, of 0 to 3"
     assert complete.hovertext[0] == "2 complete of the trials 0 to 3<br>4 s on cpu (a model)"
     assert sum(sum(trace.y) for trace in figure.data) == sum(2 for _ in trials)
@@ -156,12 +152,12 @@ def test_of_many_trials_a_bar_stands_for_several() -> None:
 def test_what_users_wrote_is_escaped() -> None:
     trials = [placed(0, 1e-3, 64, 0.5, label=HOSTILE), placed(1, 1e-3, 64, 0.5, state=TrialState.PRUNED, label=HOSTILE)]
     for made in trials:
-        made.user_attrs["environment"]["device"] = made.user_attrs["config"]["model"] = HOSTILE
+        made.user_attrs["environment"]["device"] = HOSTILE
     claims = [HandRow(HOSTILE, HOSTILE, claimed=1.0, note=HOSTILE)]
     for figure in (
-        learning_rate_by_batch(trials, data=HOSTILE),
-        hand_beside_search(trials, claims, data=HOSTILE),
-        seconds_by_trial(trials, data=HOSTILE),
+        learning_rate_by_batch(records(trials), data=HOSTILE),
+        hand_beside_search(records(trials), claims, data=HOSTILE),
+        seconds_by_trial(records(trials), data=HOSTILE),
     ):
         texts = figure.to_json()
         assert "alert(1)" in texts

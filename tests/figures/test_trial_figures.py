@@ -8,11 +8,14 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 from optuna.trial import TrialState
 
+from cifar_sweep.figures.curve_figures import curves
 from cifar_sweep.figures.importance import Importances
 from cifar_sweep.figures.parameter_figures import Axis, parallel, slices
+from cifar_sweep.figures.search_figures import importance
+from cifar_sweep.figures.style import thinned
 from cifar_sweep.figures.timeline import lanes_of, spans_of, timeline, without_pauses
-from cifar_sweep.figures.trial_figures import curves, front, history, importance, pareto, pruned_when, thinned
-from cifar_sweep.study.record import rows_of
+from cifar_sweep.figures.trial_figures import front, history, pruned_when
+from cifar_sweep.study.record import records
 from cifar_sweep.sweep.file import find, load
 from tests.report.report_studies import made_up, many, sweep_of
 
@@ -39,7 +42,7 @@ def test_thinned_keeps_both_ends() -> None:
 def test_history() -> None:
     trials = [made_up(SWEEP, n, accuracy=share) for n, share in enumerate([0.3, 0.5, 0.4, 0.6])]
     trials += [made_up(SWEEP, 4, TrialState.PRUNED, accuracy=0.55), made_up(SWEEP, 5, TrialState.FAIL, epochs_done=0)]
-    figure = history(rows_of(trials))
+    figure = history(records(trials))
     assert list(named(figure, "complete").y) == [30, 50, 40, 60]
     assert list(named(figure, "complete").customdata) == [0, 1, 2, 3]
     assert (list(named(figure, "pruned, last value").x), list(named(figure, "pruned, last value").y)) == ([4], [55])
@@ -51,11 +54,11 @@ def test_when_trials_were_stopped() -> None:
     trials = [made_up(SWEEP, n, TrialState.PRUNED, epochs_done=done) for n, done in enumerate([1, 1, 3])]
     trials.append(made_up(SWEEP, 3, TrialState.PRUNED, epochs_done=3, reason="diverged in epoch 4: the loss"))
     trials += [made_up(SWEEP, 4), made_up(SWEEP, 5, TrialState.FAIL)]
-    figure = pruned_when(trials, epochs_searched=False)
+    figure = pruned_when(records(trials), epochs_searched=False)
     assert dict(zip(named(figure, "pruned").x, named(figure, "pruned").y, strict=True)) == {1: 2, 3: 1}
     assert dict(zip(named(figure, "diverged").x, named(figure, "diverged").y, strict=True)) == {3: 1}
     assert figure.layout.xaxis.range[1] > 10, "to the end of the schedule"
-    shares = pruned_when(trials, epochs_searched=True)
+    shares = pruned_when(records(trials), epochs_searched=True)
     assert dict(zip(named(shares, "pruned").x, named(shares, "pruned").y, strict=True)) == {10: 2, 30: 1}
 
 
@@ -65,31 +68,27 @@ def test_importance_has_the_greatest_on_top() -> None:
 
 
 def test_curves_are_few_and_the_best_stand_out() -> None:
-    trials = many(SWEEP, 300)
+    trials = records(many(SWEEP, 300))
     figure = curves(trials, epochs_searched=False)
     assert sum(parts(trace.y) for trace in figure.data) <= 50
-    best = max((trial for trial in trials if trial.state is TrialState.COMPLETE), key=lambda trial: trial.value or 0)
+    best = max((trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.value or 0)
     top = figure.data[-1]
     assert top.name == f"trial {best.number}", "the best one lies on the others"
-    accuracies = [100 * point["validation_accuracy"] for point in best.user_attrs["curve"]]
+    accuracies = [100 * result.validation_accuracy for result in best.curve]
     assert list(top.y)[:-1] == pytest.approx(accuracies)
-    assert named(figure, "pruned").customdata[0] == next(t.number for t in trials if t.state is TrialState.PRUNED)
+    assert named(figure, "pruned").customdata[0] == next(t.number for t in trials if t.state == "pruned")
     few = curves(trials[:6], epochs_searched=True)
     assert max(x for trace in few.data for x in trace.x if x is not None) == 100
 
 
-def test_pareto() -> None:
-    points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.5), (4.0, 0.6), (5.0, 0.55)]
-    assert pareto(points) == [0, 3]
-
-
 def test_the_front_by_time_and_by_size() -> None:
-    trials = [made_up(SWEEP, n, accuracy=share) for n, share in enumerate([0.5, 0.6, 0.55])]
-    for trial, seconds, size in zip(trials, [2.0, 3.0, 1.0], [5e6, 1e6, 9e6], strict=True):
+    trials = [made_up(SWEEP, n, accuracy=share) for n, share in enumerate([0.5, 0.6, 0.55, 0.55, 0.4])]
+    known = zip(trials, [2.0, 3.0, 1.0, 1.5, 4.0], [5e6, 1e6, 9e6, 9e6, 10e6], strict=True)
+    for trial, seconds, size in known:
         for point in trial.user_attrs["curve"]:
             point["seconds"] = seconds / 10
         trial.user_attrs["weights"]["size"] = size
-    rows = rows_of([*trials, made_up(SWEEP, 3, TrialState.PRUNED)])
+    rows = records([*trials, made_up(SWEEP, 5, TrialState.PRUNED)])
     time, size = front(rows, size=False).data[1], front(rows, size=True).data[1]
     assert (list(time.customdata), list(time.x)) == ([2, 1], [1, 3])
     assert (list(size.customdata), list(size.x)) == ([1], [1])
@@ -124,17 +123,22 @@ def test_slices() -> None:
         made_up(SWEEP, 0, accuracy=0.5, params={"learning_rate": 1e-2, "log2_batch_size": 5}),
         made_up(SWEEP, 1, TrialState.PRUNED, accuracy=0.4, params={"learning_rate": 1e-3, "log2_batch_size": 6}),
     ]
-    found = dict(slices(rows_of(trials), ["learning_rate", "batch_size"], logarithmic=LOG))
-    pruned, complete, best = found["learning_rate"].data
+    by_rate, by_size = slices(records(trials), ["learning_rate", "batch_size"], logarithmic=LOG)
+    pruned, complete, best = by_rate.data
     assert (list(pruned.x), list(pruned.y)) == ([1e-3], [40])
-    assert (list(complete.x), list(complete.y), list(complete.customdata[0])) == ([1e-2], [50], [0, "0.01"])
+    assert (list(complete.x), list(complete.y), list(complete.customdata), complete.text[0]) == (
+        [1e-2],
+        [50],
+        [0],
+        "0.01",
+    )
     assert (list(best.x), best.marker.symbol) == ([1e-2], "circle-open")
-    assert found["batch_size"].layout.xaxis.type == "log"
+    assert by_size.layout.xaxis.type == "log"
 
 
 def test_parallel_lines_pass_over_what_a_trial_does_not_have() -> None:
     sweep = load(find("full"))
-    rows = rows_of(many(sweep, 80))
+    rows = records(many(sweep, 80))
     names = ["optimizer", "momentum", "learning_rate"]
     figure = parallel(rows, names, logarithmic=LOG)
     complete = [row for row in rows if row.state == "complete"]
@@ -148,9 +152,9 @@ def test_parallel_lines_pass_over_what_a_trial_does_not_have() -> None:
 
 
 def test_thousands_of_trials_are_thinned() -> None:
-    rows = rows_of(many(SWEEP, 1200))
+    rows = records(many(SWEEP, 1200))
     assert sum(parts(trace.x) for trace in parallel(rows, ["learning_rate", "batch_size"], logarithmic=LOG).data) <= 301
-    [(_, figure)] = slices(rows, ["learning_rate"], logarithmic=LOG)
+    [figure] = slices(rows, ["learning_rate"], logarithmic=LOG)
     assert sum(len(trace.x) for trace in figure.data) <= 1201
 
 
@@ -176,11 +180,12 @@ def test_the_timeline() -> None:
     trials += [made_up(SWEEP, 4, TrialState.PRUNED), made_up(SWEEP, 5, TrialState.RUNNING)]
     trials[2].user_attrs["owner"] = None
     trials[3].datetime_complete = trials[3].datetime_start + timedelta(hours=3)
-    figure = timeline(rows_of(trials))
+    figure = timeline(records(trials))
     complete, pruned = named(figure, "complete"), named(figure, "pruned")
     assert sorted(number for number, *_ in complete.customdata) == [0, 1, 2, 3]
     assert list(figure.layout.yaxis.ticktext) == ["worker 1", "worker 2", "unknown worker"]
     assert [number for number, *_ in pruned.customdata] == [4]
     assert max(complete.x) == pytest.approx(3, abs=0.01), "hours"
     assert len({*complete.y, *pruned.y}) >= 3
-    assert [row.number for row, _, _ in spans_of(rows_of(trials))] == [0, 1, 2, 3, 4], "those that have ended"
+    ended, _ = spans_of(records(trials))
+    assert [trial.number for trial in ended] == [0, 1, 2, 3, 4], "those that have ended"

@@ -106,11 +106,11 @@ def test_points_tried_first_count_as_themselves() -> None:
 
 
 def test_what_a_point_leaves_open_is_drawn() -> None:
-    space = {"epochs": {"choices": [10, 30]}, "batch_size": {"low": 16, "high": 64, "base2": True}}
-    found = expected(trials=1, enqueue=[{"batch_size": 16}], fixed=LENET, space=space)
-    assert {shape.batch_size for _, shape in found} == {16}
-    assert trials(found) == pytest.approx(1)
-    assert epochs(found) == pytest.approx(20, rel=0.1)
+    space = {"epochs": {"choices": [10, 30]}, "batch_size": {"low": 16, "high": 128, "step": 1}}
+    points = [{"batch_size": batch} for batch in range(16, 116)]
+    found = expected(trials=100, enqueue=points, fixed=LENET, space=space)
+    assert [shape.batch_size for _, shape in found] == list(range(16, 116))
+    assert epochs(found) == pytest.approx(100 * 20, rel=0.15)
 
 
 def test_the_precision_is_the_machines_where_the_sweep_says_none() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from cifar_sweep.exports import testset
 from cifar_sweep.hand import rows as hand_runs
 from cifar_sweep.hand.compare import SweepRow, as_json, collect, sweep_rows, tables
 from cifar_sweep.hand.rows import HandRow, hand_rows
+from cifar_sweep.study import opening
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import load
-from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.work.submit import facts
@@ -79,11 +80,30 @@ def given(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def study(given: Path, small_data: ImageData) -> SweepStudy:
+def train_given(path: Path, data: ImageData) -> SweepStudy:
     """Trial 0 is H-2 whole, trial 1 H-2 shortened, trial 2 H-1 shortened; H-3 is not run."""
-    train(given, small_data, only="H-2")
-    return train(given, small_data, only="H-2,H-1", epochs=1, train_images=120)
+    train(path, data, only="H-2")
+    return train(path, data, only="H-2,H-1", epochs=1, train_images=120)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, session_cache: Path, small_data: ImageData) -> Path:
+    """The folder of `study`, which is trained once."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = folder / "given.toml"
+    path.write_text(GIVEN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_SWEEP_CACHE", str(session_cache))
+        patch.chdir(folder)
+        train_given(path, small_data)
+    return folder
+
+
+@pytest.fixture
+def study(trained: Path) -> SweepStudy:
+    """A copy of what `train_given` makes, to be read; what is trained in addition goes to the original's folder."""
+    shutil.copytree(trained, Path(), dirs_exist_ok=True)
+    return opening.load(open_storage("sqlite:///studies.db"), "given")
 
 
 def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
@@ -95,6 +115,12 @@ def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
 def as_if_real(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims are about CIFAR-10: points are not given for images that were drawn."""
     monkeypatch.setattr(hand_runs, "is_synthetic", lambda _: False)
+
+
+def known(sweep: Path) -> None:
+    """Put a sweep's file where it is found by its name."""
+    Path("sweeps").mkdir()
+    sweep.rename(Path("sweeps", sweep.name))
 
 
 def text(screen: Callable[[Console], None], *, width: int = 300) -> str:
@@ -111,7 +137,7 @@ def shown(hand: list[HandRow], sweeps: list[SweepRow]) -> str:
 def test_a_row_for_each_training_in_the_files_order(study: SweepStudy, given: Path, small_data: ImageData) -> None:
     tests = measured(study, small_data)
     assert sorted(tests) == [0, 1, 2]
-    rows = hand_rows(load(given), study, tests, train_images=400)
+    rows = hand_rows(load(given), study)
     assert [(row.label, row.trial, row.state) for row in rows] == [
         ("H-2", 0, "complete"),
         ("H-2", 1, "complete"),
@@ -131,18 +157,20 @@ def test_a_row_for_each_training_in_the_files_order(study: SweepStudy, given: Pa
     assert whole.difference == pytest.approx(100 * tests[0] - 12.3456)
     assert (short.test, short.difference) == (tests[1], None)
     assert whole.validation == study.trials()[0].value
-    assert whole.seconds == study.trials()[0].user_attrs["seconds"]
+    assert whole.seconds == pytest.approx(study.records()[0].seconds)
     assert (whole.claimed_seconds, whole.epochs, short.epochs, whole.model) == (70, 2, 1, "lenet")
     assert whole.note == "the first one"
     assert whole.data == f"{NAME} ({small_data.fingerprint})"
-    assert whole.device == study.trials()[0].user_attrs["environment"]["device"]
+    assert whole.device == study.records()[0].device
     assert (bare.claimed, bare.test, bare.difference, bare.data, bare.epochs) == (None, None, None, "", 1)
     assert (ensemble.claimed, ensemble.difference, ensemble.model) == (86.3, None, "H-2 + H-3")
 
 
-@pytest.mark.usefixtures("as_if_real")
 @pytest.mark.slow
-def test_an_ensemble_is_of_whole_members(study: SweepStudy, given: Path, small_data: ImageData, cli: Any) -> None:
+@pytest.mark.usefixtures("as_if_real")
+def test_an_ensemble_is_of_whole_members(given: Path, small_data: ImageData, cli: Any) -> None:
+    study = train_given(given, small_data)
+
     def row() -> HandRow:
         hand, _ = collect(
             [study],
@@ -153,8 +181,7 @@ def test_an_ensemble_is_of_whole_members(study: SweepStudy, given: Path, small_d
         )
         return hand[-1]
 
-    Path("sweeps").mkdir()
-    given.rename("sweeps/given.toml")
+    known(given)
     # Shortened in its images alone, a run has as many epochs as the whole one.
     train(Path("sweeps/given.toml"), small_data, only="H-2", train_images=120)
     train(Path("sweeps/given.toml"), small_data, only="H-3", train_images=120)
@@ -169,15 +196,17 @@ def test_an_ensemble_is_of_whole_members(study: SweepStudy, given: Path, small_d
 
 @pytest.mark.slow
 def test_no_points_on_images_that_were_drawn(study: SweepStudy, given: Path, small_data: ImageData) -> None:
-    row = hand_rows(load(given), study, measured(study, small_data))[0]
+    measured(study, small_data)
+    row = hand_rows(load(given), study)[0]
     assert row.test is not None
     assert row.difference is None
 
 
 @pytest.mark.slow
 def test_without_a_study_and_without_the_number_of_images(study: SweepStudy, given: Path) -> None:
-    assert {row.state for row in hand_rows(load(given), None, {})} == {"not run", "see members"}
-    assert hand_rows(load(given), study, {})[1].shortened == "1 of 2 epochs, 120 of all images"
+    assert {row.state for row in hand_rows(load(given), None)} == {"not run", "see members"}
+    study.data = {name: fact for name, fact in study.data.items() if name != "train_images"}
+    assert hand_rows(load(given), study)[1].shortened == "1 of 2 epochs, 120 of all images"
 
 
 def test_a_run_with_other_settings_is_not_the_claimed_one(given: Path, small_data: ImageData) -> None:
@@ -185,7 +214,7 @@ def test_a_run_with_other_settings_is_not_the_claimed_one(given: Path, small_dat
     given.write_text(text.replace('label = "H-3"', 'label = "H-3"\ndropout = 0.25'))
     study = train(given, small_data, only="H-3")
     given.write_text(text)
-    [row] = [row for row in hand_rows(load(given), study, {0: 0.5}) if row.trial == 0]
+    [row] = [row for row in hand_rows(load(given), study) if row.trial == 0]
     assert row.shortened == "dropout 0.25, not 0.0"
 
 
@@ -193,7 +222,7 @@ def test_a_waiting_trial_has_no_numbers(given: Path, small_data: ImageData) -> N
     sweep = load(given, changes={"epochs": 1})
     storage = open_storage("sqlite:///studies.db")
     study = open_or_resume(storage, "given", sweep, data=facts(small_data, source="synthetic:500"))
-    row = hand_rows(load(given), study, {})[0]
+    row = hand_rows(load(given), study)[0]
     assert (row.trial, row.state, row.shortened) == (0, "waiting", "1 of 2 epochs")
     assert (row.validation, row.seconds, row.commit, row.device) == (None, None, None, None)
 
@@ -250,17 +279,18 @@ def test_other_data_than_the_studys(study: SweepStudy, session_cache: Path, read
 def test_a_sweep_beside_the_best_by_hand(
     study: SweepStudy, given: Path, tiny_sweep: Path, small_data: ImageData
 ) -> None:
-    tests = {0: 0.5, 1: 0.9, 2: 0.95}
-    hand = hand_rows(load(given), study, tests)
+    for number, accuracy in enumerate((0.5, 0.9, 0.95)):
+        study.record_test([number], accuracy)
+    hand = hand_rows(load(given), study)
     hand.append(HandRow("X-1", "vgg11", claimed=99, validation=0.9, test=0.4, data=hand[0].data))
     hand.append(HandRow("X-2", "lenet", validation=0.9, test=0.8, data="other images (0)"))
     searched = train(tiny_sweep, small_data, trials=2)
-    best = searched.ranked()[0]
-    [row] = sweep_rows([study, searched], hand, {"tiny": {best.number: 0.6}})
+    best = searched.ranked_records()[0]
+    searched.record_test([best.number], 0.6)
+    [row] = sweep_rows([study, searched], hand)
     assert row.difference is None, "nobody knows how long the sweep was meant to be"
-    [row] = sweep_rows(
-        [study, searched], hand, {"tiny": {best.number: 0.6}}, files={searched.sweep.name: load(tiny_sweep)}
-    )
+    known(tiny_sweep)
+    [row] = sweep_rows([study, searched], hand)
     assert (row.study, row.trial, row.model, row.finished, row.budget) == ("tiny", best.number, "lenet", 2, 2)
     assert (row.validation, row.test, row.shortened, row.epochs) == (best.value, 0.6, "", 3)
     assert row.params.startswith("learning_rate=")
@@ -292,8 +322,9 @@ def test_a_shortened_sweep(
 ) -> None:
     tiny_sweep.write_text(tiny_sweep.read_text() + PREVIEW)
     searched = train(tiny_sweep, small_data, **settings)
-    files: dict[str, Sweep] = {"tiny": load(tiny_sweep)}
-    [row] = sweep_rows([searched], hand_rows(load(given), None, {}), {"tiny": {0: 0.6}}, files=files)
+    searched.record_test([0], 0.6)
+    known(tiny_sweep)
+    [row] = sweep_rows([searched], hand_rows(load(given), None))
     assert row.shortened == words
     assert row.test == 0.6
     assert row.claimed_model is not None
@@ -305,20 +336,23 @@ def test_a_shortened_sweep(
 def test_a_sweep_whose_epochs_were_fixed_is_shortened(tiny_sweep: Path, given: Path, small_data: ImageData) -> None:
     tiny_sweep.write_text(tiny_sweep.read_text().replace("epochs = 3\n", "") + "epochs = { low = 1, high = 9 }\n")
     searched = train(tiny_sweep, small_data, trials=1, epochs=1)
-    [row] = sweep_rows([searched], [], {}, files={"tiny": load(tiny_sweep)})
+    known(tiny_sweep)
+    [row] = sweep_rows([searched], [])
     assert row.shortened == "1 epochs"
 
 
 def test_a_sweep_before_its_first_trial(tiny_sweep: Path, small_data: ImageData) -> None:
     storage = open_storage("sqlite:///studies.db")
     searched = open_or_resume(storage, "tiny", load(tiny_sweep), data=facts(small_data, source="synthetic:500"))
-    [row] = sweep_rows([searched], [], {})
+    [row] = sweep_rows([searched], [])
     assert (row.trial, row.test, row.finished, row.budget, row.claimed_all) == (None, None, 0, 4, None)
     assert "0 of 4" in shown([], [row])
 
 
 def test_tables_say_what_the_numbers_are(study: SweepStudy, given: Path, small_data: ImageData) -> None:
-    rows = hand_rows(load(given), study, {0: 0.51239, 1: 0.9}, train_images=400)
+    study.record_test([0], 0.51239)
+    study.record_test([1], 0.9)
+    rows = hand_rows(load(given), study)
     words = shown(rows, [])
     assert "(2 of 5 rows shortened)" in words
     assert f"measured on {NAME} ({small_data.fingerprint}), one training per row" in words
@@ -328,15 +362,16 @@ def test_tables_say_what_the_numbers_are(study: SweepStudy, given: Path, small_d
     assert "51.24 -" in words
     assert "1 of 2 epochs, 120 of 400 images" in words
     assert "[bold]X[/]" in shown([HandRow("[bold]X[/]", "lenet")], [])
-    whole = shown(hand_rows(load(given), None, {}), [])
+    whole = shown(hand_rows(load(given), None), [])
     assert "shortened)" not in whole
     assert "nothing is measured yet" in whole
 
 
 @pytest.mark.slow
 def test_json_reads_back(study: SweepStudy, given: Path, tiny_sweep: Path, small_data: ImageData) -> None:
-    hand = hand_rows(load(given), study, {0: 0.5})
-    plain = as_json(hand, sweep_rows([train(tiny_sweep, small_data, trials=1)], hand, {}))
+    study.record_test([0], 0.5)
+    hand = hand_rows(load(given), study)
+    plain = as_json(hand, sweep_rows([train(tiny_sweep, small_data, trials=1)], hand))
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["hand"][0]["claimed"] == 12.3456
     assert plain["hand"][0]["test"] == 0.5
@@ -344,11 +379,12 @@ def test_json_reads_back(study: SweepStudy, given: Path, tiny_sweep: Path, small
 
 
 @pytest.mark.usefixtures("as_if_real")
-@pytest.mark.slow
-def test_the_command_shows_runs_ensembles_and_sweeps(given: Path, tiny_sweep: Path, reads: list[int], cli: Any) -> None:
-    common = ("--data", "synthetic:500", "--workers", 1, "--threads", 1)
-    assert cli("run", "given.toml", *common).exit_code == 0
-    assert cli("run", "tiny.toml", "--trials", 2, *common).exit_code == 0
+def test_the_command_shows_runs_ensembles_and_sweeps(
+    given: Path, tiny_sweep: Path, small_data: ImageData, reads: list[int], cli: Any
+) -> None:
+    train(given, small_data)
+    train(tiny_sweep, small_data, trials=2)
+    known(given)
     compared = json.loads(cli("compare", "--study", "given", "--json").out)
     rows = {row["label"]: row for row in compared["hand"]}
     assert set(rows) == {"H-1", "H-2", "H-3", "H-ens"}
@@ -366,12 +402,11 @@ def test_the_command_shows_runs_ensembles_and_sweeps(given: Path, tiny_sweep: Pa
     assert "Claimed and measured" in Path("out.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("study")
 def test_the_command_on_other_studies_and_other_data(
-    study: SweepStudy, tiny_sweep: Path, given: Path, cli: Any
+    tiny_sweep: Path, given: Path, small_data: ImageData, cli: Any
 ) -> None:
-    Path("sweeps").mkdir()
-    given.rename("sweeps/given.toml")
+    known(given)
     finished = cli("compare", "--study", "given", "--data", "synthetic:600", "--json")
     assert finished.exit_code == 0
     assert all(row["test"] is None for row in json.loads(finished.out)["hand"])
@@ -380,17 +415,7 @@ def test_the_command_on_other_studies_and_other_data(
     assert "no such study or sweep of given runs" in missing.err
     none = cli("compare", "--json")
     assert {row["state"] for row in json.loads(none.out)["hand"]} == {"not run", "see members"}
-    assert cli("run", "tiny.toml", "--trials", 1, "--data", "synthetic:500", "--workers", 1).exit_code == 0
+    train(tiny_sweep, small_data, trials=1)
     searched = cli("compare", "--study", "tiny")
     assert searched.exit_code == 2
     assert "study 'tiny' searches" in searched.err
-
-
-@pytest.mark.slow
-def test_plot_draws_a_study(tiny_sweep: Path, cli: Any) -> None:
-    assert cli("run", "tiny.toml", "--trials", 2, "--data", "synthetic:500", "--workers", 1).exit_code == 0
-    assert "written: tiny.html" in cli("plot").out
-    page = Path("tiny.html").read_text()
-    assert "Learning curves" in page
-    assert "Accuracy by learning rate" in page
-    assert NAME in page

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.machine import bench, plan
+from cifar_sweep.machine import bench, timing
 from cifar_sweep.machine.bench import our_rate, plain_rate, product_rate, training_macs
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_an_unknown_network_is_refused(cli: Any) -> None:
 
 
 class Here:
-    """A crew whose calls are made in this process, one after the other."""
+    """A process pool whose calls are made in this process, one after the other."""
 
     def together(self, function: Callable[..., Any], *calls: dict[str, Any]) -> list[Any]:
         return [function(**call) for call in calls]
@@ -90,9 +90,9 @@ class Here:
 def test_bench_measures(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it once; with processes it is among the README's commands."""
     monkeypatch.setattr(bench, "SECONDS", 0.05)
-    for module in (bench, plan):
-        monkeypatch.setattr(module, "crew", lambda _size: nullcontext(Here()))
-    monkeypatch.setattr(plan, "GROUP_SIZES", (1, 2))
+    for module in (bench, timing):
+        monkeypatch.setattr(module, "process_pool", lambda _size: nullcontext(Here()))
+        monkeypatch.setattr(timing, "GROUP_SIZES", (1, 2))
     finished = cli("bench", "--model", "lenet", "--turns", 1, "--data", "synthetic:500", "--json")
     assert finished.exit_code == 0, finished.err
     [row] = json.loads(finished.out)["rows"]

@@ -12,18 +12,22 @@ import torch
 
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import DeviceError
-from cifar_sweep.forecast.costs import Costs, NetworkCosts
-from cifar_sweep.machine import plan
-from cifar_sweep.machine.groups import Groups, Speed, member_bytes
-from cifar_sweep.machine.plan import MEMORY_SHARE, Plan, best_plans, estimates
-from cifar_sweep.machine.timing import GROUP_SIZES, Split, measure, step_seconds
+from cifar_sweep.forecast.costs import Costs, NetworkCosts, Speed
+from cifar_sweep.machine import plan, speeds, timing
+from cifar_sweep.machine.groups import GROUP_SIZES, Groups
+from cifar_sweep.machine.memory import member_bytes
+from cifar_sweep.machine.plan import MEMORY_SHARE, SHORT_SECONDS, Plan
+from cifar_sweep.machine.speeds import Split, rough_seconds
+from cifar_sweep.machine.timing import Timer, step_seconds
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
 
-def choose(chosen: Sweep, **options: Any) -> Plan:
-    """The plan for one sweep alone."""
-    return plan.choose([chosen], **options)
+def choose(chosen: Sweep, *, typical: bool = False, **options: Any) -> Plan:
+    """The plan for one sweep alone; if not `typical`, as for one that is long enough to be measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "SHORT_SECONDS", SHORT_SECONDS if typical else 0.0)
+        return plan.choose([chosen], **options)
 
 
 SENTENCE = "timing a training step of each network, once on this machine"
@@ -56,7 +60,7 @@ class Machine:
         cores: how many it has.
         free: bytes of memory.
         speed: of a member, by the number of workers and the size of their groups.
-        crews: the number of processes each time that some were started.
+        pools: the number of processes each time that some were started.
         timed: the workers, the threads of each, the network and the group size of each timing.
         devices: of the workers of each timing.
     """
@@ -65,19 +69,19 @@ class Machine:
         self.cores = 4
         self.free: int | None = None
         self.speed: Callable[[int, int], Speed] = lambda workers, size: USUAL
-        self.crews: list[int] = []
+        self.pools: list[int] = []
         self.timed: list[tuple[int, int, str, int]] = []
         self.devices: list[list[str]] = []
 
     @contextmanager
-    def crew(self, size: int) -> Iterator["Machine"]:
-        self.crews.append(size)
+    def process_pool(self, size: int) -> Iterator["Machine"]:
+        self.pools.append(size)
         yield self
 
     def together(self, function: Callable[..., float], *calls: dict[str, Any]) -> list[float]:
         assert function is step_seconds
         workers, call = len(calls), calls[0]
-        assert workers <= self.crews[-1]
+        assert workers <= self.pools[-1]
         assert all(each | {"device": None} == call | {"device": None} for each in calls)
         timing = (workers, call["threads"], call["network"], call["members"])
         if timing not in self.timed:  # at the second of the two batch sizes it is
@@ -101,15 +105,15 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     made_up = Machine()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(plan, "crew", made_up.crew)
+    monkeypatch.setattr(timing, "process_pool", made_up.process_pool)
     monkeypatch.setattr(plan, "available_cores", lambda: made_up.cores)
     monkeypatch.setattr(plan, "free_memory", lambda device: made_up.free)
     monkeypatch.setattr(plan, "resolve_precision", lambda device, cache=None: ("fp32", 1.0))
-    monkeypatch.setattr(plan, "default_cache", lambda: tmp_path)
+    monkeypatch.setattr(speeds, "default_cache", lambda: tmp_path)
     monkeypatch.setenv("CIFAR_SWEEP_KERNELS", "torch")
     only_steps = partial(Costs, start=0, trial=0, report=0)  # times are then those of training and validation alone
-    monkeypatch.setattr(plan, "Costs", only_steps)
-    monkeypatch.setattr(plan, "NetworkCosts", partial(NetworkCosts, checkpoint=0))
+    monkeypatch.setattr(speeds, "Costs", only_steps)
+    monkeypatch.setattr(speeds, "NetworkCosts", partial(NetworkCosts, checkpoint=0))
     return made_up
 
 
@@ -131,10 +135,10 @@ def by_size(*milliseconds: float) -> Callable[[int, int], Speed]:
     return speed
 
 
-def speeds(
+def timed(
     *networks: str, splits: tuple[Split, ...] = (Split(1, 1),), precision: str = "fp32", cache: Path | None = None
 ) -> dict[Split, Any]:
-    return measure(networks, splits, device="cpu", precision=precision, cache=cache)
+    return Timer("cpu", precision, cache).measure(networks, splits)
 
 
 def test_a_plan_knows_what_the_parts_of_the_sweep_cost(machine: Machine) -> None:
@@ -153,7 +157,7 @@ def test_a_plan_knows_what_the_parts_of_the_sweep_cost(machine: Machine) -> None
 
 def test_the_two_parts_of_a_members_step_are_found(machine: Machine) -> None:
     machine.speed = lambda workers, size: Speed(0.001 / workers, 0.010 / size)
-    found = speeds("lenet", splits=(Split(2, 3),))[Split(2, 3)]["lenet"]
+    found = timed("lenet", splits=(Split(2, 3),))[Split(2, 3)]["lenet"]
     assert {size: (speed.image, speed.step) for size, speed in found.items()} == {
         size: pytest.approx((0.0005, 0.010 / size)) for size in found
     }
@@ -162,12 +166,12 @@ def test_the_two_parts_of_a_members_step_are_found(machine: Machine) -> None:
 
 
 def test_a_network_is_timed_once(machine: Machine) -> None:
-    first = speeds("lenet", "cnn3")
+    first = timed("lenet", "cnn3")
     assert machine.networks() == ["cnn3", "lenet"]
     machine.timed.clear()
-    assert speeds("lenet", "cnn3") == first
-    assert (machine.timed, len(machine.crews)) == ([], 1)
-    speeds("lenet", "cnn1")
+    assert timed("lenet", "cnn3") == first
+    assert (machine.timed, len(machine.pools)) == ([], 1)
+    timed("lenet", "cnn1")
     assert machine.networks() == ["cnn1"]
 
 
@@ -175,27 +179,27 @@ def test_other_splits_and_precisions_are_timed_apart(machine: Machine) -> None:
     for split in (Split(1, 1), Split(1, 2), Split(2, 1)):
         for precision in ("fp32", "bf16"):
             machine.timed.clear()
-            first = speeds("lenet", splits=(split,), precision=precision)
+            first = timed("lenet", splits=(split,), precision=precision)
             assert machine.splits() == [(split.workers, split.threads)]
             machine.timed.clear()
-            assert speeds("lenet", splits=(split,), precision=precision) == first
+            assert timed("lenet", splits=(split,), precision=precision) == first
             assert machine.timed == []
 
 
 def test_deeper_vggs_follow_from_vgg11(machine: Machine) -> None:
-    found = speeds("vgg16", "vgg13")[Split(1, 1)]
+    found = timed("vgg16", "vgg13")[Split(1, 1)]
     assert machine.networks() == ["vgg11"]
     assert set(found) == {"vgg13", "vgg16"}
     assert found["vgg16"][1].image == pytest.approx(0.001 * 313_457_544 / 153_025_416)
     assert found["vgg13"][1].step == pytest.approx(0.010 * 228_522_888 / 153_025_416)
     machine.timed.clear()
-    assert speeds("vgg11", "vgg16")[Split(1, 1)]["vgg11"][1].image == pytest.approx(0.001)
+    assert timed("vgg11", "vgg16")[Split(1, 1)]["vgg11"][1].image == pytest.approx(0.001)
     assert machine.timed == []
 
 
 def test_speeds_are_stored_by_split_network_and_group_size(machine: Machine, tmp_path: Path) -> None:
     machine.speed = by_size(4, 2, 1, 1)
-    speeds("lenet", "cnn3", splits=(Split(4, 1), Split(2, 2)))
+    timed("lenet", "cnn3", splits=(Split(4, 1), Split(2, 2)))
     stored = json.loads((tmp_path / "speeds.json").read_text())
     first, second = stored
     assert "4 x 1 threads" in first
@@ -219,32 +223,32 @@ def test_larger_groups_are_tried_until_one_is_no_faster(
     machine: Machine, milliseconds: list[float], sizes: list[int]
 ) -> None:
     machine.speed = by_size(*milliseconds)
-    assert list(speeds("lenet")[Split(1, 1)]["lenet"]) == sizes
+    assert list(timed("lenet")[Split(1, 1)]["lenet"]) == sizes
     assert machine.sizes(workers=1) == sizes
 
 
 def test_groups_that_are_trained_otherwise_are_tried_though_smaller_ones_gain_nothing(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "trained_as_large_from", lambda *_, **__: 8)
+    monkeypatch.setattr(timing, "smallest_representative_group", lambda *_, **__: 8)
     machine.speed = by_size(4, 4, 4, 3, 3)
-    assert list(speeds("lenet")[Split(1, 1)]["lenet"]) == [1, 2, 4, 8, 16]
+    assert list(timed("lenet")[Split(1, 1)]["lenet"]) == [1, 2, 4, 8, 16]
 
 
 def test_under_other_splits_the_best_size_of_the_first_is_timed(machine: Machine) -> None:
     machine.speed = by_size(4, 3, 2, 3)
     splits = (Split(4, 1), Split(2, 2))
-    found = speeds("lenet", splits=splits)
+    found = timed("lenet", splits=splits)
     assert machine.sizes(workers=4) == list(found[Split(4, 1)]["lenet"]) == [1, 2, 4, 8]
     assert machine.sizes(workers=2) == list(found[Split(2, 2)]["lenet"]) == [1, 4]
-    speeds("lenet", splits=(*splits, Split(1, 4)))  # the first is known from before
+    timed("lenet", splits=(*splits, Split(1, 4)))  # the first is known from before
     assert machine.sizes(workers=1) == [1, 4]
-    assert machine.crews == [4, 1]
+    assert machine.pools == [4, 1]
 
 
 def test_where_groups_gain_nothing_other_splits_train_one_at_a_time(machine: Machine) -> None:
     machine.speed = by_size(2, 3)
-    speeds("lenet", splits=(Split(4, 1), Split(2, 2)))
+    timed("lenet", splits=(Split(4, 1), Split(2, 2)))
     assert machine.sizes(workers=2) == [1]
 
 
@@ -272,18 +276,18 @@ def stored(value: Any) -> Callable[[str], str]:
     ],
 )
 def test_a_damaged_file_is_measured_again(machine: Machine, tmp_path: Path, damage: Callable[[str], str]) -> None:
-    first = speeds("lenet")
+    first = timed("lenet")
     path = tmp_path / "speeds.json"
     path.write_bytes(damage(path.read_text()).encode("latin-1"))
-    assert speeds("lenet") == first
-    assert len(machine.crews) == 2
-    assert speeds("lenet") == first
-    assert len(machine.crews) == 2
+    assert timed("lenet") == first
+    assert len(machine.pools) == 2
+    assert timed("lenet") == first
+    assert len(machine.pools) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = speeds("lenet", cache=tmp_path / "file")[Split(1, 1)]
+    found = timed("lenet", cache=tmp_path / "file")[Split(1, 1)]
     assert found["lenet"][1].per_image(10) == pytest.approx(0.002)
 
 
@@ -291,7 +295,7 @@ def test_one_trial_has_the_whole_machine_and_nothing_is_timed(machine: Machine) 
     said: list[str] = []
     found = choose(sweep(trials=1), say=said.append)
     assert (found.split, found.usual, found.seconds, found.gain) == (Split(1, 4), 1, None, None)
-    assert (machine.crews, said) == ([], [])
+    assert (machine.pools, said) == ([], [])
     assert torch.get_num_threads() == 4
 
 
@@ -300,7 +304,7 @@ def test_a_plan_that_is_asked_for_is_not_timed(machine: Machine, threads: int, e
     found = choose(sweep(), workers=3, group=5, threads=threads)
     assert found == Plan(Split(3, expected), Groups(5), usual=5)
     assert str(found) == "3 workers x 5 trials"
-    assert machine.crews == []
+    assert machine.pools == []
 
 
 def test_a_group_that_is_asked_for_is_taken_and_its_split_is_chosen(machine: Machine) -> None:
@@ -397,16 +401,6 @@ def test_given_points_are_trained_with_those_alone_that_are_alike(machine: Machi
     assert pairs.usual == 2
 
 
-def test_the_best_plan_for_a_shape_is_not_bound_by_a_sweep(machine: Machine) -> None:
-    machine.speed = lambda workers, size: Speed({4: 4, 2: 1, 1: 1}[workers] / 1000 / size, 0.0)
-    [found] = best_plans([shape()], device="cpu", precision="fp32")
-    assert machine.splits() == [(4, 1), (2, 2), (1, 4)]
-    assert (found.split, found.usual, found.groups.size(shape())) == (Split(2, 2), 32, 32)
-    assert found.seconds == pytest.approx(0.001 / 32 / 2), "for an image"
-    machine.free = int(2 * 3.5 * member_bytes(shape()) / MEMORY_SHARE)
-    assert best_plans([shape()], device="cpu", precision="fp32")[0].usual == 3
-
-
 def test_two_gpus_have_a_worker_or_more_each(two_gpus: Machine) -> None:
     found = choose(sweep(trials=100))
     assert two_gpus.splits() == [(2, 1), (4, 1), (8, 1), (1, 1)]
@@ -427,7 +421,7 @@ def test_a_gpu_that_is_named_has_one_worker_or_more(two_gpus: Machine) -> None:
 
 def test_on_a_gpu_workers_and_group_may_be_asked_for(two_gpus: Machine) -> None:
     assert choose(sweep(), device="cuda", workers=3, group=5) == Plan(Split(3, 1), Groups(5), usual=5)
-    assert two_gpus.crews == []
+    assert two_gpus.pools == []
 
 
 def test_a_device_that_is_not_there_is_refused(machine: Machine) -> None:
@@ -449,18 +443,37 @@ def test_a_plan_in_words(workers: int, size: int, gain: float | None, shown: str
     assert str(Plan(Split(workers, 1), Groups(size), size, gain=gain)) == shown
 
 
-def test_estimates_are_of_the_plans_that_would_be_chosen(machine: Machine) -> None:
-    sweeps = {
-        "many": sweep(trials=8),
-        "few": sweep(trials=2, fixed=FIXED | {"model": "cnn3", "batch_norm": True}),
-        "one": sweep(trials=1),
-    }
-    said: list[str] = []
-    seconds = estimates(sweeps, say=said.append)
-    assert seconds == pytest.approx({"many": 8 / 4 * TRIAL, "few": TRIAL, "one": TRIAL})
-    assert set(said) == {SENTENCE}
-    assert sorted(machine.networks()) == ["cnn3+batch_norm", "lenet"]
-    said.clear()
-    assert estimates(sweeps, say=said.append) == seconds
-    assert said == []
-    assert estimates({}, say=said.append) == {}
+def test_a_short_sweep_is_planned_by_typical_speeds(machine: Machine) -> None:
+    short = sweep(trials=8)
+    found = choose(short, typical=True)
+    assert machine.pools == []
+    assert found.split == Split(4, 1)
+    assert found.usual == 2, "eight trials are for all four workers"
+    assert found.costs is not None
+    assert found.costs.rough
+    assert found.gain is None
+    assert 0 < (found.seconds or 0) < SHORT_SECONDS
+    assert choose(short, typical=True, always=True).gain
+    assert machine.pools, "`plan` measures all the same"
+    known = choose(short, typical=True)
+    assert known.gain, "what was measured is better than a guess"
+
+
+def test_a_long_sweep_and_one_of_an_unknown_network_are_measured(machine: Machine, tmp_path: Path) -> None:
+    assert choose(sweep(trials=4000), typical=True).gain
+    (tmp_path / "mine.py").write_text("def build(shape):\n    pass\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert choose(sweep(trials=8, fixed=FIXED | {"model": "mine:build"}), typical=True).gain
+
+
+def test_rough_times_are_those_of_the_fastest_split_that_was_timed(machine: Machine) -> None:
+    chosen = sweep(trials=8)
+    typical = rough_seconds(chosen)
+    assert typical
+    assert machine.pools == []
+    machine.speed = lambda workers, size: Speed(0.001 / workers, 0.0)
+    timed("lenet", splits=(Split(2, 1), Split(4, 1)))
+    assert rough_seconds(chosen) == pytest.approx(8 / 4 * 4 * 4500 * 0.001 / 4)
+    assert rough_seconds(sweep(fixed=FIXED | {"model": "cnn3"})) != rough_seconds(chosen)
+    assert rough_seconds(sweep(fixed=FIXED | {"model": "mine:build"})) is None

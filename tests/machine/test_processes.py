@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cifar_sweep.errors import StudyError
-from cifar_sweep.machine.processes import crew
+from cifar_sweep.machine.processes import process_pool
 
 
 def shell(script: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def alive(process: int) -> bool:
 
 @pytest.mark.slow
 def test_calls_run_at_the_same_time_in_processes_that_stay_until_the_end(tmp_path: Path) -> None:
-    with crew(2) as processes:
+    with process_pool(2) as processes:
         first, second = numbers = processes.together(os.getpid, {}, {})
         assert len({first, second, os.getpid()}) == 3
         assert all(alive(number) for number in numbers)
@@ -44,7 +44,7 @@ def test_calls_run_at_the_same_time_in_processes_that_stay_until_the_end(tmp_pat
 
 
 def test_what_a_call_raises_is_told_and_the_processes_go_on() -> None:
-    with crew(2) as processes:
+    with process_pool(2) as processes:
         numbers = processes.together(os.getpid, {}, {})
         with pytest.raises(StudyError, match=r"^measuring failed: FileNotFoundError: .*'missing'\.$"):
             processes.together(os.listdir, {"path": "/"}, {"path": "missing"})
@@ -53,7 +53,7 @@ def test_what_a_call_raises_is_told_and_the_processes_go_on() -> None:
 
 @pytest.mark.slow
 def test_a_process_that_is_ended_from_outside_is_an_error() -> None:
-    with crew(2) as processes:
+    with process_pool(2) as processes:
         numbers = processes.together(os.getpid, {}, {})
         with pytest.raises(StudyError, match=r"^a measuring process was ended from outside\.$"):
             processes.together(subprocess.run, shell("true"), shell("kill -9 $PPID"))
@@ -65,7 +65,7 @@ def test_an_error_ends_the_processes_too() -> None:
     numbers: list[int] = []
 
     def fail() -> None:
-        with crew(2) as processes:
+        with process_pool(2) as processes:
             numbers.extend(processes.together(os.getpid, {}, {}))
             processes.together(os.listdir, {"path": "missing"})
 

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cifar_sweep.forecast.costs import END_SECONDS, Costs, NetworkCosts, Pace
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.forecast.costs import END_SECONDS, Costs, NetworkCosts, Pace, Speed
 from cifar_sweep.machine import rehearsal
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.outlook import Outlook, as_plain, fitting
 from cifar_sweep.machine.plan import Plan
-from cifar_sweep.machine.rehearsal import rehearse
-from cifar_sweep.machine.timing import GroupSeconds, Split, group_seconds
+from cifar_sweep.machine.rehearsal import GroupSeconds, group_seconds, rehearse
+from cifar_sweep.machine.speeds import Split
+from cifar_sweep.machine.timing import Timer
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -39,7 +42,7 @@ def plan(costs: Costs = COSTS) -> Plan:
 
 
 class Here:
-    """A crew that is this process, and one call after another."""
+    """A process pool that is this process: one call after another."""
 
     def __init__(self) -> None:
         self.called: list[tuple[Any, dict[str, Any]]] = []
@@ -47,10 +50,14 @@ class Here:
     def together(self, function: Any, *calls: dict[str, Any]) -> list[Any]:
         self.called += [(function, call) for call in calls]
         if function is group_seconds:
-            return [GroupSeconds(begin=0.5, image=2e-3, validated=0.7e-3, checkpoint=0.25) for _ in calls]
+            return [self.seconds(call["configs"]) for call in calls]
         return [function(**call) for call in calls]
 
-    def groups(self) -> list[list[Any]]:
+    def seconds(self, configs: list[TrialConfig]) -> GroupSeconds:
+        """An epoch takes twice as long as it was reckoned to take."""
+        return GroupSeconds(begin=0.5, epoch=2 * COSTS.epoch(configs[0].shape, len(configs)), checkpoint=0.25)
+
+    def groups(self) -> list[list[TrialConfig]]:
         return [call["configs"] for function, call in self.called if function is group_seconds]
 
 
@@ -63,7 +70,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Here:
         assert size == 2
         yield crew
 
-    monkeypatch.setattr(rehearsal, "crew", made)
+    monkeypatch.setattr(rehearsal, "process_pool", made)
     return crew
 
 
@@ -73,35 +80,32 @@ def tried(chosen: Sweep, costs: Costs = COSTS) -> Pace:
     )
 
 
-def test_a_rehearsal_corrects_the_costs_and_times_what_is_no_epoch(here: Here, small_data: Any) -> None:
-    pace = tried(sweep())
-    [found] = pace.found[:1]
-    assert (found.network, found.batch_size) == ("lenet", 32)
-    assert found.log_ratio == pytest.approx(0.693, abs=0.01), "an image takes twice as long, validated or not"
-    costs = pace.costs
-    assert costs.networks["lenet"].checkpoint == 0.25
+def test_a_rehearsal_corrects_the_costs(here: Here, small_data: Any) -> None:
+    costs = tried(sweep()).costs
+    network = costs.networks["lenet"]
+    assert network.image == {1: pytest.approx(2e-3)}
+    assert (network.checkpoint, network.sizes) == (0.25, NETWORK.sizes)
     assert costs.start > 3.0
-    assert 0.25 < costs.trial < 2.0, "half of what a group of two begins with, and the database"
-    assert 0 < costs.report < 1.0
-    assert costs.networks["lenet"].image == NETWORK.image
+    assert costs.trial == 0.25, "half of what a group of two begins with"
 
 
-def test_the_groups_that_take_most_of_the_time_are_timed_by_all_workers(here: Here, small_data: Any) -> None:
+def test_the_groups_that_take_most_of_the_time_are_tried_by_all_workers(here: Here, small_data: Any) -> None:
     tried(sweep(30, space=RATE | BATCH))
-    timed = [(configs[0].shape.batch_size, len(configs)) for configs in here.groups()]
-    assert timed[::2] == timed[1::2], "once by each worker"
-    assert {batch for batch, _ in timed} == {16, 32, 64}
-    assert {members for _, members in timed} == {1, 2}
-    assert len(timed) // 2 <= rehearsal.MOST_CASES
-    assert all(len({config.shape for config in configs}) == 1 for configs in here.groups())
-    assert all(len({config.knobs for config in configs}) == len(configs) for configs in here.groups())
+    groups = here.groups()
+    assert groups[::2] == groups[1::2], "once by each worker"
+    assert {configs[0].shape.batch_size for configs in groups} == {16, 32, 64}
+    assert {len(configs) for configs in groups} == {2}
+    assert all(len({config.shape for config in configs}) == 1 for configs in groups)
+    assert all(len({config.knobs for config in configs}) == len(configs) for configs in groups)
 
 
-def test_a_step_that_would_take_long_is_tried_on_a_smaller_batch(here: Here, small_data: Any) -> None:
-    slow = NETWORK.model_copy(update={"image": {1: 0.1}})
-    pace = tried(sweep(), COSTS.model_copy(update={"networks": {"lenet": slow}}))
-    assert {configs[0].shape.batch_size * len(configs) for configs in here.groups()} == {10}
-    assert pace.found[0].batch_size == 32, "what is found counts for the batch size itself"
+def test_a_network_that_would_take_long_is_tried_on_few_images(here: Here, small_data: Any) -> None:
+    slow = NETWORK.model_copy(update={"image": {1: 0.02}})
+    tried(sweep(), COSTS.model_copy(update={"networks": {"lenet": slow}}))
+    shape = here.groups()[0][0].shape
+    assert 10 <= shape.train_images <= 20
+    assert shape.batch_size <= shape.train_images
+    assert 0 < shape.validation_images < shape.train_images
 
 
 def test_a_given_point_is_tried_as_it_is(here: Here, small_data: Any) -> None:
@@ -145,10 +149,25 @@ def test_what_fits(seconds: float, trials: int, epochs: int) -> None:
     assert (fits["trials_unpruned"], fits["epochs_that_fit"], fits["epochs"]) == (trials, epochs, 4)
 
 
+def test_a_real_group_is_timed(tmp_path: Path, small_data: Any) -> None:
+    params = {"model": "lenet", "batch_size": 20, "epochs": 2, "train_images": 100, "validation_images": 20}
+    configs = [
+        TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=seed) for seed in range(2)
+    ]
+    found = group_seconds(configs, source="synthetic:500", folder=str(tmp_path), threads=1, device=torch.device("cpu"))
+    assert all(0 <= part < 5 for part in found)
+    assert found.epoch > 0
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of networks are not timed, but those of the rehearsal are."""
-    monkeypatch.setattr("cifar_sweep.machine.timing._Timing._seconds", lambda timing, batch, size: 1e-4 * batch * size)
+    """Steps of networks are not timed, but the groups of the rehearsal are."""
+
+    def measure(timer: Timer, networks: Any, splits: Any, **_: Any) -> Any:
+        return {split: {network: {1: Speed(1e-4, 0.0)} for network in networks} for split in splits}
+
+    monkeypatch.setattr(Timer, "measure", measure)
 
 
 @pytest.mark.slow

@@ -19,19 +19,17 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.errors import UsageError
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.exports.classifier import Predictions
 from cifar_sweep.figures.importance import importances_of
-from cifar_sweep.hand import compare
-from cifar_sweep.hand import rows as hand
 from cifar_sweep.report import mistakes as looking
-from cifar_sweep.report.facts import Closer, Mistake, Report, collect, wilson
-from cifar_sweep.report.page import most_confused, render, table_of
+from cifar_sweep.report.facts import ImageFindings, Mistake, Report, collect, wilson
+from cifar_sweep.report.page import render, table_of
 from cifar_sweep.report.reproduction import reproduction_of, sweep_toml
 from cifar_sweep.report.text import markdown, trials_csv
 from cifar_sweep.report.words import hand_card
 from cifar_sweep.study.opening import open_or_resume
-from cifar_sweep.study.record import worker_names
+from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import find, load, names
@@ -41,20 +39,15 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.work.submit import facts
 from cifar_sweep.work.worker import Job, work
 from tests.report.report_studies import made_up, many, study_of, sweep_of
+from tests.report.test_plot import figures_of
 from tests.test_imports import loaded_by
 
 SOURCE = "synthetic:500"
 HOSTILE = "</script><script>alert(1)</script>|`x` <b onclick='y'>\n| & \u2028 *z* [l](http://x)"
 
 
-def report_of(trials: Sequence[FrozenTrial], *, closer: Closer | None = None, **options: Any) -> Report:
-    return collect(study_of(trials, **options), closer=closer or Closer())
-
-
-def figures_of(page: str) -> dict[str, Any]:
-    """The figures of a page, as a browser reads them, by their place."""
-    found = re.findall(r'<script type="application/json" id="figure-([\w-]+)">(.*?)</script>', page, re.DOTALL)
-    return {name: json.loads(text) for name, text in found}
+def report_of(trials: Sequence[FrozenTrial], *, findings: ImageFindings | None = None, **options: Any) -> Report:
+    return collect(study_of(trials, **options), findings=findings or ImageFindings())
 
 
 # Facts
@@ -77,9 +70,9 @@ def test_the_answer_is_the_best_complete_trial_with_what_was_chosen() -> None:
     ]
     study = study_of(trials)
     study.record_test([1], 0.65)
-    report = collect(study, closer=Closer(test_images=5000))
+    report = collect(study, findings=ImageFindings(test_images=5000))
     assert report.answer is not None
-    assert (report.answer.number, report.answer.best_epoch, report.answer.epochs) == (1, 10, 10)
+    assert (report.answer.trial.number, report.answer.trial.best.epoch, report.answer.trial.epochs) == (1, 10, 10)
     assert report.answer.validation.value == 0.7
     assert report.answer.validation.images == 10_000
     assert report.answer.test is not None
@@ -88,13 +81,13 @@ def test_the_answer_is_the_best_complete_trial_with_what_was_chosen() -> None:
         "model": "cnn3", "epochs": 10, "dropout": 0.2, "learning_rate": 1e-3, "batch_size": 32,
     }  # fmt: skip
     assert set(report.answer.searched) == {"learning_rate", "batch_size"}
-    assert report.answer.config["optimizer"] == "adam"
+    assert report.answer.trial.settings["optimizer"] == "adam"
     assert report.answer.repeats is None
     assert report.counts == {"complete": 2, "pruned": 1, "failed": 0, "running": 0, "waiting": 0}
-    assert report.seconds == pytest.approx(sum(row.seconds for row in report.rows))
-    assert (report.saved.trials, report.saved.epochs) == (1, 10 - report.rows[2].epochs_done)
-    assert report.rows[0].label == "report A"
-    assert report.rows[2].reason == "made up to be pruned"
+    assert report.seconds == pytest.approx(sum(trial.seconds for trial in report.trials))
+    assert (report.saved.trials, report.saved.epochs) == (1, 10 - report.trials[2].epochs_done)
+    assert report.trials[0].label == "report A"
+    assert report.trials[2].reason == "made up to be pruned"
 
 
 @pytest.mark.slow
@@ -121,13 +114,13 @@ def test_other_seeds_of_the_best_config() -> None:
 def test_workers_are_named_in_the_order_of_their_first_trial() -> None:
     trials = [made_up(sweep_of(), number) for number in range(4)]
     trials[2].user_attrs["owner"] = None  # its worker died
-    assert worker_names(trials) == {0: "worker 1", 1: "worker 2", 3: "worker 2"}
+    assert [record.worker for record in records(trials)] == ["worker 1", "worker 2", "", "worker 2"]
     trials[3].user_attrs["owner"] = trials[3].user_attrs["owner"] | {"host": "there"}
-    assert worker_names(trials)[0] == "worker 1 on here"
+    assert records(trials)[0].worker == "worker 1 on here"
 
 
 def test_importance_by_the_parameters_own_names() -> None:
-    found = importances_of(many(sweep_of(), 100))
+    found = importances_of(records(many(sweep_of(), 100)))
     assert [name for name, _ in found.shares] == ["learning_rate", "batch_size"]
     assert sum(share for _, share in found.shares) == pytest.approx(1)
     assert found.trials == sum(trial.state is TrialState.COMPLETE for trial in many(sweep_of(), 100))
@@ -135,17 +128,17 @@ def test_importance_by_the_parameters_own_names() -> None:
 
 def test_importance_says_why_there_is_none() -> None:
     sweep = sweep_of()
-    few = importances_of([made_up(sweep, number) for number in range(9)])
+    few = importances_of(records([made_up(sweep, number) for number in range(9)]))
     assert (few.shares, few.reason) == ((), "there are 9 complete trials, and it takes 10")
     alone = sweep_of(space={"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}})
-    assert "fewer than two" in importances_of([made_up(alone, number) for number in range(20)]).reason
-    same = importances_of([made_up(sweep, number, accuracy=0.5) for number in range(20)])
+    assert "fewer than two" in importances_of(records([made_up(alone, number) for number in range(20)])).reason
+    same = importances_of(records([made_up(sweep, number, accuracy=0.5) for number in range(20)]))
     assert "same accuracy" in same.reason
 
 
 @pytest.mark.slow
 def test_importance_of_conditional_parameters() -> None:
-    found = importances_of(many(load(find("full")), 150))
+    found = importances_of(records(many(load(find("full")), 150)))
     assert {"hidden_units", "momentum", "learning_rate"} <= {name for name, _ in found.shares}
 
 
@@ -158,7 +151,7 @@ def test_beside_the_reports_best() -> None:
     trials = [made_up(sweep, 0, accuracy=0.76)]
     study = study_of(trials, sweep=sweep, name="lr_batch")
     study.record_test([0], 0.755)
-    report = collect(study, closer=Closer())
+    report = collect(study, findings=ImageFindings())
     assert report.by_hand is not None
     assert report.by_hand.search is not None
     claim = report.by_hand.search.claimed_model
@@ -179,7 +172,7 @@ def test_a_shortened_sweep_is_not_compared() -> None:
     sweep = load(find("lr_batch"), changes={"epochs": 3})
     study = study_of([made_up(sweep, 0, accuracy=0.76)], sweep=sweep, name="lr_batch")
     study.record_test([0], 0.755)
-    report = collect(study, closer=Closer())
+    report = collect(study, findings=ImageFindings())
     assert report.shortened == "3 of 30 epochs"
     card = hand_card(report)
     assert card is not None
@@ -191,7 +184,7 @@ def test_a_shortened_sweep_is_not_compared() -> None:
 def test_synthetic_images_are_called_so_and_compared_with_nothing() -> None:
     study = study_of([made_up(sweep_of(), 0)])
     study.data = study.data | {"name": "synthetic images (500 + 100)"}
-    report = collect(study, closer=Closer())
+    report = collect(study, findings=ImageFindings())
     page, text = render(report), markdown(report)
     assert (report.by_hand, hand_card(report)) == (None, None)
     for written in (page, text):
@@ -207,14 +200,16 @@ def test_given_runs_beside_their_own_claims() -> None:
     trials = []
     for number, (label, given) in enumerate(points.items()):
         trial = made_up(sweep, number, accuracy=0.7 - 0.1 * number, label=label, given=given, shortened="")
-        config = hand._settings(sweep.fixed | given)
-        trial.user_attrs["config"] |= config | {"precision": "fp32"}
+        config = TrialConfig.from_params(
+            sweep.fixed | given, classes=10, precision="fp32", data_seed=0, seed=0
+        ).to_dict()
+        trial.user_attrs["config"] |= config
         trial.user_attrs["environment"] |= {"commit": None}
         trials.append(trial)
     study = study_of(trials, sweep=sweep, name="reports")
     study.record_test([0], 0.69)
-    report = collect(study, closer=Closer())
-    assert report.given
+    report = collect(study, findings=ImageFindings())
+    assert report.study.sweep.given
     assert report.by_hand is not None
     assert report.by_hand.run is not None
     assert report.by_hand.run.label == "B-009"
@@ -311,10 +306,10 @@ def hostile_report() -> Report:
     study = study_of(trials, sweep=sweep)
     study.data = study.data | {"name": HOSTILE}
     picture = Mistake(HOSTILE, HOSTILE, 0.9, "data:image/png;base64,AA==")
-    closer = Closer(
+    findings = ImageFindings(
         missing=HOSTILE, classes=(HOSTILE, "cat"), confusion=((3, 1), (0, 4)), mistakes=(picture,), validation_images=8
     )
-    return collect(study, closer=closer)
+    return collect(study, findings=findings)
 
 
 def test_a_page_escapes_what_users_wrote() -> None:
@@ -355,9 +350,9 @@ def test_markdown_and_csv_hold_hostile_texts() -> None:
 
 def test_markdown_is_short_and_says_all() -> None:
     study = study_of(many(sweep_of(), 100))
-    best = study.ranked()[0]
+    best = study.ranked_records()[0]
     study.record_test([best.number], 0.7)
-    report = collect(study, closer=Closer(test_images=10_000))
+    report = collect(study, findings=ImageFindings(test_images=10_000))
     text = markdown(report)
     assert f"**Trial {best.number}**: " in text
     assert "| test | 70.00 | 69.09 to 70.89 |" in text
@@ -436,19 +431,19 @@ def test_the_command_that_runs_a_sweep_again(options: dict[str, Any], command: s
 
 def test_what_a_number_depends_on() -> None:
     study = study_of([made_up(sweep_of(), 0)], name="other", source="/home/me/pictures")
-    found = reproduction_of(study, study.ranked()[0])
+    found = reproduction_of(study, study.ranked_records()[0])
     commands = [command for command, _ in found.commands]
     assert commands == [
         "cifar-sweep run mine.toml --study other --data FOLDER",
         "cifar-sweep export other --trial 0",
         "cifar-sweep train exports/other-0",
     ]
-    assert "me/pictures" not in render(collect(study, closer=Closer()))
+    assert "me/pictures" not in render(collect(study, findings=ImageFindings()))
     assert found.facts["data"] == "CIFAR-10, fingerprint 0123456789abcdef"
     assert found.facts["commit"] == "abc123"
     assert found.facts["device"] == "cpu (a test)"
     assert "torch 2.14.1" in found.facts["versions"]
-    seed = study.ranked()[0].user_attrs["config"]["seed"]
+    seed = study.ranked_records()[0].settings["seed"]
     assert f"best trial {seed}" in found.facts["seeds"]
 
 
@@ -465,7 +460,7 @@ def trained(tiny_sweep: Path, small_data: ImageData) -> SweepStudy:
 
 
 def test_a_report_of_a_real_run(trained: SweepStudy, cli: Any, reads: list[int]) -> None:
-    best = trained.ranked()[0].number
+    best = trained.ranked_records()[0].number
     assert trained.test_accuracy([best]) is None
     finished = cli("report", "--device", "cpu")
     assert (finished.exit_code, finished.out.strip()) == (0, "written: tiny-report.html")
@@ -486,19 +481,19 @@ def test_a_report_of_a_real_run(trained: SweepStudy, cli: Any, reads: list[int])
 
 
 def test_the_confusion_matrix_is_of_all_validation_images(trained: SweepStudy, small_data: ImageData) -> None:
-    best = trained.ranked()[0]
-    closer = looking.look_closer(
+    best = trained.ranked_records()[0]
+    findings = looking.look_at_images(
         trained, best, lambda: small_data, artifacts=open_artifacts("artifacts"), device=torch.device("cpu")
     )
-    assert closer.missing == ""
-    assert sum(map(sum, closer.confusion)) == closer.validation_images == 100
-    right = sum(row[label] for label, row in enumerate(closer.confusion))
+    assert findings.missing == ""
+    assert sum(map(sum, findings.confusion)) == findings.validation_images == 100
+    right = sum(row[label] for label, row in enumerate(findings.confusion))
     assert right / 100 == pytest.approx(best.value, abs=0.02)
-    assert [sum(row) for row in closer.confusion] == [10] * 10
-    confused = most_confused(closer)
+    assert [sum(row) for row in findings.confusion] == [10] * 10
+    confused = findings.most_confused()
     assert sum(entry.count for entry in confused) <= 100 - right
     assert confused[0].share == max(
-        count / 10 for label, row in enumerate(closer.confusion) for taken, count in enumerate(row) if taken != label
+        count / 10 for label, row in enumerate(findings.confusion) for taken, count in enumerate(row) if taken != label
     )
 
 
@@ -520,7 +515,7 @@ def test_missing_weights_are_said_in_a_sentence(trained: SweepStudy, cli: Any, r
         path.unlink()
     assert cli("report", "--device", "cpu").exit_code == 0
     page = Path("tiny-report.html").read_text()
-    best = trained.ranked()[0].number
+    best = trained.ranked_records()[0].number
     assert "not measured" in page
     assert f"Trial {best} is without test accuracy and confusion matrix: " in page
     assert "there are no weights of trial" in page
@@ -563,11 +558,9 @@ def test_without_images_no_torch_is_loaded() -> None:
     assert "this report was written without images" in page
 
 
-def test_a_report_does_not_need_the_reports_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(name: str) -> Path:
-        raise UsageError(f"sweep {name!r} is unknown")
-
-    monkeypatch.setattr(compare, "find", gone)
+def test_a_report_does_not_need_the_reports_sweep() -> None:
+    Path("sweeps").mkdir()
+    Path("sweeps/reports.toml").write_text("no sweep at all")  # a user's own file goes before the shipped one
     report = report_of([made_up(sweep_of(), 0)])
     assert report.by_hand is None
     assert "best by hand" not in render(report)
@@ -581,7 +574,7 @@ def test_a_report_of_2000_trials_is_small_and_soon_written() -> None:
     sweep = sweep_of(trials=2000, fixed={"model": "cnn3", "epochs": 30})
     study = study_of(many(sweep, 2000), sweep=sweep)
     start = time.process_time()
-    page = render(collect(study, closer=Closer()))
+    page = render(collect(study, findings=ImageFindings()))
     assert time.process_time() - start < 10
     assert len(page.encode()) < 8_000_000
     figures = figures_of(page)
@@ -592,10 +585,13 @@ def test_a_report_of_2000_trials_is_small_and_soon_written() -> None:
     assert len(json.loads(rows)["rows"]) == 2000
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_pages_files(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent.parent
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=root, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
-    needed = {f"cifar_sweep/report/templates/report.{kind}" for kind in ("html", "css", "js")}
+    folder = root / "cifar_sweep/report/templates"
+    needed = {f"cifar_sweep/report/templates/{path.name}" for path in folder.iterdir()}
+    assert len(needed) > 5
     assert needed <= set(zipfile.ZipFile(wheel).namelist())

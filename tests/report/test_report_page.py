@@ -11,11 +11,13 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 import cifar_sweep.report.page as report_page
-from cifar_sweep.report.facts import Closer, Mistake, collect
+from cifar_sweep.report.facts import ImageFindings, Mistake, collect
 from cifar_sweep.sweep.file import find, load
 from cifar_sweep.sweep.sweep import Sweep
 from tests.report.report_studies import made_up, many, study_of, sweep_of
 
+# Browsers take seconds to start.
+pytestmark = pytest.mark.slow
 HOSTILE = "<img src='http://example.com/x' onerror='alert(1)'></script><script>alert(2)</script>"
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
@@ -23,10 +25,10 @@ PIXEL = (
 )
 
 
-def written(trials: list[FrozenTrial], sweep: Sweep, *, closer: Closer | None = None) -> Path:
+def written(trials: list[FrozenTrial], sweep: Sweep, *, findings: ImageFindings | None = None) -> Path:
     study = study_of(trials, sweep=sweep, name=sweep.name)
     path = Path("page.html").absolute()
-    path.write_text(report_page.render(collect(study, closer=closer or Closer())))
+    path.write_text(report_page.render(collect(study, findings=findings or ImageFindings())))
     return path
 
 
@@ -39,8 +41,8 @@ def path() -> Path:
     pictures = (Mistake(HOSTILE, "cat", 0.99, PIXEL), Mistake("cat", HOSTILE, 0.98, PIXEL))
     classes = (HOSTILE, *(f"a class with a long name {number}" for number in range(9)))
     counts = tuple(tuple(900 if row == column else 11 for column in range(10)) for row in range(10))
-    closer = Closer("", 10_000, 10_000, 1234, classes, counts, pictures)
-    return written(trials, sweep, closer=closer)
+    findings = ImageFindings("", 10_000, 10_000, 1234, classes, counts, pictures)
+    return written(trials, sweep, findings=findings)
 
 
 @contextmanager
@@ -241,7 +243,7 @@ def test_without_scripts_the_answer_is_there(browser: Any, path: Path) -> None:
 
 def _themes() -> dict[str, dict[str, str]]:
     """The colours of each theme, by name."""
-    style = (Path(report_page.__file__).parent / "templates" / "report.css").read_text()
+    style = (Path(report_page.__file__).parent / "templates" / "page.css").read_text()
     blocks = re.findall(r":root([^{]*)\{([^}]*)\}", style)
     found = {
         selector.strip() or "light": dict(re.findall(r"--(\w[\w-]*): (#\w+)", block)) for selector, block in blocks

@@ -17,9 +17,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.errors import StorageError, StudyError, UsageError
-from cifar_sweep.study import copying
+from cifar_sweep.study import copying, locks
 from cifar_sweep.study import opening as studies
-from cifar_sweep.study import storage as storage_module
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.copying import copy_studies
 from cifar_sweep.study.opening import load, load_all, open_or_resume
@@ -500,7 +499,7 @@ def test_the_target_is_free_for_others_between_the_trials(
         with closing(open_storage(address)) as other, other.lock():
             entered.append(len(study_of(other).trials))
 
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
     monkeypatch.setattr(copying, "TRIALS_PER_LOCK", 3)
     monkeypatch.setattr(copying.time, "sleep", others)
     copy_studies(source, target)
@@ -523,7 +522,7 @@ def test_nobody_claims_while_the_source_is_read(
         return []
 
     monkeypatch.setattr(source, "orphans", look)
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
     copy_studies(source, target)
     assert len(refused) == 1
 

@@ -20,8 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StorageBusyError, StorageError, StudyError
-from cifar_sweep.study import outage
-from cifar_sweep.study import storage as storage_module
+from cifar_sweep.study import locks, outage
 from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_storage
 from tests.servers import PostgresServer, StopMode
@@ -356,7 +355,7 @@ def test_a_file_that_is_spoilt_is_no_outage(
 
 
 def test_a_lock_that_another_holds_is_an_outage(storage: Storage, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     with closing(open_storage(url)) as other, storage.lock():
         error = raised(other.lock().__enter__)
     assert isinstance(error, StorageBusyError)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
 from cifar_sweep.errors import CifarSweepError, StorageError, UsageError
+from cifar_sweep.study import locks
 from cifar_sweep.study import owner as owner_module
-from cifar_sweep.study import storage as storage_module
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
@@ -424,7 +425,7 @@ def test_nothing_is_known_of_a_process_of_another_host(ended_pid: int) -> None:
 def test_a_zombie_is_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     assert process.stdin is not None
-    theirs = owner(pid=process.pid, started=owner_module._process_started(process.pid))
+    theirs = owner(pid=process.pid, started=owner_module.process_started(process.pid))
     assert not theirs.is_dead()
     process.stdin.close()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet waited for
@@ -434,7 +435,7 @@ def test_a_zombie_is_dead() -> None:
 
 def without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS, where a process's start time is not to be read."""
-    monkeypatch.setattr(storage_module, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
+    monkeypatch.setattr(owner_module, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
 
 
 def test_without_start_times_a_running_process_is_not_dead(monkeypatch: pytest.MonkeyPatch, ended_pid: int) -> None:
@@ -450,7 +451,7 @@ def test_without_start_times_a_running_process_is_not_dead(monkeypatch: pytest.M
 
 
 def test_the_lock_holds_others_off_and_says_so(path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     refused = pytest.raises(StorageError, match=r"studies\.db\.lock: another process has held the study database")
     with closing(open_storage(f"sqlite:///{path}")) as other, storage.lock(), refused:
         other.lock().__enter__()
@@ -495,7 +496,7 @@ def study_of(storage: Storage) -> optuna.Study:
 
 
 def orphans_with_owner(storage: Storage, trial_id: int, holder: Owner | None) -> list[int]:
-    storage.optuna.set_trial_user_attr(trial_id, "owner", owner_module.owner_attribute(holder) if holder else None)
+    storage.optuna.set_trial_user_attr(trial_id, "owner", asdict(holder) if holder else None)
     return list(storage.orphans(study_of(storage)))
 
 

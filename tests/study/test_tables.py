@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -12,9 +13,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cifar_sweep.study import tables
-from cifar_sweep.study.owner import Owner, owner_attribute
+from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.reading import ReadingStorage
 from cifar_sweep.study.storage import Storage
+from cifar_sweep.study.tables import Change
 from tests.study.plain_studies import begun, study_id
 
 SPACE = {
@@ -23,7 +25,7 @@ SPACE = {
     "model": CategoricalDistribution(("lenet", "cnn3")),
 }
 PARAMS = {"learning_rate": 1e-3, "log2_batch_size": 5, "model": "cnn3"}
-MINE = owner_attribute(Owner("here", 1, "0", token="mine", system="a"))
+MINE = asdict(Owner("here", 1, "0", token="mine", system="a"))
 
 
 def as_optuna_reads(storage: Storage, name: str, **asked: Any) -> list[FrozenTrial]:
@@ -98,14 +100,14 @@ def test_a_study_that_is_not_there(storage: Storage) -> None:
 # Writing an epoch
 
 
-def test_a_record_is_what_optuna_would_have_written(storage: Storage, name: str) -> None:
+def test_a_report_is_what_optuna_would_have_written(storage: Storage, name: str) -> None:
     study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize")
     ours, plain = (begun(storage, study) for _ in range(2))
     for trial in (ours, plain):
         trial.set_user_attr("owner", MINE)
     for curve in ([{"epoch": 1, "loss": 0.1}], [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 1 / 3}]):
         last = len(curve)
-        assert storage.record(ours, "mine", {"checkpoints": [], "curve": curve}, {last: 0.1 + last / 3})
+        assert storage.report(ours, "mine", Change({"checkpoints": [], "curve": curve}, values={last: 0.1 + last / 3}))
         plain.set_user_attr("checkpoints", [])
         plain.set_user_attr("curve", curve)
         plain.report(0.1 + last / 3, last)
@@ -117,15 +119,25 @@ def test_a_record_is_what_optuna_would_have_written(storage: Storage, name: str)
     assert study.trials[0].value == 0.1 + 2 / 3, "the last that was reported"
 
 
-def test_a_record_may_be_made_twice(storage: Storage, name: str) -> None:
+def test_a_report_may_be_made_twice(storage: Storage, name: str) -> None:
     """Where the database's answer was lost; what stands at a step stays, as in Optuna."""
     study = optuna.create_study(storage=storage.optuna, study_name=name)
     trial = begun(storage, study)
     trial.set_user_attr("owner", MINE)
     for value in (0.5, 0.75):
-        assert storage.record(trial, "mine", {"curve": [value]}, {1: value})
+        assert storage.report(trial, "mine", Change({"curve": [value]}, values={1: value}))
     [found] = as_optuna_reads(storage, name)
     assert (found.user_attrs["curve"], found.intermediate_values) == ([0.75], {1: 0.5})
+
+
+def test_what_is_removed_is_gone_for_the_trial_too(storage: Storage, name: str) -> None:
+    study = optuna.create_study(storage=storage.optuna, study_name=name)
+    trial = begun(storage, study)
+    for key, value in {"owner": MINE, "old": 1, "other": 2}.items():
+        trial.set_user_attr(key, value)
+    assert storage.report(trial, "mine", Change({"new": 3}, removed=["old", "never there"]))
+    [found] = as_optuna_reads(storage, name)
+    assert found.user_attrs == trial.user_attrs == {"owner": MINE, "other": 2, "new": 3}
 
 
 @pytest.mark.parametrize("why", ["another's", "nobody's", "waits", "finished"])
@@ -138,29 +150,30 @@ def test_of_a_trial_that_is_not_held_nothing_is_written(storage: Storage, name: 
     if why == "finished":
         study.tell(trial, 1.0)
     before = as_optuna_reads(storage, name)
-    assert not storage.record(trial, "mine", {"curve": [1]}, {1: 0.5})
+    assert not storage.report(trial, "mine", Change({"curve": [1]}, values={1: 0.5}))
     assert as_optuna_reads(storage, name) == before
     assert "curve" not in trial.user_attrs
 
 
-def test_a_record_is_whole_or_not_there(storage: Storage, name: str) -> None:
+def test_a_report_is_whole_or_not_there(storage: Storage, name: str) -> None:
     study = optuna.create_study(storage=storage.optuna, study_name=name)
     trial = begun(storage, study)
     trial.set_user_attr("owner", MINE)
     before = as_optuna_reads(storage, name)
+    values: Any = {1: "no number", None: 0.5}
     with pytest.raises(sqlalchemy.exc.SQLAlchemyError):
-        storage.record(trial, "mine", {"curve": [1]}, {1: "no number", None: 0.5})  # type: ignore[dict-item]
+        storage.report(trial, "mine", Change({"curve": [1]}, removed=["owner"], values=values))
     assert as_optuna_reads(storage, name) == before
 
 
-def test_a_record_waits_for_the_lock(storage: Storage, name: str) -> None:
+def test_a_report_waits_for_the_lock(storage: Storage, name: str) -> None:
     """What a claim does in several transactions is not to be met in its middle."""
     study = optuna.create_study(storage=storage.optuna, study_name=name)
     trial = begun(storage, study)
     trial.set_user_attr("owner", MINE)
     with ThreadPoolExecutor() as pool:
         with storage.lock():
-            waiting = pool.submit(storage.record, trial, "mine", {"curve": [1]}, {})
+            waiting = pool.submit(storage.report, trial, "mine", Change({"curve": [1]}))
             assert wait([waiting], timeout=0.5).not_done
             [during] = as_optuna_reads(storage, name)
         assert waiting.result(timeout=20)

@@ -2,18 +2,22 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from rich.console import Console
 
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import StorageBusyError
 from cifar_sweep.forecast.costs import Costs, note_costs
 from cifar_sweep.study.opening import open_or_resume
+from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import CANCELLED, PAUSED, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
@@ -76,15 +80,15 @@ def trial(
     epochs: int = 30,
     seconds: float = 2.0,
     **attributes: Any,
-) -> FrozenTrial:
+) -> TrialRecord:
     """A trial that began and ended so many seconds ago."""
     params = {"model": "cnn3", "batch_size": 64, "epochs": epochs}
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=0)
     curve = [
-        {"epoch": epoch, "seconds": seconds, "group_size": together, "validation_accuracy": accuracy}
+        asdict(EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 1e-3, seconds, group_size=together))
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
-    known = {"config": config.to_dict(), "curve": curve, "owner": {"token": owner, "host": host}}
+    known = {"config": config.to_dict(), "curve": curve, "owner": asdict(Owner(host, 1, "", owner, ""))}
     value = accuracies[-1] if state in (COMPLETE, PRUNED) else None
     rate = optuna.distributions.FloatDistribution(1e-5, 0.1, log=True)
     size = optuna.distributions.IntDistribution(4, 8)
@@ -96,14 +100,14 @@ def trial(
     made.number = number
     made.datetime_start = datetime.now() - timedelta(seconds=begun)
     made.datetime_complete = datetime.now() - timedelta(seconds=ended) if state.is_finished() else None
-    return made
+    return TrialRecord(made)
 
 
 def drawn(
-    study: SweepStudy, trials: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch, *, width: int = 80
+    study: SweepStudy, trials: list[TrialRecord], monkeypatch: pytest.MonkeyPatch, *, width: int = 80
 ) -> list[str]:
     """The lines of the live view if these were the study's trials."""
-    monkeypatch.setattr(SweepStudy, "asked", lambda self: trials)
+    monkeypatch.setattr(SweepStudy, "asked_records", lambda self: trials)
     monkeypatch.setattr(study.storage, "orphans", lambda _: [])  # these workers are no processes
     screen = console(terminal=True, width=width)
     screen.print(progress._LiveView(study, screen).draw())
@@ -141,11 +145,11 @@ def test_plain_lines_name_each_trial_once(study: SweepStudy) -> None:
     ],
 )
 def test_a_plain_line_says_what_became_of_a_trial(
-    study: SweepStudy, ended: FrozenTrial, words: str, monkeypatch: pytest.MonkeyPatch
+    study: SweepStudy, ended: TrialRecord, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SweepStudy, "asked", lambda self: [ended])
+    monkeypatch.setattr(SweepStudy, "asked_records", lambda self: [ended])
     line = progress._Lines(study, console(terminal=False), named=True)._line(ended)
-    done = int(ended.state is not FAIL)
+    done = int(ended.state != "failed")
     assert line.startswith(f"[tiny {done}/4] {words}, learning_rate=0.00123 batch_size=64")
 
 
@@ -252,7 +256,7 @@ def test_a_database_that_does_not_answer_leaves_the_last_view_and_a_notice(study
 @pytest.mark.slow
 def test_a_refresh_that_fails_does_not_end_the_view(study: SweepStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     missed: list[Exception] = []
-    monkeypatch.setattr(SweepStudy, "asked", lambda self: 1 / 0)
+    monkeypatch.setattr(SweepStudy, "asked_records", lambda self: 1 / 0)
     monkeypatch.setattr(progress._LiveView, "miss", lambda self, error: missed.append(error))
     with progress.shown(study, console(terminal=True)):
         pass
@@ -284,7 +288,8 @@ def test_the_table_of_studies_has_a_line_for_each_in_100_columns(opened: Open, m
     first, second = opened("first", trials=40), opened("second")
     trials = [trial(k, COMPLETE, accuracies=(0.7,) * 30, begun=400, ended=200) for k in range(3)]
     trials += [trial(3, PRUNED, accuracies=(0.2,)), trial(4, FAIL), trial(5, RUNNING, owner="b", accuracies=(0.2,))]
-    monkeypatch.setattr(SweepStudy, "trials", lambda self: trials if self.name == "first" else [])
+    frozen = [trial.frozen for trial in trials]
+    monkeypatch.setattr(SweepStudy, "trials", lambda self: frozen if self.name == "first" else [])
     monkeypatch.setattr(type(first.storage), "orphans", lambda *_: [])
     rows = [glance(first), glance(second)]
     assert rows[0]["workers"] == 1

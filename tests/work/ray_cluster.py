@@ -17,7 +17,7 @@ from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.storage import open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.work import ray as launch_ray
-from cifar_sweep.work.ray_cluster import set_environment
+from cifar_sweep.work.ray_cluster import check_request, set_environment
 from cifar_sweep.work.signals import stop_on_signals
 from cifar_sweep.work.worker import Job
 
@@ -30,11 +30,11 @@ Events = Iterator[None]
 def in_training(study: SweepStudy) -> list[dict[str, Any]]:
     """The running trials: number, seconds of each epoch done, the worker's process, and its Ray node's process."""
     found = []
-    for trial in study.trials():
-        owner = trial.user_attrs.get("owner")
-        if trial.state.name == "RUNNING" and owner and (node := parent_of(owner["pid"])):
-            seconds = [epoch["seconds"] for epoch in trial.user_attrs.get("curve", [])]
-            found.append({"number": trial.number, "pid": owner["pid"], "node": node, "seconds": seconds})
+    for trial in study.records():
+        owner = trial.owner
+        if trial.state == "running" and owner and (node := parent_of(owner.pid)):
+            seconds = [epoch.seconds for epoch in trial.curve]
+            found.append({"number": trial.number, "pid": owner.pid, "node": node, "seconds": seconds})
     return found
 
 
@@ -55,7 +55,8 @@ def run(
     """Run the study while `events` happen; what they, and the run, have to say."""
     seen: dict[str, Any] = {"said": []}
     storage = os.environ["CIFAR_SWEEP_STORAGE"]
-    jobs = [Job(storage, (name,), device="cpu", worker=worker, workers=workers) for worker in range(workers)]
+    job = Job(storage, (name,), device="cpu")
+    address = check_request(on, storage=storage, artifacts="", device="cpu", gpus=gpus)
     with closing(open_existing(storage)) as opened, stop_on_signals() as asked:
         happening = events(load(opened, name), seen)
 
@@ -64,9 +65,7 @@ def run(
             return asked()
 
         started = time.monotonic()
-        launch_ray.run_on_ray(
-            jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=1, group=1, stop=stop, say=seen["said"].append
-        )
+        launch_ray.run_on_ray(job, address, workers=workers, gpus=gpus, group=1, stop=stop, say=seen["said"].append)
         return seen | {"seconds": time.monotonic() - started, "signal": asked.signal}
 
 
@@ -94,10 +93,10 @@ def on_a_cluster(name: str) -> dict[str, Any]:
             yield
         cluster.remove_node(first, allow_graceful=False)
         seen["lost"] = begun[0]
-        while not study.trials()[begun[0]["number"]].state.is_finished():
+        while not study.records()[begun[0]["number"]].is_finished:
             yield
         # Only now is it known how much is enough on this machine; two more, for those being asked for at this moment.
-        enough = study.sweep.model_copy(update={"trials": len(study.trials()) + 2})
+        enough = study.sweep.model_copy(update={"trials": len(study.records()) + 2})
         open_or_resume(study.storage, name, enough, data=study.data)
 
     try:

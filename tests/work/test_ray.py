@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,8 @@ import pytest
 from cifar_sweep.errors import CifarSweepError, DataError, UsageError
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.plan import Plan
-from cifar_sweep.machine.timing import Split
-from cifar_sweep.study.opening import load
+from cifar_sweep.machine.speeds import Split
+from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import load as load_sweep
@@ -36,7 +35,7 @@ from cifar_sweep.work import ray as launch_ray
 from cifar_sweep.work import ray_cluster as joining
 from cifar_sweep.work.ray import ClusterWorker, Terms, run_on_ray
 from cifar_sweep.work.ray_cluster import ENVIRONMENT, ClusterError, check_request, set_environment
-from cifar_sweep.work.submit import submit
+from cifar_sweep.work.submit import facts
 from cifar_sweep.work.worker import Job
 from tests.conftest import TINY_SWEEP
 
@@ -121,8 +120,7 @@ class FakeRay(ModuleType):
         self.actors.append(FakeActor(worker, room=len(self.actors) < self.room))
         return self.actors[-1]
 
-    def wait(self, refs: list["Future[Any]"], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-        assert num_returns == len(refs)
+    def wait(self, refs: list["Future[Any]"], *, timeout: float) -> tuple[list[Any], list[Any]]:
         done, left = wait_for(refs, timeout=timeout)
         return list(done), list(left)
 
@@ -159,19 +157,18 @@ def tiny(**changes: int) -> str:
 def begin(storage: Storage, name: str, small_data: ImageData, **changes: int) -> SweepStudy:
     path = Path("tiny.toml")
     path.write_text(tiny(**changes))
-    artifacts = str(Path("artifacts").absolute())
-    return submit(storage, name, load_sweep(path), small_data, source="synthetic:500", artifacts=artifacts)
+    return open_or_resume(storage, name, load_sweep(path), data=facts(small_data, source="synthetic:500"))
 
 
 @pytest.fixture
 def study(sqlite_template: Path, tmp_path: Path, small_data: ImageData) -> SweepStudy:
-    """Four trials of three epochs, in studies.db."""
+    """Four trials of one epoch, in studies.db."""
     shutil.copy(sqlite_template, tmp_path / "studies.db")
-    return begin(open_storage(SQLITE), "tiny", small_data)
+    return begin(open_storage(SQLITE), "tiny", small_data, epochs=1)
 
 
-def jobs(count: int = 1, *, name: str = "tiny", **changes: Any) -> list[Job]:
-    return [Job(SQLITE, (name,), worker=worker, workers=count, **changes) for worker in range(count)]
+def job(name: str = "tiny", **changes: Any) -> Job:
+    return Job(SQLITE, (name,), **changes)
 
 
 def never() -> Callable[[], bool]:
@@ -187,13 +184,17 @@ def never() -> Callable[[], bool]:
 
 
 def run(
-    jobs: list[Job], said: list[str], *, stop: Callable[[], bool] | None = None, on: str = "ray", gpus: float = 0.0
+    job: Job, said: list[str], *, workers: int = 1, stop: Callable[[], bool] | None = None, address: str = ""
 ) -> None:
-    run_on_ray(jobs, on=on, gpus_per_worker=gpus, cpus_per_worker=1.0, group=1, stop=stop or never(), say=said.append)
+    run_on_ray(job, address, workers=workers, gpus=0.0, group=1, stop=stop or never(), say=said.append)
+
+
+def check(on: str, *, storage: str = POSTGRES, artifacts: str = "", device: str = "auto", gpus: float = 0.0) -> str:
+    return check_request(on, storage=storage, artifacts=artifacts, device=device, gpus=gpus)
 
 
 def states(study: SweepStudy) -> list[str]:
-    return [trial.state.name for trial in study.trials()]
+    return [trial.state for trial in study.records()]
 
 
 # What is refused
@@ -204,30 +205,30 @@ def states(study: SweepStudy) -> list[str]:
 )
 def test_bad_addresses_are_refused(on: str, ray: FakeRay) -> None:
     with pytest.raises(UsageError, match=r"accepted: ray, or ray://HOST:PORT") as refusal:
-        check_request(on, storage=POSTGRES, artifacts="")
+        check(on)
     assert on in str(refusal.value)
 
 
 def test_the_port_of_ray_client_is_refused(ray: FakeRay) -> None:
     with pytest.raises(UsageError, match="Ray Client"):
-        check_request("ray://head:10001", storage=POSTGRES, artifacts="")
+        check("ray://head:10001")
 
 
 def test_a_good_address_is_returned(ray: FakeRay) -> None:
-    assert check_request("ray", storage=SQLITE, artifacts="") == ""
-    assert check_request(f"ray://{ELSEWHERE}", storage=POSTGRES, artifacts="") == ELSEWHERE
-    assert check_request("ray://[::1]:6379", storage=POSTGRES, artifacts="") == "[::1]:6379"
+    assert check("ray", storage=SQLITE) == ""
+    assert check(f"ray://{ELSEWHERE}") == ELSEWHERE
+    assert check("ray://[::1]:6379") == "[::1]:6379"
 
 
 def test_sqlite_serves_this_machine_alone(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_request("ray://127.0.0.1:6379", storage=SQLITE, artifacts="") == "127.0.0.1:6379"
+    assert check("ray://127.0.0.1:6379", storage=SQLITE) == "127.0.0.1:6379"
     with pytest.raises(UsageError, match=r"postgresql:// for --storage and a folder that all machines share"):
-        check_request(f"ray://{ELSEWHERE}", storage=SQLITE, artifacts="artifacts")
+        check(f"ray://{ELSEWHERE}", storage=SQLITE, artifacts="artifacts")
     with pytest.raises(UsageError, match=r"postgresql:// for --storage\.$"):
-        check_request(f"ray://{ELSEWHERE}", storage=SQLITE, artifacts="s3://bucket/prefix")
+        check(f"ray://{ELSEWHERE}", storage=SQLITE, artifacts="s3://bucket/prefix")
     monkeypatch.setenv("RAY_ADDRESS", ELSEWHERE)
     with pytest.raises(UsageError, match=rf"^RAY_ADDRESS={ELSEWHERE}: an SQLite database serves one machine"):
-        check_request("ray", storage=SQLITE, artifacts="artifacts")
+        check("ray", storage=SQLITE, artifacts="artifacts")
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head"])
@@ -236,15 +237,16 @@ def test_an_address_in_the_environment_is_checked_too(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UsageError, match=f"^RAY_ADDRESS={address}: "):
-        check_request("ray", storage=POSTGRES, artifacts="")
+        check("ray")
 
 
 def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'cifar-sweep\[ray\]'"):
-        check_request("ray", storage=SQLITE, artifacts="")
+        check("ray", storage=SQLITE)
 
 
+@pytest.mark.slow
 def test_the_module_does_not_load_ray() -> None:
     script = "import sys, cifar_sweep.work.ray; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -256,15 +258,13 @@ def test_the_module_does_not_load_ray() -> None:
         ("cuda:1", 1.0, "cluster chooses"),
         ("cuda", 0.0, "only by --gpus"),
         ("auto", 1.5, "whole"),
-        ("auto", -1, "from 0"),
+        ("auto", -1.0, "from 0"),
+        ("auto", float("nan"), "whole"),
     ],
 )
-def test_impossible_resources_are_refused(
-    device: str, gpus: float, why: str, ray: FakeRay, study: SweepStudy, said: list[str]
-) -> None:
+def test_impossible_resources_are_refused(device: str, gpus: float, why: str, ray: FakeRay) -> None:
     with pytest.raises(UsageError, match=why):
-        run(jobs(device=device), said, gpus=gpus)
-    assert not ray.actors
+        check("ray", device=device, gpus=gpus)
 
 
 # Joining
@@ -280,26 +280,21 @@ def test_what_the_user_set_stays() -> None:
     set_environment(environment, joining=False)
     assert environment.items() >= before.items()
     assert environment["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
-    assert "RAY_AUTH_TOKEN_PATH" not in environment
+    assert "RAY_AUTH_TOKEN" not in environment
 
 
-def test_a_cluster_of_ones_own_has_a_token_that_nobody_else_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "cache"))
-    environment: dict[str, str] = {}
-    set_environment(environment, joining=False)
-    path = Path(environment["RAY_AUTH_TOKEN_PATH"])
-    assert environment["RAY_AUTH_MODE"] == "token"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    token = path.read_text()
-    assert len(token) == 64
-    set_environment({}, joining=False)
-    assert path.read_text() == token
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    given = {"RAY_AUTH_TOKEN": token}
-    set_environment(given, joining=False)
-    assert "RAY_AUTH_TOKEN_PATH" not in given
+@pytest.mark.parametrize("given", [{"RAY_AUTH_TOKEN": "t"}, {"RAY_AUTH_TOKEN_PATH": "t"}])
+def test_a_cluster_of_ones_own_has_a_token_of_its_own(given: dict[str, str]) -> None:
+    one: dict[str, str] = {}
+    other: dict[str, str] = {}
+    set_environment(one, joining=False)
+    set_environment(other, joining=False)
+    assert one["RAY_AUTH_MODE"] == "token"
+    assert len(one["RAY_AUTH_TOKEN"]) == 64
+    assert one["RAY_AUTH_TOKEN"] != other["RAY_AUTH_TOKEN"]
+    told = dict(given)
+    set_environment(told, joining=False)
+    assert told == ENVIRONMENT | given
     joining_one: dict[str, str] = {}
     set_environment(joining_one, joining=True)
     assert joining_one == ENVIRONMENT
@@ -315,7 +310,7 @@ def test_where_nothing_answers_there_is_no_cluster(
     ray: FakeRay, study: SweepStudy, said: list[str], closed_port: int
 ) -> None:
     with pytest.raises(ClusterError, match="nothing answers there"):
-        run(jobs(), said, on=f"ray://127.0.0.1:{closed_port}")
+        run(job(), said, address=f"127.0.0.1:{closed_port}")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +328,7 @@ def test_why_a_cluster_cannot_be_joined(
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ClusterError, match=f"^Ray cluster {address}: .*{why}"):
-            run(jobs(), said, on=f"ray://{address}")
+            run(job(), said, address=address)
     assert not ray.initialized
 
 
@@ -383,8 +378,8 @@ def test_sigterm_stays_ours(ray: FakeRay) -> None:
 
 
 def test_the_study_is_finished(ray: FakeRay, study: SweepStudy, said: list[str]) -> None:
-    run(jobs(2), said)
-    assert states(study) == ["COMPLETE"] * 4
+    run(job(), said, workers=2)
+    assert states(study) == ["complete"] * 4
     assert said == ["Ray: 1 node with 8 cores and 0 GPUs; 2 workers with 1 cores each"]
     assert ray.options["resources"] == {"node:10.0.0.1": 0.001}  # SQLite: on this machine alone
     assert not list(Path("artifacts").glob(".run-*"))
@@ -394,11 +389,11 @@ def test_a_stop_gives_trials_back(ray: FakeRay, study: SweepStudy, small_data: I
     long = begin(study.storage, "long", small_data, epochs=200)
 
     def stop() -> bool:
-        return any(len(trial.user_attrs.get("curve", [])) > 1 for trial in long.trials())
+        return any(len(trial.curve) > 1 for trial in long.records())
 
-    run(jobs(2, name="long"), said, stop=stop)
-    assert states(long) == ["WAITING", "WAITING"]
-    assert all(trial.user_attrs["owner"] is None for trial in long.trials())
+    run(job("long"), said, workers=2, stop=stop)
+    assert states(long) == ["waiting", "waiting"]
+    assert all(trial.owner is None for trial in long.records())
     assert not ray.initialized
 
 
@@ -415,8 +410,8 @@ def test_a_lost_worker_is_started_again(
         return work(worker, job, terms)
 
     monkeypatch.setattr(ClusterWorker, "work", work_or_vanish)
-    run(jobs(), said)
-    assert states(study) == ["COMPLETE"] * 4
+    run(job(), said)
+    assert states(study) == ["complete"] * 4
     words = [f"worker 0 was lost on {socket.gethostname()}, with its process or its node; it is started again in"] * 2
     assert [sentence[: len(word)] for sentence, word in zip(said[1:], words, strict=True)] == words
     assert len(ray.actors) == 3
@@ -428,15 +423,15 @@ def test_a_worker_that_waits_for_room_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr(launch_ray, "PATIENCE_SECONDS", 0.3)
     ray.room = 1
-    run(jobs(3), said)
-    assert states(study) == ["COMPLETE"] * 4
+    run(job(), said, workers=3)
+    assert states(study) == ["complete"] * 4
     assert said[1:] == ["1 of 3 workers are at work; the others wait for room in the cluster."]
     assert set(ray.killed) >= set(ray.actors[1:])
 
 
 def test_the_deadline_ends_a_run_for_which_there_is_no_room(ray: FakeRay, study: SweepStudy, said: list[str]) -> None:
     ray.room = 0
-    run(jobs(deadline=time.time() + 0.5), said)
+    run(job(deadline=time.time() + 0.5), said)
     assert states(study) == []
 
 
@@ -447,7 +442,7 @@ def test_a_worker_that_does_not_stop_is_not_waited_for(
     monkeypatch.setattr(launch_ray, "STOP_SECONDS", 0.3)
     monkeypatch.setattr(ClusterWorker, "work", lambda *_: released.wait())
     try:
-        run(jobs(), said, stop=lambda: bool(ray.actors))
+        run(job(), said, stop=lambda: bool(ray.actors))
     finally:
         released.set()
     assert said[1:] == ["a worker that did not stop within 0 s will be ended; trials go on from checkpoints."]
@@ -461,13 +456,13 @@ def test_who_is_lost_at_the_end_is_not_spoken_of(
         raise RayError("the actor died because its node has died")
 
     monkeypatch.setattr(ClusterWorker, "work", vanish)
-    run(jobs(), said, stop=lambda: bool(ray.actors))
+    run(job(), said, stop=lambda: bool(ray.actors))
     assert len(said) == 1
 
 
 def test_a_fault_of_a_worker_ends_the_run(ray: FakeRay, study: SweepStudy, said: list[str]) -> None:
     with pytest.raises(DataError, match=r"^The data 'nowhere'"):
-        run(jobs(2, data="nowhere"), said)
+        run(job(data="nowhere"), said, workers=2)
     assert not ray.initialized
 
 
@@ -476,7 +471,7 @@ def test_a_fault_on_another_machine_names_it(
 ) -> None:
     monkeypatch.setattr(ClusterWorker, "whereabouts", lambda _: ("other", launch_ray.__version__))
     with pytest.raises(DataError, match=r"^other: The data 'nowhere'"):
-        run(jobs(data="nowhere"), said)
+        run(job(data="nowhere"), said)
 
 
 def test_another_version_on_a_node_ends_the_run(
@@ -484,7 +479,7 @@ def test_another_version_on_a_node_ends_the_run(
 ) -> None:
     monkeypatch.setattr(ClusterWorker, "whereabouts", lambda _: ("other", "0.1"))
     with pytest.raises(ClusterError, match=r"^other: cifar-sweep 0\.1 is installed there"):
-        run(jobs(), said)
+        run(job(), said)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +497,7 @@ def test_what_would_fail_each_time_ends_the_run(
 
     monkeypatch.setattr(ClusterWorker, "work", fail)
     with pytest.raises(ClusterError, match=sentence):
-        run(jobs(), said)
+        run(job(), said)
     assert len(ray.actors) == 1
 
 
@@ -510,7 +505,7 @@ def test_what_would_fail_each_time_ends_the_run(
 
 
 def terms(**changes: Any) -> Terms:
-    return Terms(**{"cpus": 1.0, "gpus": 0.0, "group": 1, "landmarks": (), "lease": None} | changes)
+    return Terms(**{"gpus": 0.0, "group": 1, "landmarks": (), "lease": None} | changes)
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,10 +527,10 @@ def test_groups_are_planned_where_they_are_trained(study: SweepStudy, monkeypatc
     monkeypatch.setattr(launch_ray, "choose", choose)
     monkeypatch.setattr(launch_ray, "work", lambda job, stop: done.append(job))
     monkeypatch.setattr(launch_ray, "available_cores", lambda: 4)
-    [job] = jobs(device="cpu", threads=3)
-    assert ClusterWorker().work(job, terms(group=0)) is None
-    assert ClusterWorker().work(job, terms(group=8, gpus=0.5)) is None
-    wanted = {"device": "cpu", "workers": 1, "threads": 3, "sweeps": [4]}
+    one = job(device="cpu", threads=1)
+    assert ClusterWorker().work(one, terms(group=0)) is None
+    assert ClusterWorker().work(one, terms(group=8, gpus=0.5)) is None
+    wanted = {"device": "cpu", "workers": 1, "threads": 1, "sweeps": [4]}
     assert asked == [wanted | {"group": 0}, wanted | {"group": 8}]
     assert [each.groups for each in done] == [Groups(8, {}, 250), Groups(8, {}, 500)]  # of the memory, its part
 
@@ -547,9 +542,9 @@ def test_the_lease_is_the_same_everywhere(
     monkeypatch.setenv("CIFAR_SWEEP_LEASE_SECONDS", "40")
     with monkeypatch.context() as patched:
         patched.setattr(ClusterWorker, "work", lambda _, job, terms: seen.append(terms.lease))
-        run(jobs(), said)
+        run(job(), said)
     monkeypatch.setattr(launch_ray, "work", lambda job, stop: seen.append(os.environ["CIFAR_SWEEP_LEASE_SECONDS"]))
-    assert ClusterWorker().work(jobs(threads=1)[0], terms(lease="7")) is None
+    assert ClusterWorker().work(job(threads=1), terms(lease="7")) is None
     assert seen == ["40", "7"]
 
 
@@ -604,12 +599,13 @@ def processes_of(folder: Path) -> list[int]:
 
 def continued(study: SweepStudy, lost: dict[str, Any]) -> bool:
     """Whether another worker went on with what this one had done, instead of doing it again."""
-    trial = study.trials()[lost["number"]]
-    curve = [epoch["seconds"] for epoch in trial.user_attrs["curve"]]
-    return trial.user_attrs["deaths"] == 1 and curve[: len(lost["seconds"])] == lost["seconds"]
+    trial = study.records()[lost["number"]]
+    curve = [epoch.seconds for epoch in trial.curve]
+    return trial.deaths == 1 and curve[: len(lost["seconds"])] == lost["seconds"]
 
 
 @pytest.mark.alone
+@pytest.mark.slow
 @needs_ray
 def test_a_node_is_lost_and_every_trial_finishes(
     postgres_url: str, postgres_storage: Storage, name: str, small_data: ImageData, scenario: Callable[..., Any]
@@ -618,13 +614,14 @@ def test_a_node_is_lost_and_every_trial_finishes(
     seen = scenario("cluster", postgres_url.replace("postgres@", f"postgres:{PASSWORD}@"), name)
     assert seen["said"][0] == "Ray: 3 nodes with 2 cores and 2 GPUs; 3 workers with 1 cores and 0.5 GPU each"
     assert sum("was lost on" in sentence for sentence in seen["said"]) == 1
-    assert set(states(study)) == {"COMPLETE"}
+    assert set(states(study)) == {"complete"}
     assert seen["nodes"] == [2, 3]  # the third when it joined
     assert continued(study, seen["lost"])
-    assert all(len(trial.user_attrs["curve"]) == 10 for trial in study.trials())
+    assert all(len(trial.curve) == 10 for trial in study.records())
 
 
 @pytest.mark.alone
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.skipif(
     "CIFAR_SWEEP_FAULT_REPEATS" not in os.environ, reason="a second cluster: part of the whole fault runs"
@@ -636,8 +633,7 @@ def test_a_killed_worker_and_ctrl_c_on_this_machine(
     long = load(study.storage, "long")
     seen = scenario("machine", f"sqlite:///{Path('studies.db').absolute()}", "long")
     assert seen["signal"] == signal.SIGINT
-    assert len(seen["said"]) == 2
-    assert "was lost on" in seen["said"][1]
-    assert set(states(long)) == {"WAITING"}
+    assert sum("was lost on" in sentence for sentence in seen["said"]) == 1
+    assert set(states(long)) == {"waiting"}
     assert continued(long, seen["lost"])
-    assert all(trial.user_attrs["owner"] is None for trial in long.trials())
+    assert all(trial.owner is None for trial in long.records())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.machine.timing import trained_as_large_from
+from cifar_sweep.machine.timing import smallest_representative_group
 from cifar_sweep.training import fuse
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
@@ -378,7 +378,7 @@ def test_many_channels_and_few_members_are_left_to_pytorch() -> None:
 )
 def test_from_which_size_on_groups_are_alike(network: str, threads: int, device: str, size: int) -> None:
     where = torch.device(device)
-    assert trained_as_large_from(network, threads=threads, device=where, precision="fp32") == size
+    assert smallest_representative_group(network, threads=threads, device=where, precision="fp32") == size
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
 """How long a study will still take: by its workers, by the kinds of trial to come, and by the clock."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.curve import EpochResult
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, NetworkCosts, note_costs
-from cifar_sweep.forecast.remaining import at_work, groups_of, imagined, seconds_left
+from cifar_sweep.forecast.time_left import at_work, forecast_rest, groups_of, seconds_left
 from cifar_sweep.study.opening import open_or_resume
+from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import PAUSED, Storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
@@ -54,31 +58,32 @@ def trial(
     owner: str = "a",
     together: int = 1,
     **params: Any,
-) -> FrozenTrial:
+) -> TrialRecord:
     """A trial whose group of so many took these seconds for each epoch."""
     config = TrialConfig.from_params(FIXED | params, classes=10, precision="fp32", data_seed=0, seed=0)
     curve = [
-        {"epoch": epoch, "seconds": seconds / together, "group_size": together, "validation_accuracy": 0.5}
+        asdict(EpochResult(epoch, 1.0, 0.5, 1.0, 0.5, 1e-3, seconds / together, group_size=together))
         for epoch, seconds in enumerate(epochs, start=1)
     ]
-    attributes = {"config": config.to_dict(), "curve": curve, "owner": {"token": owner, "host": "here"}}
+    who = asdict(Owner("here", 1, "", owner, ""))
+    attributes = {"config": config.to_dict(), "curve": curve, "owner": who}
     value = 0.5 if state in (COMPLETE, PRUNED) else None
     made = optuna.create_trial(state=state, value=value, user_attrs=attributes)
     made.number, made.datetime_start = number, at(begun)
     made.datetime_complete = None if ended is None else at(ended)
-    return made
+    return TrialRecord(made)
 
 
-def left(study: SweepStudy, trials: list[FrozenTrial], now: float, **options: Any) -> tuple[float, float]:
+def left(study: SweepStudy, trials: list[TrialRecord], now: float, **options: Any) -> tuple[float, float]:
     found = seconds_left(study, trials, now=at(now), **options)
     assert found is not None
     return found
 
 
-def middle(study: SweepStudy, trials: list[FrozenTrial], now: float) -> float:
-    found = imagined(study, trials, now=at(now))
+def middle(study: SweepStudy, trials: list[TrialRecord], now: float) -> float:
+    found = forecast_rest(study, trials, now=at(now))
     assert found is not None
-    return found.quantile(0.5)
+    return found.likely
 
 
 FOUR = [10.0] * 4
@@ -110,13 +115,16 @@ def test_the_last_worker_counts(study: Open) -> None:
     assert middle(study(trials=7), known, 82.2) == pytest.approx(2 * 41, rel=0.1)
 
 
-def test_a_trial_is_expected_to_take_what_its_own_kind_takes(study: Open) -> None:
+def test_a_trial_is_expected_to_take_what_its_own_batch_size_takes(study: Open) -> None:
+    """Steps take twice as long as they were reckoned to."""
     space = RATE | {"batch_size": {"low": 16, "high": 256, "base2": True}}
     fixed = {name: value for name, value in FIXED.items() if name != "batch_size"}
     known = [trial(k, COMPLETE, 21 * k, 21 * k + 20, [5.0] * 4, batch_size=256) for k in range(3)]
     known += [trial(3 + k, COMPLETE, 63 + 201 * k, 263 + 201 * k, [50.0] * 4, batch_size=16) for k in range(3)]
     now = 63 + 603.0
     opened = study(trials=7, space=space, fixed=fixed)
+    steps = COSTS.networks["lenet"].model_copy(update={"image": {1: 0.0}, "step": {1: 0.4}})
+    note_costs(opened, COSTS.model_copy(update={"networks": {"lenet": steps}}))
     fast = middle(opened, [*known, trial(6, RUNNING, now, None, [], batch_size=256)], now)
     slow = middle(opened, [*known, trial(6, RUNNING, now, None, [], batch_size=16)], now)
     assert fast < 40
@@ -199,7 +207,19 @@ def test_a_worker_takes_one_group_after_another() -> None:
 
 
 def test_trials_without_a_worker_are_in_no_group() -> None:
-    waiting = optuna.create_trial(state=TrialState.WAITING)
+    waiting = TrialRecord(optuna.create_trial(state=TrialState.WAITING))
     given_back = trial(0, RUNNING, 0, None, [1.0])
-    given_back.user_attrs["owner"] = None
+    given_back.frozen.user_attrs["owner"] = None
     assert groups_of([waiting, given_back]) == []
+
+
+def test_trials_that_wait_are_counted(study: Open) -> None:
+    """A point that was never begun has all its epochs to come, an interrupted trial its last ones."""
+    opened = study(trials=3)
+    note_costs(opened, COSTS)
+    interrupted = trial(0, TrialState.WAITING, 0, None, [1.0875] * 3)
+    interrupted.frozen.user_attrs["owner"] = None
+    queued = TrialRecord(optuna.create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": {}}))
+    queued.frozen.number = 1
+    running = trial(2, RUNNING, 100, None, [1.0875])
+    assert middle(opened, [interrupted, queued, running], 101.1) == pytest.approx((3 + 1 + 4) * 1.0875, rel=0.05)

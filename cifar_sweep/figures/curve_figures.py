@@ -1,0 +1,104 @@
+"""Figures of learning curves: a few trials in detail, and a study's trials together."""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import plotly.graph_objects as go  # type: ignore[import-untyped]
+from plotly.subplots import make_subplots  # type: ignore[import-untyped]
+
+from cifar_sweep.figures import style
+from cifar_sweep.study.record import TrialRecord
+
+MOST_CURVES = 50
+HIGHLIGHTED = (
+    style.BEST,
+    style.PALETTE[0],
+    style.PALETTE[2],
+    style.PALETTE[3],
+    style.PALETTE[7],
+)  # the colours of the best trials, in their order
+SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up")
+
+
+def learning_curves(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
+    """Loss and accuracy by epoch, a colour per trial: training dashed, validation solid. `data` names the images."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    drawn = [trial for trial in trials if trial.curve]
+    for place, trial in enumerate(drawn):
+        for part in ("train", "validation"):
+            figure.add_trace(_line(trial, part, "loss", place=place), row=1, col=1)
+            figure.add_trace(_line(trial, part, "accuracy", place=place), row=2, col=1)
+    figure.update_yaxes(title="loss, nats", row=1, col=1)
+    figure.update_yaxes(title="accuracy, %", row=2, col=1)
+    figure.update_xaxes(title="epoch", row=2, col=1)
+    return style.finish(
+        figure, f"{data}: training images dashed, validation images solid", height=560 + 12 * len(drawn)
+    )
+
+
+def _line(trial: TrialRecord, part: str, quantity: str, *, place: int) -> go.Scatter:
+    """One line of `learning_curves`; `place` gives the trial its colour and, when those are used up, its marker."""
+    factor, unit = (100, "%") if quantity == "accuracy" else (1, "nats")
+    values = [factor * getattr(result, f"{part}_{quantity}") for result in trial.curve]
+    return go.Scatter(
+        x=[result.epoch for result in trial.curve],
+        # Where a training diverged there is a gap: JSON has no word for what is not a number.
+        y=[value if math.isfinite(value) else None for value in values],
+        mode="lines+markers",  # one epoch alone is no line
+        name=escape(style.trial_name(trial)),
+        legendgroup=str(trial.number),
+        showlegend=(part, quantity) == ("validation", "accuracy"),
+        line={
+            "color": style.PALETTE[place % len(style.PALETTE)],
+            "dash": "dash" if part == "train" else "solid",
+            "width": 2,
+        },
+        marker={"symbol": SYMBOLS[place // len(style.PALETTE) % len(SYMBOLS)], "size": 5},
+        hovertemplate=f"%{{fullData.name}}, epoch %{{x}}: {part} {quantity} %{{y:.4g}} {unit}<extra></extra>",
+    )
+
+
+def curves(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure:
+    """Validation accuracy by epoch: the best trials in colours, others and pruned ones behind them.
+
+    By share of the schedule where epochs are searched. At most `MOST_CURVES` lines.
+    """
+    drawn = [trial for trial in trials if trial.curve]
+    complete = sorted((trial for trial in drawn if trial.state == "complete"), key=lambda trial: -(trial.value or 0))
+    pruned = [trial for trial in drawn if trial.state == "pruned"]
+    best, others = complete[: len(HIGHLIGHTED)], complete[len(HIGHLIGHTED) :]
+    room = MOST_CURVES - len(best)
+    behind = {
+        "pruned": style.thinned(pruned, max(room - len(others), room // 2)),
+        "complete": style.thinned(others, max(room - len(pruned), room // 2)),
+    }
+    figure = go.Figure()
+    for state, members in behind.items():
+        line = {"color": style.STATE_COLOURS[state], "width": 1}
+        name = "pruned" if state == "pruned" else "other complete"
+        _add_lines(figure, members, epochs_searched, name=name, line=line, opacity=0.7, marker={"size": 3})
+    for place, trial in reversed(list(enumerate(best))):  # the best one last, so that its line lies above the others
+        line = {"color": HIGHLIGHTED[place], "width": 2.5}
+        name = f"trial {trial.number}"
+        _add_lines(figure, [trial], epochs_searched, name=name, line=line, marker={"size": 4}, legendrank=900 + place)
+    figure.update_xaxes(title="share of the schedule, %" if epochs_searched else "epoch", rangemode="tozero")
+    figure.update_yaxes(title="validation accuracy, %")
+    return style.finish(figure, height=440)
+
+
+def _add_lines(figure: go.Figure, trials: Iterable[TrialRecord], epochs_searched: bool, **settings: object) -> None:
+    """The curves as one trace, with gaps between them. Markers: a curve of one epoch is no line."""
+    points: list[tuple[float | None, float | None, int | None]] = []
+    for trial in trials:
+        factor = 100 / (trial.epochs or 1) if epochs_searched else 1
+        points += [
+            (round(factor * result.epoch, 1), style.in_percent(result.validation_accuracy), trial.number)
+            for result in trial.curve
+        ]
+        points.append((None, None, None))
+    if points:
+        x, y, numbers = map(list, zip(*points, strict=True))
+        figure.add_scatter(
+            x=x, y=y, customdata=numbers, mode="lines+markers", hovertemplate=style.TRIAL_HOVER, **settings
+        )

@@ -1,0 +1,50 @@
+"""What share of its epochs a trial is expected to be trained for, before its pruner has decided."""
+
+from collections.abc import Sequence
+
+from cifar_sweep.sweep.strategy import step_of
+from cifar_sweep.sweep.sweep import Sweep
+
+# Of the trials that the pruner let pass once, the share that is ended later: a guess.
+_ENDED_LATER = 0.2
+
+
+def startup(sweep: Sweep) -> int:
+    """How many trials must be complete before any is pruned."""
+    return sweep.pruner.startup_trials if sweep.pruner.name in ("median", "percentile") else 0
+
+
+def looks(sweep: Sweep, epochs: int) -> list[int]:
+    """The epochs after which the pruner may end a trial of so many; never the last one."""
+    pruner, searched = sweep.pruner, "epochs" in sweep.space
+    if pruner.name == "none":
+        return []
+    steps = {epoch: step_of(epoch, epochs=epochs, searched=searched) for epoch in range(1, epochs)}
+    if pruner.name in ("median", "percentile"):
+        return [epoch for epoch, step in steps.items() if step is not None and step > pruner.warmup_steps]
+    rungs = [pruner.min_steps * pruner.reduction_factor**rung for rung in range(20)]
+    return [epoch for epoch, step in steps.items() if step in rungs]
+
+
+def expected_survival(sweep: Sweep, epochs: int) -> list[float]:
+    """The share of trials that is still trained in each of so many epochs, if all trials are as good as each other.
+
+    The median pruner ends half of them at its first look, the percentile pruner all but its percentile, asha all but
+    one in `reduction_factor` at each look; of hyperband half is a guess.
+    """
+    pruner, ends = sweep.pruner, looks(sweep, epochs)
+    first = {"percentile": 1 - pruner.percentile / 100, "asha": 1 - 1 / pruner.reduction_factor}.get(pruner.name, 0.5)
+    later = first
+    if pruner.name in ("median", "percentile"):
+        later = 1 - (1 - _ENDED_LATER) ** (1 / max(len(ends) - 1, 1))
+    survival, share = [], 1.0
+    for epoch in range(1, epochs + 1):
+        survival.append(share)
+        if epoch in ends:
+            share *= 1 - (first if epoch == ends[0] else later)
+    return survival
+
+
+def spared(survival: Sequence[float]) -> float:
+    """The share of a trial's epochs that it is spared on average."""
+    return 1 - sum(survival) / len(survival)

@@ -1,0 +1,222 @@
+"""When a sweep ends: its groups in the order in which they are claimed, spread over the workers.
+
+What is not known beforehand is drawn: which shapes the sampler chooses, how far a trial comes before it is pruned, and
+how far off the pace is. The sweep is laid out several times; the times of all layouts are the forecast.
+"""
+
+import bisect
+import heapq
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cifar_sweep.config import Shape
+from cifar_sweep.forecast.costs import Pace
+from cifar_sweep.forecast.expected import first_points, queued_shapes
+from cifar_sweep.forecast.pruning import expected_survival, startup
+from cifar_sweep.study.claiming import Queue, Waiting, next_group
+from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
+from cifar_sweep.sweep.sweep import Sweep
+
+LAYOUTS = 100
+# The more trials, the less their sum is a matter of luck: so many in all layouts together are enough.
+_LAID_OUT_TRIALS = 4000
+_FEWEST_LAYOUTS = 20
+# TPE takes after the best tenth of all trials, which is its own share; here it does so every second time, a guess.
+BEST_SHARE = 0.1
+_LIKE_THE_BEST = 0.5
+# How far off the expected share of pruned epochs is before any trial is pruned, as a standard deviation: a guess.
+_PRUNING_DOUBT = 0.3
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A group that a worker trains: `members` trials with `done` epochs, `since` seconds into the next one."""
+
+    shape: Shape
+    members: int
+    done: int = 0
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a sweep stands.
+
+    Attributes:
+        waiting: the trials that wait.
+        shapes: the shape of each of them, by its number, also where `waiting` leaves it open.
+        finished: trials that are complete or pruned; of them `complete`.
+        under_way: what is being trained, one group for each worker.
+        best: the shapes of the best trials so far, which the sampler takes for examples.
+        idle: workers that are there, or will be, and train nothing.
+        delay: seconds until those begin.
+        strictness: how many times as many epochs the pruner saves as `expected_survival` has it.
+        judged: how many trials that is known from.
+    """
+
+    waiting: Sequence[Waiting] = ()
+    shapes: Mapping[int, Shape] = field(default_factory=dict)
+    finished: int = 0
+    complete: int = 0
+    under_way: Sequence[UnderWay] = ()
+    best: Sequence[Shape] = ()
+    idle: int = 0
+    delay: float = 0.0
+    strictness: float = 1.0
+    judged: int = 0
+
+    def unpruned(self) -> "Start":
+        """The same, where every trial is trained to its end."""
+        return replace(self, strictness=0.0)
+
+    def shortened(self, share: float) -> "Start":
+        """The same, where what waits has this share of its epochs."""
+        return replace(self, shapes={number: shortened(shape, share) for number, shape in self.shapes.items()})
+
+
+def shortened(shape: Shape, share: float) -> Shape:
+    """A shape with this share of its epochs, at least one."""
+    return replace(shape, epochs=max(1, round(share * shape.epochs)))
+
+
+def beginning(sweep: Sweep, *, workers: int, delay: float) -> Start:
+    """Where a sweep stands when its command is given; its workers begin after `delay` seconds."""
+    shapes = dict(enumerate(queued_shapes(sweep)))
+    open_points = (
+        set() if sweep.given else {k for k, point in enumerate(first_points(sweep)) if leaves_open(sweep, point)}
+    )
+    waiting = [Waiting(k, None if k in open_points else shape) for k, shape in shapes.items()]
+    return Start(waiting, shapes, idle=workers, delay=delay)
+
+
+def leaves_open(sweep: Sweep, point: Mapping[str, object]) -> bool:
+    """Whether the shape of a queued point is only known when it is taken."""
+    return any(name in SHAPE_PARAMETERS and name not in point for name in sweep.space)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Layouts of a sweep: of each the seconds until its trials end, in order."""
+
+    layouts: Sequence[Sequence[float]]
+
+    def quantile(self, share: float) -> float:
+        """The seconds until the last trial's end that are enough in this share of the cases."""
+        return _quantile([max(ends, default=0.0) for ends in self.layouts], share)
+
+    @property
+    def mean(self) -> float:
+        """The mean seconds until the last trial's end."""
+        return math.fsum(max(ends, default=0.0) for ends in self.layouts) / len(self.layouts)
+
+    @property
+    def likely(self) -> float:
+        """The seconds that are enough in half of the cases."""
+        return self.quantile(0.5)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Seconds that hold the end in 19 of 20 cases if all guesses are true: in eight of ten real ones."""
+        return self.quantile(0.025), self.quantile(0.975)
+
+    def finished(self, seconds: float) -> int:
+        """How many more trials are over by then, in half of the cases."""
+        return int(_quantile([bisect.bisect_right(ends, seconds) for ends in self.layouts], 0.5))
+
+
+def _quantile(numbers: Sequence[float], share: float) -> float:
+    return sorted(numbers)[min(int(share * len(numbers)), len(numbers) - 1)]
+
+
+def forecast(sweep: Sweep, start: Start, pace: Pace, shapes: Sequence[Shape], *, layouts: int = LAYOUTS) -> Forecast:
+    """Lay out the rest of a sweep.
+
+    Args:
+        sweep: what is trained.
+        start: where it stands.
+        pace: how fast.
+        shapes: what the sampler may choose from, as `possible_shapes` gives it.
+        layouts: how often at most.
+    """
+    enough = max(_LAID_OUT_TRIALS // max(sweep.size - start.finished, 1), _FEWEST_LAYOUTS)
+    return Forecast([_Layout(sweep, start, pace, shapes, seed).run() for seed in range(min(layouts, enough))])
+
+
+class _Layout:
+    """Lays a sweep out once."""
+
+    def __init__(self, sweep: Sweep, start: Start, pace: Pace, shapes: Sequence[Shape], seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._sweep, self._start, self._pace, self._shapes = sweep, start, pace, shapes
+        self._slowness = math.exp(self._random.gauss(0.0, pace.doubt))
+        doubt = _PRUNING_DOUBT / math.sqrt(1 + start.judged / 4) if start.strictness else 0.0
+        self._strictness = max(start.strictness + self._random.gauss(0.0, doubt), 0.0)
+        self._favourite = self._random.choice(start.best or shapes or [None])
+        self._survival: dict[int, list[float]] = {}
+        self._waiting, self._finished, self._complete = list(start.waiting), start.finished, start.complete
+        self._running = 0
+        # When each worker is free again, and how many trials have ended then; of them so many are complete.
+        self._workers: list[tuple[float, int, int]] = [(start.delay, 0, 0)] * start.idle
+        self._ends: list[float] = []
+
+    def run(self) -> list[float]:
+        """The seconds until each trial's end, in order."""
+        for group in self._start.under_way:
+            # An epoch that takes longer than expected is about to end.
+            since = min(group.since, 0.95 * self._slowness * self._pace.epoch(group.shape, group.members))
+            self._train(-since, group)
+        heapq.heapify(self._workers)
+        while self._workers:
+            now, ended, complete = heapq.heappop(self._workers)
+            self._running -= ended
+            self._finished += ended
+            self._complete += complete
+            claimed = self._next_group()
+            if claimed is not None:
+                self._train(now + self._slowness * self._pace.begin(claimed.members), claimed)
+        return sorted(self._ends)
+
+    def _next_group(self) -> UnderWay | None:
+        queue = Queue(self._sweep, self._finished, self._running, self._waiting)
+        first = queue.first()
+        if first is None:
+            return None
+        shape = self._start.shapes.get(first.number) or self._sampled()
+        costs = self._pace.costs
+        workers = None if costs.fixed else costs.workers
+        taken = next_group(queue, first, size=costs.size(shape), workers=workers)
+        gone = {trial.number for trial in taken.waiting}
+        self._waiting = [trial for trial in self._waiting if trial.number not in gone]
+        return UnderWay(shape, taken.size, first.epochs)
+
+    def _sampled(self) -> Shape:
+        """What the sampler chooses: at random, or what is like the best trials."""
+        settings = self._sweep.sampler
+        learns = settings.name == "tpe" and self._finished >= settings.startup_trials
+        if learns and self._favourite and self._random.random() < _LIKE_THE_BEST:
+            return self._favourite
+        return self._random.choice(self._shapes)
+
+    def _train(self, at: float, group: UnderWay) -> None:
+        """Train a group to the end of its last trial, from `at` on."""
+        epoch, shape = group.done, group.shape
+        lengths = sorted(self._length(shape.epochs, group.done) for _ in range(group.members))
+        for k, length in enumerate(lengths):
+            at += self._slowness * (length - epoch) * self._pace.epoch(shape, group.members - k)
+            epoch = length
+            self._ends.append(max(at, 0.0))
+        self._running += group.members
+        heapq.heappush(self._workers, (max(at, 0.0), group.members, lengths.count(shape.epochs)))
+
+    def _length(self, epochs: int, done: int) -> int:
+        """The epoch that a trial with `done` epochs ends with."""
+        if not self._strictness or self._complete < startup(self._sweep):
+            return epochs
+        if epochs not in self._survival:
+            expected = expected_survival(self._sweep, epochs)
+            self._survival[epochs] = [max(1 - self._strictness * (1 - share), 0.0) for share in expected]
+        survival = self._survival[epochs]
+        drawn = self._random.random() * survival[min(done, epochs - 1)]
+        return max(done + 1, sum(share > drawn for share in survival))

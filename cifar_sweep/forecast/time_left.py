@@ -1,0 +1,276 @@
+"""How long a study will still take, by what its database says of the trials so far."""
+
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cifar_sweep.config import Shape
+from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
+from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
+from cifar_sweep.forecast.pruning import expected_survival, spared, startup
+from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast, leaves_open
+from cifar_sweep.study.claiming import queue_of
+from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.storage import OPEN
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.space import decode
+from cifar_sweep.sweep.sweep import Sweep
+
+# A worker between two groups is still one.
+BETWEEN_SECONDS = 10.0
+# A worker that has been at it for so long was not alone in having just begun.
+STARTED_SECONDS = 30.0
+# How far costs are off before groups have told it, as a standard deviation of a logarithm: where steps were timed, and
+# where nothing was. Both are guesses.
+TIMED_DOUBT = 0.15
+ROUGH_DOUBT = 0.5
+# From one hour to the next a shared machine differs by as much.
+_LEAST_DOUBT = 0.05
+# A machine's load changes: only so many of the latest groups tell how fast it is.
+_LATEST_GROUPS = 16
+# How many trials the guess of what the pruner saves counts like.
+_GUESSED_TRIALS = 4
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """Trials that a worker trained, or trains, together. `owner` is its token."""
+
+    owner: str
+    trials: Sequence[TrialRecord]
+
+    @property
+    def running(self) -> list[TrialRecord]:
+        """Those that it still trains."""
+        return [trial for trial in self.trials if trial.state == "running"]
+
+    @property
+    def begun(self) -> datetime:
+        """When its first trial began."""
+        return min(trial.started for trial in self.trials if trial.started)
+
+    @property
+    def ended(self) -> datetime | None:
+        """When its last trial ended; None while one runs."""
+        ends = [trial.ended for trial in self.trials]
+        return None if None in ends else max(end for end in ends if end is not None)
+
+    @property
+    def shape(self) -> Shape:
+        """What it trains."""
+        config = self.trials[0].config
+        assert config is not None
+        return config.shape
+
+    @property
+    def epochs(self) -> list[tuple[int, float]]:
+        """Of each epoch so far, the number of trials, and the seconds for all of them."""
+        longest = max((trial.curve for trial in self.trials), key=len)
+        return [(result.group_size, result.seconds * result.group_size) for result in longest]
+
+    @property
+    def epoch_seconds(self) -> float:
+        """What its epochs took."""
+        return math.fsum(seconds for _, seconds in self.epochs)
+
+
+def groups_of(trials: Sequence[TrialRecord]) -> list[WorkerGroup]:
+    """The groups that the trials were trained in, as far as their workers are known, in the order of their start."""
+    by_owner: dict[str, list[TrialRecord]] = defaultdict(list)
+    for trial in sorted(trials, key=lambda trial: trial.started or datetime.min):
+        if trial.owner and trial.started and trial.config:
+            by_owner[trial.owner.token].append(trial)
+    groups = [WorkerGroup(owner, group) for owner, own in by_owner.items() for group in _one_after_another(own)]
+    return sorted(groups, key=lambda group: group.begun)
+
+
+def _one_after_another(trials: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
+    """A worker's trials by group: it takes new ones when all of the last ones have ended."""
+    groups: list[list[TrialRecord]] = []
+    for trial in trials:
+        assert trial.started is not None
+        if groups and any(other.ended is None or other.ended > trial.started for other in groups[-1]):
+            groups[-1].append(trial)
+        else:
+            groups.append([trial])
+    return groups
+
+
+def at_work(trials: Sequence[TrialRecord], now: datetime) -> set[str]:
+    """The tokens of the workers that train, or have just ended a group."""
+    return {
+        group.owner
+        for group in groups_of(trials)
+        if group.ended is None or (now - group.ended).total_seconds() < BETWEEN_SECONDS
+    }
+
+
+def seconds_left(
+    study: SweepStudy,
+    trials: Sequence[TrialRecord] | None = None,
+    *,
+    now: datetime | None = None,
+    starting: bool = False,
+) -> tuple[float, float] | None:
+    """A range that holds the remaining time in about eight cases of ten.
+
+    None where nobody works on the study, or where nothing is known of its costs and no epoch has ended yet.
+
+    Args:
+        study: the study.
+        trials: the records that its budget counts; read from it if not given.
+        now: the time, on the clock of `datetime.now()`.
+        starting: its workers are being started now, if none is at work yet.
+    """
+    found = forecast_rest(study, trials, now=now, starting=starting)
+    if found is None:
+        return None
+    low, high = found.range
+    return (0.0, 0.0) if high == 0 else (low + END_SECONDS / 2, high + 1.5 * END_SECONDS)
+
+
+def forecast_rest(
+    study: SweepStudy,
+    trials: Sequence[TrialRecord] | None = None,
+    *,
+    now: datetime | None = None,
+    starting: bool = False,
+) -> Forecast | None:
+    """How the rest of the study may go; see `seconds_left`."""
+    trials = study.asked_records() if trials is None else trials
+    now = now or datetime.now()  # as Optuna writes it
+    groups = groups_of(trials)
+    noted, working = noted_costs(study), at_work(trials, now)
+    sizes = [size for group in groups for size, _ in group.epochs]
+    if not _is_unfinished(study, trials):
+        return Forecast([[]])
+    if study.state != OPEN or not (working or starting) or not (sizes or noted):
+        return None
+    costs = noted or Costs(largest=max(sizes), workers=max(len(working), 1), rough=True)
+    pace = pace_of(groups, costs)
+    start = _start(study, trials, groups, pace, now)
+    return forecast(study.sweep, start, pace, possible_shapes(study.sweep))
+
+
+def _is_unfinished(study: SweepStudy, trials: Sequence[TrialRecord]) -> bool:
+    if study.sweep.given:
+        return not all(trial.is_finished for trial in trials)
+    return len(_finished(trials)) < study.budget
+
+
+def _finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [trial for trial in trials if trial.state in ("complete", "pruned")]
+
+
+def pace_of(groups: Sequence[WorkerGroup], costs: Costs) -> Pace:
+    """The costs, corrected by the median of what groups took over what they were reckoned to take."""
+    firsts = _firsts(groups)
+    timed = [group for group in groups if group.epochs][-_LATEST_GROUPS:]
+    ratios = [_ratio(group, costs, is_first=group is firsts[group.owner]) for group in timed]
+    factor = statistics.median(ratios) if ratios else 1.0
+    prior = ROUGH_DOUBT if costs.rough and len(ratios) < 2 else TIMED_DOUBT
+    squares = math.fsum(math.log(ratio / factor) ** 2 for ratio in ratios)
+    spread = math.sqrt((prior**2 + squares) / (1 + len(ratios)))
+    # Part of it does not average out: other trials than these are to come, and a machine is busy for a while.
+    return Pace(costs, factor, max(spread * math.sqrt(0.4 + 1 / (1 + len(ratios))), _LEAST_DOUBT))
+
+
+def _firsts(groups: Sequence[WorkerGroup]) -> dict[str, WorkerGroup]:
+    """The first group of each worker, which also waits for libraries to be loaded."""
+    return {group.owner: group for group in reversed(groups)}
+
+
+def _ratio(group: WorkerGroup, costs: Costs, *, is_first: bool) -> float:
+    taken = group.epoch_seconds
+    reckoned = math.fsum(costs.epoch(group.shape, size) for size, _ in group.epochs)
+    if group.ended and not is_first:
+        # A trial that was interrupted has epochs from before.
+        taken = max(taken, (group.ended - group.begun).total_seconds())
+        reckoned += _besides(group, costs)
+    return max(taken, 1e-6) / reckoned
+
+
+def _besides(group: WorkerGroup, costs: Costs) -> float:
+    """What a group is reckoned to take besides its epochs."""
+    return costs.trial * len(group.trials) + math.fsum(costs.between(group.shape, size) for size, _ in group.epochs)
+
+
+def _start(
+    study: SweepStudy, trials: Sequence[TrialRecord], groups: Sequence[WorkerGroup], pace: Pace, now: datetime
+) -> Start:
+    # Workers begin one after another: until all are there, those are counted that there are to be.
+    young = all((now - group.begun).total_seconds() < STARTED_SECONDS for group in groups)
+    workers = max(len(at_work(trials, now)), pace.costs.workers if young else 0, 1)
+    under_way = _under_way(groups, pace, now)
+    finished = _finished(trials)
+    complete = sorted((trial for trial in finished if trial.state == "complete"), key=lambda trial: -(trial.value or 0))
+    best = complete[: math.ceil(BEST_SHARE * len(finished))]
+    sweep, shapes = study.sweep, _waiting_shapes(study.sweep, trials)
+    strictness, judged = _strictness(study, groups, complete)
+    return Start(
+        waiting=queue_of(trials, sweep, shape_of=lambda trial: _known_shape(sweep, trial, shapes)).waiting,
+        shapes=shapes,
+        finished=len(finished),
+        complete=len(complete),
+        under_way=under_way,
+        best=[trial.config.shape for trial in best if trial.config],
+        idle=max(workers - len(under_way), 0),
+        delay=pace.costs.start / 2 if young and not under_way else 0.0,
+        strictness=strictness,
+        judged=judged,
+    )
+
+
+def _under_way(groups: Sequence[WorkerGroup], pace: Pace, now: datetime) -> list[UnderWay]:
+    firsts, under_way = _firsts(groups), []
+    for group in groups:
+        if group.running:
+            spent = group.epoch_seconds + pace.factor * _besides(group, pace.costs)
+            spent += pace.costs.start / 2 if group is firsts[group.owner] else 0.0
+            since = max((now - group.begun).total_seconds() - spent, 0.0)
+            under_way.append(UnderWay(group.shape, len(group.running), len(group.epochs), since))
+    return under_way
+
+
+def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Sequence[TrialRecord]) -> tuple[float, int]:
+    """What the pruner saved over what it was expected to save, and by how many trials that is known.
+
+    The guess counts like `_GUESSED_TRIALS` trials. Only groups count that began after the first trials were complete,
+    and that have ended: of those under way, the trials that were pruned would be seen before the others.
+    """
+    if study.sweep.pruner.name == "none":
+        return 0.0, 0
+    ends, first = sorted(trial.ended for trial in complete if trial.ended), startup(study.sweep)
+    saved = expected = 0.0
+    judged = 0
+    for group in groups:
+        if group.ended and sum(end <= group.begun for end in ends) >= first:
+            guess = spared(expected_survival(study.sweep, group.shape.epochs))
+            saved += math.fsum(trial.epochs_left / group.shape.epochs for trial in group.trials)
+            expected += guess * len(group.trials)
+            judged += len(group.trials)
+    if not expected:
+        return 1.0, 0
+    weight = _GUESSED_TRIALS * expected / judged
+    return (saved + weight) / (expected + weight), judged
+
+
+def _waiting_shapes(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[int, Shape]:
+    """The shapes of the waiting trials, by number: of an interrupted one its own; what a point leaves open is drawn."""
+    shapes: dict[int, Shape] = {}
+    generator = random.Random(0)  # noqa: S311 - no secret
+    for trial in trials:
+        if trial.state == "waiting":
+            point = trial.params if sweep.given else {**draw(sweep.space, generator), **decode(trial.queued)}
+            shapes[trial.number] = trial.config.shape if trial.config else shape_of({**sweep.fixed, **point})
+    return shapes
+
+
+def _known_shape(sweep: Sweep, trial: TrialRecord, shapes: Mapping[int, Shape]) -> Shape | None:
+    """The shape of a waiting trial; None where it is only known when the trial is taken."""
+    is_open = not (trial.config or sweep.given) and leaves_open(sweep, decode(trial.queued))
+    return None if is_open else shapes[trial.number]

@@ -1,0 +1,44 @@
+"""The memory that a trial takes in training, and what a device has free."""
+
+import math
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from cifar_sweep.config import Shape
+from cifar_sweep.training.models import build
+from cifar_sweep.training.models.summary import summarize
+
+MEMORY_FILE = Path("/proc/meminfo")
+
+
+def member_bytes(shape: Shape) -> int:
+    """About the memory that one trial of this shape takes in training, besides the images.
+
+    Parameters, their gradients, two moments and the best ones so far in float32, and two copies in a step; of each
+    layer's output what is kept for the backward pass, its gradient, and what a layer works in.
+    """
+    parameters, outputs = _sizes(replace(shape, batch_size=1, epochs=1, train_images=0, data_seed=0))
+    return 28 * parameters + shape.batch_size * outputs * (5 if shape.precision == "bf16" else 10)
+
+
+@cache
+def _sizes(shape: Shape) -> tuple[int, int]:
+    """How many parameters a network has, and how many numbers its layers give for an image."""
+    rows = summarize(build(shape, seed=0))
+    return sum(row.parameters for row in rows), sum(math.prod(row.output_shape) for row in rows)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of the device's memory that nobody uses; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        # What a program can have: free pages, and those that only hold files.
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", MEMORY_FILE.read_text(), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None

@@ -1,0 +1,147 @@
+"""Speeds that were timed on this machine before, and typical ones where nothing was. Loads no torch of itself."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from cifar_sweep.config import Shape, is_own
+from cifar_sweep.errors import DiskError
+from cifar_sweep.files import default_cache, replace_file
+from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs, NetworkCosts, Pace, Speed, network_name
+from cifar_sweep.forecast.expected import expected_shapes, possible_shapes
+from cifar_sweep.forecast.schedule import beginning, forecast
+from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of, stand_in
+from cifar_sweep.sweep.sweep import Sweep
+
+# Batches of which a step is timed; what it takes at any other follows from the two.
+TIMED_BATCHES = (16, 128)
+# The mean over so many layouts tells one plan from another.
+_LAYOUTS = 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """A machine shared out: `workers` processes of `threads` threads each (on a GPU, where threads do not count, 1)."""
+
+    workers: int
+    threads: int
+
+
+def speed_between(small: float, large: float) -> Speed:
+    """From the seconds per image at `TIMED_BATCHES`; exact at the larger where one of the parts is below 0."""
+    fewer, more = TIMED_BATCHES
+    step = (small - large) / (1 / fewer - 1 / more)
+    step = min(max(step, 0.0), large * more)
+    return Speed(large - step / more, step)
+
+
+# Microseconds of a training image by the group's size, at the two of `TIMED_BATCHES` (of vgg11 at 16 and 64): processor
+# time of one core of an AMD EPYC with AVX-512, in float32, measured once on 2026-11-30 while other programs ran.
+_MICROSECONDS = {
+    "lenet": {1: (266, 157), 8: (97, 60)},
+    "lenet+batch_norm": {1: (373, 183), 8: (97, 77)},
+    "convnet": {1: (385, 194), 8: (118, 83)},
+    "convnet+batch_norm": {1: (415, 269), 8: (123, 100)},
+    "cnn3": {1: (958, 946), 8: (1115, 1511)},
+    "cnn3+batch_norm": {1: (1580, 1344), 8: (2015, 1906)},
+    "cnn1": {1: (23779, 27797)},
+    "vgg11": {1: (18474, 12521)},
+}
+# By how much an ordinary processor of two cores, with AVX2 alone, is slower: `convnet` and `cnn3` on a Zen 3.
+_ORDINARY = 1.6
+TYPICAL: Speeds = {
+    network: {size: speed_between(*(_ORDINARY * each / 1e6 for each in pair)) for size, pair in sizes.items()}
+    for network, sizes in _MICROSECONDS.items()
+}
+_STORED = TypeAdapter(dict[str, dict[str, dict[int, Speed]]])
+
+
+def speeds_file(cache: Path | None) -> Path:
+    """Where timed speeds are kept."""
+    return (cache or default_cache()) / "speeds.json"
+
+
+def read_speeds(path: Path) -> dict[str, dict[str, dict[int, Speed]]]:
+    """The stored speeds by key, network and group size; none where there is no such file or it is not ours."""
+    with suppress(OSError, ValidationError):
+        found = _STORED.validate_json(path.read_bytes())
+        if all(1 in sizes for entry in found.values() for sizes in entry.values()):
+            return found
+    return {}
+
+
+def write_speeds(path: Path, everything: Mapping[str, Speeds]) -> None:
+    """Store speeds as `read_speeds` reads them."""
+    with suppress(DiskError):  # a read-only home: measured again next time
+        replace_file(path, json.dumps(everything, indent=2).encode())
+
+
+def speeds_of(networks: Iterable[str], timed: Speeds) -> Speeds:
+    """The speeds of these networks; one that was not timed takes those of its stand-in."""
+    found = {}
+    for network in networks:
+        name, factor = stand_in(network)
+        found[network] = {size: Speed(*(factor * part for part in speed)) for size, speed in timed[name].items()}
+    return found
+
+
+def costs_of(
+    expected: Sequence[tuple[float, Shape]],
+    split: Split,
+    groups: Groups,
+    speeds: Speeds,
+    *,
+    train_images: int = TRAIN_IMAGES,
+) -> Costs:
+    """What the parts of sweeps of these shapes cost under this split, in these groups, at these speeds."""
+    shapes: dict[str, dict[int, Shape]] = defaultdict(dict)
+    for _, shape in expected:
+        shapes[network_name(shape)].setdefault(shape.batch_size, shape)
+    networks = {}
+    for name, by_batch in shapes.items():
+        timed = speeds[network_of(next(iter(by_batch.values())))]
+        networks[name] = NetworkCosts(
+            image={size: speed.image for size, speed in timed.items()},
+            step={size: speed.step for size, speed in timed.items()},
+            sizes={batch: groups.size(shape) for batch, shape in by_batch.items()},
+        )
+    return Costs(networks=networks, workers=split.workers, fixed=groups.fixed, train_images=train_images)
+
+
+def unpruned_seconds(sweep: Sweep, costs: Costs) -> float:
+    """The expected wall seconds of a sweep of which nothing is pruned."""
+    start = beginning(sweep, workers=costs.workers, delay=costs.start).unpruned()
+    return forecast(sweep, start, Pace(costs, doubt=0.0), possible_shapes(sweep), layouts=_LAYOUTS).mean
+
+
+def typical(networks: Iterable[str]) -> Speeds | None:
+    """The typical speeds of these networks; None where one is a user's own, of which nothing is known."""
+    return speeds_of(networks, TYPICAL) if all(stand_in(network)[0] in TYPICAL for network in networks) else None
+
+
+def rough_seconds(sweep: Sweep, *, cache: Path | None = None) -> float | None:
+    """About the wall seconds of a sweep of which nothing is pruned, without timing anything.
+
+    By the fastest split that was timed on this machine before, or by typical speeds on two cores. None where the sweep
+    trains a network of a user's own.
+    """
+    expected = expected_shapes(sweep, precision="fp32")
+    if any(is_own(shape.model) for _, shape in expected):
+        return None
+    networks = {network_of(shape) for _, shape in expected}
+    found: dict[Split, Speeds] = {}
+    for key, entry in read_speeds(speeds_file(cache)).items():
+        split = re.search(r", (\d+) x (\d+) threads, ", key)
+        if split and all(stand_in(network)[0] in entry for network in networks):
+            found[Split(int(split[1]), int(split[2]))] = speeds_of(networks, entry)
+    seconds = [
+        unpruned_seconds(sweep, costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds))
+        for split, speeds in (found or {Split(2, 1): speeds_of(networks, TYPICAL)}).items()
+    ]
+    return min(seconds)

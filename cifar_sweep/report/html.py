@@ -1,0 +1,86 @@
+"""HTML pages that are whole in themselves: they open offline, in light and dark, on a phone.
+
+Pages are the templates in `templates/`. Figures lie in them as JSON and are drawn when they come near the screen.
+Text is escaped by Jinja, and within scripts by `in_script`.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import plotly.graph_objects as go  # type: ignore[import-untyped]
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from cifar_sweep.report.words import templates
+from cifar_sweep.version import __version__
+
+SIGNIFICANT_DIGITS = 6
+# Within JSON these stand in texts only; written so, no text can end the script, begin a comment or break a line.
+_IN_SCRIPT = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"})
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure for a page. `json` can stand in a script; below `least_width`, in pixels, it scrolls sideways."""
+
+    json: str
+    height: int
+    least_width: int = 0
+
+
+def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0, top: int = 10) -> Drawing:
+    """A figure for a page: without its title, which the page has above it, and with its numbers rounded.
+
+    Args:
+        figure: the figure.
+        height: in pixels; the figure's own where it is not given.
+        least_width: in pixels; where the screen is narrower, the figure scrolls.
+        top: its upper margin in pixels.
+    """
+    plain = figure.to_dict()
+    layout = plain["layout"]
+    layout.pop("title", None)
+    layout["margin"]["t"] = top
+    layout["autosize"] = True
+    own = int(layout.pop("height", 400))
+    return Drawing(in_script(_rounded(plain)), height or own, least_width)
+
+
+def render(template: str, *, title: str, **facts: Any) -> str:
+    """A page from a template with these facts."""
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            title=title,
+            version=__version__,
+            written=datetime.now(UTC),
+            # Its few other characters would make a browser hold all of it in two bytes a character: slower to read.
+            plotly=get_plotlyjs().encode("ascii", "backslashreplace").decode(),
+            **facts,
+        )
+    )
+
+
+def in_script(value: Any) -> str:
+    """Plain data as JSON that can stand in a page's script, whatever its texts are.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_IN_SCRIPT)
+
+
+def rounded(number: float) -> float:
+    """A number with as many digits as anybody sees."""
+    return float(f"{number:.{SIGNIFICANT_DIGITS}g}")
+
+
+def _rounded(value: Any) -> Any:
+    """Plain data with `rounded` floats."""
+    if isinstance(value, float):
+        return rounded(value)
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
