@@ -409,7 +409,6 @@ for _ in range(50):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_processes_that_put_one_name_leave_one_whole_file(folder: Artifacts) -> None:
     command = [sys.executable, "-c", PUT_AGAIN_AND_AGAIN, folder.address]
     writers = [
