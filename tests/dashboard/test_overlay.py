@@ -174,6 +174,7 @@ def test_note_and_figures_are_of_the_moment(
     assert "| finished: it is \\*enough\\* |" in note_on(overlay, study)
 
 
+@pytest.mark.slow
 def test_they_are_not_made_anew_for_each_who_asks(
     study: SweepStudy, overlay: Overlay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,6 +343,7 @@ def test_the_split_that_is_expected_to_be_done_first_wins(
     assert found.gain == pytest.approx(seconds[1] / seconds[best.workers])
 
 
+@pytest.mark.slow
 def test_a_gain_is_that_of_workers_and_groups_together(machine: Machine) -> None:
     machine.speed = lambda workers, size: Speed(0.001 * workers**0.5 / min(size, 4), 0.0)
     found = choose(sweep(trials=4000))

@@ -56,7 +56,7 @@ VARIANTS = [
     ),
     {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01, "normalize": True},
     {"optimizer": "rmsprop", "model": "convnet", "step_size": 1, "gamma": 0.5},
-    {"precision": "bf16", "dropout": 0.2},
+    pytest.param({"precision": "bf16", "dropout": 0.2}, marks=pytest.mark.slow),
 ]
 
 
