@@ -1,6 +1,5 @@
 """cifar-sweep from Python, in a notebook as in a script: load a sweep, run it, look at its trials, take the best away.
 
-from cifar_sweep.forecast.costs import note_costs
 from cifar_sweep import load_sweep, run_sweep
 
 study = run_sweep(load_sweep("lr_batch", settings={"trials": 12, "epochs": 5}))
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
@@ -27,11 +25,11 @@ from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
 from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.exports import trained
 from cifar_sweep.exports import write as export
-from cifar_sweep.figures.gallery import FIGURES
+from cifar_sweep.figures.by_name import FIGURES
 from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study import opening
-from cifar_sweep.study.record import TrialRecord, describe, rows_of
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import find, from_mapping, load
@@ -43,6 +41,12 @@ from cifar_sweep.training.images import data as images
 from cifar_sweep.work.signals import StopRequest, stop_on_signals
 from cifar_sweep.work.submit import submit
 from cifar_sweep.work.worker import Job, run_workers
+
+# What `Study.trials` shows of each trial besides its parameters; see `TrialRecord`.
+_COLUMNS = (
+    "number", "state", "value", "accuracy", "epochs_done", "epochs", "seconds", "label", "device", "worker", "started",
+    "ended", "seed", "weights_bytes", "reason",
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -114,10 +118,9 @@ def run_sweep(
     loaded = images.load(source, on_progress=console.print if progress else None)
     folder = str(artifacts) if artifacts is not None else None
     made = submit(storage, study or chosen.name, chosen, loaded, source=source, artifacts=folder)
-    plan = choose(
-        [chosen], device=device, workers=workers, threads=threads, group=group, say=console.print,
-        train_images=made.data.get("train_images", TRAIN_IMAGES),
-    )  # fmt: skip
+    many = made.data.get("train_images", TRAIN_IMAGES)
+    given: dict[str, Any] = {"device": device, "workers": workers, "threads": threads, "group": group}
+    plan = choose([chosen], **given, say=console.print, train_images=many)
     if plan.costs:
         note_costs(made, plan.costs)
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
@@ -161,9 +164,7 @@ class Study:
 
     def __repr__(self) -> str:
         counts = self._study.summary()["trials"]
-        return (
-            f"Study({self.name!r}, " + ", ".join(f"{count} {state}" for state, count in counts.items() if count) + ")"
-        )
+        return f"Study({self.name!r}, {', '.join(f'{count} {state}' for state, count in counts.items() if count)})"
 
     @property
     def name(self) -> str:
@@ -182,18 +183,13 @@ class Study:
     def trials(self) -> pd.DataFrame:
         """A row for each trial, by number: its state, value (the best validation accuracy), parameters, and more."""
         rows = [
-            {name: value for name, value in asdict(row).items() if name != "params"} | dict(row.params)
-            for row in rows_of(self._study.trials())
+            {name: getattr(trial, name) for name in _COLUMNS} | dict(trial.params) for trial in self._study.records()
         ]
         return pd.DataFrame(rows).set_index("number") if rows else pd.DataFrame()
 
     def curves(self) -> pd.DataFrame:
         """A row for each epoch of each trial: losses (nats), accuracies, learning rate, seconds."""
-        points = [
-            {"trial": trial.number, **point}
-            for trial in self._study.trials()
-            for point in trial.user_attrs.get("curve", [])
-        ]
+        points = [{"trial": trial.number, **asdict(point)} for trial in self._study.records() for point in trial.curve]
         return pd.DataFrame(points).set_index(["trial", "epoch"]) if points else pd.DataFrame()
 
     def best(self) -> "Trial":
@@ -206,10 +202,10 @@ class Study:
 
     def trial(self, number: int | None) -> "Trial":
         """A complete trial by number. Raises StudyError where there is none."""
-        return Trial(self._study, self._artifacts, trained.pick(self._study, number).frozen)
+        return Trial(self._study, self._artifacts, trained.pick(self._study, number))
 
     def figure(self, name: str) -> "go.Figure":
-        """A plotly figure: one of `cifar_sweep.figures.gallery.FIGURES`.
+        """A plotly figure: one of `cifar_sweep.figures.by_name.FIGURES`.
 
         Raises:
             UsageError: there is no such figure.
@@ -217,7 +213,7 @@ class Study:
         """
         if name not in FIGURES:
             raise UsageError(f"figure {name!r}: {nearest(name, FIGURES)}.")
-        if not any(trial.user_attrs.get("curve") for trial in self._study.trials()):
+        if not any(trial.curve for trial in self._study.records()):
             raise StudyError(f"study {self.name!r} has no trial with a finished epoch to draw; run it first.")
         return FIGURES[name](self._study)
 
@@ -228,7 +224,7 @@ class Trial:
 
     _study: SweepStudy
     _artifacts: Artifacts
-    _trial: FrozenTrial
+    _trial: TrialRecord
 
     def __repr__(self) -> str:
         return f"Trial({self.number}, validation_accuracy={self.validation_accuracy:.4f}, params={self.params})"
@@ -241,18 +237,18 @@ class Trial:
     @property
     def validation_accuracy(self) -> float:
         """The best of its epochs; what trials are chosen by."""
-        assert self._trial.state is TrialState.COMPLETE
         return float(self._trial.value or 0.0)
 
     @property
     def params(self) -> dict[str, Value]:
         """What was searched."""
-        return dict(describe(self._trial)["params"])
+        return dict(self._trial.params)
 
     @property
     def config(self) -> TrialConfig:
         """All that it trained, complete."""
-        return TrialConfig.from_dict(self._trial.user_attrs["config"])
+        assert self._trial.config is not None  # of a complete trial
+        return self._trial.config
 
     def network(self) -> "nn.Module":
         """The network with its best weights, on the CPU in evaluation mode.
@@ -265,7 +261,7 @@ class Trial:
         from cifar_sweep.training.models import build
 
         network = build(self.config.shape, seed=0)
-        network.load_state_dict(trained.stored_weights(self._study, TrialRecord(self._trial), self._artifacts))
+        network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
         return network.eval()
 
     def export(self, folder: str | Path, *, data: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
@@ -276,7 +272,7 @@ class Trial:
         Raises:
             StudyError: the weights were not kept, or these are other images.
         """
-        network = trained.trained_trial(self._study, TrialRecord(self._trial), self._artifacts)
+        network = trained.trained_trial(self._study, self._trial, self._artifacts)
         loaded = images.load(str(data or self._study.data["source"]))
         self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
         on = resolve_device(device)

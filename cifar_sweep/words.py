@@ -1,4 +1,4 @@
-"""cifar_sweep/words.py."""
+"""Numbers in words: parameters on a line, lengths of time, ranges of time."""
 
 from collections.abc import Mapping
 from typing import Any

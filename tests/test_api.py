@@ -13,7 +13,7 @@ import torch
 import cifar_sweep
 from cifar_sweep.api import Study, load_study, load_sweep, run_sweep
 from cifar_sweep.errors import StudyError, UsageError
-from cifar_sweep.figures.gallery import FIGURES
+from cifar_sweep.figures.by_name import FIGURES
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -613,6 +613,7 @@ def test_the_client_is_patient(amazon: None, monkeypatch: pytest.MonkeyPatch) ->
     assert (config.connect_timeout, config.read_timeout) == (10, 60)
 
 
+@pytest.mark.slow
 def test_the_user_may_say_how_often_to_try(amazon: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "9")
     assert client_of("s3://lab").meta.config.retries["total_max_attempts"] == 9

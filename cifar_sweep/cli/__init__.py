@@ -6,12 +6,14 @@ Each command is one short function: parse, call, print. Heavy modules are import
 
 import atexit
 import gc
+import itertools
 import logging
 import sys
+from collections.abc import Callable
 
 import typer
 
-from cifar_sweep.cli import machine, networks, queue, run, studies
+from cifar_sweep.cli import machine, networks, options, queue, run, studies
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -22,32 +24,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (
-    machine.plan,
-    run.run,
-    run.submit,
-    run.worker,
-    studies.status,
-    queue.pause,
-    queue.resume,
-    queue.cancel,
-    queue.delete,
-    queue.copy,
-    machine.list_sweeps,
-    machine.bench,
-    studies.compare,
-    studies.plot,
-    studies.report,
-    networks.export,
-    networks.ensemble,
-    networks.evaluate,
-    networks.predict,
-    networks.train,
-    networks.model,
-    studies.dashboard,
-    machine.doctor,
-):
-    app.command(name="list" if command is machine.list_sweeps else None)(command)
+COMMANDS: tuple[tuple[Callable[..., None], ...], ...] = (  # in the order of `--help`
+    (machine.plan, run.run, run.submit, run.worker, studies.status),
+    (queue.pause, queue.resume, queue.cancel, queue.delete, queue.copy),
+    (machine.list_sweeps, machine.bench, studies.compare, studies.plot, studies.report),
+    (networks.export, networks.ensemble, networks.evaluate, networks.predict, networks.train, networks.model),
+    (studies.dashboard, machine.doctor),
+)
+for command in itertools.chain(*COMMANDS):
+    app.command(name="list" if command is machine.list_sweeps else None)(options.spread(command))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,19 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
-        known = _storage_fault(error)
+        if "cifar_sweep.study.storage" not in sys.modules:  # no database was opened
+            raise
+        from cifar_sweep.study.outage import explain
+
+        known = explain(error)
         if known is None:
             raise
         _fail(str(known), known.exit_code)
-
-
-def _storage_fault(error: Exception) -> CifarSweepError | None:
-    """A database error in one sentence; the module that knows them is loaded wherever one can happen."""
-    if "cifar_sweep.study.storage" not in sys.modules:
-        return None
-    from cifar_sweep.study.outage import explain
-
-    return explain(error)
 
 
 def _fail(sentence: str, exit_code: int) -> None:

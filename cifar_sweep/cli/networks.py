@@ -1,150 +1,134 @@
 """Trained networks: `export`, `train`, `ensemble`, `evaluate`, `predict`, `model`."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer import Argument, Option
 
 from cifar_sweep.cli.options import (
-    Artifacts,
     Device,
+    ImageOptions,
     SameData,
-    StorageUrl,
     StudyName,
     Threads,
-    artifacts_of,
     data_of_export,
-    data_of_study,
-    printer,
+    echo_json,
+    say,
     settings_of,
     terminal,
 )
-from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Sequence
 
+    import torch
+
+    from cifar_sweep.exports.trained import Trained
     from cifar_sweep.training.images.data import ImageData
+    from cifar_sweep.work.signals import StopRequest
 
-ExportFolder = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write; one named after what is in it if not given.")]
-WithOnnx = Annotated[
-    bool | None,
-    typer.Option(
-        "--onnx/--no-onnx",
-        envvar="CIFAR_SWEEP_ONNX",
-        help="Write model.onnx, too, or do not; where the extra onnx is installed, if not given.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
+ExportFolder = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
+AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
+OUT = "Folder to write; one named after what is in it if not given."
+ONNX = "Write model.onnx, too, or do not; where the extra onnx is installed, if not given."
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where an export is written, and what is in it: of `export`, `ensemble` and `train`."""
+
+    out: Annotated[Path | None, Option(help=OUT)] = None
+    with_onnx: Annotated[bool | None, Option("--onnx/--no-onnx", envvar="CIFAR_SWEEP_ONNX", help=ONNX)] = None
+
+    def __post_init__(self) -> None:
+        if self.with_onnx:  # a wish that cannot be met is refused before anything is measured
+            from cifar_sweep.exports.onnx import check_installed
+
+            check_installed()
 
 
 def export(
     study: StudyName = None,
-    trial: Annotated[int | None, typer.Option(min=0, help="Its number; the best complete trial if not given.")] = None,
-    out: Out = None,
-    with_onnx: WithOnnx = None,
-    device: Device = "auto",
-    data: SameData = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    trial: Annotated[int | None, Option(min=0, help="Its number; the best complete trial if not given.")] = None,
+    *,
+    output: OutputOptions,
+    options: ImageOptions,
 ) -> None:
     """Write a trial's config, weights, metrics, model card and predict.py, with its test accuracy, measured here."""
     from cifar_sweep.exports.trained import pick, trained_trial
-    from cifar_sweep.exports.write import write
-    from cifar_sweep.study.opening import load
-    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
 
-    _check_onnx(with_onnx)
-    the_study = load(open_existing(storage), study)
-    chosen = pick(the_study, trial)
-    trained = trained_trial(the_study, chosen, artifacts_of(the_study, artifacts))
-    on = resolve_device(device)
-    console = terminal()
-    images = data_of_study(the_study, data, console)
+    source = options.load(study)
+    chosen = pick(source, trial)
+    trained = trained_trial(source, chosen, options.files_of(source))
+    on = resolve_device(options.device)
+    images = options.images_of(source)
     prepare_process(on, threads=trained.provenance.threads)
-    folder = out or Path("exports") / f"{the_study.name}-{chosen.number}"
-    metrics = write(folder, [trained], data=images, device=on)
-    the_study.record_test([chosen.number], metrics["test_accuracy"])
-    _say_export(folder, metrics, console)
-    _add_onnx(folder, images, with_onnx, console)
+    folder = output.out or Path("exports") / f"{source.name}-{chosen.number}"
+    metrics = _write(folder, [trained], images, on)
+    source.record_test([chosen.number], metrics["test_accuracy"])
+    _add_onnx(folder, images, output.with_onnx)
 
 
 def ensemble(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
+        list[str] | None, Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
     ] = None,
-    top: Annotated[
-        int | None, typer.Option(min=1, help="So many of the study's best trials, by validation accuracy; 3 of them.")
-    ] = None,
-    trials: Annotated[str | None, typer.Option(help="These trials of the study instead, as in 3,5,8.")] = None,
-    seeds: Annotated[
-        int, typer.Option(min=0, help="Train each of them again under so many other seeds; 0 takes their weights.")
-    ] = 0,
-    out: Out = None,
-    with_onnx: WithOnnx = None,
+    top: Annotated[int | None, Option(min=1, help="So many of the study's best trials; 3 if not given.")] = None,
+    trials: Annotated[str | None, Option(help="These trials of the study instead, as in 3,5,8.")] = None,
+    seeds: Annotated[int, Option(min=0, help="Train each again under so many other seeds; 0 takes its weights.")] = 0,
     threads: Threads = 0,
-    device: Device = "auto",
-    data: SameData = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    *,
+    output: OutputOptions,
+    options: ImageOptions,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.exports.ensemble import check_size, choose, joined
-    from cifar_sweep.exports.exported import is_export, read
-    from cifar_sweep.exports.trained import trained_trial
-    from cifar_sweep.exports.write import write
-    from cifar_sweep.study.opening import load
-    from cifar_sweep.study.storage import open_existing
+    from cifar_sweep.exports.ensemble import check_size
     from cifar_sweep.training.device import prepare_process, resolve_device
     from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
-    _check_onnx(with_onnx)
-    on = resolve_device(device)
-    console = terminal()
-    given = sources or []
-    numbers = _numbers(trials)
-    if any(is_export(Path(source)) for source in given):
-        if top is not None or trials is not None:
-            raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
-        exports = [read(Path(source)) for source in given]
-        members, name = joined(exports), exports[0].folder.name
-        images = data_of_export(exports[0], data, console, must_match=True)
-    elif len(given) > 1:
-        raise UsageError(
-            f"{', '.join(given)}: no export folders; accepted: one study, or folders that hold a config.toml."
-        )
-    else:
-        the_study = load(open_existing(storage), given[0] if given else None)
-        chosen = choose(the_study, top=top or 3, numbers=numbers)
-        store = artifacts_of(the_study, artifacts)
-        members, name = [trained_trial(the_study, trial, store) for trial in chosen], the_study.name
-        images = data_of_study(the_study, data, console)
+    on = resolve_device(options.device)
+    members, name, images = _members(sources or [], top, trials, options)
     check_size(len(members) * (seeds or 1))
-    folder = out or Path("exports") / f"{name}-ensemble"
+    folder = output.out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
-            retraining = Retraining(images, device, threads, folder, stop, printer(console))
+            retraining = Retraining(images, options.device, threads, folder, stop, say)
             copies = retraining.train_copies(members, seeds=seeds)
-        if copies is None:
-            console.print("stopped; the same command goes on from the last epoch.")
-            raise typer.Exit(stop.exit_code())
-        members = copies
+        members = copies or _stopped(stop)
     prepare_process(on, threads=threads or members[0].provenance.threads)
-    metrics = write(folder, members, data=images, device=on)
+    _write(folder, members, images, on, each=True)
     discard_unfinished(folder)
-    for member in metrics["members"]:
-        label = f" ({member['label']})" if member["label"] else ""
-        printer(console)(
-            f"study {member['study']}, trial {member['trial']}{label}: validation accuracy "
-            f"{member['validation_accuracy']:.2%}, test accuracy {member['test_accuracy']:.2%}"
+    _add_onnx(folder, images, output.with_onnx)
+
+
+def _members(
+    sources: list[str], top: int | None, trials: str | None, options: ImageOptions
+) -> "tuple[list[Trained], str, ImageData]":
+    """The networks of an ensemble, the name of what they are from, and their images."""
+    from cifar_sweep.exports.ensemble import choose, joined
+    from cifar_sweep.exports.exported import is_export, read
+    from cifar_sweep.exports.trained import trained_trial
+
+    numbers = _numbers(trials)
+    if any(is_export(Path(source)) for source in sources):
+        if top is not None or trials is not None:
+            raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
+        exports = [read(Path(source)) for source in sources]
+        members = joined(exports)
+        return members, exports[0].folder.name, data_of_export(exports[0], options.data, must_match=True)
+    if len(sources) > 1:
+        raise UsageError(
+            f"{', '.join(sources)}: no export folders; accepted: one study, or folders that hold a config.toml."
         )
-    _say_export(folder, metrics, console)
-    _add_onnx(folder, images, with_onnx, console)
+    study = options.load(sources[0] if sources else None)
+    chosen = choose(study, top=top or 3, numbers=numbers)
+    files = options.files_of(study)
+    return [trained_trial(study, trial, files) for trial in chosen], study.name, options.images_of(study)
 
 
 def _numbers(trials: str | None) -> list[int]:
@@ -169,15 +153,14 @@ def evaluate(
 
     chosen = read(export)
     on = resolve_device(device)
-    console = terminal()
-    images = data_of_export(chosen, data, console, quiet=as_json)
+    images = data_of_export(chosen, data, quiet=as_json)
     prepare_process(on, threads=chosen.origin.threads)
     evaluation = evaluate_export(chosen, images, device=on)
     if as_json:
-        typer.echo(json.dumps(evaluation, indent=2))
+        echo_json(evaluation)
         return
-    console.print(table(evaluation))
-    printer(console)(
+    terminal().print(table(evaluation))
+    say(
         f"\n{export}: test accuracy {evaluation['test_accuracy']:.2%} "
         f"({evaluation['test_images']:,} images of {images.name})" + _shortened_words(chosen.shortened)
     )
@@ -185,10 +168,10 @@ def evaluate(
 
 def predict(
     export: ExportFolder,
-    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files of any size.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Another export, side by side on the same images.")] = None,
-    test: Annotated[int, typer.Option(min=0, help="So many images of the test set besides.")] = 0,
-    page: Annotated[Path | None, typer.Option(help="HTML file to write, with the pictures.")] = None,
+    images: Annotated[list[Path] | None, Argument(metavar="[IMAGE]...", help="Image files of any size.")] = None,
+    against: Annotated[Path | None, Option(help="Another export, side by side on the same images.")] = None,
+    test: Annotated[int, Option(min=0, help="So many images of the test set besides.")] = 0,
+    page: Annotated[Path | None, Option(help="HTML file to write, with the pictures.")] = None,
     data: SameData = None,
     as_json: AsJson = False,
 ) -> None:
@@ -196,132 +179,124 @@ def predict(
     from cifar_sweep.exports import pictures as looks
     from cifar_sweep.exports.exported import read
 
-    console = terminal()
     exports = {str(path): read(path) for path in (export, against) if path is not None}
     if against is not None and len(exports) == 1:
         raise UsageError(f"--against {against}: that is the same export; accepted: another one.")
     pictures = [looks.read_picture(path) for path in images or []]
     if test:
-        pictures += looks.some_of_test(data_of_export(exports[str(export)], data, console, quiet=as_json), test)
+        pictures += looks.some_of_test(data_of_export(exports[str(export)], data, quiet=as_json), test)
     if not pictures:
         raise UsageError("predict: give image files, or --test N for images of the test set.")
     said = looks.predictions(exports, pictures)
     if page is not None:
         looks.write_page(page, pictures, said)
     if as_json:
-        typer.echo(json.dumps(looks.as_json(pictures, said), indent=2))
+        echo_json(looks.as_json(pictures, said))
         return
-    console.print(looks.table(pictures, said), soft_wrap=True)
+    terminal().print(looks.table(pictures, said), soft_wrap=True)
     for name, each in exports.items():
         if each.shortened:
-            printer(console)(name + _shortened_words(each.shortened))
+            say(name + _shortened_words(each.shortened))
     if page is not None:
-        printer(console)(f"written: {page}")
+        say(f"written: {page}")
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="The config.toml of an export, or its folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; the export's, with -again, if not given.")] = None,
-    with_onnx: WithOnnx = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
-    device: Annotated[str | None, typer.Option(help="As in `run`; the export's kind if not given.")] = None,
+    config: Annotated[Path, Argument(help="The config.toml of an export, or its folder.")],
+    threads: Annotated[int, Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
+    device: Annotated[str | None, Option(help="As in `run`; the export's kind if not given.")] = None,
     data: SameData = None,
+    *,
+    output: OutputOptions,
 ) -> None:
-    """Train an exported config again, from its first epoch, and write it as an export of its own."""
+    """Train an exported config again, from its first epoch, and write it as an export of its own, EXPORT-again."""
     from cifar_sweep.exports.exported import known_test_accuracy, read
-    from cifar_sweep.exports.write import write
     from cifar_sweep.training.device import resolve_device
     from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
-    _check_onnx(with_onnx)
     export = read(config)
-    console = terminal()
-    images = data_of_export(export, data, console)
+    images = data_of_export(export, data)
     source = export.folder.absolute()
-    folder = out or source.with_name(source.name + "-again")
+    folder = output.out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
     with stop_on_signals() as stop:
-        retraining = Retraining(images, kind, threads, folder, stop, printer(console))
-        trained = []
-        for member in export.members:
-            done = retraining.train(member.config, member.origin)
-            if done is None:
-                console.print("stopped; the same command goes on from the last epoch.")
-                raise typer.Exit(stop.exit_code())
-            trained.append(done)
-    on = resolve_device(kind)
-    metrics = write(folder, trained, data=images, device=on)
+        retraining = Retraining(images, kind, threads, folder, stop, say)
+        trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
+    metrics = _write(folder, trained, images, resolve_device(kind))
     discard_unfinished(folder)
-    _say_export(folder, metrics, console)
     known = known_test_accuracy(export.folder)
     if known is not None:
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
-        printer(console)(f"test accuracy compared with the export's: {same}")
-    _add_onnx(folder, images, with_onnx, console)
+        say(f"test accuracy compared with the export's: {same}")
+    _add_onnx(folder, images, output.with_onnx)
 
 
 def model(
-    name: Annotated[str | None, typer.Argument(help="A network; all of them at a glance if not given.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set hidden_units=4000.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    name: Annotated[str | None, Argument(help="A network; all of them at a glance if not given.")] = None,
+    settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="As in hidden_units=4000.")] = None,
+    as_json: Annotated[bool, Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show a network's layers with their output shapes and parameter counts."""
     from cifar_sweep.terminal import model as models
 
+    if name is None and settings:
+        raise UsageError("--set: name the network that it changes, as in `cifar-sweep model vgg13 --set ...`.")
     if name is None:
-        if settings:
-            raise UsageError("--set: name the network that it changes, as in `cifar-sweep model vgg13 --set ...`.")
-        overview = models.overview()
-        if as_json:
-            typer.echo(json.dumps({"models": overview}, indent=2))
-        else:
-            terminal().print(models.overview_table(overview))
-        return
-    described = models.describe_model({"model": name} | settings_of(settings or []))
-    if as_json:
-        typer.echo(json.dumps(described, indent=2))
+        described, table = {"models": models.overview()}, models.overview_table
     else:
-        terminal().print(models.table(described))
+        described, table = models.describe_model({"model": name} | settings_of(settings or [])), models.table
+    if as_json:
+        echo_json(described)
+    else:
+        terminal().print(table(described))
 
 
-def _say_export(folder: Path, metrics: dict[str, Any], console: "Console") -> None:
+def _stopped(stop: "StopRequest") -> NoReturn:
+    say("stopped; the same command goes on from the last epoch.")
+    raise typer.Exit(stop.exit_code())
+
+
+def _write(
+    folder: Path, trained: "Sequence[Trained]", images: "ImageData", device: "torch.device", *, each: bool = False
+) -> dict[str, Any]:
+    """Write these networks as one export, and say its accuracies; `each` network's first, if that is asked for."""
+    from cifar_sweep.exports.write import write
+
+    metrics = write(folder, trained, data=images, device=device)
+    for member in metrics["members"] if each else []:
+        label = f" ({member['label']})" if member["label"] else ""
+        say(f"study {member['study']}, trial {member['trial']}{label}: {_accuracies(member)}")
     cut = {part["shortened"] for part in metrics.get("members", [metrics])} - {""}
-    printer(console)(
+    say(
         f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md, predict.py\n"
-        f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%} "
-        f"({metrics['test_images']:,} images)" + _shortened_words("; ".join(sorted(cut)))
+        f"{_accuracies(metrics)} ({metrics['test_images']:,} images)" + _shortened_words("; ".join(sorted(cut)))
     )
+    return metrics
 
 
-def _check_onnx(wished: bool | None) -> None:
-    """Refuse a wish for ONNX that cannot be met before anything is measured."""
-    if wished:
-        from cifar_sweep.exports.onnx import check_installed
-
-        check_installed()
+def _accuracies(metrics: dict[str, Any]) -> str:
+    return f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%}"
 
 
-def _add_onnx(folder: Path, images: "ImageData", wished: bool | None, console: "Console") -> None:
+def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
     """Write an export's model.onnx, if that is wished for, or can be and nothing was said; say what came of it."""
     from cifar_sweep.exports import onnx
 
     if wished is False:
         return
     if wished is None and onnx.missing():
-        printer(console)(f"{onnx.NAME} is not written: {onnx.INSTALL} brings what it needs")
+        say(f"{onnx.NAME} is not written: {onnx.INSTALL} brings what it needs")
         return
     try:
         noted = onnx.add(folder, images)
     except onnx.OnnxError as error:
         if wished:
             raise
-        printer(console)(str(error))
+        say(str(error))
         return
-    printer(console)(
+    say(
         f"{folder / onnx.NAME}: the same probabilities on {noted['images']} test images, "
         f"to {noted['largest_difference']:.1g}"
     )

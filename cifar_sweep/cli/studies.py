@@ -1,59 +1,44 @@
 """Looking at studies: `status`, `report`, `compare`, `plot`, `dashboard`."""
 
-import json
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Option
 
-from cifar_sweep.cli.options import (
-    Artifacts,
-    Device,
-    SameData,
-    StorageUrl,
-    StudyName,
-    artifacts_of,
-    data_of_study,
-    printer,
-    terminal,
-)
-from cifar_sweep.config import DEFAULT_STORAGE
+from cifar_sweep.cli.options import ImageOptions, StorageOptions, StudyName, echo_json, say, terminal
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cifar_sweep.report.facts import ImageFindings
+    from cifar_sweep.report.facts import ImageFindings, Report
     from cifar_sweep.study.study import SweepStudy
 
 
 def status(
     study: StudyName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON; accuracies are fractions.")] = False,
-    storage: StorageUrl = DEFAULT_STORAGE,
+    as_json: Annotated[bool, Option("--json", help="As JSON; accuracies are fractions.")] = False,
+    *,
+    place: StorageOptions,
 ) -> None:
     """Show how far each study is, its best accuracy, and how long it still takes."""
     from cifar_sweep.study.opening import load, load_all
-    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.terminal.status import glance, table
 
-    opened = open_existing(storage)
-    studies = load_all(opened) if study is None else [load(opened, study)]
-    glances = [glance(each) for each in studies]
+    storage = place.open()
+    glances = [glance(each) for each in (load_all(storage) if study is None else [load(storage, study)])]
     if as_json:
-        typer.echo(json.dumps({"studies": glances}, indent=2))
+        echo_json({"studies": glances})
     else:
-        terminal().print(table(glances) if glances else f"{opened.shown} holds no study yet.", soft_wrap=True)
+        terminal().print(table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
 
 
 def compare(
-    study: Annotated[str, typer.Option(help="The study of the hand runs.")] = "reports",
-    figure: Annotated[Path | None, typer.Option(help="HTML file to write, with the figure.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON: claims in percent, measured as fractions.")] = False,
-    device: Device = "auto",
-    data: SameData = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    study: Annotated[str, Option(help="The study of the hand runs.")] = "reports",
+    figure: Annotated[Path | None, Option(help="HTML file to write, with the figure.")] = None,
+    as_json: Annotated[bool, Option("--json", help="As JSON: claims in percent, measured as fractions.")] = False,
+    *,
+    options: ImageOptions,
 ) -> None:
     """Show what was claimed of each hand run beside what was measured, and the sweeps' best beside the best by hand.
 
@@ -63,64 +48,61 @@ def compare(
     from cifar_sweep.hand.compare import collect, tables
     from cifar_sweep.report.plot import comparison_page
     from cifar_sweep.study.opening import load_all
-    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.training.device import prepare_process, resolve_device
 
-    on = resolve_device(device)
+    on = resolve_device(options.device)
     prepare_process(on, threads=0)
-    console = terminal()
     hand, sweeps = collect(
-        load_all(open_existing(storage)),
+        load_all(options.open()),
         hand=study,
-        artifacts_of=lambda each: artifacts_of(each, artifacts),
+        artifacts_of=options.files_of,
         device=on,
-        images_of=lambda each: data_of_study(each, data, console, quiet=as_json),
+        images_of=lambda each: options.images_of(each, quiet=as_json),
     )
     if figure is not None:
         comparison_page(figure, hand)
     if as_json:
-        typer.echo(json.dumps(plain(hand, sweeps), indent=2))
+        echo_json(plain(hand, sweeps))
         return
     for view in tables(hand, sweeps):
-        console.print(view)
+        terminal().print(view)
     if figure is not None:
-        printer(console)(f"written: {figure}")
+        say(f"written: {figure}")
 
 
 def plot(
     study: StudyName = None,
-    trials: Annotated[int, typer.Option(min=1, help="Curves of so many of the best trials.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="HTML file to write; STUDY.html if not given.")] = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
+    trials: Annotated[int, Option(min=1, help="Curves of so many of the best trials.")] = 5,
+    out: Annotated[Path | None, Option(help="HTML file to write; STUDY.html if not given.")] = None,
+    *,
+    place: StorageOptions,
 ) -> None:
     """Draw the best trials' loss and accuracy curves, and accuracy by learning rate, into a page that opens offline."""
     from cifar_sweep.report.plot import study_page
-    from cifar_sweep.study.opening import load
-    from cifar_sweep.study.storage import open_existing
 
-    the_study = load(open_existing(storage), study)
-    path = out or Path(f"{the_study.name}.html")
-    study_page(path, the_study, curves=trials)
-    printer(terminal())(f"written: {path}")
+    drawn = place.load(study)
+    path = out or Path(f"{drawn.name}.html")
+    study_page(path, drawn, curves=trials)
+    say(f"written: {path}")
 
 
 def dashboard(
     host: Annotated[
-        str, typer.Option(help="Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN.")
+        str, Option(help="Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
+    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
     allow_write: Annotated[
         bool,
-        typer.Option("--allow-write", help="Let its page write notes, end trials, delete studies; else read only."),
+        Option("--allow-write", help="Let its page write notes, end trials, delete studies; else read only."),
     ] = False,
-    storage: StorageUrl = DEFAULT_STORAGE,
+    *,
+    place: StorageOptions,
 ) -> None:
     """Serve optuna-dashboard until Ctrl-C, with notes, figures and files of each study. It is for reading only."""
     from cifar_sweep.dashboard.server import serve
-    from cifar_sweep.study.storage import open_existing
     from cifar_sweep.work.signals import stop_on_signals
 
-    opened = open_existing(storage)
+    opened = place.open()
     with stop_on_signals() as stop:
         serve(
             opened,
@@ -136,57 +118,47 @@ def report(
     study: StudyName = None,
     form: Annotated[
         Literal["html", "md", "csv"],
-        typer.Option("--format", help="html: a page that opens offline; md: in short; csv: a row for each trial."),
+        Option("--format", help="html: a page that opens offline; md: in short; csv: a row for each trial."),
     ] = "html",
     out: Annotated[
-        str | None, typer.Option(help="File to write, - for standard output; STUDY-report.FORMAT if not given.")
+        str | None, Option(help="File to write, - for standard output; STUDY-report.FORMAT if not given.")
     ] = None,
     no_images: Annotated[
-        bool, typer.Option("--no-images", help="Measure nothing, and show no images: the database is enough.")
+        bool, Option("--no-images", help="Measure nothing, and show no images: the database is enough.")
     ] = False,
-    device: Device = "auto",
-    data: SameData = None,
-    storage: StorageUrl = DEFAULT_STORAGE,
-    artifacts: Artifacts = None,
+    *,
+    options: ImageOptions,
 ) -> None:
     """Write what a study came to: the best config beside the best by hand, the search, the mistakes, every trial.
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
     from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
+    from cifar_sweep.report.words import write
     from cifar_sweep.study.opening import load, load_all
-    from cifar_sweep.study.storage import open_existing
 
-    opened = open_existing(storage)
-    the_study = load(opened, study)
-    console = terminal()
-    findings = ImageFindings()
-    if form != "csv" and not no_images:
-        findings = _look(the_study, console, device=device, data=data, artifacts=artifacts, pictures=form == "html")
-    reports = next((each for each in load_all(opened) if each.sweep.given and each.name == REPORTS), None)
-    facts = collect(the_study, findings=findings, reports=reports)
-    if form == "html":
-        from cifar_sweep.report.page import render
-
-        text = render(facts)
-    else:
-        from cifar_sweep.report.text import markdown, trials_csv
-
-        text = markdown(facts) if form == "md" else trials_csv(facts)
+    storage = options.open()
+    told = load(storage, study)
+    wanted = form != "csv" and not no_images
+    findings = _look(told, options, pictures=form == "html") if wanted else ImageFindings()
+    reports = next((each for each in load_all(storage) if each.sweep.given and each.name == REPORTS), None)
+    text = _rendered(collect(told, findings=findings, reports=reports), form)
     if out == "-":
         sys.stdout.buffer.write(text.encode(errors="replace"))
         sys.stdout.buffer.flush()
         return
-    from cifar_sweep.report.words import write
-
-    path = Path(out) if out else Path(f"{the_study.name}-report.{form}")
+    path = Path(out) if out else Path(f"{told.name}-report.{form}")
     write(path, text)
-    printer(console)(f"written: {path}")
+    say(f"written: {path}")
 
 
-def _look(
-    study: "SweepStudy", console: "Console", *, device: str, data: str | None, artifacts: str | None, pictures: bool
-) -> "ImageFindings":
+def _rendered(facts: "Report", form: str) -> str:
+    from cifar_sweep.report import page, text
+
+    return {"html": page.render, "md": text.markdown, "csv": text.trials_csv}[form](facts)
+
+
+def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "ImageFindings":
     """What the best trial's network makes of the images, where there is one and that is still to be found out."""
     from cifar_sweep.errors import CifarSweepError
     from cifar_sweep.report.facts import ImageFindings
@@ -197,17 +169,11 @@ def _look(
     from cifar_sweep.report.mistakes import look_at_images
     from cifar_sweep.training.device import prepare_process, resolve_device
 
-    on = resolve_device(device)
+    on = resolve_device(options.device)
     prepare_process(on, threads=0)
     try:
-        store = artifacts_of(study, artifacts)
+        files = options.files_of(study)
     except CifarSweepError as error:
         return ImageFindings(missing=str(error))
-    return look_at_images(
-        study,
-        best,
-        lambda: data_of_study(study, data, console, quiet=True),
-        artifacts=store,
-        device=on,
-        pictures=pictures,
-    )
+    images = functools.partial(options.images_of, study, quiet=True)
+    return look_at_images(study, best, images, artifacts=files, device=on, pictures=pictures)

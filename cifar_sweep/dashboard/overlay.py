@@ -5,28 +5,28 @@ moment; writes, where the dashboard lets any through, go to the database itself.
 """
 
 import copy
+import functools
 import logging
 import re
 from collections.abc import Container, ItemsView, Iterator, Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import optuna
 from bottle import HTTPError  # type: ignore[import-untyped]
-from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.dashboard.notes import with_own
-from cifar_sweep.dashboard.shown import PLOT, ShownStudy
+from cifar_sweep.dashboard.view import PLOT, StudyView
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.study.opening import delete
 from cifar_sweep.study.outage import explain
-from cifar_sweep.study.reading import PassedOn, ReadingStorage
+from cifar_sweep.study.reading import PassedOn, ReadingStorage, laid_over
 from cifar_sweep.study.record import is_reserved
 from cifar_sweep.study.storage import Storage, key_of
 from cifar_sweep.study.study import SweepStudy
 
 log = logging.getLogger(__name__)
-_NOTE = re.compile(r"dashboard:(?:(\d+):)?note_(?:ver|str:(\d+))")
+_TRIAL_NOTE = re.compile(r"dashboard:(\d+):(?=note_)")
 
 
 class Overlay(PassedOn):
@@ -39,18 +39,18 @@ class Overlay(PassedOn):
         self._storage = storage
         self._writable = writable
         self._reading = ReadingStorage(storage)  # type: ignore[abstract]
-        self._shown: dict[int, ShownStudy] = {}
+        self._shown: dict[int, StudyView] = {}
         self._files_go: set[int] = set()
         super().__init__(self._reading)
 
-    def ours(self, study_id: int) -> ShownStudy | None:
+    def ours(self, study_id: int) -> StudyView | None:
         """A study of ours; None where it is another's, or gone."""
         try:
             return self._ours(study_id, self._behind.get_study_user_attrs(study_id))
         except KeyError:
             return None
 
-    def _ours(self, study_id: int, attributes: Mapping[str, Any]) -> ShownStudy | None:
+    def _ours(self, study_id: int, attributes: Mapping[str, Any]) -> StudyView | None:
         if not {"sweep", "data", "uid"} <= attributes.keys():
             return None
         shown = self._shown.get(study_id)
@@ -63,15 +63,15 @@ class Overlay(PassedOn):
             log.debug("study %d is shown as it is stored: %s", study_id, error)
             return None
         if shown is None or shown.study.uid != study.uid:  # the keys of deleted studies are used again
-            shown = self._shown[study_id] = ShownStudy(study, self._reading, study_id, attributes=attributes)
-        shown.take(study, attributes)
+            shown = self._shown[study_id] = StudyView(study, self._reading, study_id, attributes=attributes)
+        shown.study, shown.attributes = study, attributes
         return shown
 
     def warm(self) -> None:
         """Make all that is shown, so that who asks first need not wait for it."""
         try:
             for study in self.get_all_studies():
-                dict(study.system_attrs)
+                dict(self.get_study_system_attrs(key_of(study)))
                 self.get_all_trials(key_of(study), deepcopy=False)
         except Exception as error:  # who asks will be told
             log.debug("not read before somebody asks: %s", error)
@@ -83,16 +83,12 @@ class Overlay(PassedOn):
             studies = sorted(self._behind.get_all_studies())
         except Exception as error:  # asked first for each page: here the database's own word is told
             raise explain(error) or error from None
-        return [self._laid_over(study) for study in studies]
+        return [laid_over(study, functools.partial(self._over, key_of(study))) for study in studies]
 
-    def _laid_over(self, study: Any) -> Any:
-        ours = self._ours(key_of(study), study.user_attrs)
-        if ours is None:
-            return study
-        shown = copy.copy(study)
-        shown.user_attrs = ours.facts()
-        shown.system_attrs = SystemAttributes(study.system_attrs, ours, writable=self._writable)
-        return shown
+    def _over(self, study_id: int, user: Mapping[str, Any], system: Mapping[str, Any]) -> tuple[Any, Any] | None:
+        """The attributes that are shown of a study instead of its own; None where it is not ours."""
+        ours = self._ours(study_id, user)
+        return (ours.facts(), SystemAttributes(system, ours, writable=self._writable)) if ours else None
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         ours = self.ours(study_id)
@@ -102,9 +98,7 @@ class Overlay(PassedOn):
         attributes, ours = self._behind.get_study_system_attrs(study_id), self.ours(study_id)
         return attributes if ours is None else SystemAttributes(attributes, ours, writable=self._writable)
 
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[Any] | None = None) -> list[Any]:
         ours = self.ours(study_id)
         if ours is None:
             return self._behind.get_all_trials(study_id, deepcopy=deepcopy, states=states)
@@ -150,14 +144,6 @@ def _remove_files(study: SweepStudy) -> None:
     remove_files(study, open_artifacts(study.artifacts))
 
 
-@dataclass
-class _OwnNote:
-    """A user's own note as it is in the database: its version and its parts, by their places."""
-
-    version: int = 0
-    parts: dict[int, str] = field(default_factory=dict)
-
-
 class SystemAttributes(Mapping[str, Any]):
     """A study's system attributes, with notes and figures.
 
@@ -166,60 +152,42 @@ class SystemAttributes(Mapping[str, Any]):
     which optuna-dashboard does before it looks, until the next trial's is asked for. Each request has its own.
     """
 
-    def __init__(self, stored: Mapping[str, Any], study: ShownStudy, *, writable: bool) -> None:
+    def __init__(self, stored: Mapping[str, Any], study: StudyView, *, writable: bool) -> None:
+        self._stored = stored
         self._study = study
         self._writable = writable
-        self._plain: dict[str, Any] = {}
-        self._own: dict[int | None, _OwnNote] = {}
         self._asked: dict[str, Any] = {}
-        self._made = False
-        for key, value in stored.items():
-            found = _NOTE.fullmatch(key)
-            if found is None:
-                self._plain[key] = value
-                continue
-            if found[1] is not None:
-                self._plain[key] = value  # who saves a note looks for its parts without asking for it
-            own = self._own.setdefault(int(found[1]) if found[1] else None, _OwnNote())
-            if found[2] is None:
-                own.version = int(value)
-            else:
-                own.parts[int(found[2])] = value
 
-    def _all(self) -> dict[str, Any]:
-        """All that is here now, but for the note that was asked for."""
-        if not self._made:  # only now: a list of studies has no use for it
-            note, figures = self._study.note_and_figures()
-            self._plain |= {f"{PLOT}{name}:0": figure for name, figure in figures.items()} | self._note(None, note)
-            self._made = True
-        return self._plain
+    @cached_property
+    def _shown(self) -> dict[str, Any]:
+        """All but the note that was asked for. A list of studies has no use for it, and never makes it."""
+        note, figures = self._study.note_and_figures()
+        return {
+            **self._stored, **{f"{PLOT}{name}:0": figure for name, figure in figures.items()},
+            **self._note("dashboard:", note),
+        }  # fmt: skip
 
-    def _note(self, trial_id: int | None, text: str) -> dict[str, Any]:
-        """The attributes of a note: ours, and below it the user's own."""
-        own = self._own.get(trial_id, _OwnNote())
-        theirs = "".join(own.parts[place] for place in sorted(own.parts))
+    def _note(self, begin: str, text: str) -> dict[str, Any]:
+        """The attributes of a note, whose names begin so: ours, and below it the user's own."""
+        own = {key: value for key, value in self._stored.items() if key.startswith(f"{begin}note_")}
+        version = own.pop(f"{begin}note_ver", 0)
+        theirs = "".join(own[key] for key in sorted(own, key=lambda key: int(key.rpartition(":")[2])))
         shown = with_own(text, theirs, invite=self._writable)
-        which = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
         # As many parts as there are: who saves a shorter one blanks the rest.
-        parts = {f"{which}note_str:{place}": "" for place in own.parts} | {f"{which}note_str:0": shown}
-        return {f"{which}note_ver": own.version, **parts}
+        return {f"{begin}note_ver": version, **dict.fromkeys(own, ""), f"{begin}note_str:0": shown}
 
     def __getitem__(self, key: str) -> Any:
-        found = _NOTE.fullmatch(key)
-        if found is not None and found[1] is not None:
-            trial_id = int(found[1])
-            self._all()  # looks at the trials as they are now
-            self._asked = self._note(trial_id, self._study.trial_note(trial_id))
+        if found := _TRIAL_NOTE.match(key):
+            _ = self._shown  # looks at the trials as they are now
+            self._asked = self._note(found[0], self._study.trial_note(int(found[1])))
             return self._asked[key]
-        if found is None and not key.startswith(PLOT):
-            return self._plain[key]
-        return self._all()[key]
+        return (self._shown if key.startswith((PLOT, "dashboard:note_")) else self._stored)[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all() | self._asked)
+        return iter(self._shown | self._asked)
 
     def __len__(self) -> int:
-        return len(self._all() | self._asked)
+        return len(self._shown | self._asked)
 
     def items(self) -> ItemsView[str, Any]:
-        return (self._all() | self._asked).items()
+        return (self._shown | self._asked).items()

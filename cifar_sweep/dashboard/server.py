@@ -1,10 +1,12 @@
-"""The dashboard: optuna-dashboard, shown our overlay of the database, behind our guard."""
+"""The dashboard: optuna-dashboard, shown our overlay of the database, behind our rules of access."""
 
+import functools
 import logging
 import os
 import re
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -13,8 +15,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna_dashboard import wsgi  # type: ignore[import-untyped]
 
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, open_artifacts
-from cifar_sweep.dashboard.guard import WsgiApp, answer, guarded
+from cifar_sweep.dashboard.access import Answer, WsgiApp, guarded, sentence
 from cifar_sweep.dashboard.overlay import Overlay
+from cifar_sweep.dashboard.view import BYTES
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.study.storage import Storage
 
@@ -54,8 +57,9 @@ def token_for(host: str) -> str:
     Raises:
         UsageError: others can reach the address, and no token is set.
     """
-    if host == "localhost" or (_is_address(host) and ip_address(host).is_loopback):
-        return ""
+    with suppress(ValueError):  # a name that is no address
+        if host == "localhost" or ip_address(host).is_loopback:
+            return ""
     token = os.environ.get(TOKEN_VARIABLE, "")
     if len(token) < 8 or not token.isascii():
         raise UsageError(
@@ -63,14 +67,6 @@ def token_for(host: str) -> str:
             f"characters or more in {TOKEN_VARIABLE}."
         )
     return token
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def application(storage: Storage, *, token: str = "", allow_write: bool = False) -> WsgiApp:
@@ -120,38 +116,38 @@ def serve(
 
 def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
     """`app`, whose answers below /artifacts/ are ours: optuna-dashboard would let any page read them, as any kind."""
-    opened: dict[str, Artifacts] = {}
     lock = threading.Lock()
+    opened = functools.cache(open_artifacts)
 
     def files_at(address: str) -> Artifacts:
         with lock:  # boto3 may not be asked for two clients at once
-            if address not in opened:
-                opened[address] = open_artifacts(address)
-            return opened[address]
+            return opened(address)
 
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if not path.startswith("/artifacts/"):
-            return app(environ, start_response)
-        found = _PATH.fullmatch(path)
+    def file(environ: dict[str, Any]) -> Answer:
+        found = _PATH.fullmatch(environ["PATH_INFO"])
         study = overlay.ours(int(found[1])) if found else None
         file = study.file(int(found[2]), found[3]) if found and study else None
         if study is None or file is None:
-            return answer(start_response, "404 Not Found", "this file is not kept, or not any more.")
+            return sentence("404 Not Found", "this file is not kept, or not any more.", environ)
         etag = f'"{file.stored.sha256}"'
         headers = [("ETag", etag), ("Content-Disposition", f'attachment; filename="{file.name}"')]
         if environ.get("HTTP_IF_NONE_MATCH") == etag:
-            start_response("304 Not Modified", headers)
-            return [b""]
+            return "304 Not Modified", headers, b""
         try:
             content = files_at(study.study.artifacts).get(file.stored)
         except MissingArtifactError as error:
-            return answer(start_response, "404 Not Found", str(error))
+            return sentence("404 Not Found", str(error), environ)
         except (DamagedArtifactError, CifarSweepError) as error:
             log.warning("%s", error)
-            return answer(start_response, "500 Internal Server Error", str(error))
-        length = ("Content-Length", str(len(content)))
-        start_response("200 OK", [("Content-Type", "application/octet-stream"), length, *headers])
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+            return sentence("500 Internal Server Error", str(error), environ)
+        headers += [("Content-Type", BYTES), ("Content-Length", str(len(content)))]
+        return "200 OK", headers, b"" if environ["REQUEST_METHOD"] == "HEAD" else content
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not environ.get("PATH_INFO", "").startswith("/artifacts/"):
+            return app(environ, start_response)
+        status, headers, content = file(environ)
+        start_response(status, headers)
+        return [content]
 
     return serve

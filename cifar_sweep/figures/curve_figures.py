@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 from cifar_sweep.figures import style
 from cifar_sweep.study.record import TrialRecord
 
-MOST_CURVES = 50
+MOST_CURVES = 50  # more lines hide each other, and make the page slow
 HIGHLIGHTED = (
     style.BEST,
     style.PALETTE[0],

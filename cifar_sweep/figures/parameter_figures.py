@@ -15,10 +15,11 @@ from cifar_sweep.config import PARAMETERS, Value
 from cifar_sweep.figures.style import BEST, MEASURED, QUIET, add_trials, best_of, finish, marker, thinned, with_accuracy
 from cifar_sweep.study.record import TrialRecord
 
+# Of more lines or points no single one can be seen, and a browser takes seconds to draw them.
 MOST_PARALLEL = 300
 MOST_PARALLEL_BEST = 60
-MOST_SLICE_POINTS = 6000
-FEW_VALUES = 12
+MOST_SLICE_POINTS = 6000  # of all parameters together
+FEW_VALUES = 12  # so few values have room for the trials of each beside each other
 
 
 def slices(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: Collection[str]) -> list[go.Figure]:

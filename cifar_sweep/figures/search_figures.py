@@ -11,8 +11,8 @@ from cifar_sweep.figures import style
 from cifar_sweep.figures.importance import Importances
 from cifar_sweep.study.record import STATE_NAMES, TrialRecord
 
-BINS_PER_DECADE = 3
-MOST_BATCH_ROWS = 12
+BINS_PER_DECADE = 3  # cells about as wide as the step from one batch size to the next
+MOST_BATCH_ROWS = 12  # the powers of two from 1 to 2048
 # Paul Tol's "iridescent", every third step: it grows darker evenly, for readers of every colour vision.
 SCALE = (
     "#FEFBE9", "#F5F3C1", "#DDECBF", "#C2E3D2", "#A8D8DC", "#8DCBE4",
@@ -73,7 +73,8 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
     names = _batch_names(int(trial.settings["batch_size"]) for trial in drawn)
     cells: dict[tuple[str, int], list[TrialRecord]] = defaultdict(list)
     for trial in drawn:
-        cells[names[int(trial.settings["batch_size"])], _bin(_learning_rate(trial))].append(trial)
+        place = round(BINS_PER_DECADE * math.log10(_learning_rate(trial)))  # powers of ten are in the middle of a cell
+        cells[names[int(trial.settings["batch_size"])], place].append(trial)
     rows = list(dict.fromkeys(names.values()))
     figure = go.Figure()
     if cells:
@@ -95,11 +96,6 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
     figure.update_xaxes(title="learning rate", type="log", exponentformat="power")
     figure.update_yaxes(title="batch size")
     return style.finish(figure, f"{data}: best validation accuracy in each cell", height=230 + 34 * len(rows))
-
-
-def _bin(learning_rate: float) -> int:
-    """The cell of a learning rate. Powers of ten are in the middle of theirs."""
-    return round(BINS_PER_DECADE * math.log10(learning_rate))
 
 
 def _edge(place: int) -> float:

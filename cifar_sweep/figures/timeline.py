@@ -10,8 +10,8 @@ from cifar_sweep.figures.style import QUIET, STATE_COLOURS, finish, time_unit
 from cifar_sweep.study.record import TrialRecord
 
 LANE_PIXELS = (6, 22)  # the height of a line: at least, and at most
-FEW_LANES_PIXELS = 300
-MOST_LANES_PIXELS = 520
+FEW_LANES_PIXELS = 300  # lines are as high as they may be until all are so high
+MOST_LANES_PIXELS = 520  # a figure higher than that does not fit on a screen
 
 Span = tuple[float, float]
 
@@ -77,9 +77,9 @@ def spans_of(trials: Iterable[TrialRecord]) -> tuple[list[TrialRecord], list[Spa
 
 
 def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
-    """The spans, in order of their beginning, with long pauses between them shortened, and where those were.
+    """Shorten the long pauses between spans. Returns the spans and where the pauses were, in seconds.
 
-    A pause is long that takes more than a tenth of the time in which anything ran.
+    The spans are in order of their beginning. A pause is long if it takes more than a tenth of the busy time.
     """
     pauses: list[Span] = []
     reached = 0.0
@@ -98,7 +98,7 @@ def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
 
 
 def lanes_of(spans: Sequence[Span]) -> list[int]:
-    """A line for each span, in order of their beginning, so that those of one line do not overlap; as few as can be."""
+    """The line of each span, in order of their beginning: spans of one line do not overlap, and lines are few."""
     free_at: list[float] = []
     lanes = []
     for start, end in spans:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Mapping
+from functools import lru_cache
 
 from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep
@@ -53,7 +54,12 @@ def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
 
 def shape_of(params: Mapping[str, Value], precision: str = "fp32") -> Shape:
     """The shape of a trial with these parameters, all others being their defaults."""
-    return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0).shape
+    return _shape_of(tuple(params.items()), precision)
+
+
+@lru_cache(maxsize=1000)
+def _shape_of(params: tuple[tuple[str, Value], ...], precision: str) -> Shape:
+    return TrialConfig.from_params(dict(params), classes=10, precision=precision, data_seed=0, seed=0).shape
 
 
 def draw(space: Mapping[str, Range | Choices], generator: random.Random) -> dict[str, Value]:

@@ -140,7 +140,7 @@ def forecast_rest(
     now: datetime | None = None,
     starting: bool = False,
 ) -> Forecast | None:
-    """How the rest of the study may go; see `seconds_left`."""
+    """How the rest of the study may go, where `seconds_left` says anything."""
     trials = study.asked_records() if trials is None else trials
     now = now or datetime.now()  # as Optuna writes it
     groups = groups_of(trials)

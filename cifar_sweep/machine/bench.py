@@ -6,7 +6,6 @@ cores and in two processes that share them.
 """
 
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +126,7 @@ def measure(
     plans = [choose([_many_trials(*case)], device=device, say=say, always=True) for case in cases]
     with process_pool(max(plan.split.workers for plan in plans)) as ours, process_pool(2) as plain:
         for (model, batch), plan in zip(cases, plans, strict=True):
-            yield _row(_Sides(model, batch, plan, device, source, ours, plain), turns=turns)
+            yield _row(model, batch, plan, ours, plain, device=device, source=source, turns=turns)
 
 
 def _many_trials(model: str, batch: int) -> Sweep:
@@ -138,57 +137,31 @@ def _many_trials(model: str, batch: int) -> Sweep:
     return parse(sweep, where="bench")
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """All sides for one network and batch size, with the processes that train them."""
-
-    model: str
-    batch: int
-    plan: Plan
-    device: str
-    source: str
-    ours: ProcessPool
-    plain: ProcessPool
-
-    def config(self, precision: str = "auto") -> TrialConfig:
-        params: dict[str, Any] = {"model": self.model, "batch_size": self.batch, "precision": precision}
-        fastest, _ = resolve_precision(self.places(1)[0])
-        return TrialConfig.from_params(params, classes=10, precision=fastest, data_seed=0, seed=0)
-
-    def places(self, count: int) -> list[torch.device]:
-        return [resolve_device(self.device, worker=k) for k in range(count)]
-
-    def turn(self) -> tuple[float, float, float]:
-        """Images per second: ours, plain, and plain in two processes."""
-        split, config = self.plan.split, self.config()
-        our_call = {"config": config, "members": self.plan.groups.size(config.shape), "threads": split.threads}
-        common = {"source": self.source, "seconds": SECONDS}
-        mine = self.ours.together(
-            our_rate, *(our_call | common | {"device": each} for each in self.places(split.workers))
-        )
-        cores = available_cores() if self.places(1)[0].type == "cpu" else 1
-        plain_call = common | {"config": self.config("fp32")}
-        one = [plain_call | {"threads": cores, "device": self.places(1)[0]}]
-        two = [plain_call | {"threads": max(1, cores // 2), "device": each} for each in self.places(2)]
-        return sum(mine), sum(self.plain.together(plain_rate, *one)), sum(self.plain.together(plain_rate, *two))
-
-    def peak(self) -> float:
-        """Multiply-accumulates per second of the whole machine."""
-        split = self.plan.split
-        call = {"precision": self.config().shape.precision, "threads": split.threads}
-        calls = [call | {"device": each} for each in self.places(split.workers)]
-        return math.fsum(self.ours.together(product_rate, *calls))
-
-
-def _row(sides: _Sides, *, turns: int) -> Row:
-    sides.turn()  # warms all up
-    taken = [sides.turn() for _ in range(turns)]
+def _row(
+    model: str, batch: int, plan: Plan, ours: ProcessPool, plain: ProcessPool, *, device: str, source: str, turns: int
+) -> Row:
+    workers, threads = plan.split.workers, plan.split.threads
+    places = [resolve_device(device, worker=k) for k in range(max(workers, 2))]
+    cores = available_cores() if places[0].type == "cpu" else 1
+    config, slow = (_config(model, batch, precision=precision, device=places[0]) for precision in ("auto", "fp32"))
+    size, shared = plan.groups.size(config.shape), {"source": source, "seconds": SECONDS}
+    our_call = shared | {"config": config, "members": size, "threads": threads}
+    plain_call = shared | {"config": slow}
+    taken: list[tuple[float, float, float]] = []
+    for turn in range(turns + 1):
+        mine = sum(ours.together(our_rate, *(our_call | {"device": each} for each in places[:workers])))
+        [one] = plain.together(plain_rate, plain_call | {"threads": cores, "device": places[0]})
+        half = plain_call | {"threads": max(1, cores // 2)}
+        two = sum(plain.together(plain_rate, *(half | {"device": each} for each in places[:2])))
+        if turn:  # the first warms all up
+            taken.append((mine, one, two))
+    product = {"precision": config.shape.precision, "threads": threads}
+    peak = sum(ours.together(product_rate, *(product | {"device": each} for each in places[:workers])))
     to_one, to_two = [mine / one for mine, one, _ in taken], [mine / two for mine, _, two in taken]
     mine, one, two = (statistics.median(side) for side in zip(*taken, strict=True))
-    config, split = sides.config(), sides.plan.split
     return Row(
-        model=sides.model,
-        batch_size=sides.batch,
+        model=model,
+        batch_size=batch,
         images_per_second=round(mine),
         plain_images_per_second=round(one),
         two_plain_images_per_second=round(two),
@@ -196,11 +169,17 @@ def _row(sides: _Sides, *, turns: int) -> Row:
         ratio_to_two=round(statistics.median(to_two), 2),
         spread=(round(min(to_one), 2), round(max(to_one), 2)),
         spread_to_two=(round(min(to_two), 2), round(max(to_two), 2)),
-        share_of_peak=round(mine * training_macs(config) / sides.peak(), 3),
+        share_of_peak=round(mine * training_macs(config) / peak, 3),
         precision=config.shape.precision,
-        plan=f"{split.workers} worker(s) x {split.threads} thread(s) x {sides.plan.groups.size(config.shape)} trial(s)",
+        plan=f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)",
         turns=turns,
     )
+
+
+def _config(model: str, batch: int, *, precision: str, device: torch.device) -> TrialConfig:
+    params: dict[str, Any] = {"model": model, "batch_size": batch, "precision": precision}
+    fastest, _ = resolve_precision(device)
+    return TrialConfig.from_params(params, classes=10, precision=fastest, data_seed=0, seed=0)
 
 
 def training_macs(config: TrialConfig) -> int:

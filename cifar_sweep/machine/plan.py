@@ -19,10 +19,10 @@ from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of
 from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
 from cifar_sweep.machine.timing import Timer, devices
-from cifar_sweep.sweep.strategy import group_sizes
+from cifar_sweep.study.claiming import group_sizes
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
-from cifar_sweep.training.lanes.compiled import prepare_kernels
+from cifar_sweep.training.lanes import prepare_kernels
 
 MAX_WORKERS = 16
 # What may go to the groups of all workers; the rest is for the images, the libraries and other programs.
@@ -133,8 +133,6 @@ def choose(
     trials = sum(sweep.size for sweep in sweeps)
     splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
     is_given = trials == 1 or bool(group and len(splits) == 1)
-    if where.type == "cpu" and (always or not is_given):
-        prepare_kernels()
     prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
     precision, _ = resolve_precision(where, cache=cache)
     expected = [(sweep, expected_shapes(sweep, precision=precision)) for sweep in sweeps]
@@ -142,8 +140,11 @@ def choose(
     if is_given and not always:
         return task.plan(splits[0], {})
     timer, considered = Timer(device, precision, cache), [*splits, _alone(where)]
-    rough = task.rough(splits[0]) if not always and timer.missing(task.networks, considered) else None
-    return rough or _fastest(task, splits, timer.measure(task.networks, considered, say=say))
+    if not always and timer.missing(task.networks, considered) and (rough := task.rough(splits[0])):
+        return rough
+    if where.type == "cpu":
+        prepare_kernels()  # while the measuring processes start
+    return _fastest(task, splits, timer.measure(task.networks, considered, say=say))
 
 
 def _fastest(task: _Task, splits: Sequence[Split], measured: dict[Split, Speeds]) -> Plan:

@@ -21,8 +21,9 @@ from cifar_sweep.sweep.sweep import Sweep
 
 # Batches of which a step is timed; what it takes at any other follows from the two.
 TIMED_BATCHES = (16, 128)
-# The mean over so many layouts tells one plan from another.
+# The mean over so many layouts tells one plan from another; of long sweeps over as many as have so many trials.
 _LAYOUTS = 20
+_LAID_OUT_TRIALS = 1000
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def speed_between(small: float, large: float) -> Speed:
     return Speed(large - step / more, step)
 
 
-# Microseconds of a training image by the group's size, at the two of `TIMED_BATCHES` (of vgg11 at 16 and 64): processor
-# time of one core of an AMD EPYC with AVX-512, in float32, measured once on 2026-11-30 while other programs ran.
+# Microseconds of a training image by the group's size, at the two of `TIMED_BATCHES` (of vgg11 at 16 and 64): one core
+# of an AMD EPYC with AVX-512, in float32 (docs/LOG.md, 2026-11-30).
 _MICROSECONDS = {
     "lenet": {1: (266, 157), 8: (97, 60)},
     "lenet+batch_norm": {1: (373, 183), 8: (97, 77)},
@@ -53,7 +54,7 @@ _MICROSECONDS = {
     "cnn1": {1: (23779, 27797)},
     "vgg11": {1: (18474, 12521)},
 }
-# By how much an ordinary processor of two cores, with AVX2 alone, is slower: `convnet` and `cnn3` on a Zen 3.
+# By how much an ordinary processor, with AVX2 alone, is slower (docs/LOG.md, 2026-11-30).
 _ORDINARY = 1.6
 TYPICAL: Speeds = {
     network: {size: speed_between(*(_ORDINARY * each / 1e6 for each in pair)) for size, pair in sizes.items()}
@@ -117,7 +118,8 @@ def costs_of(
 def unpruned_seconds(sweep: Sweep, costs: Costs) -> float:
     """The expected wall seconds of a sweep of which nothing is pruned."""
     start = beginning(sweep, workers=costs.workers, delay=costs.start).unpruned()
-    return forecast(sweep, start, Pace(costs, doubt=0.0), possible_shapes(sweep), layouts=_LAYOUTS).mean
+    layouts = max(min(_LAYOUTS, _LAID_OUT_TRIALS // sweep.size), 2)
+    return forecast(sweep, start, Pace(costs, doubt=0.0), possible_shapes(sweep), layouts=layouts).mean
 
 
 def typical(networks: Iterable[str]) -> Speeds | None:

@@ -23,10 +23,8 @@ from cifar_sweep.machine.speeds import (
 )
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
 from cifar_sweep.training.fuse import can_fuse
-from cifar_sweep.training.lanes.compiled import kernels, kernels_name
-from cifar_sweep.training.lanes.lanes import fewest_members, stages_of
+from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, stages_of
 from cifar_sweep.training.models import build
-from cifar_sweep.training.rows import parts_of
 from cifar_sweep.training.train import Run
 
 _TIMED_SECONDS = 0.15
@@ -65,9 +63,9 @@ def smallest_representative_group(network: str, *, threads: int, device: torch.d
     if device.type != "cpu" or threads > 1 or kernels(bf16=precision == "bf16") is None:
         return 1
     plain = build(config_of(network, precision=precision).shape, seed=0)
-    stages = stages_of(plain, parts_of(plain)) if can_fuse(plain) else None
+    stages = stages_of(plain) if can_fuse(plain) else None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return _FULL_GROUP if stages and fewest_members(stages, dtype) else 1
+    return _FULL_GROUP if fewest_members(stages, dtype) else 1
 
 
 def _wait_for(device: torch.device) -> None:

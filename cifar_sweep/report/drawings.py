@@ -10,9 +10,9 @@ from cifar_sweep.report.facts import Report
 from cifar_sweep.report.html import Drawing, drawing
 from cifar_sweep.sweep.sweep import Range
 
-CURVES_IN_DETAIL = 3
+CURVES_IN_DETAIL = 3  # with four lines each
 AXIS_PIXELS = 88  # of the parallel coordinates: below that, names lie on each other
-HAND_PIXELS = 620
+HAND_PIXELS = 620  # below that, the names of the best lie on each other
 PAIR_PIXELS = 340  # the height of figures beside each other
 
 

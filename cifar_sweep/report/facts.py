@@ -14,11 +14,12 @@ from cifar_sweep.figures.importance import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
-from cifar_sweep.study.record import STATE_NAMES, Saved, TrialRecord, is_synthetic, saved_by_pruning
+from cifar_sweep.study.claiming import state_counts
+from cifar_sweep.study.record import Saved, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
 
 REPORTS = "reports"
-BY_HAND = "the points were chosen by hand, and say what their authors tried"
+BY_HAND = "the points were chosen by hand, not searched"
 MOST_CONFUSED = 10
 
 
@@ -67,17 +68,6 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Confused:
-    """How many images of one class were taken for another; `share` is of all images of the class."""
-
-    right: str
-    taken_for: str
-    count: int
-    images: int
-    share: float
-
-
-@dataclass(frozen=True)
 class ImageFindings:
     """What the best trial's network makes of the images, or in one sentence why that is not known.
 
@@ -99,15 +89,15 @@ class ImageFindings:
     confusion: tuple[tuple[int, ...], ...] = ()
     mistakes: tuple[Mistake, ...] = ()
 
-    def most_confused(self) -> list[Confused]:
-        """The pairs of classes that were mistaken most often, as shares of the right class."""
+    def most_confused(self) -> list[tuple[str, str, int, int]]:
+        """The most mistaken pairs by share of the right class: right class, taken for, how many, of how many images."""
         found = [
-            Confused(self.classes[right], self.classes[taken], count, sum(row), count / sum(row))
+            (self.classes[right], self.classes[taken], count, sum(row))
             for right, row in enumerate(self.confusion)
             for taken, count in enumerate(row)
             if right != taken and count
         ]
-        return sorted(found, key=lambda each: -each.share)[:MOST_CONFUSED]
+        return sorted(found, key=lambda pair: -pair[2] / pair[3])[:MOST_CONFUSED]
 
 
 @dataclass(frozen=True)
@@ -197,7 +187,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         synthetic=synthetic,
         trials=trials,
         ranked=ranked,
-        counts={name: sum(trial.state == name for trial in trials) for name in STATE_NAMES.values()},
+        counts=state_counts(trials, study.sweep),
         seconds=sum(trial.seconds for trial in trials),
         shortened=_shortened(study, by_hand),
         answer=_answer(study, ranked, findings) if ranked else None,

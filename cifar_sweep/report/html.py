@@ -44,7 +44,8 @@ def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0, top: in
     layout["margin"]["t"] = top
     layout["autosize"] = True
     own = int(layout.pop("height", 400))
-    return Drawing(in_script(_rounded(plain)), height or own, least_width)
+    short = json.loads(json.dumps(plain), parse_float=lambda digits: rounded(float(digits)))
+    return Drawing(in_script(short), height or own, least_width)
 
 
 def render(template: str, *, title: str, **facts: Any) -> str:
@@ -75,12 +76,3 @@ def in_script(value: Any) -> str:
 def rounded(number: float) -> float:
     """A number with as many digits as anybody sees."""
     return float(f"{number:.{SIGNIFICANT_DIGITS}g}")
-
-
-def _rounded(value: Any) -> Any:
-    """Plain data with `rounded` floats."""
-    if isinstance(value, float):
-        return rounded(value)
-    if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value

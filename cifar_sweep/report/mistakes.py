@@ -23,8 +23,8 @@ from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
 
-MISTAKES = 24
-MISTAKES_OF_A_PAIR = 3
+MISTAKES = 24  # fills rows of 3, 4, 6 or 8
+MISTAKES_OF_A_PAIR = 3  # otherwise two classes that look alike fill the page
 
 
 def look_at_images(

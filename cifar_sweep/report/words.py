@@ -60,7 +60,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def furthest_text(report: Report) -> str:
-    """Where no trial is complete, the best value that one had when it was last heard of; empty where none had any."""
+    """A sentence about the best value so far, for a study without a complete trial; empty where there is no value."""
     known = [(trial.accuracy, -trial.number, trial) for trial in report.trials if trial.accuracy is not None]
     if not known:
         return ""
@@ -70,7 +70,7 @@ def furthest_text(report: Report) -> str:
 
 
 def counts_text(report: Report) -> str:
-    """How many trials ended how; empty where all are complete."""
+    """How many trials are in each state; empty where all are complete."""
     counts = {name: count for name, count in report.counts.items() if count}
     return "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
 

@@ -11,7 +11,7 @@ from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import StorageBusyError
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import TrialRecord, count, records
+from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, records
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import space
@@ -122,6 +122,19 @@ def _most_new(queue: Queue, workers: int | None) -> int:
     return most_new(queue.sweep, asked=asked, finished=queue.finished, workers=workers)
 
 
+def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
+    """The sizes of the groups of new trials that a sweep is trained in, if workers keep step and nothing is pruned."""
+    sizes: list[int] = []
+    queue = Queue(sweep)
+    while queue.new:
+        for _ in range(workers):
+            if queue.new:
+                sizes.append(next_group(queue, NEW, size=largest, workers=workers).size)
+                queue = replace(queue, running=queue.running + sizes[-1])
+        queue = Queue(sweep, finished=queue.finished + queue.running)
+    return sizes
+
+
 def queue_of(
     trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Hashable] = lambda _: None
 ) -> Queue:
@@ -151,6 +164,12 @@ def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
         trials = [trial for trial in trials if (trial.label, trial.given) in points]
     placed = {trial.number for trial in queue_of(trials, sweep).placed}
     return [trial for trial in trials if trial.state != "waiting" or trial.number in placed]
+
+
+def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
+    """How many trials are in each state; of points that wait no more than the budget has room for."""
+    counts = {name: count(trials, name) for name in STATE_NAMES.values()}
+    return counts if sweep.given else counts | {"waiting": len(queue_of(trials, sweep).placed)}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class _Content:
         if len(self.trials) != len(other.trials):
             return f"{len(other.trials)} trials instead of {len(self.trials)}"
         pairs = zip(self.trials, other.trials, strict=True)
-        number = next((one.number for one, two in pairs if _plain(one) != _plain(two)), None)
+        number = next((one.number for one, two in pairs if _as_text(one) != _as_text(two)), None)
         if number is not None:
             return f"another trial {number}"
         return None if self._facts() == other._facts() else "other attributes"
@@ -137,7 +137,7 @@ def _read(storage: Storage, name: str) -> _Content:
     return _Content(name, attributes, storage.optuna.get_study_system_attrs(study_id), study.get_trials())
 
 
-def _plain(trial: FrozenTrial) -> str:
+def _as_text(trial: FrozenTrial) -> str:
     """All of a trial but its key in the database, as text: a NaN does not equal itself, its text does."""
     parts = {
         "number": trial.number,
@@ -157,10 +157,10 @@ def _plain(trial: FrozenTrial) -> str:
 def _is_copied(target: Storage, content: _Content) -> bool:
     """Whether the target has exactly this study already. Raises StudyError where it has another of that name."""
     with target.lock():
-        return _there(target, content) == "whole"
+        return _state_in(target, content) == "whole"
 
 
-def _there(target: Storage, content: _Content) -> Literal["nothing", "broken off", "whole"]:
+def _state_in(target: Storage, content: _Content) -> Literal["nothing", "broken off", "whole"]:
     """What the target has of this study. Raises StudyError where it has something else under its name."""
     name = content.name
     if name not in optuna.get_all_study_names(target.optuna):
@@ -192,22 +192,22 @@ def _there(target: Storage, content: _Content) -> Literal["nothing", "broken off
 def _write(target: Storage, content: _Content) -> None:
     """Make the study in the target, and read it back. Raises StudyError where that is not possible."""
     token = uuid.uuid4().hex
-    _begin(target, content, token)
+    _begin_copy(target, content, token)
     for first in range(0, len(content.trials), TRIALS_PER_LOCK):
-        with _mine(target, content.name, token) as study:
+        with _our_copy(target, content.name, token) as study:
             study_id = target.optuna.get_study_id_from_name(study.study_name)
             for trial in content.trials[first : first + TRIALS_PER_LOCK]:
                 # Not study.add_trials, which refuses a point that was given outside of its space.
                 target.optuna.create_new_trial(study_id, template_trial=trial)
         time.sleep(PAUSE_SECONDS)
-    with _mine(target, content.name, token) as study:
-        _finish(target, study, content)
+    with _our_copy(target, content.name, token) as study:
+        _finish_copy(target, study, content)
 
 
-def _begin(target: Storage, content: _Content, token: str) -> None:
+def _begin_copy(target: Storage, content: _Content, token: str) -> None:
     """Make an empty study with our mark; of one that was broken off nothing stays."""
     with target.lock():
-        there = _there(target, content)
+        there = _state_in(target, content)
         if there == "whole":
             raise StudyError(f"{target.shown}: another command has copied study {content.name!r} just now.")
         if there == "broken off":
@@ -219,7 +219,7 @@ def _begin(target: Storage, content: _Content, token: str) -> None:
 
 
 @contextmanager
-def _mine(target: Storage, name: str, token: str) -> Iterator[optuna.Study]:
+def _our_copy(target: Storage, name: str, token: str) -> Iterator[optuna.Study]:
     """The target's lock, with the certainty that the study there is the one we have begun."""
     with target.lock():
         known = name in optuna.get_all_study_names(target.optuna)
@@ -231,7 +231,7 @@ def _mine(target: Storage, name: str, token: str) -> Iterator[optuna.Study]:
         yield study
 
 
-def _finish(target: Storage, study: optuna.Study, content: _Content) -> None:
+def _finish_copy(target: Storage, study: optuna.Study, content: _Content) -> None:
     """Give the study its attributes, and the last of them when all that it has was read back."""
     study_id = target.optuna.get_study_id_from_name(content.name)
     for key, value in content.system_attributes.items():

@@ -65,11 +65,11 @@ def open_or_resume(
                 f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study."
             )
         if "sweep" not in study.user_attrs:
-            _place(study, artifacts, priority)
-            _found(study, sweep, data, code or {})
+            _set_place(study, artifacts, priority)
+            _give_facts(study, sweep, data, code or {})
         else:
             _check_same(study, sweep, data, code or {})
-            _place(study, artifacts, priority)
+            _set_place(study, artifacts, priority)
             _enqueue(study, sweep)
             study.set_user_attr("sweep", sweep.model_dump(mode="json"))
         study.set_user_attr("reason", "")
@@ -77,7 +77,7 @@ def open_or_resume(
     return load_known(storage, name)
 
 
-def _place(study: optuna.Study, artifacts: str | None, priority: int | None) -> None:
+def _set_place(study: optuna.Study, artifacts: str | None, priority: int | None) -> None:
     if artifacts is not None or "artifacts" not in study.user_attrs:
         study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
     if priority is not None:
@@ -93,7 +93,7 @@ def _create_or_load(storage: Storage, name: str) -> optuna.Study:
     return study
 
 
-def _found(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+def _give_facts(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
     """Give a new study its facts and hand points. The sweep comes last: a study that has it is whole."""
     study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex[:8]))
     with warnings.catch_warnings():

@@ -33,6 +33,19 @@ for _name in BaseStorage.__abstractmethods__:
 abc.update_abstractmethods(PassedOn)  # type: ignore[type-abstract]
 
 
+def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tuple[Any, Any] | None]) -> Any:
+    """A copy of Optuna's study or trial whose user and system attributes are what `over` makes of those that it has.
+
+    Where that is None, it is the study or trial itself.
+    """
+    attributes = over(stored.user_attrs, stored.system_attrs)
+    if attributes is None:
+        return stored
+    shown = copy.copy(stored)
+    shown.user_attrs, shown.system_attrs = attributes
+    return shown
+
+
 class ReadingStorage(PassedOn):
     """The storage for who reads whole studies again and again; what is written goes the usual way."""
 

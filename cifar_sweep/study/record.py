@@ -196,6 +196,16 @@ class TrialRecord:
         return Stored(**stored) if stored else None
 
     @property
+    def weights_bytes(self) -> int | None:
+        """The size of its weights' file, kept or dropped since; None where there never was one."""
+        return self.weights.size if self.weights else None
+
+    @property
+    def seed(self) -> int | None:
+        """Its own seed; None before it was first taken up."""
+        return self.config.knobs.seed if self.config else None
+
+    @property
     def checkpoints(self) -> list[dict[str, Any]]:
         """What its next epoch can be continued from, as `SweepStudy.report` was given it."""
         return list(self._stored.get("checkpoints", ()))
@@ -224,6 +234,12 @@ class TrialRecord:
     def traceback(self) -> str:
         """The end of the traceback of what failed it; empty where nothing did."""
         return str(self._stored.get("traceback", ""))
+
+    @property
+    def plain_attributes(self) -> dict[str, str | int | float]:
+        """Each text and each number that is stored with it, by its name; what others have added among them."""
+        plain = ((name, value) for name, value in self._stored.items() if isinstance(value, (str, int, float)))
+        return {name: value for name, value in plain if value != ""}
 
     @property
     def setting(self) -> str:
@@ -272,12 +288,6 @@ def describe(trial: FrozenTrial) -> dict[str, Any]:
     own = ("label", "shortened") if "given" in trial.user_attrs else ()
     known = {name: trial.user_attrs[name] for name in own if trial.user_attrs.get(name)}
     return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params), **known}
-
-
-def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials, best validation accuracy first; of equals the earlier one."""
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    return sorted(complete, key=lambda trial: (-float(trial.value or 0), trial.number))
 
 
 def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -367,7 +377,7 @@ def _row(trial: FrozenTrial, worker: str) -> TrialRow:
         number=trial.number,
         state=STATE_NAMES[trial.state],
         value=trial.value,
-        accuracy=accuracy_of(trial),
+        accuracy=TrialRecord(trial).accuracy,
         epochs_done=len(attributes.get("curve", [])),
         epochs=config.get("epochs"),
         seconds=seconds_spent(trial),
@@ -400,16 +410,8 @@ def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     return names
 
 
-def accuracy_of(trial: FrozenTrial) -> float | None:
-    """A complete trial's best validation accuracy, any other's last one, as a fraction; None before its first epoch."""
-    if trial.state is TrialState.COMPLETE:
-        return trial.value
-    curve = trial.user_attrs.get("curve")
-    return float(curve[-1]["validation_accuracy"]) if curve else None
-
-
 def setting_text(described: Mapping[str, Any]) -> str:
-    """What a trial (see `study.describe`) tried: its parameters; of a given point its label."""
+    """What a trial tried, from `TrialRecord.described`: its parameters; of a given point its label."""
     if "label" not in described:
         return params_text(described["params"])
     shortened = f", shortened: {described['shortened']}" if "shortened" in described else ""

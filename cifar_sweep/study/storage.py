@@ -30,13 +30,14 @@ from cifar_sweep.study.locks import advisory_lock, file_lock, server_lock, sqlit
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.record import records
 
-LEASE_SECONDS = 120
-BEATS_PER_LEASE = 8
+LEASE_SECONDS = 120  # longer than a database is away while it is started anew
+BEATS_PER_LEASE = 8  # several may be lost
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
 # A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
 SERVER_OPTIONS: dict[str, Any] = {
-    # A claim whose lock was lost with its connection must fail and be done again, not go on over a new connection.
+    # A claim whose lock was lost with its connection must fail and be done again, not go on over a new connection
+    # (docs/LOG.md, 2026-11-23).
     "pool_pre_ping": False,
     "connect_args": {
         "connect_timeout": 10,
@@ -212,11 +213,6 @@ def _know(trial: optuna.Trial, change: tables.Change) -> None:
         known.user_attrs.pop(key, None)
     known.user_attrs.update(change.attributes)
     known.intermediate_values.update(change.values)
-
-
-def queued_params(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """The parameters that a trial was enqueued with."""
-    return dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def lease_seconds() -> int:

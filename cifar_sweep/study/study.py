@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import StudyError
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
-from cifar_sweep.study.claiming import Claiming, asked
-from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, epoch_key, ranked, records
+from cifar_sweep.study.claiming import Claiming, asked, state_counts
+from cifar_sweep.study.record import TrialRecord, count, epoch_key, ranked, records
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import strategy
@@ -286,13 +286,11 @@ class SweepStudy:
             trials = self.records()  # once: a trial that ends between two looks would be counted nowhere
             if self.sweep.given:
                 budget = count(trials, "complete", "pruned", "running", "waiting")
-        counts = {name: count(trials, name) for name in STATE_NAMES.values()}
-        # What the budget has no room for waits for a larger one.
-        room = max(0, budget - count(trials, "complete", "pruned", "running"))
+        counts = state_counts(trials, self.sweep)
         # Trials whose worker is gone wait for the next one, whatever the database says until then. Without the lock a
         # claim under way looks like one, too, for a moment; at most what runs is counted.
         orphans = min(len(self.storage.orphans(self._study)), counts["running"])
-        counts |= {"running": counts["running"] - orphans, "waiting": min(counts["waiting"], room) + orphans}
+        counts |= {"running": counts["running"] - orphans, "waiting": counts["waiting"] + orphans}
         best = ranked(trials)
         return {
             "name": self.name,

@@ -151,8 +151,8 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def _number(value: float | None, kind: str) -> float:
-    return _NOT_FINITE[kind] if value is None else value
+def _number(value: float | None, value_type: str) -> float:
+    return _NOT_FINITE[value_type] if value is None else value
 
 
 def _local(moment: datetime | None) -> datetime | None:

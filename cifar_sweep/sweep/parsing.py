@@ -4,10 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from cifar_sweep.config import PARAMETERS, check_parameter, traits
 from cifar_sweep.errors import UsageError, nearest
@@ -130,7 +127,7 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
     complaints = error.errors()
     # A misspelt key is also a missing one: the unknown key tells more.
     first = next((item for item in complaints if item["type"] == "extra_forbidden"), complaints[0])
-    place, path = _place(first["loc"], where=where)
+    place, path = _locate(first["loc"], where=where)
     key, value = path[-1], first["input"]
     if first["type"] == "extra_forbidden":
         accepted = list(_accepted_keys(path, raw))
@@ -155,7 +152,7 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
     return f"{place}: {key}{shown} is not accepted; it takes {accepts}."
 
 
-def _place(loc: Sequence[int | str], *, where: str) -> tuple[str, list[str]]:
+def _locate(loc: Sequence[int | str], *, where: str) -> tuple[str, list[str]]:
     """Where a complaint stands, in words; and its path of keys, without pydantic's own names and places in lists."""
     path = [str(part) for part in loc if isinstance(part, str) and part not in ("Range", "Choices")]
     if path[0] == "enqueue" and len(path) > 1:

@@ -66,7 +66,7 @@ def build_pruner(sweep: Sweep) -> BasePruner:
             )
 
 
-# Trials of one shape that may always be under way, of all workers together.
+# Trials of one shape that may always be under way, of all workers together: measured in docs/group_search.md.
 UNDER_WAY = 16
 
 
@@ -96,24 +96,9 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
 
 
 def _power_of_two(size: float, *, up: bool = False) -> int:
-    """The nearest one, or the next: groups of these are the fastest."""
+    """The nearest power of two, or the next: groups of these sizes are the fastest (docs/LOG.md, 2026-11-22)."""
     exponent = math.log2(max(1.0, size))
     return int(2 ** (math.ceil(exponent) if up else round(exponent)))
-
-
-def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
-    """The sizes of the groups that a sweep will be trained in, if all workers keep step and nothing is pruned."""
-    sizes: list[int] = []
-    finished = 0
-    while finished < sweep.size:
-        asked = finished
-        for _ in range(min(workers, sweep.size - finished)):
-            if asked < sweep.size:
-                most = most_new(sweep, asked=asked, finished=finished, workers=workers)
-                sizes.append(min(largest, most, sweep.size - asked))
-                asked += sizes[-1]
-        finished = asked
-    return sizes
 
 
 def steps_in_all(sweep: Sweep) -> int:

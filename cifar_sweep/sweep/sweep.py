@@ -4,36 +4,27 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainValidator,
-    Tag,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from cifar_sweep.config import PARAMETERS, Value
 
 
-def _number(value: Any) -> int | float:
+def _check_number(value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise PydanticCustomError("number", "not a number")
     return value
 
 
-def _plain(value: Any) -> Value:
+def _check_value(value: Any) -> Value:
     if not isinstance(value, (bool, int, float, str)):
         raise PydanticCustomError("plain", "not a plain value")
     return value
 
 
 # Unions of types would complain once per type; these complain once, and `_ACCEPTED` has the words.
-Number = Annotated[int | float, PlainValidator(_number)]
-Plain = Annotated[Value, PlainValidator(_plain)]
+Number = Annotated[int | float, PlainValidator(_check_number)]
+Plain = Annotated[Value, PlainValidator(_check_value)]
 
 
 class _Table(BaseModel):
@@ -88,14 +79,14 @@ class Choices(_Table):
         return f"one of {listed(self.choices)}"
 
 
-def _kind_of_domain(value: Any) -> str | None:
+def _domain_class(value: Any) -> str | None:
     """Which of `Range` and `Choices` a table of [space] is meant to be, so that only that one complains."""
     if isinstance(value, (Range, Choices)):
         return type(value).__name__
     return ("Choices" if "choices" in value else "Range") if isinstance(value, dict) else None
 
 
-Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind_of_domain)]
+Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_domain_class)]
 _PRUNER_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),
     "median": ("startup_trials", "warmup_steps"),

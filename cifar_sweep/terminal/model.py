@@ -1,6 +1,6 @@
 """The networks in words and numbers: one layer by layer, or all of them at a glance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,15 +85,15 @@ def overview() -> list[dict[str, Any]]:
     return rows
 
 
-def overview_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """`overview`'s result for a terminal."""
+def overview_table(description: Mapping[str, Any]) -> Table:
+    """The networks at a glance for a terminal: `models` is what `overview` gives."""
     view = Table(box=None)
     view.add_column("model", no_wrap=True)
     for heading in ("parameters", "multiply-accumulates"):
         view.add_column(heading, justify="right")
     for heading in ("own defaults", "also takes"):
         view.add_column(heading)
-    for row in rows:
+    for row in description["models"]:
         defaults = " ".join(f"{name}={str(value).lower()}" for name, value in row["defaults"].items())
         view.add_row(
             row["model"],

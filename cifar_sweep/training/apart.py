@@ -3,8 +3,7 @@
 The interface is that of `Fused`, so that there is one training loop; a group of them takes as long as its members.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +30,13 @@ class Apart(Rows):
     def forward(self, images: Tensor) -> Tensor:
         """Outputs [K, b, classes] for images [b, 3, h, w]."""
         self._handed = [self._hand_out(k) for k in range(self.size)]
-        with self._arithmetic(images.device):
+        with torch.autocast(images.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             x = images if self.dtype else images.to(self.weights.dtype)
             each = [
                 functional_call(network, parameters, (x,))
                 for network, parameters in zip(self.networks, self._handed, strict=True)
             ]
         return torch.stack(each)
-
-    @contextmanager
-    def _arithmetic(self, device: torch.device) -> Iterator[None]:
-        if self.dtype is None:
-            yield
-        else:
-            with torch.autocast(device.type, self.dtype):
-                yield
 
     def _hand_out(self, k: int) -> dict[str, Tensor]:
         """Member `k`'s parameters, for one step."""

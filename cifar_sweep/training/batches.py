@@ -10,7 +10,7 @@ from cifar_sweep.errors import UsageError
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
 
-_CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
+CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
 
 
 class Batches:
@@ -62,7 +62,8 @@ class Batches:
         self._images = data.train_images.to(device)
         self._labels = data.train_labels.to(device)
         self._dtype = dtype
-        # Where nothing is learnt the batch is free: few calls on a GPU; on a CPU, what fits into its caches.
+        # Where nothing is learnt the batch is free: few calls on a GPU; on a CPU, what fits into its caches:
+        # docs/LOG.md, 2026-11-22.
         self._evaluation_batch = 500 if device.type == "cuda" else 200
         self._normalize = normalize
         self._mean = torch.tensor(data.channel_mean, dtype=self._arithmetic, device=device).view(3, 1, 1)
@@ -125,7 +126,7 @@ class Batches:
         self, images: Tensor, labels: Tensor, *, index: Tensor, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather and convert many batches at once: at small batches a step must not pay for it in tiny operations."""
-        per_chunk = max(1, _CHUNK_IMAGES // batch_size) * batch_size
+        per_chunk = max(1, CHUNK_IMAGES // batch_size) * batch_size
         for rows in torch.split(index.to(self.device), per_chunk):
             pixels = self._convert(images.index_select(0, rows))
             chosen = labels.index_select(0, rows)

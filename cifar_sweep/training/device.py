@@ -63,7 +63,7 @@ def _keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next tensor of that size, instead of giving it back to the kernel.
 
     By default each activation of 128 KB to 32 MB is mapped, zeroed and unmapped again in every step: a sixth of the
-    time at batch 128, measured on 2 cores.
+    time at batch 128 (docs/LOG.md, 2026-11-22).
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -9,15 +9,15 @@ All parameters lie in one matrix, a row for each member: what an optimizer, a ch
 hands them out to the layers, the members' parts one after the other, in the arithmetic of the forward pass.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_sweep.training.lanes.lanes import EVALUATED, Lanes, fewest_members, stages_of
+from cifar_sweep.training.lanes import Lanes, offer, stages_of
 from cifar_sweep.training.rows import Masks, Part, Rows, masks_of, parts_of
 
 
@@ -29,36 +29,41 @@ class Fused(Rows):
         masks: the members' dropout.
         dtype: of convolutions and linear layers; None is that of the parameters. Batch norm keeps the parameters'.
 
+    Attributes:
+        layers: the fused layers in the order in which they run, by their places in the plain network.
+        lanes: the compiled kernels that the last images went through; None where that was PyTorch.
+
     Raises:
-        ValueError: a kind of layer that has no fused form.
+        ValueError: a layer of a type that has no rule.
     """
 
     def __init__(
         self, networks: Sequence[nn.Sequential], masks: Sequence[Masks], *, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(networks, parts_of(networks[0], dtypes=_dtypes(networks[0], dtype)))
-        self.layers = nn.ModuleDict(
-            {place: _fused([network[int(place)] for network in networks], masks) for place in _order(networks[0])}
-        )
+        self.layers = nn.ModuleDict()
+        for place in _order(networks[0]):
+            layers = [network[int(place)] for network in networks]
+            self.layers[place] = _rule(layers[0]).fuse(layers, masks)
         self._handed: list[tuple[Part, Tensor]] = []
         self.dtype = dtype
         self._flat = [type(layer) for layer in networks[0]].index(nn.Flatten)
-        self._stages = stages_of(networks[0], self.parts)
-        self._lanes: Lanes | None = None
+        self._stages = stages_of(networks[0])
+        self.lanes: Lanes | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs [K, b, classes] for images [b, 3, h, w]."""
         x = images.to(self.dtype or self.weights.dtype)
-        lanes = self._lanes_for(x)
+        self.lanes = offer(self._stages, self.weights, x, training=self.training, last=self.lanes)
         places, parts = list(self.layers), self.parts
-        if lanes is not None:
-            x = lanes.forward(x, self.weights, self.gradients, self.layers, training=self.training)
+        if self.lanes is not None:
+            x = self.lanes.forward(x, self.weights, self.gradients, self.layers, training=self.training)
             places = [place for place in places if int(place) > self._flat]
             parts = [part for part in parts if int(part.name.partition(".")[0]) > self._flat]
         self._handed = [(part, self._hand_out(part)) for part in parts]
         handed = (whole for _, whole in self._handed)
         for layer in (self.layers[place] for place in places):
-            if isinstance(layer, _WITH_WEIGHTS):
+            if isinstance(layer, _Weighted):
                 x = layer(x, weight=next(handed), bias=next(handed) if layer.has_bias else None)
             else:
                 x = layer(x)
@@ -68,21 +73,6 @@ class Fused(Rows):
         """This parameter of all members [K * n, ...], for one step."""
         whole = part.of(self.weights).to(part.dtype or self.weights.dtype).reshape(-1, *part.shape[1:])
         return whole.contiguous().detach().requires_grad_(torch.is_grad_enabled())
-
-    def _lanes_for(self, images: Tensor) -> Lanes | None:
-        """What does the convolutions of these images, where it is not PyTorch."""
-        here = images.device.type == "cpu" and self.weights.dtype is torch.float32 and torch.get_num_threads() == 1
-        if self._stages is None or not here:
-            return None
-        fewest = fewest_members(self._stages, images.dtype)
-        if fewest is None or self.size < fewest:
-            return None
-        if self._lanes is None or not self._lanes.fit(images, members=self.size, training=self.training):
-            batch = len(images) if self.training else min(EVALUATED, len(images))
-            self._lanes = None
-            with suppress(LookupError):
-                self._lanes = Lanes(self._stages, members=self.size, images=images, batch=batch)
-        return self._lanes
 
     def gather_gradients(self) -> None:
         """Take the last backward pass's gradients into `gradients`."""
@@ -98,78 +88,49 @@ class Fused(Rows):
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""
         super().keep(members)
-        kept = list(members)
-        self._lanes = None
+        self.lanes = None  # before the memory of others is asked for
         for layer in self.layers.values():
-            for name, buffer in layer.named_buffers(recurse=False):
-                setattr(layer, name, buffer[kept])
-            if isinstance(layer, FusedFlatten):
-                layer.size = len(kept)
-            if isinstance(layer, FusedDropout):
-                layer.masks = [layer.masks[k] for k in kept]
-
-
-def _dtypes(network: nn.Sequential, dtype: torch.dtype | None) -> dict[str, torch.dtype | None]:
-    """The dtype that each parameter is wanted in: batch norm's stay as they are."""
-    return {
-        f"{place}.{name}": None if isinstance(layer, _NORMS) else dtype
-        for place, layer in network.named_children()
-        for name, _ in layer.named_parameters()
-    }
-
-
-# Layers that work on each value or each channel alone: members side by side are more of those.
-_ALONE = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU,
-    nn.Hardswish,
-)  # fmt: skip
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_OF_CHANNELS = (nn.Conv2d, nn.BatchNorm2d, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_OF_FEATURES = (nn.Linear, nn.BatchNorm1d)
-# What comes before a ReLU needs its own output no more, so that it can work in place.
-_BEFORE_RELU = (nn.Conv2d, nn.Linear, nn.MaxPool2d, *_NORMS, nn.Dropout, nn.Dropout2d)
+            if isinstance(layer, FusedLayer):
+                layer.keep(list(members))
 
 
 def can_fuse(network: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether a network is a plain ``nn.Sequential`` of layers that have a fused form, in an order that has one.
+    """Whether a network is a plain ``nn.Sequential`` of layers that `RULES` can fuse, in an order that can be fused.
 
     That is a convolution first, then what works on channels, one flattening, and what works on features.
     """
     if type(network) is not nn.Sequential:
         return False
-    layers = list(network)
+    layers, kinds = list(network), [type(layer) for layer in network]
     named = [place for place, _ in network.named_children()]  # a layer that stands there twice has one name
-    if named != [str(place) for place in range(len(layers))] or not all(map(_has_fused_form, layers)):
+    if named != [str(place) for place in range(len(layers))] or not all(kind in RULES for kind in kinds):
         return False
-    kinds = [type(layer) for layer in layers]
-    if kinds[0] is not nn.Conv2d or kinds.count(nn.Flatten) != 1 or nn.Softmax in kinds[:-1]:
+    rules = [RULES[kind] for kind in kinds]
+    if not all(rule.accepts(layer) for rule, layer in zip(rules, layers, strict=True)):
+        return False
+    if kinds[:1] != [nn.Conv2d] or kinds.count(nn.Flatten) != 1 or nn.Softmax in kinds[:-1]:
         return False
     flat = kinds.index(nn.Flatten)
-    in_place = all(issubclass(kinds[at - 1], _BEFORE_RELU) for at, kind in enumerate(kinds) if kind is nn.ReLU)
-    return in_place and not (set(_OF_FEATURES) & set(kinds[:flat]) or set(_OF_CHANNELS) & set(kinds[flat:]))
+    in_place = all(rules[at - 1].before_relu for at, kind in enumerate(kinds) if kind is nn.ReLU)
+    return in_place and not (
+        any(rule.works_on == "features" for rule in rules[:flat])
+        or any(rule.works_on == "channels" for rule in rules[flat:])
+    )
 
 
-def _has_fused_form(layer: nn.Module) -> bool:
-    kind = type(layer)  # what a subclass does is not known
-    if isinstance(layer, nn.Conv2d):
-        pads = not isinstance(layer.padding, str) and layer.padding_mode in ("zeros", "reflect")
-        return kind is nn.Conv2d and layer.groups == 1 and pads
-    if isinstance(layer, _NORMS):
-        return kind in _NORMS and layer.affine and layer.track_running_stats and layer.momentum is not None
-    if isinstance(layer, nn.MaxPool2d):
-        return kind is nn.MaxPool2d and not layer.return_indices
-    if isinstance(layer, nn.LeakyReLU) and layer.negative_slope < 0:
-        return False  # pooling is moved before it, which needs it to keep the order
-    if isinstance(layer, nn.Flatten):
-        return (layer.start_dim, layer.end_dim) == (1, -1)
-    if isinstance(layer, nn.Softmax):
-        return layer.dim in (1, -1)
-    return kind in (nn.Linear, nn.Dropout, nn.Dropout2d, nn.ReLU, *_ALONE)
+def _rule(layer: nn.Module) -> "Rule":
+    if type(layer) not in RULES:
+        raise ValueError(f"no way is known to fuse {layer}")
+    return RULES[type(layer)]
 
 
-# What pooling may come before: the greatest of a window stays the greatest. Of values that the layer rounds to the
-# same, the gradient then goes to the one that was greater.
-_KEEPS_ORDER = (nn.ReLU, nn.LeakyReLU, nn.Dropout2d)
+def _dtypes(network: nn.Sequential, dtype: torch.dtype | None) -> dict[str, torch.dtype | None]:
+    """The dtype that each parameter is wanted in; None is its own."""
+    return {
+        f"{place}.{name}": dtype if _rule(layer).in_dtype else None
+        for place, layer in network.named_children()
+        for name, _ in layer.named_parameters()
+    }
 
 
 def _order(network: nn.Sequential) -> list[str]:
@@ -180,39 +141,33 @@ def _order(network: nn.Sequential) -> list[str]:
     order: list[str] = []
     for place, layer in network.named_children():
         at = len(order)
-        while isinstance(layer, nn.MaxPool2d) and at and isinstance(network[int(order[at - 1])], _KEEPS_ORDER):
+        while isinstance(layer, nn.MaxPool2d) and at and _rule(network[int(order[at - 1])]).keeps_order:
             at -= 1
         order.insert(at, place)
     return order
 
 
-def _fused(layers: Sequence[nn.Module], masks: Sequence[Masks]) -> nn.Module:
-    match layers[0]:
-        case nn.Conv2d():
-            return FusedConv2d(layers[0])
-        case nn.Linear():
-            return FusedLinear(has_bias=layers[0].bias is not None)
-        case nn.BatchNorm2d() | nn.BatchNorm1d():
-            return FusedBatchNorm([layer for layer in layers if isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm1d))])
-        case nn.Dropout2d() | nn.Dropout():
-            return FusedDropout(masks_of(layers[0], masks), channelwise=isinstance(layers[0], nn.Dropout2d))
-        case nn.Flatten():
-            return FusedFlatten(len(layers))
-        case nn.Softmax():
-            return FusedSoftmax()
-        case nn.ReLU():
-            return nn.ReLU(inplace=True)  # `_BEFORE_RELU`
-        case layer if isinstance(layer, _ALONE):
-            return layer
-        case unknown:
-            raise ValueError(f"no way is known to fuse {unknown}")
+class FusedLayer(nn.Module):
+    """A layer of all members; its buffers have the members in front."""
+
+    def keep(self, members: list[int]) -> None:
+        """Go on with these members alone, in this order."""
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(self, name, buffer[members])
 
 
-class FusedConv2d(nn.Module):
+class _Weighted(FusedLayer):
+    """A fused layer that is handed its weights in each step, and its biases if it has any."""
+
+    has_bias = True
+
+
+class FusedConv2d(_Weighted):
     """K convolutions, from [b, K * in, h, w] or shared images [b, in, h, w] to [b, K * out, h', w']."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layers: Sequence[nn.Conv2d], _masks: Sequence[Masks]) -> None:
         super().__init__()
+        layer = layers[0]
         self.strides = {"stride": layer.stride, "dilation": layer.dilation}
         self.padding = (int(layer.padding[0]), int(layer.padding[1]))
         self.reflect = layer.padding_mode == "reflect"
@@ -228,12 +183,12 @@ class FusedConv2d(nn.Module):
         return functional.conv2d(x, weight, bias, padding=padding, groups=groups, **self.strides)
 
 
-class FusedLinear(nn.Module):
+class FusedLinear(_Weighted):
     """K linear layers, from [K, b, in] to [K, b, out]."""
 
-    def __init__(self, *, has_bias: bool) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], _masks: Sequence[Masks]) -> None:
         super().__init__()
-        self.has_bias = has_bias
+        self.has_bias = layers[0].bias is not None
 
     def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
         if len(x) == 1:  # the same product, by a kernel that is faster for one
@@ -261,15 +216,13 @@ class _Products(torch.autograd.Function):
         return torch.bmm(gradient, weight), torch.bmm(gradient.transpose(1, 2), x), bias
 
 
-class FusedBatchNorm(nn.Module):
+class FusedBatchNorm(_Weighted):
     """K batch norms, over channels [b, K * channels, h, w] or over features [K, b, features].
 
-    Buffers have the members in front: running mean and variance [K, channels], and the number of batches [K].
+    The buffers are running mean and variance [K, channels], and the number of batches [K].
     """
 
-    has_bias = True
-
-    def __init__(self, layers: Sequence[nn.BatchNorm2d | nn.BatchNorm1d]) -> None:
+    def __init__(self, layers: Sequence[nn.BatchNorm2d | nn.BatchNorm1d], _masks: Sequence[Masks]) -> None:
         super().__init__()
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, torch.stack([layer.get_buffer(name) for layer in layers]))
@@ -298,19 +251,19 @@ class FusedBatchNorm(nn.Module):
         return normed.view(len(normed), len(x), -1).transpose(0, 1) if self.of_features else normed
 
 
-_WITH_WEIGHTS = (FusedConv2d, FusedLinear, FusedBatchNorm)
-
-
-class FusedFlatten(nn.Module):
+class FusedFlatten(FusedLayer):
     """From [b, K * channels, h, w] to [K, b, channels * h * w], with the features in the plain network's order."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, layers: Sequence[nn.Flatten], _masks: Sequence[Masks]) -> None:
         super().__init__()
-        self.size = size
+        self.size = len(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         x = _GradientChannelsLast.apply(x)
         return x.reshape(len(x), self.size, -1, *x.shape[2:]).transpose(0, 1).flatten(2)
+
+    def keep(self, members: list[int]) -> None:
+        self.size = len(members)
 
 
 class _GradientChannelsLast(torch.autograd.Function):
@@ -332,13 +285,13 @@ class FusedSoftmax(nn.Module):
         return functional.softmax(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-class FusedDropout(nn.Module):
-    """K dropouts (of whole channels, where `channelwise`), each at its own rate, its masks from its own generator."""
+class FusedDropout(FusedLayer):
+    """K dropouts (of whole channels for Dropout2d), each at its own rate, its masks from its own generator."""
 
-    def __init__(self, masks: Sequence[Masks], *, channelwise: bool) -> None:
+    def __init__(self, layers: Sequence[nn.Dropout | nn.Dropout2d], masks: Sequence[Masks]) -> None:
         super().__init__()
-        self.masks = list(masks)
-        self.channelwise = channelwise
+        self.masks = masks_of(layers[0], masks)
+        self.channelwise = isinstance(layers[0], nn.Dropout2d)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or all(mask.rate == 0 for mask in self.masks):
@@ -347,3 +300,52 @@ class FusedDropout(nn.Module):
             shape = [x.shape[0], x.shape[1] // len(self.masks), *((1, 1) if self.channelwise else x.shape[2:])]
             return x * torch.cat([mask.draw(shape, like=x) for mask in self.masks], dim=1)
         return x * torch.stack([mask.draw(x.shape[1:], like=x) for mask in self.masks])
+
+    def keep(self, members: list[int]) -> None:
+        self.masks = [self.masks[k] for k in members]
+
+
+def _the_first(layers: Sequence[nn.Module], _masks: Sequence[Masks]) -> nn.Module:
+    """The fused form of a layer that works on each value or channel alone: members side by side are more of those."""
+    return layers[0]
+
+
+def _can_fuse_conv(layer: nn.Conv2d) -> bool:
+    return layer.groups == 1 and not isinstance(layer.padding, str) and layer.padding_mode in ("zeros", "reflect")
+
+
+def _can_fuse_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    return layer.affine and layer.track_running_stats and layer.momentum is not None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the layers of one type are fused."""
+
+    fuse: Callable[[Sequence[Any], Sequence[Masks]], nn.Module]  # makes one layer of the members' and their dropout
+    works_on: Literal["channels", "features", "either"] = "either"  # channels before the flattening, features after it
+    accepts: Callable[[Any], bool] = lambda _layer: True  # whether a layer of these settings can be fused
+    before_relu: bool = False  # its gradient does not need its output, so that a ReLU after it may work in place
+    # The greatest of a window stays the greatest, so that pooling may come before it. Of values that the layer rounds
+    # to the same, the gradient then goes to the one that was greater.
+    keeps_order: bool = False
+    in_dtype: bool = True  # its parameters are wanted in the dtype of the forward pass; else they stay as they are
+
+
+# By exact type: what a subclass does is not known.
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Conv2d: Rule(FusedConv2d, "channels", _can_fuse_conv, before_relu=True),
+    nn.Linear: Rule(FusedLinear, "features", before_relu=True),
+    nn.BatchNorm2d: Rule(FusedBatchNorm, "channels", _can_fuse_norm, before_relu=True, in_dtype=False),
+    nn.BatchNorm1d: Rule(FusedBatchNorm, "features", _can_fuse_norm, before_relu=True, in_dtype=False),
+    nn.Dropout2d: Rule(FusedDropout, "channels", before_relu=True, keeps_order=True),
+    nn.Dropout: Rule(FusedDropout, before_relu=True),
+    nn.MaxPool2d: Rule(_the_first, "channels", lambda layer: not layer.return_indices, before_relu=True),
+    nn.AvgPool2d: Rule(_the_first, "channels"),
+    nn.AdaptiveAvgPool2d: Rule(_the_first, "channels"),
+    nn.Flatten: Rule(FusedFlatten, accepts=lambda layer: (layer.start_dim, layer.end_dim) == (1, -1)),
+    nn.ReLU: Rule(lambda _layers, _masks: nn.ReLU(inplace=True), keeps_order=True),
+    nn.LeakyReLU: Rule(_the_first, accepts=lambda layer: layer.negative_slope >= 0, keeps_order=True),
+    nn.Softmax: Rule(lambda _layers, _masks: FusedSoftmax(), accepts=lambda layer: layer.dim in (1, -1)),
+    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.Hardswish), Rule(_the_first)),
+}

@@ -12,7 +12,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.curve import EpochResult, best_epoch
@@ -21,7 +20,7 @@ from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.device import is_out_of_memory
-from cifar_sweep.training.evaluate import evaluate
+from cifar_sweep.training.evaluate import evaluate, losses_of
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
@@ -138,8 +137,7 @@ class Run:
         """Each member's mean cross-entropy over the batch [K], in float32, and the logits [K, batch, classes]."""
         logits = self.network(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-        return each.view(len(logits), -1).mean(dim=1), logits
+        return losses_of(logits, labels).mean(dim=1), logits
 
     def train_figures(self, images_seen: int) -> tuple[list[float], list[float]]:
         """The members' mean losses and accuracies since the epoch's start, read from the device at once."""
@@ -147,7 +145,7 @@ class Run:
         return losses, accuracies
 
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
-        validations = evaluate(
+        losses, accuracies = evaluate(
             self.network, self.batches.validation(), precision=self.shape.precision, device=self.device
         )
         train_losses, train_accuracies = self.train_figures(images_seen)
@@ -157,8 +155,8 @@ class Run:
                 epoch,
                 train_loss=train_losses[k],
                 train_accuracy=train_accuracies[k],
-                validation_loss=validations[k].loss,
-                validation_accuracy=validations[k].accuracy,
+                validation_loss=losses[k],
+                validation_accuracy=accuracies[k],
                 learning_rate=learning_rate_at(epoch, member.config.knobs),
                 seconds=seconds,
                 group_size=len(self.members),

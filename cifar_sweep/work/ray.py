@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy.engine import make_url
 
 from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, one_line
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.machine.plan import choose
+from cifar_sweep.study.address import parse_address
 from cifar_sweep.study.opening import open_studies
 from cifar_sweep.study.outage import explain, is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_existing
@@ -29,12 +29,12 @@ from cifar_sweep.work.ray_cluster import ClusterError, joined
 from cifar_sweep.work.worker import Job, work
 
 log = logging.getLogger(__name__)
-TICK_SECONDS = 0.5
+TICK_SECONDS = 0.5  # between two looks at the workers
 LOOK_SECONDS = 2.0  # how often the database is asked whether the studies are finished
 PATIENCE_SECONDS = 15.0  # how long workers may wait for room before that is said
 FETCH_SECONDS = 10.0  # for an answer that is there
-STOP_SECONDS = 30.0
-RESTART_SECONDS, LONGEST_RESTART_SECONDS = 5.0, 60.0
+STOP_SECONDS = 30.0  # for workers to give their trials back
+RESTART_SECONDS, LONGEST_RESTART_SECONDS = 5.0, 60.0  # longer with each loss: what kills a worker may last
 SHARED_SECONDS = 10.0  # how long another machine may take to see a new file in a shared folder
 
 
@@ -95,12 +95,9 @@ def run_on_ray(
 
 def _for_any_machine(job: Job, *, workers: int, gpus: float) -> Job:
     """The job with paths that do not depend on the folder that a worker starts in, and the device as Ray shows it."""
-    url = make_url(job.storage)
-    if url.get_backend_name() == "sqlite" and url.database:
-        url = url.set(database=str(Path(url.database).absolute()))
+    storage = parse_address(job.storage).render_as_string(hide_password=False)
     data = str(Path(job.data).absolute()) if job.data and Path(job.data).exists() else job.data
     device = ("cuda" if gpus else "cpu") if job.device == "auto" else job.device
-    storage = url.render_as_string(hide_password=False)
     return replace(job, storage=storage, data=data, device=device, threads=job.threads or 1, workers=workers)
 
 

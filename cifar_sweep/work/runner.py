@@ -27,7 +27,7 @@ from cifar_sweep.training.train import EpochInterruptedError, Run
 from cifar_sweep.work.trial_files import TrialFiles
 
 log = logging.getLogger(__name__)
-TRACEBACK_CHARACTERS = 4000
+TRACEBACK_CHARACTERS = 4000  # of its end, which says what failed; every worker reads all trials' attributes
 
 
 class GroupTooLargeError(Exception):

@@ -19,7 +19,7 @@ from cifar_sweep.training import checkpoint
 from cifar_sweep.training.train import Run
 
 log = logging.getLogger(__name__)
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS = 2  # the database names the last one, and the one before it: docs/LOG.md, 2026-11-23
 
 
 class TrialFiles:

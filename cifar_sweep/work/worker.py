@@ -24,7 +24,7 @@ from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.lanes.compiled import kernels_name
+from cifar_sweep.training.lanes import kernels_name
 from cifar_sweep.training.models.own import fingerprints
 from cifar_sweep.work.local import run_in_processes
 from cifar_sweep.work.runner import GroupTooLargeError, Training
@@ -32,8 +32,8 @@ from cifar_sweep.work.runner import GroupTooLargeError, Training
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5  # between two looks for a trial that another worker gives back
 IDLE_SECONDS = 2.0  # between two looks for a study that is submitted
-RETRY_SECONDS = 60
-MAX_CONSECUTIVE_FAILURES = 5
+RETRY_SECONDS = 60  # before what ended all workers is tried again
+MAX_CONSECUTIVE_FAILURES = 5  # then the study is at fault, or this machine, and no single trial
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from optuna_dashboard.artifact._backend import list_trial_artifacts  # type: ign
 from sqlalchemy.engine import make_url
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.dashboard import shown
+from cifar_sweep.dashboard import view
 from cifar_sweep.dashboard.notes import OWN_NOTE
 from cifar_sweep.dashboard.overlay import Overlay
 from cifar_sweep.study.claim import Worker
@@ -158,7 +158,7 @@ def test_the_note_on_a_study(study: SweepStudy, overlay: Overlay) -> None:
 def test_note_and_figures_are_of_the_moment(
     study: SweepStudy, overlay: Overlay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shown, "REST", 0)
+    monkeypatch.setattr(view, "REST", 0)
     assert "**best** | none yet" in note_on(overlay, study)
     assert get_plotly_graph_objects(overlay.get_study_system_attrs(key_of(study))) == {}
     complete(study, 0.6)
@@ -171,18 +171,19 @@ def test_note_and_figures_are_of_the_moment(
     study.complete(claim, 0.8)
     assert "**80.00%**" in note_on(overlay, study)
     study.set_state(FINISHED, reason="it is *enough*")
-    assert "| finished\\: it is \\*enough\\* |" in note_on(overlay, study)
+    assert "| finished: it is \\*enough\\* |" in note_on(overlay, study)
 
 
+@pytest.mark.slow
 def test_they_are_not_made_anew_for_each_who_asks(
     study: SweepStudy, overlay: Overlay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    monkeypatch.setattr(shown, "study_note", lambda *_, **__: made.append(1) or f"note {len(made)}")
-    monkeypatch.setattr(shown, "REST", 0)
+    monkeypatch.setattr(view, "study_note", lambda *_, **__: made.append(1) or f"note {len(made)}")
+    monkeypatch.setattr(view, "REST", 0)
     complete(study, 0.6)
     assert [note_on(overlay, study) for _ in range(3)] == ["note 1"] * 3, "nothing has changed"
-    monkeypatch.setattr(shown, "REST", 1e9)
+    monkeypatch.setattr(view, "REST", 1e9)
     complete(study, 0.7)
     assert note_on(overlay, study) == "note 2"
     complete(study, 0.8)
@@ -203,7 +204,7 @@ def test_short_facts_stand_for_our_data(study: SweepStudy, overlay: Overlay) -> 
         "label": "B-009 | x", "device": "cpu (a model)", "seconds": 6.0, "epochs_done": 3, "best_epoch": 2,
         "batch_size": 16, "epochs": 3,
     }  # fmt: skip
-    assert len(shown_trial(overlay, study, number + 1).user_attrs["mine"]) == shown.LONGEST_TEXT
+    assert len(shown_trial(overlay, study, number + 1).user_attrs["mine"]) == view.LONGEST_TEXT
     real = study.trials()[number]
     seen = shown_trial(overlay, study, number)
     for same in ("number", "state", "values", "params", "distributions", "datetime_start", "intermediate_values"):
@@ -243,7 +244,7 @@ def test_a_study_that_is_gone(storage: Storage, study: SweepStudy, overlay: Over
 
 
 def test_of_many_trials_no_curves(study: SweepStudy, overlay: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shown, "MOST_CURVES", 1)
+    monkeypatch.setattr(view, "MOST_CURVES", 1)
     complete(study, 0.6)
     assert shown_trial(overlay, study, 0).intermediate_values == {1: 0.6}
     complete(study, 0.7)
@@ -263,7 +264,7 @@ def test_the_note_on_a_trial(study: SweepStudy, overlay: Overlay) -> None:
     )
     assert lines == [("1", "first", "50.00%"), ("2", "best", "70.00%"), ("3", "last", "60.00%")]
     assert "| **point by hand** | B\\-009 \\| x |" in note
-    assert "| **device** | cpu \\(a model\\), threads\\: 2 |" in note
+    assert "| **device** | cpu \\(a model\\), threads: 2 |" in note
     assert "| **training time** | 6 s, 2 s an epoch |" in note
     claim = begin(study, 0.4)
     assert note_on(overlay, study, claim.number).startswith("**Running**: 1 of 3 epochs are done.")

@@ -343,6 +343,7 @@ def test_the_split_that_is_expected_to_be_done_first_wins(
     assert found.gain == pytest.approx(seconds[1] / seconds[best.workers])
 
 
+@pytest.mark.slow
 def test_a_gain_is_that_of_workers_and_groups_together(machine: Machine) -> None:
     machine.speed = lambda workers, size: Speed(0.001 * workers**0.5 / min(size, 4), 0.0)
     found = choose(sweep(trials=4000))
@@ -459,7 +460,7 @@ def test_a_short_sweep_is_planned_by_typical_speeds(machine: Machine) -> None:
 
 
 def test_a_long_sweep_and_one_of_an_unknown_network_are_measured(machine: Machine, tmp_path: Path) -> None:
-    assert choose(sweep(trials=4000), typical=True).gain
+    assert choose(sweep(trials=1000), typical=True).gain
     (tmp_path / "mine.py").write_text("def build(shape):\n    pass\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

@@ -43,6 +43,7 @@ def test_calls_run_at_the_same_time_in_processes_that_stay_until_the_end(tmp_pat
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_what_a_call_raises_is_told_and_the_processes_go_on() -> None:
     with process_pool(2) as processes:
         numbers = processes.together(os.getpid, {}, {})

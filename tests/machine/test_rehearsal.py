@@ -2,8 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +62,10 @@ class Here:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Here:
-    crew = Here()
+    pool = Here()
 
-    @contextmanager
-    def made(size: int) -> Iterator[Here]:
-        assert size == 2
-        yield crew
-
-    monkeypatch.setattr(rehearsal, "process_pool", made)
-    return crew
+    monkeypatch.setattr(rehearsal, "process_pool", lambda _size: nullcontext(pool))
+    return pool
 
 
 def tried(chosen: Sweep, costs: Costs = COSTS) -> Pace:
@@ -161,8 +155,8 @@ def test_a_real_group_is_timed(tmp_path: Path, small_data: Any) -> None:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of networks are not timed, but the groups of the rehearsal are."""
+def steps(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed."""
 
     def measure(timer: Timer, networks: Any, splits: Any, **_: Any) -> Any:
         return {split: {network: {1: Speed(1e-4, 0.0)} for network in networks} for split in splits}

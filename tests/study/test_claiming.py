@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cifar_sweep.study.claim import Worker
-from cifar_sweep.study.claiming import NEW, Queue, Waiting, next_group
+from cifar_sweep.study.claiming import NEW, Queue, Waiting, group_sizes, next_group
 from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_existing
@@ -135,6 +135,19 @@ def test_new_trials_do_not_join_an_interrupted_one() -> None:
     assert next_group(Queue(sweep(9), waiting=[interrupted]), interrupted, size=4, workers=None).size == 1
 
 
+def test_groups_of_workers_that_keep_step() -> None:
+    assert group_sizes(sweep(32, sampler="tpe", space=RATE), workers=2, largest=16) == [8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("space", [RATE, RATE | BATCH])
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("trials", [3, 40, 41])
+def test_groups_spend_the_budget_exactly(space: dict[str, Any], workers: int, trials: int) -> None:
+    sizes = group_sizes(sweep(trials, sampler="tpe", space=space), workers=workers, largest=8)
+    assert sum(sizes) == trials
+    assert 1 <= min(sizes) <= max(sizes) <= 8
+
+
 # In a database
 
 POINTS = [{"learning_rate": 1e-3 + k * 1e-4, "batch_size": 16} for k in range(13)]
@@ -226,3 +239,4 @@ def test_a_run_ends_with_exactly_its_budget(tmp_path: Path, cli: Any, trials: in
     assert f"{trials} of {trials} trials finished: {trials} complete, 0 pruned" in ended.out
     study = load(open_existing("sqlite:///studies.db"))
     assert [trial.state for trial in study.records()] == ["complete"] * trials + ["waiting"] * (13 - trials)
+    assert study.summary()["trials"]["waiting"] == 0

@@ -143,7 +143,7 @@ def make_rich(storage: Storage) -> SweepStudy:
     study = make(storage, enqueue=[*POINTS, {"batch_size": 32}])
     first, second, third, fourth, fifth = (claimed(study) for _ in range(5))
     study.report(first, curve(3))
-    study.complete(first, 0.1 + 0.2, best_epoch=2, weights={"size": 3, "sha256": "f00"})
+    study.complete(first, 0.1 + 0.2, best_epoch=2, weights={"name": "w", "size": 3, "sha256": "f00"})
     second.trial.report(math.nan, 1)
     second.trial.report(math.inf, 2)
     second.trial.report(1 / 3, 10)
@@ -240,7 +240,7 @@ def test_a_released_trial_goes_on_where_it_was(source: Storage, target: Storage)
     copy_studies(source, target)
     there = load(target, "first")
     again = claimed(there)
-    assert (again.number, again.config, again.epochs_done) == (0, released.config, 2)
+    assert (again.number, again.config, again.before.epochs_done) == (0, released.config, 2)
     assert again.checkpoints == [{"epoch": 2, "key": "k"}]
     there.report(again, curve(3))
     assert list(there.trials()[0].intermediate_values) == [1, 2, 3]
@@ -255,7 +255,7 @@ def test_the_trial_of_a_dead_worker_arrives_waiting(source: Storage, target: Sto
     [trial] = there.trials()
     assert (trial.state, trial.user_attrs["owner"], trial.user_attrs["curve"]) == (TrialState.WAITING, None, curve(2))
     again = claimed(there)
-    assert (again.number, again.config, again.epochs_done) == (0, lost.config, 2)
+    assert (again.number, again.config, again.before.epochs_done) == (0, lost.config, 2)
     assert study.trials()[0].state is TrialState.RUNNING
 
 

@@ -12,7 +12,6 @@ from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.strategy import (
     build_pruner,
     build_sampler,
-    group_sizes,
     most_new,
     sampler_seed,
     step_of,
@@ -174,13 +173,3 @@ def test_a_random_sampler_learns_nothing() -> None:
 def test_the_last_trials_are_for_all_workers() -> None:
     assert most_new(sweep(trials=40, space=RATE), asked=34, finished=34, workers=2) == 3
     assert most_new(sweep(trials=40, space=RATE), asked=40, finished=39, workers=2) == 1
-    assert group_sizes(sweep(trials=32, space=RATE), workers=2, largest=16) == [8, 8, 8, 8]
-
-
-@pytest.mark.parametrize("space", [RATE, RATE | BATCH])
-@pytest.mark.parametrize("workers", [1, 2, 7])
-@pytest.mark.parametrize("trials", [3, 40, 41])
-def test_groups_spend_the_budget_exactly(space: dict[str, Any], workers: int, trials: int) -> None:
-    sizes = group_sizes(sweep(trials=trials, space=space), workers=workers, largest=8)
-    assert sum(sizes) == trials
-    assert 1 <= min(sizes) <= max(sizes) <= 8

@@ -58,7 +58,7 @@ def test_the_overview_has_every_model() -> None:
     assert rows["convnet"]["beyond_common"] == ["hidden_units", "padding_mode"]
     assert rows["cnn1"]["beyond_common"] == []
     assert rows["vgg11"]["defaults"] == {"batch_norm": True, "hidden_units": 500}
-    shown = lines(overview_table(list(rows.values())))
+    shown = lines(overview_table({"models": list(rows.values())}))
     assert "vgg11 9,487,494 153,025,416 batch_norm=true hidden_units=500 hidden_units" in shown
     assert "cnn1 1,067,018 421,855,232 - -" in shown
 

@@ -233,6 +233,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
     monkeypatch.setattr(Run, "epoch", diverging)
 
 
+@pytest.mark.slow
 def test_a_diverged_trial_is_told_with_its_last_finite_accuracy(
     small_data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -754,6 +755,7 @@ def test_two_runs_at_once_share_the_trials(tiny_sweep: Path, start: Any) -> None
         assert [point.epoch for point in trial.curve] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_status_during_and_after(tiny_sweep: Path, cli: Any) -> None:
     assert cli(*COMMAND).exit_code == 0
     [study] = json.loads(cli("status", "--json").out)["studies"]

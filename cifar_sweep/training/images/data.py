@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from cifar_sweep.training.images.sources import SIDE, Decoded, Pixels, Progress
 from cifar_sweep.training.images.split import split
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+Triple = tuple[float, float, float]  # red, green, blue
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,8 @@ class ImageData:
     test_images: Tensor
     test_labels: Tensor
     fingerprint: str
-    channel_mean: tuple[float, float, float]
-    channel_std: tuple[float, float, float]
+    channel_mean: Triple
+    channel_std: Triple
 
 
 def load(source: str = "auto", *, cache: Path | None = None, on_progress: Progress | None = None) -> ImageData:
@@ -68,12 +69,12 @@ def load(source: str = "auto", *, cache: Path | None = None, on_progress: Progre
         DiskError: the cache or the download cannot be written.
     """
     cache = default_cache() if cache is None else cache
-    progress = on_progress or _silent
+    progress = on_progress or (lambda _: None)
     if source == "auto" and not sources.is_complete():
         with _locked(cache, "download"):
             if not sources.is_complete():
                 sources.download(progress)
-    found = sources.locate(source, progress=progress)
+    found = sources.locate(source)
     entry = cache / f"data-{_digest(found.signature.encode(errors='surrogateescape'))}"
     data = _read_entry(entry)
     if data is not None:
@@ -81,7 +82,7 @@ def load(source: str = "auto", *, cache: Path | None = None, on_progress: Progre
     with _locked(cache, entry.name):
         data = _read_entry(entry)
         if data is None:
-            _write_entry(entry, found.read(), source=source)
+            _write_entry(entry, found.read(progress), source=source)
             data = _read_entry(entry)
     if data is None:
         raise DiskError("The data cache does not read back as it was written; CIFAR_SWEEP_CACHE can name another disk.")
@@ -91,20 +92,6 @@ def load(source: str = "auto", *, cache: Path | None = None, on_progress: Progre
 def find_on_disk() -> str | None:
     """The source that ``auto`` uses without a download, or None where it would download."""
     return sources.DOWNLOAD_ROOT if sources.is_complete() else None
-
-
-def _silent(_: str) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class _Meta:
-    name: str
-    classes: tuple[str, ...]
-    fingerprint: str
-    channel_mean: tuple[float, float, float]
-    channel_std: tuple[float, float, float]
-    source: str
 
 
 def _digest(*chunks: Any) -> str:
@@ -140,22 +127,15 @@ def _locked(cache: Path, name: str) -> Iterator[None]:
 def _read_entry(entry: Path) -> ImageData | None:
     """The entry, mapped into memory; None when it is absent or damaged. Reads headers and sizes, not pixels."""
     try:
-        meta = _Meta(**json.loads((entry / "meta.json").read_text(encoding="utf-8")))
-        train_images, train_labels, test_images, test_labels = (_map_array(entry / f"{name}.npy") for name in _ARRAYS)
-        if not (_fit(train_images, train_labels) and _fit(test_images, test_labels)):
+        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        arrays = {name: _map_array(entry / f"{name}.npy") for name in _ARRAYS}
+        if not all(_fit(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test")):
             return None
-        return ImageData(
-            name=meta.name,
-            classes=tuple(meta.classes),
-            train_images=torch.from_numpy(train_images),
-            train_labels=torch.from_numpy(train_labels),
-            test_images=torch.from_numpy(test_images),
-            test_labels=torch.from_numpy(test_labels),
-            fingerprint=meta.fingerprint,
-            channel_mean=_triple(meta.channel_mean),
-            channel_std=_triple(meta.channel_std),
-        )
-    except (OSError, ValueError, TypeError):
+        del meta["source"]
+        meta |= {"classes": tuple(meta["classes"])}
+        meta |= {name: _triple(*meta[name]) for name in ("channel_mean", "channel_std")}
+        return ImageData(**meta | {name: torch.from_numpy(array) for name, array in arrays.items()})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -164,8 +144,7 @@ def _fit(images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> bool:
     return types_fit and images.shape == (len(labels), SIDE, SIDE, 3) and labels.ndim == 1
 
 
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = values
+def _triple(red: float, green: float, blue: float) -> Triple:
     return red, green, blue
 
 
@@ -179,13 +158,18 @@ def _map_array(path: Path) -> npt.NDArray[Any]:
 
 def _write_entry(entry: Path, decoded: Decoded, *, source: str) -> None:
     """Write the entry beside its place and rename it there, so that it is whole or absent."""
-    meta = _describe(decoded, source=source)
+    meta = _describe(decoded) | {"source": source}
     with _writing():
         for left_over in entry.parent.glob(f"{entry.name}.tmp*"):
             shutil.rmtree(left_over, ignore_errors=True)
         beside = entry.with_name(f"{entry.name}.tmp")
         try:
-            _write_files(beside, decoded, meta)
+            beside.mkdir()
+            for name in _ARRAYS:
+                with _synced(beside / f"{name}.npy") as file:
+                    np.save(file, getattr(decoded, name))
+            with _synced(beside / "meta.json") as file:
+                file.write(json.dumps(meta, indent=1).encode())
             shutil.rmtree(entry, ignore_errors=True)
             os.rename(beside, entry)
         except BaseException:
@@ -193,32 +177,26 @@ def _write_entry(entry: Path, decoded: Decoded, *, source: str) -> None:
             raise
 
 
-def _write_files(folder: Path, decoded: Decoded, meta: _Meta) -> None:
-    folder.mkdir()
-    for name in _ARRAYS:
-        with open(folder / f"{name}.npy", "wb") as file:
-            np.save(file, getattr(decoded, name))
-            _sync(file)
-    with open(folder / "meta.json", "w", encoding="utf-8") as text:
-        json.dump(asdict(meta), text, indent=1)
-        _sync(text)
+@contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _describe(decoded: Decoded, *, source: str) -> _Meta:
+def _describe(decoded: Decoded) -> dict[str, Any]:
+    """What `ImageData` has besides the arrays."""
     arrays = [getattr(decoded, name) for name in _ARRAYS]
     header = json.dumps([decoded.classes, *(array.shape for array in arrays)])
-    fingerprint = _digest(header.encode(), *arrays)
     train_index, _ = split(torch.from_numpy(decoded.train_labels))
     mean, std = _channel_statistics(decoded.train_images[train_index.numpy()])
-    return _Meta(decoded.name, decoded.classes, fingerprint, mean, std, source)
+    fingerprint = _digest(header.encode(), *arrays)
+    named = {"name": decoded.name, "classes": decoded.classes, "fingerprint": fingerprint}
+    return named | {"channel_mean": mean, "channel_std": std}
 
 
-def _channel_statistics(images: Pixels) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _channel_statistics(images: Pixels) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, pixels in [0, 1]. Counted, so exact and equal on every machine."""
     values = np.arange(256) / 255
     mean, std = [], []
@@ -227,4 +205,4 @@ def _channel_statistics(images: Pixels) -> tuple[tuple[float, float, float], tup
         centre = float(counts @ values / counts.sum())
         mean.append(centre)
         std.append(float(np.sqrt(counts @ (values - centre) ** 2 / counts.sum())))
-    return _triple(mean), _triple(std)
+    return mean, std

@@ -45,23 +45,26 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from: a text that changes when it may have changed, and the slow way to read it."""
+    """Where a dataset comes from: a text that changes when it may have changed, and the slow way to read it.
+
+    `read` is given a function that it tells in a sentence what it does.
+    """
 
     signature: str
-    read: Callable[[], Decoded]
+    read: Callable[[Progress], Decoded]
 
 
-def locate(source: str, *, progress: Progress) -> Source:
-    """Find a source without reading its pixels; its kinds are those of `cifar_sweep.training.images.data.load`.
+def locate(source: str) -> Source:
+    """Find a source, as `images.data.load` takes it, without reading its pixels.
 
     Raises:
         DataError: it is missing, or it does not have the layout of one.
         UsageError: it is malformed.
     """
     if source == "auto":
-        return _torchvision_source(Path(DOWNLOAD_ROOT), source, progress=progress)
+        return _torchvision_source(Path(DOWNLOAD_ROOT), source)
     if source == "synthetic" or source.startswith("synthetic:"):
-        return _synthetic_source(source, progress=progress)
+        return _synthetic_source(source)
     if not source:
         raise UsageError(f"The name of the data is empty; accepted are auto, synthetic, synthetic:N, or {_ACCEPTED}.")
     path = Path(source).expanduser()
@@ -69,16 +72,20 @@ def locate(source: str, *, progress: Progress) -> Source:
         what = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"The data {source!r} {what}; accepted are auto, synthetic, synthetic:N, or {_ACCEPTED}.")
     if path.absolute().name == TORCHVISION_FOLDER:
-        return _torchvision_source(path.absolute().parent, source, progress=progress)
-    if (path / TORCHVISION_FOLDER).is_dir():
-        return _torchvision_source(path, source, progress=progress)
-    return _folder_source(path, source, progress=progress)
+        return _torchvision_source(path.absolute().parent, source)
+    return (_torchvision_source if (path / TORCHVISION_FOLDER).is_dir() else _folder_source)(path, source)
 
 
-def _synthetic_source(source: str, *, progress: Progress) -> Source:
-    count = _synthetic_count(source)
+def _synthetic_source(source: str) -> Source:
+    digits = "50000" if source == "synthetic" else source.removeprefix("synthetic:")
+    count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+    if not _MIN_SYNTHETIC <= count <= _MAX_SYNTHETIC:
+        raise UsageError(
+            f"The data {source!r} is not accepted; synthetic:N takes a whole number of training images from "
+            f"{_MIN_SYNTHETIC} to {_MAX_SYNTHETIC}, and synthetic alone is 50000."
+        )
 
-    def read() -> Decoded:
+    def read(progress: Progress) -> Decoded:
         progress(f"drawing {count + count // 5:,} synthetic images (once)")
         train = synthetic.draw(count, seed=derive_seed("train"))
         test = synthetic.draw(count // 5, seed=derive_seed("test"))
@@ -88,24 +95,11 @@ def _synthetic_source(source: str, *, progress: Progress) -> Source:
     return Source(f"{FORMAT} synthetic {count} version {synthetic.VERSION}", read)
 
 
-def _synthetic_count(source: str) -> int:
-    if source == "synthetic":
-        return 50_000
-    digits = source.removeprefix("synthetic:")
-    count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
-    if not _MIN_SYNTHETIC <= count <= _MAX_SYNTHETIC:
-        raise UsageError(
-            f"The data {source!r} is not accepted; synthetic:N takes a whole number of training images from "
-            f"{_MIN_SYNTHETIC} to {_MAX_SYNTHETIC}, and synthetic alone is 50000."
-        )
-    return count
-
-
 # --- torchvision: CIFAR-10 -------------------------------------------------------------------------------------------
 
 
-def _torchvision_source(root: Path, source: str, *, progress: Progress) -> Source:
-    def read() -> Decoded:
+def _torchvision_source(root: Path, source: str) -> Source:
+    def read(progress: Progress) -> Decoded:
         progress("reading CIFAR-10 (once)")
         return _read_torchvision(root, source)
 
@@ -184,10 +178,10 @@ _File = tuple[str, int, int]  # name, bytes, mtime in nanoseconds
 _Part = dict[str, list[_File]]  # class name -> its image files
 
 
-def _folder_source(root: Path, source: str, *, progress: Progress) -> Source:
+def _folder_source(root: Path, source: str) -> Source:
     parts = _scan_image_folder(root, source)
 
-    def read() -> Decoded:
+    def read(progress: Progress) -> Decoded:
         count = sum(len(files) for part in parts.values() for files in part.values())
         progress(f"decoding {count:,} images (once)")
         train, test = (_decode_part(root / name, part) for name, part in parts.items())
@@ -202,13 +196,13 @@ def _folder_source(root: Path, source: str, *, progress: Progress) -> Source:
 
 def _scan_image_folder(root: Path, source: str) -> dict[str, _Part]:
     """The files of ``train`` and ``test`` by class, sorted; a few hundred thousand files a second."""
-    there = [name for name in ("train", "test") if (root / name).is_dir()]
-    if not there:
-        raise DataError(f"The data folder {source!r} has neither layout that is accepted: {_ACCEPTED}.")
-    if len(there) == 1:
-        missing = "test" if there == ["train"] else "train"
-        raise DataError(f"The data folder {source!r} has {there[0]}/ but no {missing}/; accepted is {_ACCEPTED}.")
-    parts = {name: _scan_part(root / name) for name in there}
+    match [name for name in ("train", "test") if (root / name).is_dir()]:
+        case []:
+            raise DataError(f"The data folder {source!r} has neither layout that is accepted: {_ACCEPTED}.")
+        case [one]:
+            missing = "test" if one == "train" else "train"
+            raise DataError(f"The data folder {source!r} has {one}/ but no {missing}/; accepted is {_ACCEPTED}.")
+    parts = {name: _scan_part(root / name) for name in ("train", "test")}
     _check_classes(parts, source)
     return parts
 
@@ -256,7 +250,7 @@ def _check_classes(parts: dict[str, _Part], source: str) -> None:
 
 
 def _decode_part(folder: Path, part: _Part) -> tuple[Pixels, Labels]:
-    """Decode one image after the other: for images this small two threads were slower than one, measured."""
+    """Decode one image after the other: for images this small two threads were slower (docs/LOG.md, 2026-11-22)."""
     sizes = [len(files) for files in part.values()]
     pixels = np.empty((sum(sizes), SIDE, SIDE, 3), dtype=np.uint8)
     names = (f"{name}/{file[0]}" for name, files in part.items() for file in files)

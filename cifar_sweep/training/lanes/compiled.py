@@ -1,7 +1,7 @@
-"""The C code of `lanes.c`, compiled for this very machine where it has a C compiler.
+"""The C code of `lanes.c`, compiled for this very machine where it has a C compiler, and the structures it works on.
 
-That takes some seconds, once: a library is kept in the cache folder, named by all that it depends on. A machine without
-a compiler trains with PyTorch's own operations.
+Compiling takes some seconds, once: the library is kept in the cache folder, named by all that it depends on. A machine
+without a compiler trains with PyTorch's own operations.
 """
 
 import ctypes
@@ -36,7 +36,50 @@ _FLAGS = (
     "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing",
 )  # fmt: skip
 _SECONDS = 180
+MAX_STAGES = 8
 _AMD_ZEN_4 = "25"  # the processor family that has bf16 and works on vectors of 512 bits in two halves
+
+
+class CompilerError(Exception):
+    """The compiler failed, or what it made does not fit."""
+
+
+class Stage(ctypes.Structure):
+    """As in lanes.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("ci", "co", "k", "pad", "hi", "wi", "ho", "wo", "hq", "wq")),
+        *((name, ctypes.c_int32) for name in ("pool", "norm", "after", "mask")),
+        *((name, ctypes.c_float) for name in ("slope", "momentum", "eps")),
+        *((name, ctypes.c_int32) for name in ("weight", "bias", "gamma", "beta")),
+    )
+
+
+class Net(ctypes.Structure):
+    """As in lanes.c."""
+
+    _fields_ = (*((name, ctypes.c_int32) for name in ("stages", "batch")), ("stage", Stage * MAX_STAGES))
+
+
+class Call(ctypes.Structure):
+    """As in lanes.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("arena", "images", "features", "rows", "gradients")),
+        ("stride", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("members", "count", "training")),
+        *((name, ctypes.c_void_p * MAX_STAGES) for name in ("running_mean", "running_var", "masks")),
+    )
+
+
+def layout() -> dict[str, int]:
+    """The size of each structure and the place of each of its fields, in bytes."""
+    found = {}
+    for structure in (Stage, Net, Call):
+        kind = structure.__name__
+        found[kind] = ctypes.sizeof(structure)
+        found |= {f"{kind}.{field[0]}": getattr(structure, field[0]).offset for field in structure._fields_}
+    return found
 
 
 def kernels(*, bf16: bool) -> ctypes.CDLL | None:
@@ -44,14 +87,14 @@ def kernels(*, bf16: bool) -> ctypes.CDLL | None:
 
     None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
     """
-    if os.environ.get(KERNELS) == "torch" or _identity() is None or (bf16 and not _has_bf16()):
+    if os.environ.get(KERNELS) == "torch" or identity() is None or (bf16 and not has_bf16()):
         return None
-    return _library(_folder(), lane_count(bf16=bf16), 2 if bf16 else 1)
+    return library(_folder(), lane_count(bf16=bf16), 2 if bf16 else 1)
 
 
 def prepare_kernels() -> None:
     """Begin to compile, where that is still to be done, what training on the CPU will ask for; returns at once."""
-    threading.Thread(target=kernels, kwargs={"bf16": _has_bf16()}, daemon=True).start()
+    threading.Thread(target=kernels, kwargs={"bf16": has_bf16()}, daemon=True).start()
 
 
 def _folder() -> Path:
@@ -59,32 +102,39 @@ def _folder() -> Path:
 
 
 def lane_count(*, bf16: bool) -> int:
-    """How many members share a vector: 16 in bf16 where the processor works on so many 32-bit words at once, else 8."""
+    """How many members share a vector: 16 in bf16 where the processor works on so many 32-bit words at once, else 8.
+
+    Where it does so in two halves, 8 were faster (docs/LOG.md, 2026-11-28).
+    """
     if not bf16:
         return 8
-    found = dict(re.findall(r"^(vendor_id|cpu family)\s*: (.*)$", _processor(), flags=re.MULTILINE))
+    found = dict(re.findall(r"^(vendor_id|cpu family)\s*: (.*)$", processor(), flags=re.MULTILINE))
     halves = found.get("vendor_id") == "AuthenticAMD" and found.get("cpu family") == _AMD_ZEN_4
-    return 16 if _has_bf16() and not halves else 8
+    return 16 if has_bf16() and not halves else 8
 
 
 def kernels_name(device: torch.device) -> str:
     """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
-    return "torch" if device.type != "cpu" or obstacle() else f"compiled {str(_identity())[:12]}"
+    return "torch" if device.type != "cpu" or obstacle() else f"compiled {str(identity())[:12]}"
 
 
 def obstacle() -> str:
     """Why there are no kernels on this machine; empty if nothing is known that is in their way."""
     if os.environ.get(KERNELS) == "torch":
         return f"{KERNELS} is torch"
-    if _identity() is None:
+    if identity() is None:
         return "there is no C compiler (gcc or clang)"
-    reasons = [failed.read_text() for failed in _folder().glob(f"*-{_identity()}.failed")]
+    reasons = [failed.read_text() for failed in _folder().glob(f"*-{identity()}.failed")]
     return f"the C compiler failed: {reasons[0]}" if reasons else ""
 
 
 @cache
-def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
-    path = folder / f"lanes-{lanes}-{'bf16' if pack == 2 else 'fp32'}-{_identity()}.so"
+def library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
+    """The library for `lanes` members to a vector and `pack` numbers to a word, compiled if it is not in `folder`.
+
+    None where that cannot be, which is warned of.
+    """
+    path = folder / f"lanes-{lanes}-{'bf16' if pack == 2 else 'fp32'}-{identity()}.so"
     failed = path.with_suffix(".failed")  # so that it is not tried again by each process
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,20 +145,24 @@ def _library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
         if not path.exists():
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
-                    _compile(path, lanes, pack)
-        library = ctypes.CDLL(str(path))
-    except (OSError, DiskError) as error:
+                    build(path, lanes, pack)
+        return _loaded(path)
+    except (OSError, DiskError, CompilerError) as error:
         log.warning("no compiled kernels, PyTorch's are used: %s", error)
+        if isinstance(error, CompilerError):
+            with suppress(OSError):
+                failed.write_text(str(error))
         return None
-    except subprocess.SubprocessError as error:
-        output = (getattr(error, "stderr", None) or "").strip().splitlines()
-        reason = output[0] if output else one_line(error)
-        log.warning("no compiled kernels, PyTorch's are used: %s", reason)
-        with suppress(OSError):
-            failed.write_text(reason)
-        return None
-    library.lanes_bytes.restype = ctypes.c_int64
-    return library
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """The library at `path`, of which it is known that its structures are ours."""
+    found = ctypes.CDLL(str(path))
+    found.lanes_bytes.restype = found.lanes_place.restype = ctypes.c_int64
+    differing = [name for name, place in layout().items() if found.lanes_place(name.encode()) != place]
+    if differing:
+        raise CompilerError(f"it lays out {', '.join(differing)} otherwise than Python")
+    return found
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -118,40 +172,44 @@ def _refuse_foreign(folder: Path) -> None:
         raise PermissionError(f"{folder}: other users can write there")
 
 
-def _compile(path: Path, lanes: int, pack: int) -> None:
+def build(path: Path, lanes: int, pack: int) -> None:
+    """Compile lanes.c into the library `path`. Raises CompilerError or DiskError."""
     log.info("compiling kernels for this machine, once")
-    compiler = _compiler()
-    assert compiler is not None
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / path.name
-        command = [compiler, *_FLAGS, f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
+        command = [str(compiler()), *_FLAGS, f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
         command += [str(_SOURCE), "-o", str(made), "-lm"]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+        except subprocess.SubprocessError as error:
+            output = str(getattr(error, "stderr", None) or "").strip().splitlines()
+            raise CompilerError(output[0] if output else one_line(error)) from None
         replace_file(path, made.read_bytes())
 
 
 @cache
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """The C compiler: that of the variable CC, else the first of the usual ones; None where there is none."""
     names = [os.environ["CC"]] if os.environ.get("CC") else _COMPILERS
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
 @cache
-def _identity() -> str | None:
-    """A hash of the source, the compiler and the processor; None where there is no compiler."""
-    compiler = _compiler()
-    if compiler is None or sys.platform == "win32":
+def identity() -> str | None:
+    """A hash of the source, the structures, the compiler and the processor; None where there is no compiler."""
+    found = compiler()
+    if found is None or sys.platform == "win32":
         return None
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    parts = [version, *_FLAGS, _processor(), _SOURCE.read_text()]
+    parts = [version, *_FLAGS, processor(), _SOURCE.read_text(), str(layout())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
     """What ``-march=native`` makes of this machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -161,6 +219,6 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(kept)}))
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
     """Whether the processor multiplies bf16 numbers, by the instructions that lanes.c knows."""
-    return {"avx512_bf16", "avx512bw", "avx512vl"} <= set(_processor().split())
+    return {"avx512_bf16", "avx512bw", "avx512vl"} <= set(processor().split())

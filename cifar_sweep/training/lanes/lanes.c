@@ -31,7 +31,7 @@
 #define SHARED_WORDS(numbers) (((numbers) + PACK - 1) / PACK)
 #define NUMBER (4 / PACK) /* bytes */
 
-/* As in lanes.py. Weights and the like are places in a member's row of parameters; bias is -1 where there is none. */
+/* As in compiled.py. Weights and the like are places in a member's row of parameters; bias is -1 where there is none. */
 typedef struct {
     int32_t ci, co, k, pad, hi, wi, ho, wo, hq, wq; /* channels, kernel, padding; sizes of x, z and what comes out */
     int32_t pool, norm, after, mask;                /* whether there is; after: norm comes after activation and mask */
@@ -752,4 +752,24 @@ void lanes_backward(const Net *net, const Call *call) {
             for (int o = 0; o < st->co; o++) b->s1[o] *= count, b->s2[o] *= count / b->inverse[o];
         unpack_gradients(st, b, !s, call);
     }
+}
+
+/* The size of a structure, or the place of its field, in bytes; -1 if there is none of this name. Who loads this library
+ * compares them with its own. */
+int64_t lanes_place(const char *name) {
+#define FIELD(type, field) {#type "." #field, offsetof(type, field)}
+    static const struct { const char *name; int64_t place; } known[] = {
+        {"Stage", sizeof(Stage)}, FIELD(Stage, ci), FIELD(Stage, co), FIELD(Stage, k), FIELD(Stage, pad),
+        FIELD(Stage, hi), FIELD(Stage, wi), FIELD(Stage, ho), FIELD(Stage, wo), FIELD(Stage, hq), FIELD(Stage, wq),
+        FIELD(Stage, pool), FIELD(Stage, norm), FIELD(Stage, after), FIELD(Stage, mask), FIELD(Stage, slope),
+        FIELD(Stage, momentum), FIELD(Stage, eps), FIELD(Stage, weight), FIELD(Stage, bias), FIELD(Stage, gamma),
+        FIELD(Stage, beta), {"Net", sizeof(Net)}, FIELD(Net, stages), FIELD(Net, batch), FIELD(Net, stage),
+        {"Call", sizeof(Call)}, FIELD(Call, arena), FIELD(Call, images), FIELD(Call, features), FIELD(Call, rows),
+        FIELD(Call, gradients), FIELD(Call, stride), FIELD(Call, members), FIELD(Call, count), FIELD(Call, training),
+        FIELD(Call, running_mean), FIELD(Call, running_var), FIELD(Call, masks),
+    };
+#undef FIELD
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(name, known[i].name)) return known[i].place;
+    return -1;
 }

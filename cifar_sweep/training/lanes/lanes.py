@@ -15,72 +15,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_sweep.training.lanes.compiled import kernels, lane_count
-from cifar_sweep.training.rows import Masks, Part
+from cifar_sweep.training.lanes.compiled import MAX_STAGES, Call, Net, kernels, lane_count
+from cifar_sweep.training.rows import Masks, parts_of
 
-# Of more channels PyTorch's convolutions are as fast, and of fewer members, for most lanes would be empty.
+# Of more channels PyTorch's convolutions are as fast, and of fewer members, for most lanes would be empty:
+# docs/LOG.md, 2026-11-28.
 _WIDEST = {torch.bfloat16: 64, torch.float32: 32}
 _NARROW = 32
-_MAX_STAGES = 8
 _IMAGE_CHANNELS = 3
-# Without training, this many images are taken at a time.
-EVALUATED = 32
+_EVALUATED = 32  # images at a time where nothing is trained
 _ALIGNED = 64  # bytes, of an arena
-_SIZES = ("ci", "co", "k", "pad", "hi", "wi", "ho", "wo", "hq", "wq")
-_FLOATS = ("slope", "momentum", "eps")
-
-
-class _Stage(ctypes.Structure):
-    """As in lanes.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in _SIZES),
-        *((name, ctypes.c_int32) for name in ("pool", "norm", "after", "mask")),
-        *((name, ctypes.c_float) for name in _FLOATS),
-        *((name, ctypes.c_int32) for name in ("weight", "bias", "gamma", "beta")),
-    )
-
-
-class _Net(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("stages", "batch")),
-        ("stage", _Stage * _MAX_STAGES),
-    )
-
-
-class _Call(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("arena", "images", "features", "rows", "gradients")),
-        ("stride", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("members", "count", "training")),
-        *((name, ctypes.c_void_p * _MAX_STAGES) for name in ("running_mean", "running_var", "masks")),
-    )
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A convolution with what follows it, by the layers' places in the network.
+class Convolution:
+    """A stage: a convolution with what follows it."""
 
-    Attributes:
-        settings: of `_Stage`, but for what depends on the size of the images.
-        reflect: how far images are padded by reflection first.
-        norm: batch norm.
-        dropout: of whole channels.
-    """
-
-    settings: Mapping[str, float]
-    reflect: int
-    norm: str | None
-    dropout: str | None
+    settings: Mapping[str, float]  # of the structure `Stage`, but for what depends on the size of the images
+    reflect: int  # how far images are padded by reflection first
+    norm: str | None  # the place of its batch norm in the network
+    dropout: str | None  # the place of its dropout of whole channels
 
 
-def stages_of(network: nn.Sequential, parts: Sequence[Part]) -> list[Stage] | None:
+def stages_of(network: nn.Sequential) -> list[Convolution] | None:
     """The stages of a network which `can_fuse`, up to its flattening; None where lanes have no way for one of them.
 
     That is: convolutions of stride 1 and few channels, each with batch norm, ReLU or LeakyReLU, dropout of whole
     channels and pooling by two after it, any of these left out, batch norm before the activation or after the dropout.
     """
-    starts = {part.name: part.start for part in parts}
+    starts = {part.name: part.start for part in parts_of(network)}
     blocks: list[list[tuple[str, nn.Module]]] = []
     for place, layer in network.named_children():
         if isinstance(layer, nn.Flatten):
@@ -90,7 +53,7 @@ def stages_of(network: nn.Sequential, parts: Sequence[Part]) -> list[Stage] | No
         blocks[-1].append((place, layer))
     stages = [_stage(block, starts, first=not at) for at, block in enumerate(blocks)]
     known = [stage for stage in stages if stage is not None]
-    return known if len(known) == len(stages) <= _MAX_STAGES else None
+    return known if len(known) == len(stages) <= MAX_STAGES else None
 
 
 _LETTERS = {nn.BatchNorm2d: "N", nn.ReLU: "A", nn.LeakyReLU: "A", nn.Dropout2d: "D", nn.MaxPool2d: "P"}
@@ -98,7 +61,7 @@ _LETTERS = {nn.BatchNorm2d: "N", nn.ReLU: "A", nn.LeakyReLU: "A", nn.Dropout2d: 
 _NORM_FIRST, _NORM_LAST = re.compile("N?(A?D?P?|A?PD?|PA?D?)"), re.compile("A?D?NP?")
 
 
-def _stage(block: Sequence[tuple[str, nn.Module]], starts: Mapping[str, int], *, first: bool) -> Stage | None:
+def _stage(block: Sequence[tuple[str, nn.Module]], starts: Mapping[str, int], *, first: bool) -> Convolution | None:
     place, conv = block[0]
     assert isinstance(conv, nn.Conv2d)
     letters = "".join(_LETTERS.get(type(layer), "?") for _, layer in block[1:])
@@ -130,7 +93,7 @@ def _stage(block: Sequence[tuple[str, nn.Module]], starts: Mapping[str, int], *,
                 if not _halves(layer):
                     return None
                 settings["pool"] = 1
-    return Stage(settings, padding if reflect else 0, norm, dropout)
+    return Convolution(settings, padding if reflect else 0, norm, dropout)
 
 
 def _is_known(conv: nn.Conv2d, *, first: bool) -> bool:
@@ -148,12 +111,34 @@ def _halves(pool: nn.MaxPool2d) -> bool:
     return sizes == ((2, 2), (2, 2), (0, 0), (1, 1)) and not pool.ceil_mode
 
 
-def fewest_members(stages: Sequence[Stage], dtype: torch.dtype) -> int | None:
-    """From how many members on lanes are faster than PyTorch, as measured; None for never."""
+def fewest_members(stages: Sequence[Convolution] | None, dtype: torch.dtype) -> int | None:
+    """From how many members on lanes are faster than PyTorch for images of `dtype`; None for never."""
+    if not stages:
+        return None
     channels = max(int(stage.settings["co"]) for stage in stages)
     if channels > _WIDEST.get(dtype, 0):
         return None
-    return 5 if dtype is torch.bfloat16 and channels <= _NARROW else 7
+    return 5 if dtype is torch.bfloat16 and channels <= _NARROW else 7  # docs/LOG.md, 2026-11-28
+
+
+def offer(
+    stages: Sequence[Convolution] | None, rows: Tensor, images: Tensor, *, training: bool, last: "Lanes | None" = None
+) -> "Lanes | None":
+    """What convolves images [b, 3, h, w] faster than PyTorch, for members with the parameters `rows` [K, parameters].
+
+    None where nothing does. What was offered last is offered again if it fits.
+    """
+    here = images.device.type == "cpu" and rows.dtype is torch.float32 and torch.get_num_threads() == 1
+    if stages is None or not here:
+        return None
+    if last is not None and last.fit(images, members=len(rows), training=training):
+        return last
+    fewest = fewest_members(stages, images.dtype)
+    if fewest is None or len(rows) < fewest:
+        return None
+    library = kernels(bf16=images.dtype is torch.bfloat16)
+    batch = len(images) if training else min(_EVALUATED, len(images))
+    return Lanes(library, stages, members=len(rows), images=images, batch=batch) if library is not None else None
 
 
 @dataclass(frozen=True)
@@ -166,44 +151,43 @@ class _Tile:
 
 
 class Lanes:
-    """The stages of K networks, for images [b, 3, h, w] of one kind and size, and at most `batch` at a time.
+    """The stages of K networks, for images [b, 3, h, w] of one dtype and size, and at most `batch` at a time.
 
     Args:
+        library: the kernels for the images' dtype.
         stages: of the networks.
         members: K.
-        images: such as are to come, in float32 or bf16.
+        images: an example batch; dtype, height and width are taken from it.
         batch: the largest number of images.
 
-    Raises:
-        LookupError: there are no kernels for it on this machine.
+    Attributes:
+        tiles: the members that share each vector.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, members: int, images: Tensor, batch: int) -> None:
-        bf16 = images.dtype is torch.bfloat16
-        library = kernels(bf16=bf16)
-        if library is None:
-            raise LookupError(f"no kernels for {images.dtype}")
+    def __init__(
+        self, library: ctypes.CDLL, stages: Sequence[Convolution], *, members: int, images: Tensor, batch: int
+    ) -> None:
         self._library = library
         self.stages = stages
         self.members = members
         self.batch = batch
         self._kind = _kind(images)
         self._net, self.features = self._laid_out()
-        self._tiles: list[_Tile] = []
-        width = lane_count(bf16=bf16)
+        self.tiles: list[_Tile] = []
+        width = lane_count(bf16=images.dtype is torch.bfloat16)
         for start in range(0, members, width):
             arena = torch.zeros(library.lanes_bytes(ctypes.byref(self._net)) + _ALIGNED, dtype=torch.uint8)
-            self._tiles.append(_Tile(start, min(width, members - start), arena))
-        self._calls: list[_Call] = []
+            self.tiles.append(_Tile(start, min(width, members - start), arena))
+        self._calls: list[Call] = []
         self._held: tuple[Any, ...] = ()
 
-    def _laid_out(self) -> tuple[_Net, int]:
+    def _laid_out(self) -> tuple[Net, int]:
         """The stages for images of this size, and how many numbers come out for each."""
-        net = _Net(len(self.stages), self.batch)
+        net = Net(len(self.stages), self.batch)
         high, wide = (side + 2 * self.stages[0].reflect for side in self._kind[1:])
         for into, stage in zip(net.stage, self.stages, strict=False):
             for name, value in stage.settings.items():
-                setattr(into, name, value if name in _FLOATS else int(value))
+                setattr(into, name, value)
             grown = 2 * into.pad - into.k + 1
             into.hi, into.wi, into.ho, into.wo = high, wide, high + grown, wide + grown
             high, wide = into.ho >> into.pool, into.wo >> into.pool
@@ -239,8 +223,8 @@ class Lanes:
         masks = [_masks(layers, stage, images) if training else None for stage in self.stages]
         self._calls = []
         self._held = (pixels, masks, rows, gradients)  # what the calls point to
-        for tile in self._tiles:
-            call = _Call(
+        for tile in self.tiles:
+            call = Call(
                 arena=-(-tile.arena.data_ptr() // _ALIGNED) * _ALIGNED, images=pixels.data_ptr(),
                 features=outputs[tile.start].data_ptr(), rows=rows[tile.start].data_ptr(),
                 gradients=gradients[tile.start].data_ptr(), stride=rows.stride(0), members=tile.members,
@@ -262,7 +246,7 @@ class Lanes:
     def backward(self, gradient: Tensor) -> None:
         """From the gradient of what the last `run` gave to the `gradients` of its parameters."""
         gradient = gradient.contiguous()
-        for tile, call in zip(self._tiles, self._calls, strict=True):
+        for tile, call in zip(self.tiles, self._calls, strict=True):
             call.features = gradient[tile.start].data_ptr()
             self._library.lanes_backward(ctypes.byref(self._net), ctypes.byref(call))
         self._calls, self._held = [], ()
@@ -272,7 +256,7 @@ def _kind(images: Tensor) -> tuple[torch.dtype, int, int]:
     return images.dtype, images.shape[2], images.shape[3]
 
 
-def _masks(layers: Any, stage: Stage, images: Tensor) -> Tensor | None:
+def _masks(layers: Any, stage: Convolution, images: Tensor) -> Tensor | None:
     """The members' masks of a stage's channels [K, b, channels]; None where no member drops any."""
     if stage.dropout is None:
         return None

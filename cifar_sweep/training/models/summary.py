@@ -24,12 +24,8 @@ def summarize(network: nn.Module) -> list[LayerRow]:
     Layers are the modules that have no modules below them, in the order in which the image comes to them. Leaves the
     network as it was: no gradient, no batch norm statistics, every layer's training flag put back.
     """
-    return [
-        LayerRow(
-            type(layer).__name__, _detail(layer), shape, sum(parameter.numel() for parameter in layer.parameters())
-        )
-        for layer, shape in _visits(network)
-    ]
+    counted = [(layer, shape, sum(map(torch.numel, layer.parameters()))) for layer, shape in _visits(network)]
+    return [LayerRow(type(layer).__name__, _detail(layer), shape, count) for layer, shape, count in counted]
 
 
 def macs(network: nn.Module) -> int:
@@ -63,6 +59,16 @@ def _visits(network: nn.Module) -> list[tuple[nn.Module, tuple[int, ...]]]:
     return found
 
 
+_DETAILS: dict[type[nn.Module], str] = {
+    nn.Linear: "{0.in_features} -> {0.out_features}",
+    nn.BatchNorm2d: "{0.num_features} channels",
+    nn.BatchNorm1d: "{0.num_features} features",
+    nn.MaxPool2d: "{0.kernel_size}x{0.kernel_size}",
+    nn.Dropout2d: "rate {0.p:g}, whole channels",
+    nn.Dropout: "rate {0.p:g}",
+}
+
+
 def _detail(layer: nn.Module) -> str:
     """What the layer's class does not say; empty where it says all."""
     if isinstance(layer, nn.Conv2d):
@@ -70,14 +76,4 @@ def _detail(layer: nn.Module) -> str:
         mode = "" if layer.padding_mode == "zeros" else f", {layer.padding_mode}"
         kernel = f"{layer.kernel_size[0]}x{layer.kernel_size[1]}"
         return f"{layer.in_channels} -> {layer.out_channels}, {kernel}, {padding}{mode}"
-    if isinstance(layer, nn.Linear):
-        return f"{layer.in_features} -> {layer.out_features}"
-    if isinstance(layer, nn.BatchNorm2d):
-        return f"{layer.num_features} channels"
-    if isinstance(layer, nn.BatchNorm1d):
-        return f"{layer.num_features} features"
-    if isinstance(layer, nn.MaxPool2d):
-        return f"{layer.kernel_size}x{layer.kernel_size}"
-    if isinstance(layer, nn.Dropout2d):
-        return f"rate {layer.p:g}, whole channels"
-    return f"rate {layer.p:g}" if isinstance(layer, nn.Dropout) else ""
+    return next((words.format(layer) for kind, words in _DETAILS.items() if isinstance(layer, kind)), "")

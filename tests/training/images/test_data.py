@@ -26,7 +26,7 @@ from cifar_sweep.files import default_cache
 from cifar_sweep.training import batches as batches_module
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images import data as data_module
-from cifar_sweep.training.images import sources, synthetic
+from cifar_sweep.training.images import synthetic
 from cifar_sweep.training.images.data import ImageData, find_on_disk, load
 from cifar_sweep.training.images.split import split
 
@@ -345,7 +345,7 @@ def test_second_load_reads_the_cache_alone(folder: Path, cache: Path, monkeypatc
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(sources, "_decode", refuse)
+    monkeypatch.setattr(Image, "open", refuse)
     started = time.perf_counter()
     second = load(str(folder), cache=cache, on_progress=refuse)
     assert time.perf_counter() - started < 1
@@ -626,7 +626,7 @@ def test_on_the_cpu_the_memory_map_is_not_copied(small: ImageData) -> None:
 def test_chunks_do_not_show(small: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(small, device=CPU)
     whole, _ = epoch_of(batches, 16)
-    monkeypatch.setattr(batches_module, "_CHUNK_IMAGES", 40)
+    monkeypatch.setattr(batches_module, "CHUNK_IMAGES", 40)
     assert torch.equal(epoch_of(batches, 16)[0], whole)
     assert [len(labels) for _, labels in batches.train(48, seed=0, epoch=0)] == [48] * 8 + [16]
 
@@ -688,6 +688,7 @@ def test_a_small_network_learns_the_synthetic_images_and_a_linear_model_does_not
 # --- The real images -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_real_cifar10(real_source: str, session_cache: Path) -> None:
     data = load(real_source, cache=session_cache)
     started = time.perf_counter()

@@ -18,11 +18,11 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes import compiled, lanes
 from cifar_sweep.training.lanes.lanes import fewest_members, stages_of
 from cifar_sweep.training.models import build
-from cifar_sweep.training.rows import Masks, parts_of
+from cifar_sweep.training.rows import Masks
 from cifar_sweep.training.train import Run
 
 CPU = torch.device("cpu")
-BF16 = compiled._has_bf16()
+BF16 = compiled.has_bf16()
 PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(not BF16, reason="no such instructions here"))]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -107,7 +107,7 @@ def by_torch(name: str, members: int, *, precision: str, rate: float = 0.0, coun
         patch.setenv(compiled.KERNELS, "torch")
         network = fused(name, members, precision=precision, rate=rate, double=double)
         outputs = step(network, *batch(count, torch.float64 if double else DTYPES[precision]))
-        assert network._lanes is None
+        assert network.lanes is None
     return outputs, network.gradients, dict(network.named_buffers())
 
 
@@ -117,7 +117,7 @@ def test_float32_is_as_near_to_the_truth_as_pytorch_is(name: str, count: int) ->
     members = 9  # two tiles, the second with one
     network = fused(name, members, precision="fp32")
     outputs = step(network, *batch(count, torch.float32))
-    assert network._lanes is not None
+    assert network.lanes is not None
     truth, gradients, buffers = by_torch(name, members, precision="fp32", count=count, double=True)
     usual, usual_gradients, _ = by_torch(name, members, precision="fp32", count=count)
 
@@ -140,7 +140,7 @@ def test_float32_is_as_near_to_the_truth_as_pytorch_is(name: str, count: int) ->
 def test_bf16_is_as_near_to_the_truth_as_pytorch_is(name: str, count: int) -> None:
     network = fused(name, 8, precision="bf16")
     outputs = step(network, *batch(count, torch.bfloat16))
-    assert network._lanes is not None
+    assert network.lanes is not None
     truth, gradients, _ = by_torch(name, 8, precision="fp32", count=count, double=True)
     usual, usual_gradients, _ = by_torch(name, 8, precision="bf16", count=count)
 
@@ -172,7 +172,7 @@ def test_of_equals_the_first_of_a_window_has_the_gradient(precision: str, monkey
         images = torch.randint(2, (4, 3, 32, 32), generator=generator).to(dtype)
         network(images.contiguous(memory_format=torch.channels_last)).sum().backward()  # type: ignore[no-untyped-call]
         network.gather_gradients()
-        assert (network._lanes is None) == (compiled.kernels(bf16=False) is None)
+        assert (network.lanes is None) == (compiled.kernels(bf16=False) is None)
         return network.gradients[:, : network.parts[-2].start]  # without the linear layer's
 
     found = gradients(DTYPES[precision])
@@ -208,7 +208,7 @@ def configs(members: int, *, precision: str, name: str = "convnet", **params: An
 def trained(chosen: list[TrialConfig], data: ImageData) -> Run:
     run = Run(chosen, data, device=CPU)
     run.epoch()
-    assert run.network._lanes is not None
+    assert run.network.lanes is not None
     return run
 
 
@@ -239,8 +239,8 @@ def test_what_is_convolved_depends_neither_on_the_group_nor_on_the_place(
         part = fused("convnet, batch norm, reflect", max(sizes), precision=precision)
         part.keep(list(range(max(sizes) - size, max(sizes))))
         step(part, images, labels)
-        assert part._lanes is not None
-        features[size] = part._lanes.forward(images, part.weights, part.gradients, part.layers, training=True).detach()
+        assert part.lanes is not None
+        features[size] = part.lanes.forward(images, part.weights, part.gradients, part.layers, training=True).detach()
     for size in sizes:
         assert torch.equal(features[size], features[max(sizes)][-size:])
 
@@ -255,8 +255,8 @@ def test_wider_vectors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "lane_count", lambda *, bf16, width=width: width)
         network = fused("convnet, batch norm, reflect", 18, precision="bf16")
         found.append(step(network, *batch(6, torch.bfloat16)))
-        assert network._lanes is not None
-        assert [tile.members for tile in network._lanes._tiles] == {8: [8, 8, 2], 16: [16, 2]}[width]
+        assert network.lanes is not None
+        assert [tile.members for tile in network.lanes.tiles] == {8: [8, 8, 2], 16: [16, 2]}[width]
     assert (found[0] - found[1]).norm() < 0.01 * found[0].norm()
 
 
@@ -293,7 +293,7 @@ def test_a_group_that_shrinks_goes_on_with_pytorch(small_data: ImageData) -> Non
     run = trained(configs(8, precision="fp32"), small_data)
     run.keep([0, 1, 4])
     run.epoch()
-    assert run.network._lanes is None
+    assert run.network.lanes is None
     alone = Run(configs(8, precision="fp32")[4:5], small_data, device=CPU)
     alone.epoch()
     alone.epoch()
@@ -313,7 +313,7 @@ def test_evaluation_is_that_of_pytorch_however_many_images_come(
         found = network(images)
         one_by_one = torch.cat([network(image[None]) for image in images], dim=1)
         monkeypatch.setenv(compiled.KERNELS, "torch")
-        network._lanes = None
+        network.lanes = None  # what was offered is offered again
         usual = network(images)
     torch.testing.assert_close(found, one_by_one, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found, usual, rtol=1e-3, atol=1e-5)
@@ -327,7 +327,7 @@ def test_a_pixel_that_is_nan_is_seen_to_the_end() -> None:
     images[2, 1, 3, 3] = float("nan")
     with torch.no_grad():
         found = network(images)
-    assert network._lanes is not None
+    assert network.lanes is not None
     assert found[:, 2].isnan().all()
     assert not found[:, [0, 1, 3, 4, 5]].isnan().any()
 
@@ -352,13 +352,13 @@ def test_a_pixel_that_is_nan_is_seen_to_the_end() -> None:
 def test_what_lanes_have_no_way_for_is_left_to_pytorch(layers: list[nn.Module]) -> None:
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
     assert can_fuse(network)
-    assert stages_of(network, parts_of(network)) is None
+    assert stages_of(network) is None
 
 
 def test_many_channels_and_few_members_are_left_to_pytorch() -> None:
     def fewest(channels: int, dtype: torch.dtype) -> int | None:
         network = nn.Sequential(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(channels * 900, 10))
-        stages = stages_of(network, parts_of(network))
+        stages = stages_of(network)
         assert stages
         return fewest_members(stages, dtype)
 
@@ -384,7 +384,7 @@ def test_from_which_size_on_groups_are_alike(network: str, threads: int, device:
 @pytest.fixture
 def other_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Has another compiler be looked for, with nothing compiled yet."""
-    remembered = (compiled._compiler, compiled._identity, compiled._library)
+    remembered = (compiled.compiler, compiled.identity, compiled.library)
     monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "cache"))
 
     def use(compiler: str) -> None:
@@ -400,7 +400,7 @@ def other_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def trains_with_pytorch() -> bool:
     network = fused("lenet", 8, precision="fp32")
-    return bool(step(network, *batch(4, torch.float32)).isfinite().all()) and network._lanes is None
+    return bool(step(network, *batch(4, torch.float32)).isfinite().all()) and network.lanes is None
 
 
 def test_without_a_compiler_pytorch_trains(
@@ -436,9 +436,9 @@ def test_the_kernels_are_compiled_once_and_named_by_all_they_depend_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(compiled, "_compile", lambda path, lanes, pack: made.append(path))
-    assert compiled._library(tmp_path, 8, 1) is None  # what was to be made is not there
-    assert compiled._library(tmp_path, 8, 1) is None
+    monkeypatch.setattr(compiled, "build", lambda path, lanes, pack: made.append(path))
+    assert compiled.library(tmp_path, 8, 1) is None  # what was to be made is not there
+    assert compiled.library(tmp_path, 8, 1) is None
     assert len(made) == 1  # a process asks once
     assert "no compiled kernels" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
@@ -449,6 +449,26 @@ def test_the_kernels_are_compiled_once_and_named_by_all_they_depend_on(
     assert compiled.kernels(bf16=False) is None
 
 
+def test_a_library_whose_structures_are_not_ours_is_not_used(
+    tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    [made] = (session_cache / "kernels").glob(f"lanes-8-fp32-{compiled.identity()}.so")
+    for name in ("Stage", "Net.stage", "Call.masks"):
+        folder = tmp_path / name
+        folder.mkdir(mode=0o700)
+        (folder / made.name).write_bytes(made.read_bytes())
+        assert compiled.library(folder, 8, 1) is not None
+        compiled.library.cache_clear()
+        ours = compiled.layout()
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "layout", lambda ours=ours, name=name: ours | {name: ours[name] + 4})
+            assert compiled.library(folder, 8, 1) is None
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert f"lays out {name} otherwise" in caplog.text
+        caplog.clear()
+    compiled.library.cache_clear()
+
+
 def test_a_library_that_others_could_have_put_there_is_not_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, session_cache: Path
 ) -> None:
@@ -456,10 +476,10 @@ def test_a_library_that_others_could_have_put_there_is_not_loaded(
     folder = tmp_path / "kernels"
     folder.mkdir(mode=0o700)
     (folder / library.name).write_bytes(library.read_bytes())
-    assert compiled._library(folder, 8, 1) is not None
-    compiled._library.cache_clear()
+    assert compiled.library(folder, 8, 1) is not None
+    compiled.library.cache_clear()
     folder.chmod(0o777)
-    assert compiled._library(folder, 8, 1) is None
+    assert compiled.library(folder, 8, 1) is None
     assert "other users can write there" in caplog.text
 
 
@@ -474,6 +494,6 @@ def test_a_library_that_others_could_have_put_there_is_not_loaded(
     ],
 )
 def test_how_wide_a_processor_works(processor: str, widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_processor", lambda: processor)
+    monkeypatch.setattr(compiled, "processor", lambda: processor)
     assert compiled.lane_count(bf16=True) == widest
     assert compiled.lane_count(bf16=False) == 8

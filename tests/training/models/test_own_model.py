@@ -110,7 +110,6 @@ def trained(configs: list[TrialConfig], data: ImageData, *, epochs: int = 2) -> 
     run = Run(configs, data, device=CPU)
     run.network.double()
     run.prepare_optimizer()
-    run.batches.dtype = torch.float64
     for _ in range(epochs):
         run.epoch()
     return run

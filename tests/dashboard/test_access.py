@@ -1,4 +1,4 @@
-"""The guard lets through what it is meant to, and every answer carries headers that keep a browser from harm."""
+"""Only requests that may pass do, and every answer carries headers that keep a browser from harm."""
 
 import gzip
 import io
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.dashboard.guard import WsgiApp, guarded
+from cifar_sweep.dashboard.access import WsgiApp, guarded
 from cifar_sweep.dashboard.notes import OWN_NOTE
 
 TOKEN = "open-sesame"

@@ -1,7 +1,8 @@
-"""A guard before the dashboard, which has no authentication itself: who reaches it could delete or invent trials.
+"""Who may reach the dashboard, which has no authentication itself: who reaches it could delete or invent trials.
 
-It lets through who is on this machine or has the token, reads alone unless writes are allowed, and of those only what
-a page of the dashboard itself sends. Every answer gets headers that keep browsers from running, framing or sharing it.
+A request passes if it names this machine, or has the token. It may only read, unless writes are allowed; a write must
+come from a page of the dashboard itself. Every answer has headers that keep browsers from running, framing or sharing
+it.
 """
 
 import gzip
@@ -22,23 +23,16 @@ from cifar_sweep.errors import one_line
 log = logging.getLogger(__name__)
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Headers = list[tuple[str, str]]
+Answer = tuple[str, Headers, bytes]  # status, headers, content
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "cifar_sweep_token"
 READS = ("GET", "HEAD")
 WRITES = ("POST", "PUT", "DELETE")
 # A page of the dashboard may run its own script alone, which draws one of its figures by code that it makes itself.
-_PAGE = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self' 'unsafe-eval'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
+_PAGE = (
+    "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _ANYTHING_ELSE = "default-src 'none'; frame-ancestors 'none'; sandbox"
 _HEADERS = {
@@ -76,19 +70,24 @@ def guarded(app: WsgiApp, *, token: str = "", allow_write: bool = False) -> Wsgi
     """
 
     def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        status, headers, content = answered(environ)
+        kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
+        start_response(status, kept + _own_headers(_path(environ)))
+        return [content]
+
+    def answered(environ: dict[str, Any]) -> Answer:
         if token and _equal(token, *parse_qs(environ.get("QUERY_STRING", "")).get("token", [])):
-            return _welcome(environ, start_response, token)
-        refusal = _refusal(environ, token=token, allow_write=allow_write)
-        if refusal:
-            return answer(_dressing(environ, start_response), "403 Forbidden", refusal, environ=environ)
+            return _welcome(environ, token)
+        if refusal := _refusal(environ, token=token, allow_write=allow_write):
+            return sentence("403 Forbidden", refusal, environ)
         if environ["REQUEST_METHOD"] == "PUT" and _NOTE.fullmatch(_path(environ)):
             _keep_own_part(environ)
         try:
-            return _dressed(app, environ, start_response)
+            return _compressed(environ, *_answer_of(app, environ))
         except Exception as error:
             log.warning("dashboard: %s", one_line(error))
             words = "the dashboard could not answer; its own output says why"
-            return answer(_dressing(environ, start_response), "500 Internal Server Error", words, environ=environ)
+            return sentence("500 Internal Server Error", words, environ)
 
     return guard
 
@@ -140,24 +139,19 @@ def _equal(token: str, *given: str) -> bool:
     return any(hmac.compare_digest(token.encode(), each.encode(errors="replace")) for each in given)
 
 
-def _welcome(environ: dict[str, Any], start_response: Callable[..., Any], token: str) -> Iterable[bytes]:
+def _welcome(environ: dict[str, Any], token: str) -> Answer:
     """The same page without the token, which goes into a cookie: an address is copied, and kept in histories."""
     cookie = SimpleCookie({COOKIE: token})
-    for name, value in {"httponly": "true", "samesite": "Strict", "path": "/"}.items():
-        cookie[COOKIE][name] = value
-    headers = [("Location", quote(environ.get("PATH_INFO") or "/")), ("Set-Cookie", cookie[COOKIE].OutputString())]
-    _dressing(environ, start_response)("303 See Other", headers)
-    return [b""]
+    cookie[COOKIE].update({"httponly": "true", "samesite": "Strict", "path": "/"})
+    place = quote(environ.get("PATH_INFO") or "/")
+    return "303 See Other", [("Location", place), ("Set-Cookie", cookie[COOKIE].OutputString())], b""
 
 
-def answer(
-    start_response: Callable[..., Any], status: str, words: str, *, environ: dict[str, Any] | None = None
-) -> Iterable[bytes]:
-    """Answer with a sentence: plain text, or JSON as the dashboard's page expects it of its own requests."""
-    is_json = environ is not None and environ.get("PATH_INFO", "").startswith("/api/")
+def sentence(status: str, words: str, environ: dict[str, Any]) -> Answer:
+    """An answer of one sentence: plain text, or JSON as the dashboard's page expects it of its own requests."""
+    is_json = environ.get("PATH_INFO", "").startswith("/api/")
     kind, content = ("application/json", json.dumps({"reason": words})) if is_json else ("text/plain", words)
-    start_response(status, [("Content-Type", f"{kind}; charset=utf-8")])
-    return [content.encode(errors="replace")]
+    return status, [("Content-Type", f"{kind}; charset=utf-8")], content.encode(errors="replace")
 
 
 def _keep_own_part(environ: dict[str, Any]) -> None:
@@ -170,32 +164,28 @@ def _keep_own_part(environ: dict[str, Any]) -> None:
     environ |= {"wsgi.input": io.BytesIO(content), "CONTENT_LENGTH": str(len(content))}
 
 
-def _dressing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Callable[..., Any]:
-    """`start_response` with the headers that every answer has."""
-
-    def dress(status: str, headers: Headers, *more: Any) -> Any:
-        # By its place: an answer that it has not changed names no kind, but replaces the headers that a browser keeps.
-        is_page = _path(environ).startswith("/dashboard")
-        kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
-        kept += [*_HEADERS.items(), ("Content-Security-Policy", _PAGE if is_page else _ANYTHING_ELSE)]
-        if is_page and (study := _STUDY_PAGE.match(_path(environ))):
-            kept.append(("Link", _AHEAD.format(study[1])))
-        return start_response(status, kept, *more)
-
-    return dress
+def _own_headers(path: str) -> Headers:
+    """The headers that every answer has."""
+    # By its place: an answer that it has not changed names no kind, but replaces the headers that a browser keeps.
+    if not path.startswith("/dashboard"):
+        return [*_HEADERS.items(), ("Content-Security-Policy", _ANYTHING_ELSE)]
+    study = _STUDY_PAGE.match(path)
+    ahead = [("Link", _AHEAD.format(study[1]))] if study else []
+    return [*_HEADERS.items(), ("Content-Security-Policy", _PAGE), *ahead]
 
 
-def _dressed(app: WsgiApp, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The answer of `app` with our headers, in one piece: between two, a busy server lets others go first.
-
-    JSON is compressed where the browser takes it: it shrinks to a sixth.
-    """
+def _answer_of(app: WsgiApp, environ: dict[str, Any]) -> Answer:
+    """The answer of `app`, in one piece: between two, a busy server lets others go first."""
     started: list[tuple[str, Headers]] = []
     body = app(environ, lambda status, headers, *_: started.append((status, headers)))
     content = b"".join(body)
     if hasattr(body, "close"):
         body.close()
-    status, headers = started[-1]
+    return *started[-1], content
+
+
+def _compressed(environ: dict[str, Any], status: str, headers: Headers, content: bytes) -> Answer:
+    """The answer; JSON is compressed where the browser takes it: it shrinks to a sixth."""
     kind = next((value for name, value in headers if name.lower() == "content-type"), "")
     if kind.startswith("application/json") and environ["REQUEST_METHOD"] != "HEAD":
         headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
@@ -203,5 +193,4 @@ def _dressed(app: WsgiApp, environ: dict[str, Any], start_response: Callable[...
             content = gzip.compress(content, compresslevel=1)
             headers.append(("Content-Encoding", "gzip"))
         headers += [("Vary", "Accept-Encoding"), ("Content-Length", str(len(content)))]
-    _dressing(environ, start_response)(status, headers)
-    return [content]
+    return status, headers, content
