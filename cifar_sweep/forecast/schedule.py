@@ -15,7 +15,7 @@ from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import Pace
 from cifar_sweep.forecast.expected import first_points, queued_shapes
 from cifar_sweep.forecast.pruning import expected_survival, startup
-from cifar_sweep.study.claiming import Queue, Waiting, next_group
+from cifar_sweep.study.claiming import NEW, Queue, Waiting, next_group
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -220,3 +220,16 @@ class _Layout:
         survival = self._survival[epochs]
         drawn = self._random.random() * survival[min(done, epochs - 1)]
         return max(done + 1, sum(share > drawn for share in survival))
+
+
+def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
+    """The sizes of the groups of new trials that a sweep is trained in, if workers keep step and nothing is pruned."""
+    sizes: list[int] = []
+    queue = Queue(sweep)
+    while queue.new:
+        for _ in range(workers):
+            if queue.new:
+                sizes.append(next_group(queue, NEW, size=largest, workers=workers).size)
+                queue = replace(queue, running=queue.running + sizes[-1])
+        queue = Queue(sweep, finished=queue.finished + queue.running)
+    return sizes

@@ -15,11 +15,11 @@ import torch
 from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs
 from cifar_sweep.forecast.expected import expected_shapes
+from cifar_sweep.forecast.schedule import group_sizes
 from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of
 from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
 from cifar_sweep.machine.timing import Timer, devices
-from cifar_sweep.study.claiming import group_sizes
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.lanes import prepare_kernels

@@ -122,19 +122,6 @@ def _most_new(queue: Queue, workers: int | None) -> int:
     return most_new(queue.sweep, asked=asked, finished=queue.finished, workers=workers)
 
 
-def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
-    """The sizes of the groups of new trials that a sweep is trained in, if workers keep step and nothing is pruned."""
-    sizes: list[int] = []
-    queue = Queue(sweep)
-    while queue.new:
-        for _ in range(workers):
-            if queue.new:
-                sizes.append(next_group(queue, NEW, size=largest, workers=workers).size)
-                queue = replace(queue, running=queue.running + sizes[-1])
-        queue = Queue(sweep, finished=queue.finished + queue.running)
-    return sizes
-
-
 def queue_of(
     trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Hashable] = lambda _: None
 ) -> Queue:

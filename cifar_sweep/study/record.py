@@ -280,16 +280,6 @@ def records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
     return [TrialRecord(trial, workers.get(trial.number, "")) for trial in trials]
 
 
-def describe(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial's number, value and parameters under their own names.
-
-    Of a given point, its label, too, and in what it was shortened, if it was.
-    """
-    own = ("label", "shortened") if "given" in trial.user_attrs else ()
-    known = {name: trial.user_attrs[name] for name in own if trial.user_attrs.get(name)}
-    return {"number": trial.number, "value": trial.value, "params": space.decode(trial.params), **known}
-
-
 def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The complete trials, best validation accuracy first, of equals the earlier one."""
     complete = [trial for trial in trials if trial.state == "complete"]
@@ -322,77 +312,6 @@ def is_synthetic(data: Iterable[str]) -> bool:
     return any(name.startswith("synthetic") for name in data)
 
 
-@dataclass(frozen=True)
-class TrialRow:
-    """One trial in a line.
-
-    Attributes:
-        number: the trial's.
-        state: in Optuna's words.
-        value: Optuna's: a complete trial's best validation accuracy, a pruned one's last.
-        accuracy: the same, and of a trial that runs or failed the last one it reached.
-        epochs_done: how many it was trained for.
-        epochs: of its config.
-        seconds: training time.
-        params: its parameters under their own names; of a given point, the point's.
-        label: of a point by hand.
-        device: what trained it.
-        worker: which process did, as in "worker 2"; empty where that is not known.
-        started: when it was last taken up.
-        ended: when it ended.
-        seed: its own.
-        weights_bytes: the size of its weights' file; None where there never was one.
-        reason: why it ended early.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    accuracy: float | None
-    epochs_done: int
-    epochs: int | None
-    seconds: float
-    params: Mapping[str, Value]
-    label: str
-    device: str
-    worker: str
-    started: datetime | None
-    ended: datetime | None
-    seed: int | None
-    weights_bytes: int | None
-    reason: str
-
-
-def rows_of(trials: Sequence[FrozenTrial]) -> list[TrialRow]:
-    """The trials in lines, by number."""
-    workers = worker_names(trials)
-    return [_row(trial, workers.get(trial.number, "")) for trial in trials]
-
-
-def _row(trial: FrozenTrial, worker: str) -> TrialRow:
-    attributes = trial.user_attrs
-    config: Mapping[str, Any] = attributes.get("config", {})
-    weights: Mapping[str, Any] = attributes.get("weights", {})
-    return TrialRow(
-        number=trial.number,
-        state=STATE_NAMES[trial.state],
-        value=trial.value,
-        accuracy=TrialRecord(trial).accuracy,
-        epochs_done=len(attributes.get("curve", [])),
-        epochs=config.get("epochs"),
-        seconds=seconds_spent(trial),
-        params=attributes["given"] if "given" in attributes else space.decode(trial.params),
-        label=str(attributes.get("label", "")),
-        device=str(attributes.get("environment", {}).get("device", "")),
-        worker=worker,
-        started=trial.datetime_start,
-        ended=trial.datetime_complete,
-        seed=config.get("seed"),
-        weights_bytes=weights.get("size"),
-        reason=str(attributes.get("reason", "")),
-    )
-
-
 def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     """Who trained each trial last, by number: "worker 1" began first; the machine is named where there are several.
 
@@ -416,8 +335,3 @@ def setting_text(described: Mapping[str, Any]) -> str:
         return params_text(described["params"])
     shortened = f", shortened: {described['shortened']}" if "shortened" in described else ""
     return f"{described['label']}{shortened}"
-
-
-def seconds_spent(trial: FrozenTrial) -> float:
-    """Training time of a trial so far, over all its holders, in seconds."""
-    return float(sum(point["seconds"] for point in trial.user_attrs.get("curve", [])))

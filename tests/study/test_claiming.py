@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cifar_sweep.forecast.schedule import group_sizes
 from cifar_sweep.study.claim import Worker
-from cifar_sweep.study.claiming import NEW, Queue, Waiting, group_sizes, next_group
+from cifar_sweep.study.claiming import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_existing
