@@ -93,7 +93,7 @@ def drive(name: str, epochs: int, job: Job) -> None:
 
 def result(study: studies.SweepStudy) -> dict[str, Any]:
     """The best trial that was trained to its end, and what it took."""
-    best = study.ranked_records()[0].described()
+    best = study.ranked()[0].described()
     trials = study.trials()
     return {
         "study": study.name,

@@ -89,7 +89,7 @@ def our_sweep(folder: Path, cache: Path, options: argparse.Namespace) -> Figures
                "--artifacts", str(folder / "artifacts"), *shlex.split(options.our_options)]  # fmt: skip
     seconds, _ = timed(command, cache)
     with closing(open_existing(address)) as storage:
-        trials = load(storage, file.stem).ranked_records()
+        trials = load(storage, file.stem).ranked()
     span = max(trial.ended for trial in trials) - min(trial.started for trial in trials)
     return {
         "seconds": seconds,

@@ -183,13 +183,13 @@ class Study:
     def trials(self) -> pd.DataFrame:
         """A row for each trial, by number: its state, value (the best validation accuracy), parameters, and more."""
         rows = [
-            {name: getattr(trial, name) for name in _COLUMNS} | dict(trial.params) for trial in self._study.records()
+            {name: getattr(trial, name) for name in _COLUMNS} | dict(trial.params) for trial in self._study.trials()
         ]
         return pd.DataFrame(rows).set_index("number") if rows else pd.DataFrame()
 
     def curves(self) -> pd.DataFrame:
         """A row for each epoch of each trial: losses (nats), accuracies, learning rate, seconds."""
-        points = [{"trial": trial.number, **asdict(point)} for trial in self._study.records() for point in trial.curve]
+        points = [{"trial": trial.number, **asdict(point)} for trial in self._study.trials() for point in trial.curve]
         return pd.DataFrame(points).set_index(["trial", "epoch"]) if points else pd.DataFrame()
 
     def best(self) -> "Trial":
@@ -213,7 +213,7 @@ class Study:
         """
         if name not in FIGURES:
             raise UsageError(f"figure {name!r}: {nearest(name, FIGURES)}.")
-        if not any(trial.curve for trial in self._study.records()):
+        if not any(trial.curve for trial in self._study.trials()):
             raise StudyError(f"study {self.name!r} has no trial with a finished epoch to draw; run it first.")
         return FIGURES[name](self._study)
 

@@ -152,7 +152,7 @@ def _time_text(plan: "Plan", study: "SweepStudy") -> str:
     """About how long the whole study takes, by steps that were timed on this machine before."""
     from cifar_sweep.words import duration
 
-    if plan.seconds is None or any(trial.is_finished for trial in study.asked_records()):
+    if plan.seconds is None or any(trial.is_finished for trial in study.asked()):
         return ""
     pruning = ", less with pruning" if study.sweep.pruner.name != "none" else ""
     return f"; about {duration(plan.seconds)}{pruning}"
@@ -163,7 +163,7 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
     from cifar_sweep.study.record import setting_text
     from cifar_sweep.study.storage import HALTED
 
-    summary = study.summary(study.asked_records())
+    summary = study.summary(study.asked())
     counts, best = summary["trials"], summary["best"]
     finished = counts["complete"] + counts["pruned"]
     lines = [f"{finished} of {study.budget} trials finished: {counts['complete']} complete, {counts['pruned']} pruned"]

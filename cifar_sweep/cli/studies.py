@@ -163,7 +163,7 @@ def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "Ima
     from cifar_sweep.errors import CifarSweepError
     from cifar_sweep.report.facts import ImageFindings
 
-    best = next(iter(study.ranked_records()), None)
+    best = next(iter(study.ranked()), None)
     if best is None or not (pictures or study.test_accuracy([best.number]) is None):
         return ImageFindings()
     from cifar_sweep.report.mistakes import look_at_images

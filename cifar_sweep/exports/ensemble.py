@@ -19,7 +19,7 @@ def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[Trial
     """
     if numbers:
         return [pick(study, number) for number in numbers]
-    ranked = study.ranked_records()
+    ranked = study.ranked()
     if len(ranked) < top:
         raise StudyError(f"study {study.name!r} has {len(ranked)} complete trials, fewer than the {top} asked for.")
     return ranked[:top]

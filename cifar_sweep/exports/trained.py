@@ -97,7 +97,7 @@ def pick(study: SweepStudy, number: int | None) -> TrialRecord:
     Raises:
         StudyError: there is none.
     """
-    ranked = study.ranked_records()
+    ranked = study.ranked()
     if number is None:
         if not ranked:
             raise StudyError(f"study {study.name!r} has no finished trial to export; run it first.")

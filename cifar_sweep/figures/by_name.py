@@ -13,13 +13,13 @@ from cifar_sweep.study.study import SweepStudy, data_words
 
 CURVES = 5
 FIGURES: dict[str, Callable[[SweepStudy], go.Figure]] = {
-    "history": lambda study: history(study.records()),
-    "learning_curves": lambda study: learning_curves(study.ranked_records()[:CURVES], data=data_words(study)),
-    "pruned_when": lambda study: pruned_when(study.records(), epochs_searched="epochs" in study.sweep.space),
-    "importance": lambda study: importance(importances_of(study.records())),
-    "accuracy_by_learning_rate": lambda study: accuracy_by_learning_rate(study.records(), data=data_words(study)),
-    "learning_rate_by_batch": lambda study: learning_rate_by_batch(study.records(), data=data_words(study)),
-    "seconds_by_trial": lambda study: seconds_by_trial(study.records(), data=data_words(study)),
-    "accuracy_by_time": lambda study: front(study.records(), size=False),
-    "timeline": lambda study: timeline(study.records()),
+    "history": lambda study: history(study.trials()),
+    "learning_curves": lambda study: learning_curves(study.ranked()[:CURVES], data=data_words(study)),
+    "pruned_when": lambda study: pruned_when(study.trials(), epochs_searched="epochs" in study.sweep.space),
+    "importance": lambda study: importance(importances_of(study.trials())),
+    "accuracy_by_learning_rate": lambda study: accuracy_by_learning_rate(study.trials(), data=data_words(study)),
+    "learning_rate_by_batch": lambda study: learning_rate_by_batch(study.trials(), data=data_words(study)),
+    "seconds_by_trial": lambda study: seconds_by_trial(study.trials(), data=data_words(study)),
+    "accuracy_by_time": lambda study: front(study.trials(), size=False),
+    "timeline": lambda study: timeline(study.trials()),
 }

@@ -141,7 +141,7 @@ def forecast_rest(
     starting: bool = False,
 ) -> Forecast | None:
     """How the rest of the study may go, where `seconds_left` says anything."""
-    trials = study.asked_records() if trials is None else trials
+    trials = study.asked() if trials is None else trials
     now = now or datetime.now()  # as Optuna writes it
     groups = groups_of(trials)
     noted, working = noted_costs(study), at_work(trials, now)

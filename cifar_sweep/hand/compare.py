@@ -105,7 +105,7 @@ def collect(
     searches = [study for study in studies if not study.sweep.given]
     for study in [*searches, *([by_hand] if by_hand else [])]:
         test_set = TestSet(study, partial(images_of, study), artifacts=artifacts_of(study), device=device)
-        alone = study.records() if study is by_hand else study.ranked_records()[:1]
+        alone = study.trials() if study is by_hand else study.ranked()[:1]
         together = [whole_members(claim, study) for claim in sweep.ensemble] if study is by_hand else []
         try:
             for members in [*([trial] for trial in alone), *filter(None, together)]:
@@ -145,8 +145,8 @@ def sweep_rows(studies: Iterable[SweepStudy], hand: Sequence[HandRow]) -> list[S
 
 
 def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -> SweepRow:
-    finished = sum(trial.state in ("complete", "pruned") for trial in study.records())
-    best = next(iter(study.ranked_records()), None)
+    finished = sum(trial.state in ("complete", "pruned") for trial in study.trials())
+    best = next(iter(study.ranked()), None)
     shortened = _sweep_shortened(study, study.sweep.fixed | dict(best.settings if best else {}), file)
     row = SweepRow(study.name, data_words(study), finished, study.budget, shortened)
     if best is None:

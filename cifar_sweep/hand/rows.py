@@ -64,7 +64,7 @@ def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
         sweep: the whole sweep file, with the claims.
         study: the study that trained its points; None where nothing was run. Test accuracies are those it remembers.
     """
-    trials = [trial for trial in study.records() if trial.given is not None] if study else []
+    trials = [trial for trial in study.trials() if trial.given is not None] if study else []
     rows: list[HandRow] = []
     for point in sweep.enqueue:
         asked = _settings(sweep.fixed | point.params())
@@ -111,7 +111,7 @@ def _trial_row(bare: HandRow, asked: Mapping[str, Value], study: SweepStudy, tri
 
 def whole_members(claim: ClaimedEnsemble, study: SweepStudy) -> list[TrialRecord]:
     """The best whole run of each member of a claimed ensemble; empty where one is missing."""
-    whole = {trial.label: trial for trial in reversed(study.ranked_records()) if not trial.shortened}
+    whole = {trial.label: trial for trial in reversed(study.ranked()) if not trial.shortened}
     return [whole[label] for label in claim.members] if set(claim.members) <= whole.keys() else []
 
 

@@ -177,7 +177,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         findings: what is known with the images at hand.
         reports: the study of the reports' hand runs, if the same database has one.
     """
-    trials, ranked = study.records(), study.ranked_records()
+    trials, ranked = study.trials(), study.ranked()
     best = next(iter(ranked), None)
     synthetic = is_synthetic([study.data["name"]])
     by_hand = None if synthetic else _by_hand(study, best, reports)

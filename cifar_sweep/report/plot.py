@@ -23,10 +23,10 @@ def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
         StudyError: no trial has finished an epoch.
         DiskError: the file could not be written.
     """
-    trials = [trial for trial in study.records() if trial.curve]
+    trials = [trial for trial in study.trials() if trial.curve]
     if not trials:
         raise StudyError(f"study {study.name!r} has no trial with a finished epoch to draw; run it first.")
-    best = study.ranked_records() or sorted(trials, key=lambda trial: -(trial.accuracy or 0))
+    best = study.ranked() or sorted(trials, key=lambda trial: -(trial.accuracy or 0))
     shown, data = best[:curves], data_words(study)
     words = f"The {len(shown)} best trials by validation accuracy; solid is validation, dashed training."
     figures = [("Learning curves", words, learning_curves(shown, data=data))]

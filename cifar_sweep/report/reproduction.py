@@ -73,7 +73,7 @@ def _named_command(sweep: Sweep) -> tuple[str, list[str]]:
 
 
 def _facts(study: SweepStudy, best: TrialRecord | None) -> dict[str, str]:
-    trained = [trial for trial in study.records() if trial.environment]
+    trained = [trial for trial in study.trials() if trial.environment]
     environments = [trial.environment for trial in trained if trial.environment]
     seeds = f"sweep {study.sweep.seed}"
     if best is not None:

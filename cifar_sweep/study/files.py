@@ -16,7 +16,7 @@ def trial_folder(study: SweepStudy, number: int) -> str:
 
 def drop_needless(study: SweepStudy, artifacts: Artifacts) -> None:
     """Remove what finished trials have left, but for the weights that are kept."""
-    trials = study.records()
+    trials = study.trials()
     finished = {trial_folder(study, trial.number) for trial in trials if trial.is_finished}
     kept = {trial.weights.name for trial in study.kept(trials) if trial.weights}
     for name in artifacts.names(study_folder(study)):

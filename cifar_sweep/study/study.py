@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import StudyError
@@ -99,39 +99,31 @@ class SweepStudy:
         """How many trials are to be finished (complete or pruned); of given points, as many as were asked for last."""
         return self.sweep.size
 
-    def trials(self) -> Sequence[FrozenTrial]:
-        """All trials as they stand, by number."""
-        return self._study.get_trials(deepcopy=False)
-
-    def records(self) -> list[TrialRecord]:
+    def trials(self) -> list[TrialRecord]:
         """All trials as they stand, by number, typed."""
-        return records(self.trials())
+        return records(self._study.get_trials(deepcopy=False))
 
-    def asked_records(self) -> list[TrialRecord]:
+    def asked(self) -> list[TrialRecord]:
         """The trials that the budget counts: of given points those that were asked for last, otherwise all.
 
         Waiting trials that the budget has no room for are left out.
         """
-        return asked(self.records(), self.sweep)
+        return asked(self.trials(), self.sweep)
 
-    def ranked_records(self) -> list[TrialRecord]:
+    def ranked(self) -> list[TrialRecord]:
         """The complete trials, best validation accuracy first, of equals the earlier one."""
-        return ranked(self.records())
-
-    def asked(self) -> Sequence[FrozenTrial]:
-        """As `asked_records`, as Optuna has them."""
-        return [trial.frozen for trial in self.asked_records()]
+        return ranked(self.trials())
 
     def finished(self) -> bool:
         """Whether the budget is spent. Nothing takes the place of a given point that failed."""
-        trials = self.asked_records()
+        trials = self.asked()
         if self.sweep.given:
             return not count(trials, "running", "waiting")
         return count(trials, "complete", "pruned") >= self.budget
 
     def missing(self) -> bool:
         """Whether a given point that was asked for has failed, and was not run again since."""
-        return count(self.asked_records(), "complete", "pruned", "running", "waiting") < self.budget
+        return count(self.asked(), "complete", "pruned", "running", "waiting") < self.budget
 
     def claim(
         self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1, workers: int | None = None
@@ -259,16 +251,12 @@ class SweepStudy:
             there = self._study.user_attrs.get("test_accuracy", {})
             self._study.set_user_attr("test_accuracy", {_joined(numbers): accuracy} | there)
 
-    def ranked(self) -> list[FrozenTrial]:
-        """As `ranked_records`, as Optuna has them."""
-        return [trial.frozen for trial in self.ranked_records()]
-
     def kept(self, trials: Sequence[TrialRecord] | None = None) -> list[TrialRecord]:
         """The trials whose weights are kept, best first: as many as the sweep says, and as its size cap has room for.
 
         The best one is always kept. One that has dropped out does not come back: a better one only takes room.
         """
-        best = ranked(self.records() if trials is None else trials)[: self.sweep.keep_weights]
+        best = ranked(self.trials() if trials is None else trials)[: self.sweep.keep_weights]
         sizes = accumulate(trial.weights.size if trial.weights else 0 for trial in best)
         cap = self.sweep.keep_megabytes * 1_000_000
         return [trial for k, (trial, size) in enumerate(zip(best, sizes, strict=True)) if k == 0 or size <= cap]
@@ -283,7 +271,7 @@ class SweepStudy:
         """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""
         budget = self.budget
         if trials is None:
-            trials = self.records()  # once: a trial that ends between two looks would be counted nowhere
+            trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
             if self.sweep.given:
                 budget = count(trials, "complete", "pruned", "running", "waiting")
         counts = state_counts(trials, self.sweep)

@@ -109,7 +109,7 @@ class _LiveView:
 
     def draw(self) -> RenderableType:
         """The view, in at most 80 columns."""
-        trials = self.study.asked_records()
+        trials = self.study.asked()
         summary = self.study.summary(trials)
         done = summary["trials"]["complete"] + summary["trials"]["pruned"]
         bar = Table.grid(padding=(0, 1))
@@ -142,7 +142,7 @@ class _Lines:
         self.left = _TimeLeft(study)
 
     def refresh(self) -> None:
-        trials = self.study.records()
+        trials = self.study.trials()
         if self.said is None:  # what was finished before
             self.said = {trial.number for trial in trials if trial.is_finished}
         for trial in trials:
@@ -154,7 +154,7 @@ class _Lines:
         """The workers say so, in lines."""
 
     def _line(self, trial: TrialRecord) -> str:
-        trials = self.study.asked_records()
+        trials = self.study.asked()
         summary = self.study.summary(trials)
         best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
         left = self.left.now(trials)

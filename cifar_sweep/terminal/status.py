@@ -16,7 +16,7 @@ from cifar_sweep.words import duration, span
 
 def glance(study: SweepStudy) -> dict[str, Any]:
     """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
-    summary, trials = study.summary(), study.records()
+    summary, trials = study.summary(), study.trials()
     saved = saved_by_pruning(trials)
     left = seconds_left(study)
     return summary | {

@@ -205,7 +205,7 @@ def test_short_facts_stand_for_our_data(study: SweepStudy, overlay: Overlay) -> 
         "batch_size": 16, "epochs": 3,
     }  # fmt: skip
     assert len(shown_trial(overlay, study, number + 1).user_attrs["mine"]) == view.LONGEST_TEXT
-    real = study.trials()[number]
+    real = study.trials()[number].frozen
     seen = shown_trial(overlay, study, number)
     for same in ("number", "state", "values", "params", "distributions", "datetime_start", "intermediate_values"):
         assert getattr(seen, same) == getattr(real, same)
@@ -350,19 +350,19 @@ def test_a_users_own_note_stands_below_ours(study: SweepStudy, overlay: Overlay,
 def test_writes_go_to_the_database(study: SweepStudy, writable: Overlay) -> None:
     claim = begin(study, 0.4)
     writable.set_trial_user_attr(claim.trial_id, "mine", 1)
-    assert study.trials()[claim.number].user_attrs["mine"] == 1
+    assert study.trials()[claim.number].frozen.user_attrs["mine"] == 1
     for name in (*RESERVED, "epoch:1"):
         with pytest.raises(HTTPError, match=f"{name} is cifar-sweep's own"):
             writable.set_trial_user_attr(claim.trial_id, name, "spoiled")
-    assert study.records()[claim.number].points == [point(1, 0.4)]
+    assert study.trials()[claim.number].points == [point(1, 0.4)]
     writable.set_trial_state_values(claim.trial_id, TrialState.FAIL)
-    assert study.trials()[claim.number].state is TrialState.FAIL
+    assert study.trials()[claim.number].state == "failed"
 
 
 def test_all_that_our_programs_write_of_a_trial_is_reserved(study: SweepStudy) -> None:
     number = complete(study, 0.5)
     study.fail(begin(study, 0.2), "why", traceback="where")
-    names = {name for trial in study.trials() for name in trial.user_attrs}
+    names = {name for trial in study.trials() for name in trial.frozen.user_attrs}
     assert {"weights", "curve", "traceback"} <= names <= RESERVED
     assert number == 0
 

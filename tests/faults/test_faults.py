@@ -152,7 +152,7 @@ def record(row: str, url: str, **found: Any) -> None:
 
 
 def assert_finished(study: SweepStudy, count: int) -> list[TrialRecord]:
-    trials = list(study.records())
+    trials = list(study.trials())
     assert [trial.state for trial in trials] == ["complete"] * count
     assert [trial.number for trial in trials] == list(range(count))
     for trial in trials:
@@ -353,17 +353,17 @@ def test_the_disk_of_the_artifacts_is_full(
     os.environ["CIFAR_SWEEP_STORAGE"] = url
     try:
         command = ("worker", "--until-idle", "--workers", 1, "--threads", 1, "--artifacts", disk / "files")
-        work(Job(url, artifacts=str(disk / "files"), threads=1), stop=lambda: len(study.ranked_records()) > 1)
+        work(Job(url, artifacts=str(disk / "files"), threads=1), stop=lambda: len(study.ranked()) > 1)
         filling = fill(disk)
         failed = cli(*command)
         assert failed.exit_code == 1
         assert "No space left on device" in failed.err.strip().splitlines()[-1]
         assert "Traceback" not in failed.err
-        before = [trial for trial in study.records() if trial.state == "complete"]
+        before = [trial for trial in study.trials() if trial.state == "complete"]
         assert before
         for trial in before:
             open_artifacts(str(disk / "files")).get(trial.weights)
-        assert "running" not in [trial.state for trial in study.records()]
+        assert "running" not in [trial.state for trial in study.trials()]
         filling.unlink()
         assert cli(*command).exit_code == 0
     finally:
@@ -389,7 +389,7 @@ def test_the_disk_of_the_database_is_full(
             url = stack.enter_context(PostgresServer(below=disk)).url
         storage = stack.enter_context(closing(open_storage(url)))
         study = submitted(storage, name, small_data, trials=6)
-        work(Job(url, threads=1), stop=lambda: len(study.ranked_records()) > 1)
+        work(Job(url, threads=1), stop=lambda: len(study.ranked()) > 1)
         filling = fill(disk)
         monkeypatch.setenv("CIFAR_SWEEP_STORAGE", url)
         command = ("worker", "--until-idle", "--workers", 1, "--threads", 1)
@@ -397,7 +397,7 @@ def test_the_disk_of_the_database_is_full(
         assert failed.exit_code == 1
         assert failed.err.strip().splitlines()[-1].startswith("error: storage: ")
         assert "Traceback" not in failed.err
-        before = study.ranked_records()
+        before = study.ranked()
         assert len(before) > 1, "what is finished can be read"
         filling.unlink()
         finished = cli(*command)
@@ -437,7 +437,7 @@ def test_a_damaged_checkpoint_is_found(
 ) -> None:
     study = submitted(database, name, small_data, trials=1, fixed=SWEEP["fixed"] | {"epochs": 8})
     epochs = 3 + repeat
-    work(Job(url, threads=1), stop=lambda: bool(study.records()) and curve_length(study) >= epochs)
+    work(Job(url, threads=1), stop=lambda: bool(study.trials()) and curve_length(study) >= epochs)
     last = curve_length(study)
     for path in sorted(Path("artifacts").rglob("checkpoint-*"))[-files:]:
         damage(path)
@@ -456,7 +456,7 @@ def test_a_damaged_checkpoint_is_found(
 
 
 def curve_length(study: SweepStudy) -> int:
-    return len(study.records()[0].curve)
+    return len(study.trials()[0].curve)
 
 
 # Memory
@@ -491,7 +491,7 @@ def test_a_trial_that_needs_too_much_memory_fails_alone(
 
     monkeypatch.setattr(Run, "epoch", short_of_memory)
     work(Job(url, threads=1))
-    states = [trial.state for trial in study.records()]
+    states = [trial.state for trial in study.trials()]
     assert states == ["complete", "failed", "complete", "complete"]
-    assert study.records()[1].reason == f"{type(error).__name__}: {error}".rstrip(".")
+    assert study.trials()[1].reason == f"{type(error).__name__}: {error}".rstrip(".")
     record("memory", url, finished=3)

@@ -108,7 +108,7 @@ def study(trained: Path) -> SweepStudy:
 
 def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
     test_set = testset.TestSet(study, lambda: data, artifacts=open_artifacts("artifacts"), device=torch.device("cpu"))
-    return test_set.accuracies(study.records())
+    return test_set.accuracies(study.trials())
 
 
 @pytest.fixture
@@ -157,11 +157,11 @@ def test_a_row_for_each_training_in_the_files_order(study: SweepStudy, given: Pa
     assert whole.difference == pytest.approx(100 * tests[0] - 12.3456)
     assert (short.test, short.difference) == (tests[1], None)
     assert whole.validation == study.trials()[0].value
-    assert whole.seconds == pytest.approx(study.records()[0].seconds)
+    assert whole.seconds == pytest.approx(study.trials()[0].seconds)
     assert (whole.claimed_seconds, whole.epochs, short.epochs, whole.model) == (70, 2, 1, "lenet")
     assert whole.note == "the first one"
     assert whole.data == f"{NAME} ({small_data.fingerprint})"
-    assert whole.device == study.records()[0].device
+    assert whole.device == study.trials()[0].device
     assert (bare.claimed, bare.test, bare.difference, bare.data, bare.epochs) == (None, None, None, "", 1)
     assert (ensemble.claimed, ensemble.difference, ensemble.model) == (86.3, None, "H-2 + H-3")
 
@@ -229,8 +229,9 @@ def test_a_waiting_trial_has_no_numbers(given: Path, small_data: ImageData) -> N
 
 def test_claims_are_in_no_trial(study: SweepStudy) -> None:
     for trial in study.trials():
-        stored = {**trial.user_attrs, **trial.system_attrs, **trial.params, "value": trial.value}
-        stored["steps"] = trial.intermediate_values
+        frozen = trial.frozen
+        stored = {**frozen.user_attrs, **frozen.system_attrs, **frozen.params, "value": frozen.value}
+        stored["steps"] = frozen.intermediate_values
         words = json.dumps(stored)
         assert "0.001" in words or "0.01" in words  # the parameters are seen
         assert "12.3456" not in words
@@ -239,7 +240,7 @@ def test_claims_are_in_no_trial(study: SweepStudy) -> None:
 
 
 def test_the_test_set_is_read_once_per_network(study: SweepStudy, small_data: ImageData, reads: list[int]) -> None:
-    before = [(trial.value, trial.user_attrs) for trial in study.trials()]
+    before = [(trial.value, trial.frozen.user_attrs) for trial in study.trials()]
     assert study.test_accuracy([0]) is None
     first = measured(study, small_data)
     assert reads == [100, 100, 100]
@@ -247,7 +248,7 @@ def test_the_test_set_is_read_once_per_network(study: SweepStudy, small_data: Im
     assert len(reads) == 3
     study.record_test([0], 0.123)
     assert study.test_accuracy([0]) == first[0]
-    assert [(trial.value, trial.user_attrs) for trial in study.trials()] == before
+    assert [(trial.value, trial.frozen.user_attrs) for trial in study.trials()] == before
 
 
 def test_it_is_the_accuracy_of_the_kept_weights(study: SweepStudy, small_data: ImageData, cli: Any) -> None:
@@ -285,7 +286,7 @@ def test_a_sweep_beside_the_best_by_hand(
     hand.append(HandRow("X-1", "vgg11", claimed=99, validation=0.9, test=0.4, data=hand[0].data))
     hand.append(HandRow("X-2", "lenet", validation=0.9, test=0.8, data="other images (0)"))
     searched = train(tiny_sweep, small_data, trials=2)
-    best = searched.ranked_records()[0]
+    best = searched.ranked()[0]
     searched.record_test([best.number], 0.6)
     [row] = sweep_rows([study, searched], hand)
     assert row.difference is None, "nobody knows how long the sweep was meant to be"

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.study.opening import open_or_resume
+from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space
@@ -174,7 +175,7 @@ def study_of(
     if stored:
         study._study.add_trials(trials)
     else:
-        study.trials = lambda: trials  # type: ignore[method-assign]
+        study.trials = lambda: records(trials)  # type: ignore[method-assign]
     return study
 
 

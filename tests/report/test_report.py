@@ -350,7 +350,7 @@ def test_markdown_and_csv_hold_hostile_texts() -> None:
 
 def test_markdown_is_short_and_says_all() -> None:
     study = study_of(many(sweep_of(), 100))
-    best = study.ranked_records()[0]
+    best = study.ranked()[0]
     study.record_test([best.number], 0.7)
     report = collect(study, findings=ImageFindings(test_images=10_000))
     text = markdown(report)
@@ -431,7 +431,7 @@ def test_the_command_that_runs_a_sweep_again(options: dict[str, Any], command: s
 
 def test_what_a_number_depends_on() -> None:
     study = study_of([made_up(sweep_of(), 0)], name="other", source="/home/me/pictures")
-    found = reproduction_of(study, study.ranked_records()[0])
+    found = reproduction_of(study, study.ranked()[0])
     commands = [command for command, _ in found.commands]
     assert commands == [
         "cifar-sweep run mine.toml --study other --data FOLDER",
@@ -443,7 +443,7 @@ def test_what_a_number_depends_on() -> None:
     assert found.facts["commit"] == "abc123"
     assert found.facts["device"] == "cpu (a test)"
     assert "torch 2.14.1" in found.facts["versions"]
-    seed = study.ranked_records()[0].settings["seed"]
+    seed = study.ranked()[0].settings["seed"]
     assert f"best trial {seed}" in found.facts["seeds"]
 
 
@@ -460,7 +460,7 @@ def trained(tiny_sweep: Path, small_data: ImageData) -> SweepStudy:
 
 
 def test_a_report_of_a_real_run(trained: SweepStudy, cli: Any, reads: list[int]) -> None:
-    best = trained.ranked_records()[0].number
+    best = trained.ranked()[0].number
     assert trained.test_accuracy([best]) is None
     finished = cli("report", "--device", "cpu")
     assert (finished.exit_code, finished.out.strip()) == (0, "written: tiny-report.html")
@@ -481,7 +481,7 @@ def test_a_report_of_a_real_run(trained: SweepStudy, cli: Any, reads: list[int])
 
 
 def test_the_confusion_matrix_is_of_all_validation_images(trained: SweepStudy, small_data: ImageData) -> None:
-    best = trained.ranked_records()[0]
+    best = trained.ranked()[0]
     findings = looking.look_at_images(
         trained, best, lambda: small_data, artifacts=open_artifacts("artifacts"), device=torch.device("cpu")
     )
@@ -515,7 +515,7 @@ def test_missing_weights_are_said_in_a_sentence(trained: SweepStudy, cli: Any, r
         path.unlink()
     assert cli("report", "--device", "cpu").exit_code == 0
     page = Path("tiny-report.html").read_text()
-    best = trained.ranked_records()[0].number
+    best = trained.ranked()[0].number
     assert "not measured" in page
     assert f"Trial {best} is without test accuracy and confusion matrix: " in page
     assert "there are no weights of trial" in page

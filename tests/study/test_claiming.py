@@ -174,16 +174,16 @@ def test_points_beyond_the_budget_wait_until_it_is_raised(make: Callable[..., Sw
     claims = study.claim(worker(), size=lambda _: 8)
     assert [claim.number for claim in claims] == [0, 1, 2, 3]
     assert study.claim(worker(), size=lambda _: 8) == []
-    assert (counts(study), len(study.asked_records())) == ((0, 4, 0), 4)
+    assert (counts(study), len(study.asked())) == ((0, 4, 0), 4)
     for claim in claims:
         study.complete(claim, 0.5)
     assert study.finished()
     assert counts(study) == (4, 0, 0)
-    assert [trial.state for trial in study.records()] == ["complete"] * 4 + ["waiting"] * 9
+    assert [trial.state for trial in study.trials()] == ["complete"] * 4 + ["waiting"] * 9
     more = make(6, enqueue=POINTS)
     assert (more.finished(), counts(more)) == (False, (4, 0, 2))
     assert [claim.number for claim in more.claim(worker(), size=lambda _: 8)] == [4, 5]
-    assert len(more.records()) == 13, "nothing is enqueued twice"
+    assert len(more.trials()) == 13, "nothing is enqueued twice"
 
 
 def test_an_interrupted_trial_is_continued_before_a_point_is_begun(make: Callable[..., SweepStudy]) -> None:
@@ -239,5 +239,5 @@ def test_a_run_ends_with_exactly_its_budget(tmp_path: Path, cli: Any, trials: in
     assert ended.exit_code == 0, ended.err
     assert f"{trials} of {trials} trials finished: {trials} complete, 0 pruned" in ended.out
     study = load(open_existing("sqlite:///studies.db"))
-    assert [trial.state for trial in study.records()] == ["complete"] * trials + ["waiting"] * (13 - trials)
+    assert [trial.state for trial in study.trials()] == ["complete"] * trials + ["waiting"] * (13 - trials)
     assert study.summary()["trials"]["waiting"] == 0

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cifar_sweep.errors import StorageError, StudyError, UsageError
 from cifar_sweep.study import copying, locks
@@ -191,7 +191,7 @@ def test_a_study_arrives_as_it_was_and_comes_back(source: Storage, target: Stora
     study = make_rich(source)
     before = everything(source)
     states = ["COMPLETE", "PRUNED", "FAIL", "WAITING", "COMPLETE", "COMPLETE", "WAITING"]
-    assert [trial.state.name for trial in study.trials()] == states
+    assert [trial.frozen.state.name for trial in study.trials()] == states
     said: list[str] = []
     assert copy_studies(source, target, ["first"], say=said.append) == ["first"]
     assert said == ["study 'first' is copied, trials: 7."]
@@ -212,7 +212,7 @@ def test_a_waiting_point_is_claimed_there_with_its_parameters(source: Storage, t
     first, second = claimed(study), claimed(study)
     assert (first.config.knobs.learning_rate, first.config.shape.batch_size) == (1e-3, 16)
     assert second.config.knobs.learning_rate == 1e-2
-    assert [trial.user_attrs.get("label") for trial in study.trials()] == ["A-1", None]
+    assert [trial.label for trial in study.trials()] == ["A-1", ""]
 
 
 def test_the_budget_goes_on_exactly(source: Storage, target: Storage) -> None:
@@ -243,7 +243,7 @@ def test_a_released_trial_goes_on_where_it_was(source: Storage, target: Storage)
     assert (again.number, again.config, again.before.epochs_done) == (0, released.config, 2)
     assert again.checkpoints == [{"epoch": 2, "key": "k"}]
     there.report(again, curve(3))
-    assert list(there.trials()[0].intermediate_values) == [1, 2, 3]
+    assert list(there.trials()[0].frozen.intermediate_values) == [1, 2, 3]
 
 
 def test_the_trial_of_a_dead_worker_arrives_waiting(source: Storage, target: Storage, ended_pid: int) -> None:
@@ -253,10 +253,11 @@ def test_the_trial_of_a_dead_worker_arrives_waiting(source: Storage, target: Sto
     copy_studies(source, target)
     there = load(target, "first")
     [trial] = there.trials()
-    assert (trial.state, trial.user_attrs["owner"], trial.user_attrs["curve"]) == (TrialState.WAITING, None, curve(2))
+    assert (trial.state, trial.owner) == ("waiting", None)
+    assert trial.epochs_done == 2
     again = claimed(there)
     assert (again.number, again.config, again.before.epochs_done) == (0, lost.config, 2)
-    assert study.trials()[0].state is TrialState.RUNNING
+    assert study.trials()[0].state == "running"
 
 
 @there_and_back

@@ -192,7 +192,7 @@ def trials() -> list[Any]:
     from cifar_sweep.study.opening import load as load_study
     from cifar_sweep.study.storage import open_existing
 
-    return list(load_study(open_existing("sqlite:///studies.db"), "given").trials())
+    return [trial.frozen for trial in load_study(open_existing("sqlite:///studies.db"), "given").trials()]
 
 
 def test_exactly_the_given_points_are_run_and_nothing_is_sampled(given: Path, cli: Any) -> None:

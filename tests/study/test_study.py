@@ -78,7 +78,7 @@ def points(study: SweepStudy, claim: Claim) -> list[Any]:
 
 
 def states(study: SweepStudy) -> list[TrialState]:
-    return [trial.state for trial in study.trials()]
+    return [trial.frozen.state for trial in study.trials()]
 
 
 def age_heartbeat(study: SweepStudy, claim: Claim) -> None:
@@ -391,7 +391,7 @@ def test_a_trial_that_kills_its_workers_is_failed(make: Callable[..., SweepStudy
     deaths = MAX_DEATHS + 1
     assert [claimed(study, worker(pid=ended_pid)).number for _ in range(deaths)] == [0] * deaths
     assert claimed(study).number == 1
-    first = study.trials()[0]
+    first = study.trials()[0].frozen
     assert first.state is TrialState.FAIL
     assert first.user_attrs["reason"] == f"its worker died {deaths} times without finishing epoch 1"
 
@@ -542,7 +542,7 @@ def test_a_half_made_study_is_completed_with_each_point_once(
     assert "sweep" not in half.user_attrs
     assert len(half.trials) == 2
     study = make(enqueue=POINTS)
-    assert [trial.user_attrs.get("label") for trial in study.trials()] == ["A-1", None, "B-7"]
+    assert [trial.label for trial in study.trials()] == ["A-1", "", "B-7"]
     assert study.uid == half.user_attrs["uid"]
 
 
@@ -672,7 +672,7 @@ def test_processes_at_once_finish_exactly_the_budget_and_no_trial_twice(
     assert Counter(int(number) for numbers in claims for number in numbers) == dict.fromkeys(range(60), 1)
     assert states(study) == [TrialState.COMPLETE] * 60
     assert [trial.value for trial in study.trials()] == [number / 1000 for number in range(60)]
-    labels = [trial.user_attrs.get("label") for trial in study.trials()]
+    labels = [trial.frozen.user_attrs.get("label") for trial in study.trials()]
     assert labels == [str(number) for number in range(1, 41)] + [None] * 20
     assert len({trial.params["learning_rate"] for trial in study.trials()}) == 60
 

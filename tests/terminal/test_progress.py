@@ -107,7 +107,7 @@ def drawn(
     study: SweepStudy, trials: list[TrialRecord], monkeypatch: pytest.MonkeyPatch, *, width: int = 80
 ) -> list[str]:
     """The lines of the live view if these were the study's trials."""
-    monkeypatch.setattr(SweepStudy, "asked_records", lambda self: trials)
+    monkeypatch.setattr(SweepStudy, "asked", lambda self: trials)
     monkeypatch.setattr(study.storage, "orphans", lambda _: [])  # these workers are no processes
     screen = console(terminal=True, width=width)
     screen.print(progress._LiveView(study, screen).draw())
@@ -147,7 +147,7 @@ def test_plain_lines_name_each_trial_once(study: SweepStudy) -> None:
 def test_a_plain_line_says_what_became_of_a_trial(
     study: SweepStudy, ended: TrialRecord, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SweepStudy, "asked_records", lambda self: [ended])
+    monkeypatch.setattr(SweepStudy, "asked", lambda self: [ended])
     line = progress._Lines(study, console(terminal=False), named=True)._line(ended)
     done = int(ended.state != "failed")
     assert line.startswith(f"[tiny {done}/4] {words}, learning_rate=0.00123 batch_size=64")
@@ -256,7 +256,7 @@ def test_a_database_that_does_not_answer_leaves_the_last_view_and_a_notice(study
 @pytest.mark.slow
 def test_a_refresh_that_fails_does_not_end_the_view(study: SweepStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     missed: list[Exception] = []
-    monkeypatch.setattr(SweepStudy, "asked_records", lambda self: 1 / 0)
+    monkeypatch.setattr(SweepStudy, "asked", lambda self: 1 / 0)
     monkeypatch.setattr(progress._LiveView, "miss", lambda self, error: missed.append(error))
     with progress.shown(study, console(terminal=True)):
         pass
@@ -288,8 +288,7 @@ def test_the_table_of_studies_has_a_line_for_each_in_100_columns(opened: Open, m
     first, second = opened("first", trials=40), opened("second")
     trials = [trial(k, COMPLETE, accuracies=(0.7,) * 30, begun=400, ended=200) for k in range(3)]
     trials += [trial(3, PRUNED, accuracies=(0.2,)), trial(4, FAIL), trial(5, RUNNING, owner="b", accuracies=(0.2,))]
-    frozen = [trial.frozen for trial in trials]
-    monkeypatch.setattr(SweepStudy, "trials", lambda self: frozen if self.name == "first" else [])
+    monkeypatch.setattr(SweepStudy, "trials", lambda self: trials if self.name == "first" else [])
     monkeypatch.setattr(type(first.storage), "orphans", lambda *_: [])
     rows = [glance(first), glance(second)]
     assert rows[0]["workers"] == 1

@@ -30,7 +30,7 @@ Events = Iterator[None]
 def in_training(study: SweepStudy) -> list[dict[str, Any]]:
     """The running trials: number, seconds of each epoch done, the worker's process, and its Ray node's process."""
     found = []
-    for trial in study.records():
+    for trial in study.trials():
         owner = trial.owner
         if trial.state == "running" and owner and (node := parent_of(owner.pid)):
             seconds = [epoch.seconds for epoch in trial.curve]
@@ -93,10 +93,10 @@ def on_a_cluster(name: str) -> dict[str, Any]:
             yield
         cluster.remove_node(first, allow_graceful=False)
         seen["lost"] = begun[0]
-        while not study.records()[begun[0]["number"]].is_finished:
+        while not study.trials()[begun[0]["number"]].is_finished:
             yield
         # Only now is it known how much is enough on this machine; two more, for those being asked for at this moment.
-        enough = study.sweep.model_copy(update={"trials": len(study.records()) + 2})
+        enough = study.sweep.model_copy(update={"trials": len(study.trials()) + 2})
         open_or_resume(study.storage, name, enough, data=study.data)
 
     try:

@@ -194,7 +194,7 @@ def check(on: str, *, storage: str = POSTGRES, artifacts: str = "", device: str 
 
 
 def states(study: SweepStudy) -> list[str]:
-    return [trial.state for trial in study.records()]
+    return [trial.state for trial in study.trials()]
 
 
 # What is refused
@@ -389,11 +389,11 @@ def test_a_stop_gives_trials_back(ray: FakeRay, study: SweepStudy, small_data: I
     long = begin(study.storage, "long", small_data, epochs=200)
 
     def stop() -> bool:
-        return any(len(trial.curve) > 1 for trial in long.records())
+        return any(len(trial.curve) > 1 for trial in long.trials())
 
     run(job("long"), said, workers=2, stop=stop)
     assert states(long) == ["waiting", "waiting"]
-    assert all(trial.owner is None for trial in long.records())
+    assert all(trial.owner is None for trial in long.trials())
     assert not ray.initialized
 
 
@@ -599,7 +599,7 @@ def processes_of(folder: Path) -> list[int]:
 
 def continued(study: SweepStudy, lost: dict[str, Any]) -> bool:
     """Whether another worker went on with what this one had done, instead of doing it again."""
-    trial = study.records()[lost["number"]]
+    trial = study.trials()[lost["number"]]
     curve = [epoch.seconds for epoch in trial.curve]
     return trial.deaths == 1 and curve[: len(lost["seconds"])] == lost["seconds"]
 
@@ -617,7 +617,7 @@ def test_a_node_is_lost_and_every_trial_finishes(
     assert set(states(study)) == {"complete"}
     assert seen["nodes"] == [2, 3]  # the third when it joined
     assert continued(study, seen["lost"])
-    assert all(len(trial.curve) == 10 for trial in study.records())
+    assert all(len(trial.curve) == 10 for trial in study.trials())
 
 
 @pytest.mark.alone
@@ -636,4 +636,4 @@ def test_a_killed_worker_and_ctrl_c_on_this_machine(
     assert sum("was lost on" in sentence for sentence in seen["said"]) == 1
     assert set(states(long)) == {"waiting"}
     assert continued(long, seen["lost"])
-    assert all(trial.owner is None for trial in long.records())
+    assert all(trial.owner is None for trial in long.trials())

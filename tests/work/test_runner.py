@@ -62,7 +62,7 @@ def states(trials: Sequence[TrialRecord]) -> list[str]:
 
 def weights_of(study: SweepStudy, number: int) -> dict[str, torch.Tensor]:
     """The weights that were kept of a trial; their checksum is verified."""
-    stored = study.records()[number].weights
+    stored = study.trials()[number].weights
     return checkpoint.unpack(open_artifacts("artifacts").get(stored))
 
 
@@ -84,7 +84,7 @@ def after(epochs: int) -> Callable[[], bool]:
 def test_a_sweep_finishes_exactly_its_trials(small_data: ImageData) -> None:
     study = study_of(small_data)
     work(job())
-    trials = study.records()
+    trials = study.trials()
     assert states(trials) == ["complete"] * 3
     for trial in trials:
         curve = trial.curve
@@ -94,7 +94,7 @@ def test_a_sweep_finishes_exactly_its_trials(small_data: ImageData) -> None:
         weights_of(study, trial.number)
     assert not list(Path("artifacts").rglob("checkpoint*")), "checkpoints of finished trials are gone"
     work(job())
-    assert len(study.records()) == 3, "a finished study stays as it is"
+    assert len(study.trials()) == 3, "a finished study stays as it is"
 
 
 def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,20 +115,20 @@ def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, mon
 def test_weights_of_the_best_trials_alone_are_kept(small_data: ImageData) -> None:
     study = study_of(small_data, keep_weights=2, trials=4, fixed=ONE_EPOCH)
     work(job())
-    kept = {trial.number for trial in study.ranked_records()[:2]}
+    kept = {trial.number for trial in study.ranked()[:2]}
     assert set(numbers_with("weights")) == kept
 
 
 def test_an_interrupted_trial_goes_on_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
     study = study_of(small_data, trials=1)
     work(job(), stop=after(epochs=2))
-    [trial] = study.records()
+    [trial] = study.trials()
     assert trial.state == "waiting"
     before = trial.curve
     assert len(before) == 2
     assert study.summary()["trials"] == {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
     work(job())
-    [trial] = study.records()
+    [trial] = study.trials()
     assert trial.state == "complete"
     assert trial.curve[:2] == before, "even their seconds: they were not trained again"
     assert_as_unbroken(study, trial, small_data)
@@ -177,7 +177,7 @@ def test_an_epoch_that_was_not_reported_yet_is_trained_again(
     work(job())
     assert trained == [2, 3]
     assert numbers_with("checkpoint") == [], "not even those that nobody knew of"
-    assert list(study.records()[0].frozen.intermediate_values) == [1, 2, 3]
+    assert list(study.trials()[0].frozen.intermediate_values) == [1, 2, 3]
 
 
 def test_a_damaged_checkpoint_restarts_the_trial(small_data: ImageData, caplog: pytest.LogCaptureFixture) -> None:
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_restarts_the_trial(small_data: ImageData, caplog: 
     assert "its checkpoint of epoch 2 is not usable" in caplog.text
     assert "its checkpoint of epoch 1 is not usable" in caplog.text
     assert "trial 0 starts again from its first epoch" in caplog.text
-    assert_as_unbroken(study, study.records()[0], small_data)
+    assert_as_unbroken(study, study.trials()[0], small_data)
 
 
 def test_a_trial_that_raises_fails_and_the_sweep_goes_on(
@@ -206,8 +206,8 @@ def test_a_trial_that_raises_fails_and_the_sweep_goes_on(
     monkeypatch.setattr(Run, "epoch", sometimes)
     study = study_of(small_data)
     work(job())
-    assert states(study.records()) == ["failed"] + ["complete"] * 3
-    assert study.records()[0].reason == "MemoryError: DefaultCPUAllocator: can't allocate memory"
+    assert states(study.trials()) == ["failed"] + ["complete"] * 3
+    assert study.trials()[0].reason == "MemoryError: DefaultCPUAllocator: can't allocate memory"
 
 
 def test_a_sweep_whose_trials_all_fail_ends(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_a_sweep_whose_trials_all_fail_ends(small_data: ImageData, monkeypatch: 
     study = study_of(small_data)
     with pytest.raises(StudyError, match=r"5 trials in a row failed; the last one: RuntimeError: no luck"):
         work(job())
-    assert states(study.records()) == ["failed"] * 5
+    assert states(study.trials()) == ["failed"] * 5
 
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *, in_epoch: int) -> None:
@@ -240,7 +240,7 @@ def test_a_diverged_trial_is_told_with_its_last_finite_accuracy(
     diverge(monkeypatch, in_epoch=3)
     study = study_of(small_data, trials=1)
     work(job())
-    [trial] = study.records()
+    [trial] = study.trials()
     assert trial.state == "pruned"
     assert trial.reason.startswith("diverged in epoch 3")
     assert trial.value == trial.curve[1].validation_accuracy
@@ -254,8 +254,8 @@ def test_a_trial_that_diverges_at_once_counts_and_has_a_reason(
     diverge(monkeypatch, in_epoch=1)
     study = study_of(small_data, trials=2)
     work(job())
-    assert states(study.records()) == ["pruned"] * 2
-    assert all(trial.reason.startswith("diverged in epoch 1") for trial in study.records())
+    assert states(study.trials()) == ["pruned"] * 2
+    assert all(trial.reason.startswith("diverged in epoch 1") for trial in study.trials())
     assert study.finished()
     assert study.summary()["best"] is None
 
@@ -271,7 +271,7 @@ def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
         fixed=TINY["fixed"] | {"epochs": 8, "batch_size": 16},
     )
     work(job())
-    pruned = [trial for trial in study.records() if trial.state == "pruned"]
+    pruned = [trial for trial in study.trials() if trial.state == "pruned"]
     assert pruned
     for trial in pruned:
         assert trial.reason.startswith("median pruner: validation accuracy")
@@ -286,7 +286,7 @@ def test_searched_epochs_report_tenths(small_data: ImageData) -> None:
     space = TINY["space"] | {"epochs": {"choices": [2, 5]}}
     study = study_of(small_data, fixed=fixed, space=space, trials=2, enqueue=[{"epochs": 2}, {"epochs": 5}])
     work(job())
-    assert [list(trial.frozen.intermediate_values) for trial in study.records()] == [[5, 10], [2, 4, 6, 8, 10]]
+    assert [list(trial.frozen.intermediate_values) for trial in study.trials()] == [[5, 10], [2, 4, 6, 8, 10]]
 
 
 @pytest.mark.slow
@@ -304,10 +304,10 @@ def test_a_full_disk_gives_the_trial_back(small_data: ImageData, monkeypatch: py
         patch.setattr(files.os, "replace", full_after_five)
         with pytest.raises(DiskError, match="No space left on device"):
             work(job())
-    assert states(study.records()) == ["complete", "waiting"]
+    assert states(study.trials()) == ["complete", "waiting"]
     assert not list(Path("artifacts").rglob("*.tmp")), "nothing half written"
     work(job())
-    assert states(study.records()) == ["complete"] * 3
+    assert states(study.trials()) == ["complete"] * 3
 
 
 def test_artifacts_that_cannot_be_are_no_fault_of_the_trial(small_data: ImageData) -> None:
@@ -315,7 +315,7 @@ def test_artifacts_that_cannot_be_are_no_fault_of_the_trial(small_data: ImageDat
     Path("artifacts").write_text("a file where a folder is needed")
     with pytest.raises(UsageError, match="'artifacts' is no folder"):
         work(job())
-    assert not study.records()
+    assert not study.trials()
 
 
 @pytest.mark.slow
@@ -327,11 +327,11 @@ def test_a_trial_may_die_often_as_long_as_it_gets_on(small_data: ImageData, monk
         with monkeypatch.context() as patch:
             patch.setattr(SweepStudy, "release", lambda *_: True)  # as if killed
             work(job(), stop=after(epochs=1))
-        assert study.records()[0].state == "running"
+        assert study.trials()[0].state == "running"
     assert SweepStudy.release is release
     work(job())
-    assert states(study.records()) == ["complete"]
-    assert study.records()[0].deaths == 1
+    assert states(study.trials()) == ["complete"]
+    assert study.trials()[0].deaths == 1
 
 
 @pytest.mark.slow
@@ -339,14 +339,14 @@ def test_points_added_to_the_file_later_are_tried(small_data: ImageData) -> None
     study_of(small_data, fixed=ONE_EPOCH, enqueue=[{"learning_rate": 1e-3}])
     study = study_of(small_data, fixed=ONE_EPOCH, enqueue=[{"learning_rate": 1e-3}, {"learning_rate": 2e-3}])
     work(job())
-    assert [trial.params["learning_rate"] for trial in study.records()][:2] == [1e-3, 2e-3]
-    assert len(study.records()) == 3
+    assert [trial.params["learning_rate"] for trial in study.trials()][:2] == [1e-3, 2e-3]
+    assert len(study.trials()) == 3
 
 
 def test_the_deadline_ends_the_work(small_data: ImageData) -> None:
     study = study_of(small_data)
     work(job(deadline=time.time() - 1))
-    assert not study.records()
+    assert not study.trials()
 
 
 def test_other_data_is_refused(small_data: ImageData) -> None:
@@ -392,7 +392,7 @@ def group_sizes(trial: TrialRecord) -> list[int]:
 def test_trials_of_a_group_are_trials_like_any_others(small_data: ImageData) -> None:
     study = study_of(small_data, trials=6, keep_weights=6, fixed=TINY["fixed"] | {"epochs": 2})
     work(job(groups=TOGETHER))
-    trials = study.records()
+    trials = study.trials()
     assert states(trials) == ["complete"] * 6
     assert [group_sizes(trial) for trial in trials] == [[4, 4]] * 4 + [[2, 2]] * 2
     assert len({trial.params["learning_rate"] for trial in trials}) == 6
@@ -416,7 +416,7 @@ def test_a_trial_does_not_depend_on_the_group_it_was_trained_in(small_data: Imag
             data=facts(small_data, source="synthetic:500"),
         )
         work(job(studies=(study.name,), groups=groups))
-        curves.append([[point.train_loss for point in trial.curve] for trial in study.records()])
+        curves.append([[point.train_loss for point in trial.curve] for trial in study.trials()])
     alone, together = curves
     assert alone == [pytest.approx(curve, rel=1e-4) for curve in together]
 
@@ -430,7 +430,7 @@ def test_shapes_are_not_mixed_in_a_group(small_data: ImageData) -> None:
         fixed=({name: value for name, value in TINY["fixed"].items() if name != "batch_size"} | {"epochs": 1}),
     )
     work(job(groups=TOGETHER))
-    trials = study.records()
+    trials = study.trials()
     assert states(trials) == ["complete"] * 8
     assert [trial.params["batch_size"] for trial in trials[:4]] == [trials[0].params["batch_size"]] * 4
     assert all(group_sizes(trial) == [4] for trial in trials)
@@ -444,8 +444,8 @@ def test_given_points_of_one_shape_are_trained_together(small_data: ImageData) -
     fixed = {name: value for name, value in ONE_EPOCH.items() if name != "batch_size"}
     study = study_of(small_data, sampler="given", space=space, fixed=fixed, enqueue=points)
     work(job(groups=TOGETHER))
-    assert [group_sizes(trial)[0] for trial in study.records()] == [3, 2, 3, 2, 3]
-    assert states(study.records()) == ["complete"] * 5
+    assert [group_sizes(trial)[0] for trial in study.trials()] == [3, 2, 3, 2, 3]
+    assert states(study.trials()) == ["complete"] * 5
 
 
 @pytest.mark.slow
@@ -455,18 +455,18 @@ def test_the_budget_has_room_for_the_points_that_wait(small_data: ImageData) -> 
     fixed = {name: value for name, value in ONE_EPOCH.items() if name != "batch_size"}
     study = study_of(small_data, trials=4, space=space, fixed=fixed, enqueue=points)
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["complete"] * 4
-    assert [trial.params["batch_size"] for trial in study.records()] == [32, 64, 32, 32]
+    assert states(study.trials()) == ["complete"] * 4
+    assert [trial.params["batch_size"] for trial in study.trials()] == [32, 64, 32, 32]
 
 
 @pytest.mark.slow
 def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small_data: ImageData) -> None:
     study = study_of(small_data, trials=4)
     work(job(groups=TOGETHER), stop=after(epochs=2))
-    assert states(study.records()) == ["waiting"] * 4
+    assert states(study.trials()) == ["waiting"] * 4
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["complete"] * 4
-    assert [group_sizes(trial) for trial in study.records()] == [[4, 4, 4]] * 4
+    assert states(study.trials()) == ["complete"] * 4
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 4]] * 4
     whole = open_or_resume(
         open_storage(URL),
         "whole",
@@ -474,7 +474,7 @@ def test_an_interrupted_group_goes_on_together_and_ends_as_an_unbroken_one(small
         data=facts(small_data, source="synthetic:500"),
     )
     work(job(studies=("whole",), groups=TOGETHER))
-    for one, other in zip(study.records(), whole.records(), strict=True):
+    for one, other in zip(study.trials(), whole.trials(), strict=True):
         assert digest(one) == digest(other)
 
 
@@ -484,8 +484,8 @@ def test_trials_at_different_epochs_are_not_trained_together(small_data: ImageDa
     work(job(), stop=after(epochs=2))
     study = study_of(small_data, trials=4)
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["complete"] * 4
-    assert [group_sizes(trial) for trial in study.records()] == [[1, 1, 1]] + [[3, 3, 3]] * 3
+    assert states(study.trials()) == ["complete"] * 4
+    assert [group_sizes(trial) for trial in study.trials()] == [[1, 1, 1]] + [[3, 3, 3]] * 3
 
 
 @pytest.mark.slow
@@ -497,23 +497,23 @@ def test_one_damaged_checkpoint_of_a_group_restarts_that_trial_alone(
     for saved in Path("artifacts").rglob("trial-0002/checkpoint-*"):
         saved.write_bytes(saved.read_bytes()[:1000])
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["complete"] * 4
+    assert states(study.trials()) == ["complete"] * 4
     assert "trial 2 starts again from its first epoch" in caplog.text
-    assert [group_sizes(trial) for trial in study.records()] == [[4, 4, 3], [4, 4, 3], [1, 1, 1], [4, 4, 3]]
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 3], [4, 4, 3], [1, 1, 1], [4, 4, 3]]
 
 
 def test_pruned_members_leave_the_group(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[int] = []
 
     def should_prune(study: SweepStudy, claim: Any) -> bool:
-        reported.append(sum(len(trial.frozen.intermediate_values) for trial in study.records()))
+        reported.append(sum(len(trial.frozen.intermediate_values) for trial in study.trials()))
         return claim.number in (0, 2)
 
     monkeypatch.setattr(SweepStudy, "should_prune", should_prune)
     study = study_of(small_data, trials=4)
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["pruned", "complete"] * 2
-    assert [group_sizes(trial) for trial in study.records()] == [[4], [4, 2, 2]] * 2
+    assert states(study.trials()) == ["pruned", "complete"] * 2
+    assert [group_sizes(trial) for trial in study.trials()] == [[4], [4, 2, 2]] * 2
     assert reported[:4] == [4] * 4, "all have reported before one is judged"
     assert numbers_with("weights") == [1, 3]
     assert not list(Path("artifacts").rglob("checkpoint*"))
@@ -531,8 +531,8 @@ def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkey
     monkeypatch.setattr(Run, "epoch", diverging)
     study = study_of(small_data, trials=4)
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["complete", "pruned"] + ["complete"] * 2
-    assert study.records()[1].reason.startswith("diverged in epoch 2")
+    assert states(study.trials()) == ["complete", "pruned"] + ["complete"] * 2
+    assert study.trials()[1].reason.startswith("diverged in epoch 2")
 
 
 @pytest.mark.slow
@@ -549,8 +549,8 @@ def test_a_group_too_large_for_memory_is_made_smaller(
     monkeypatch.setattr(Run, "epoch", full)
     study = study_of(small_data, trials=5, fixed=ONE_EPOCH)
     work(job(groups=Groups(5)))
-    assert states(study.records()) == ["complete"] * 5
-    assert [group_sizes(trial)[0] for trial in study.records()] == [2, 2, 2, 2, 1]
+    assert states(study.trials()) == ["complete"] * 5
+    assert [group_sizes(trial)[0] for trial in study.trials()] == [2, 2, 2, 2, 1]
     assert "5 trials at once do not fit into memory; going on with half as many" in caplog.text
 
 
@@ -567,8 +567,8 @@ def test_a_group_that_raises_costs_one_trial(small_data: ImageData, monkeypatch:
     monkeypatch.setattr(Run, "epoch", once)
     study = study_of(small_data, trials=4, fixed=TINY["fixed"] | {"epochs": 2})
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["failed"] + ["complete"] * 4
-    assert study.records()[0].reason == "RuntimeError: no luck"
+    assert states(study.trials()) == ["failed"] + ["complete"] * 4
+    assert study.trials()[0].reason == "RuntimeError: no luck"
 
 
 def test_what_has_ended_is_not_blamed_for_another_member(
@@ -590,7 +590,7 @@ def test_what_has_ended_is_not_blamed_for_another_member(
     monkeypatch.setattr(SweepStudy, "report", failing)
     study = study_of(small_data, trials=4, fixed=ONE_EPOCH)
     work(job(groups=TOGETHER))
-    assert states(study.records()) == ["pruned", "failed"] + ["complete"] * 3
+    assert states(study.trials()) == ["pruned", "failed"] + ["complete"] * 3
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -611,11 +611,11 @@ def test_memory_that_is_spent_while_a_checkpoint_is_restored_restarts_no_trial(
     work(job(groups=Groups(size)))
     assert "starts again" not in caplog.text
     if size == 1:
-        assert states(study.records()) == ["failed", "complete"]
-        assert "not enough memory" in study.records()[0].reason
+        assert states(study.trials()) == ["failed", "complete"]
+        assert "not enough memory" in study.trials()[0].reason
     else:
         assert "4 trials at once do not fit into memory" in caplog.text
-        assert [group_sizes(trial) for trial in study.records()] == [[4, 4, 2]] * 4
+        assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 2]] * 4
 
 
 @pytest.mark.slow
@@ -631,10 +631,10 @@ def test_a_member_that_another_worker_took_is_dropped(
         report(study, claim, curve, checkpoints)
 
     monkeypatch.setattr(SweepStudy, "report", reported)
-    work(job(groups=TOGETHER), stop=lambda: "complete" in states(study.records()))
+    work(job(groups=TOGETHER), stop=lambda: "complete" in states(study.trials()))
     assert "trial 2 was taken up by another worker" in caplog.text
-    assert states(study.records()) == ["complete"] * 2 + ["running", "complete"]
-    assert [group_sizes(trial) for trial in study.records()] == [[4, 4, 4], [4, 4, 4], [4, 4], [4, 4, 4]]
+    assert states(study.trials()) == ["complete"] * 2 + ["running", "complete"]
+    assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 4], [4, 4, 4], [4, 4], [4, 4, 4]]
     assert numbers_with("checkpoint") == [2], "it is another's now"
 
 
@@ -680,10 +680,10 @@ def test_killed_and_gone_on_with(tiny_sweep: Path, start: Any, small_data: Image
     process.send_signal(signal.SIGKILL)
     process.wait()
     study = load(open_existing(URL), "tiny")
-    [killed] = study.records()
+    [killed] = study.trials()
     assert killed.state == "running"
-    work(job(), stop=lambda: study.records()[0].epochs_done >= killed.epochs_done + 2)
-    [trial] = study.records()
+    work(job(), stop=lambda: study.trials()[0].epochs_done >= killed.epochs_done + 2)
+    [trial] = study.trials()
     assert (trial.state, trial.deaths) == ("waiting", 1)
     assert trial.curve[: killed.epochs_done] == killed.curve, "not trained again"
     unbroken = Run([trial.config], small_data, device=torch.device("cpu"))
@@ -699,18 +699,18 @@ def test_killed_and_run_again(long_sweep: Path, start: Any, small_data: ImageDat
     first.wait()
     study = load(open_existing(URL), "tiny")
     time.sleep(1)  # workers notice that their parent is gone
-    running = [trial for trial in study.records() if trial.state == "running"]
+    running = [trial for trial in study.trials() if trial.state == "running"]
     cut = {trial.number: trial.curve for trial in running}  # one may be in its first epoch
     assert cut
     second = start(*command)
     _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
-    assert states(study.records()) == ["complete"] * 2
+    assert states(study.trials()) == ["complete"] * 2
     for number, curve in cut.items():
-        assert study.records()[number].curve[: len(curve)] == curve, "not trained again"
-        assert study.records()[number].deaths == 1
+        assert study.trials()[number].curve[: len(curve)] == curve, "not trained again"
+        assert study.trials()[number].deaths == 1
         torch.set_num_threads(1)
-        assert_as_unbroken(study, study.records()[number], small_data)
+        assert_as_unbroken(study, study.trials()[number], small_data)
 
 
 @pytest.mark.parametrize(
@@ -733,9 +733,9 @@ def test_a_signal_to_the_whole_group_ends_cleanly(
     assert "the same command goes on" in out
     assert "Traceback" not in out + err
     study = load(open_existing(URL), "tiny")
-    assert "running" not in states(study.records())
-    assert "waiting" in states(study.records())
-    assert all(not trial.deaths for trial in study.records())
+    assert "running" not in states(study.trials())
+    assert "waiting" in states(study.trials())
+    assert all(not trial.deaths for trial in study.trials())
 
 
 @pytest.mark.slow

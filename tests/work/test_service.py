@@ -38,7 +38,7 @@ def study_named(name: str = "tiny") -> SweepStudy:
 
 
 def states(name: str = "tiny") -> list[str]:
-    return [trial.state for trial in study_named(name).records()]
+    return [trial.state for trial in study_named(name).trials()]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def wait_for(condition: Callable[[], bool], process: Any, *, seconds: float = 18
 
 
 def is_running(name: str = "tiny") -> bool:
-    trials = study_named(name).records()
+    trials = study_named(name).trials()
     return any(trial.state == "running" and trial.curve for trial in trials)
 
 
@@ -119,7 +119,7 @@ def test_the_most_urgent_study_comes_first_then_the_oldest(submit: Callable[...,
     assert cli(*WORKER, "first").exit_code == 0
     assert [study.name for study in open_studies(storage)] == ["second", "urgent", "late"]
     assert cli(*WORKER).exit_code == 0
-    ended = {name: load(storage, name).records()[0].ended for name in ("second", "urgent", "late")}
+    ended = {name: load(storage, name).trials()[0].ended for name in ("second", "urgent", "late")}
     assert sorted(ended, key=lambda name: str(ended[name])) == ["second", "urgent", "late"]
 
 
@@ -135,7 +135,7 @@ def test_a_more_urgent_study_is_taken_before_the_next_trial(submit: Callable[...
         return False
 
     work(Job(URL, threads=1), stop=stop)
-    ended = {name: load(open_existing(URL), name).records()[-1].ended for name in ("slow", "urgent")}
+    ended = {name: load(open_existing(URL), name).trials()[-1].ended for name in ("slow", "urgent")}
     assert str(ended["urgent"]) < str(ended["slow"])
 
 
@@ -179,7 +179,7 @@ def test_a_paused_study_rests_and_goes_on_where_it_was(
     paused = cli("pause", "tiny")
     assert "study tiny is paused: its workers stop within 1 s or so" in paused.out
     wait_for(lambda: states() == ["waiting"], worker, seconds=20)
-    before = study_named().records()[0].curve
+    before = study_named().trials()[0].curve
     assert 0 < len(before) < 200
     [shown] = json.loads(cli("status", "--json").out)["studies"]
     assert (shown["state"], shown["trials"]["waiting"]) == ("paused", 1)
@@ -189,7 +189,7 @@ def test_a_paused_study_rests_and_goes_on_where_it_was(
     wait_for(is_running, worker)
     assert cli("cancel", "tiny").exit_code == 0
     wait_for(lambda: states() == ["failed"], worker, seconds=20)
-    [trial] = study_named().records()
+    [trial] = study_named().trials()
     assert trial.reason == "the study was cancelled"
     wait_for(lambda: not list(Path("artifacts").rglob("checkpoint-*")), worker)
     assert trial.curve[: len(before)] == before
@@ -281,9 +281,9 @@ def test_a_size_cap_on_weights(submit: Callable[..., Any], cli: Any) -> None:
     submit("--trials", 6, "--set", "keep_megabytes=1", "--set", "keep_weights=6")
     assert cli(*WORKER).exit_code == 0
     study = study_named()
-    sizes = {trial.number: trial.weights.size for trial in study.ranked_records()}
+    sizes = {trial.number: trial.weights.size for trial in study.ranked()}
     kept = [trial.number for trial in study.kept()]
-    assert kept == [trial.number for trial in study.ranked_records()][: len(kept)]
+    assert kept == [trial.number for trial in study.ranked()][: len(kept)]
     assert sum(sizes[number] for number in kept) <= 1_000_000 < sum(sizes[n] for n in kept) + max(sizes.values())
     there = sorted(int(path.parent.name[-4:]) for path in Path("artifacts").rglob("weights-*"))
     assert there == sorted(kept)
