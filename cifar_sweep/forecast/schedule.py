@@ -15,7 +15,7 @@ from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import Pace
 from cifar_sweep.forecast.expected import first_points, queued_shapes
 from cifar_sweep.forecast.pruning import expected_survival, startup
-from cifar_sweep.study.claiming import NEW, Queue, Waiting, next_group
+from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 

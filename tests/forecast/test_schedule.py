@@ -11,7 +11,7 @@ from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import Costs, NetworkCosts, Pace
 from cifar_sweep.forecast.expected import possible_shapes, shape_of
 from cifar_sweep.forecast.schedule import Forecast, Start, UnderWay, beginning, forecast
-from cifar_sweep.study.claiming import Waiting
+from cifar_sweep.study.next_group import Waiting
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
