@@ -73,13 +73,12 @@ def _draw(domain: Range | Choices, kind: type, generator: random.Random) -> Valu
     low, high = domain.low, domain.high
     if domain.base2:
         return int(2 ** generator.randint(int(math.log2(low)), int(math.log2(high))))
-    if kind is int and not domain.log:
-        step = domain.step or 1
-        return int(low) + step * generator.randint(0, int(high - low) // step)
-    if not domain.log:
-        return generator.uniform(low, high)
-    # As Optuna does it: a whole number is drawn by the logarithmic width of its surroundings.
-    margin = 0.5 if kind is int else 0.0
-    value = math.exp(generator.uniform(math.log(low - margin), math.log(high + margin)))
-    value = min(max(value, low), high)
-    return round(value) if kind is int else value
+    if domain.log:  # as Optuna does it: a whole number is drawn by the logarithmic width of its surroundings
+        margin = 0.5 if kind is int else 0.0
+        value = math.exp(generator.uniform(math.log(low - margin), math.log(high + margin)))
+        value = min(max(value, low), high)
+        return round(value) if kind is int else value
+    step = domain.step or 1
+    return (
+        int(low) + step * generator.randint(0, int(high - low) // step) if kind is int else generator.uniform(low, high)
+    )

@@ -1,6 +1,6 @@
 """Claiming: which trials a worker takes, and what becomes of those that others left behind."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ MAX_DEATHS = 3
 
 
 def queue_of(
-    trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Hashable] = lambda _: None
+    trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Any] = lambda _: None
 ) -> Queue:
     """The queue of a study with these trials.
 

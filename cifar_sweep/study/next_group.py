@@ -1,8 +1,8 @@
 """Which trials a worker takes next, as pure rules: claiming follows them, and so do forecasts. Loads no storage."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cifar_sweep.sweep.strategy import most_new
 from cifar_sweep.sweep.sweep import Sweep
@@ -20,7 +20,7 @@ class Waiting:
     """
 
     number: int
-    shape: Hashable = None
+    shape: Any = None
     epochs: int = 0
     begun: bool = False
 
