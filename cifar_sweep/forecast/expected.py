@@ -27,11 +27,10 @@ def queued_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     if sweep.given:
         return [shape_of(sweep.fixed | point.params(), precision) for point in sweep.enqueue]
     generator = random.Random(0)  # noqa: S311 - no secret
-    draws = (sweep.fixed | draw(sweep.space, generator) for _ in first_points(sweep))
-    return [shape_of({**drawn, **point}, precision) for point, drawn in zip(first_points(sweep), draws, strict=True)]
+    return [shape_of(sweep.fixed | draw(sweep.space, generator) | point, precision) for point in _first_points(sweep)]
 
 
-def first_points(sweep: Sweep) -> list[dict[str, Value]]:
+def _first_points(sweep: Sweep) -> list[dict[str, Value]]:
     """The points that are tried first, as far as they are in the space; the study queues none twice."""
     firsts: list[dict[str, Value]] = []
     for point in sweep.enqueue:

@@ -183,7 +183,6 @@ class _Layout:
         return self._random.choice(self._shapes)
 
     def _train(self, at: float, group: UnderWay) -> None:
-        """Train a group to the end of its last trial, from `at` on."""
         epoch, shape = group.done, group.shape
         lengths = sorted(self._length(shape.epochs, group.done) for _ in range(group.members))
         for k, length in enumerate(lengths):
@@ -194,7 +193,6 @@ class _Layout:
         heapq.heappush(self._workers, (max(at, 0.0), group.members, lengths.count(shape.epochs)))
 
     def _length(self, epochs: int, done: int) -> int:
-        """The epoch that a trial with `done` epochs ends with."""
         if not self._strictness or self._complete < startup(self._sweep):
             return epochs
         if epochs not in self._survival:

@@ -12,7 +12,7 @@ from functools import partial
 from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
 from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
-from cifar_sweep.forecast.pruning import expected_survival, spared, startup
+from cifar_sweep.forecast.pruning import expected_survival, startup
 from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast
 from cifar_sweep.study.claiming import queue_of
 from cifar_sweep.study.record import TrialRecord, ranked
@@ -243,7 +243,7 @@ def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Sequ
     judged = 0
     for group in groups:
         if group.ended and sum(end <= group.begun for end in ends) >= first:
-            guess = spared(expected_survival(study.sweep, group.shape.epochs))
+            guess = 1 - statistics.fmean(expected_survival(study.sweep, group.shape.epochs))
             saved += math.fsum(trial.epochs_left / group.shape.epochs for trial in group.trials)
             expected += guess * len(group.trials)
             judged += len(group.trials)
