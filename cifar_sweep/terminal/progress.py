@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -19,7 +21,7 @@ from rich.text import Text
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.study.outage import is_outage
-from cifar_sweep.study.record import TrialRecord, saved_by_pruning
+from cifar_sweep.study.record import TrialRecord, ranked, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
@@ -113,12 +115,8 @@ class _LiveView:
         bar = Table.grid(padding=(0, 1))
         progress = ProgressBar(total=max(summary["budget"], 1), completed=_done(summary), width=BAR_WIDTH)
         bar.add_row(progress, _done_text(summary))
-        lines = [
-            ("time left", left_text(self.study, summary, trials, self.left.now(trials))),
-            *_best_lines(trials, summary["best"]),
-            *_saved_lines(trials),
-            *worker_lines(trials),
-        ]
+        told = _live_text(self.study, summary, trials, self.left.now(trials))
+        lines = [*(line.partition("|")[::2] for line in told.splitlines()), *worker_lines(trials)]
         facts = Table.grid(padding=(0, 1))
         facts.add_column(no_wrap=True, min_width=9, style="cyan")
         facts.add_column()
@@ -178,55 +176,38 @@ def _done_text(summary: dict[str, Any]) -> str:
     return f"{_done(summary)} of {summary['budget']} done" + (f"; {', '.join(others)}" if others else "")
 
 
-def left_text(
+def _live_text(
     study: SweepStudy, summary: dict[str, Any], trials: Sequence[TrialRecord], left: tuple[float, float] | None
 ) -> str:
-    """How long it still takes, or why it does not go on."""
-    if summary["state"] in HALTED:
-        words = "`cifar-sweep resume` goes on" if summary["state"] == PAUSED else "it does not go on"
-        return f"the study is {summary['state']}; {words}" + (f" ({summary['reason']})" if summary["reason"] else "")
-    if _done(summary) >= summary["budget"]:
-        return "none"
-    if left is None:
-        return "known when the first epoch has ended" if summary["trials"]["running"] else "workers are starting"
-    return span(*left) + _clock_text(*left) + _waiting_text(study, summary, trials)
-
-
-def _clock_text(low: float, high: float) -> str:
-    if high < SOON_SECONDS:
-        return ""
+    """Time left, the best trial, and what pruning saved, each line after its label and a bar."""
     now = datetime.now()
-    first, last = (f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in (low, high))
-    return f" (at {first})" if first == last else f" ({first} to {last})"
-
-
-def _waiting_text(study: SweepStudy, summary: dict[str, Any], trials: Sequence[TrialRecord]) -> str:
-    """Says where workers have nothing left to do but to wait for the last ones."""
-    unclaimed = summary["budget"] - _done(summary) - summary["trials"]["running"]
     costs = noted_costs(study)
-    idle = (costs.workers if costs else 0) - len(at_work(trials, datetime.now()))
-    if unclaimed > 0 or idle <= 0:
-        return ""
-    return f"; {idle} worker{'s wait' if idle > 1 else ' waits'} for the others"
+    best = next(iter(ranked(trials)), None)
+    return (
+        _templates()
+        .get_template("live.txt")
+        .render(
+            summary,
+            halted=HALTED,
+            paused=PAUSED,
+            done=_done(summary),
+            left=left,
+            soon=SOON_SECONDS,
+            clock=[f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in left or ()],
+            idle=(costs.workers if costs else 0) - len(at_work(trials, now)),
+            setting=best.setting if best else "",
+            ago=(now - best.ended).total_seconds() if best and best.ended else None,
+            saved=saved_by_pruning(trials),
+            duration=duration,
+            span=span,
+        )
+    )
 
 
-def _best_lines(trials: Sequence[TrialRecord], best: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if best is None:
-        return [("best", "none yet")]
-    trial = next(trial for trial in trials if trial.number == best["number"])
-    ago = f", {duration((datetime.now() - trial.ended).total_seconds())} ago" if trial.ended else ""
-    return [
-        ("best", f"{best['value']:.2%} validation accuracy, trial {best['number']}{ago}"),
-        ("", trial.setting),
-    ]
-
-
-def _saved_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-    saved = saved_by_pruning(trials)
-    if not saved.trials:
-        return []
-    ended = f"{saved.trials} trial{'s' * (saved.trials > 1)} ended early"
-    return [("pruning", f"{ended}: {saved.epochs:,} epochs, {duration(saved.seconds)} of a worker saved")]
+@cache
+def _templates() -> Environment:
+    loader = PackageLoader("cifar_sweep.terminal")
+    return Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - text for a terminal
 
 
 def worker_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
