@@ -15,12 +15,8 @@ from cifar_sweep.training.models.own import own
 def build(shape: Shape, *, seed: int) -> nn.Module:
     """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
 
-    Returns:
-        A network from float images [batch, 3, 32, 32] to logits [batch, classes]; to probabilities where
-        ``shape.softmax`` is set. Those of `MODELS` are plain ``nn.Sequential``s.
-
-    Raises:
-        UsageError: it is a network of a user's own, and there is something wrong with it.
+    From float images [batch, 3, 32, 32] to logits [batch, classes]; to probabilities where ``shape.softmax`` is set.
+    Those of `MODELS` are plain ``nn.Sequential``s. Raises UsageError if something is wrong with a user's own network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

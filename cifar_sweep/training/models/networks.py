@@ -1,7 +1,6 @@
 """The reports' networks, each a function from a `Shape` to a plain ``nn.Sequential``."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import nn
 
@@ -34,18 +33,9 @@ def _ordered(shape: Shape, norm: nn.Module, *, dropout: nn.Module | None = None)
     return [norm, *middle] if shape.norm_position == "before_activation" else [*middle, norm]
 
 
-def _conv(
-    shape: Shape,
-    *,
-    channels: tuple[int, int],
-    kernel: int,
-    padding: int,
-    padding_mode: Literal["zeros", "reflect"] = "zeros",
-    dropout: nn.Module | None = None,
-) -> list[nn.Module]:
-    """A convolution of stride 1 from ``channels[0]`` to ``channels[1]``, with what follows it."""
-    layer = nn.Conv2d(*channels, kernel, padding=padding, padding_mode=padding_mode)
-    return [layer, *_ordered(shape, nn.BatchNorm2d(channels[1]), dropout=dropout)]
+def _conv(shape: Shape, layer: nn.Conv2d, *, dropout: nn.Module | None = None) -> list[nn.Module]:
+    """A convolution with what follows it."""
+    return [layer, *_ordered(shape, nn.BatchNorm2d(layer.out_channels), dropout=dropout)]
 
 
 def _hidden(shape: Shape, *, inputs: int, outputs: int) -> list[nn.Module]:
@@ -56,9 +46,9 @@ def _hidden(shape: Shape, *, inputs: int, outputs: int) -> list[nn.Module]:
 def lenet(shape: Shape) -> nn.Sequential:
     """Report E: two 5x5 convolutions without padding, then 400, 120, ``hidden_units`` (84 in the report), classes."""
     return nn.Sequential(
-        *_conv(shape, channels=(3, 6), kernel=5, padding=0),
+        *_conv(shape, nn.Conv2d(3, 6, 5)),
         nn.MaxPool2d(2),
-        *_conv(shape, channels=(6, 16), kernel=5, padding=0),
+        *_conv(shape, nn.Conv2d(6, 16, 5)),
         nn.MaxPool2d(2),
         nn.Flatten(),
         *_hidden(shape, inputs=400, outputs=120),
@@ -70,11 +60,11 @@ def lenet(shape: Shape) -> nn.Sequential:
 def convnet(shape: Shape) -> nn.Sequential:
     """Reports A and C: three convolutions, each halved, then 512, 120, ``hidden_units`` (A: 84, C: 80), classes."""
     return nn.Sequential(
-        *_conv(shape, channels=(3, 6), kernel=5, padding=2, padding_mode=shape.padding_mode),
+        *_conv(shape, nn.Conv2d(3, 6, 5, padding=2, padding_mode=shape.padding_mode)),
         nn.MaxPool2d(2),
-        *_conv(shape, channels=(6, 16), kernel=3, padding=1),
+        *_conv(shape, nn.Conv2d(6, 16, 3, padding=1)),
         nn.MaxPool2d(2),
-        *_conv(shape, channels=(16, 32), kernel=3, padding=1),
+        *_conv(shape, nn.Conv2d(16, 32, 3, padding=1)),
         nn.MaxPool2d(2),
         nn.Flatten(),
         *_hidden(shape, inputs=512, outputs=120),
@@ -90,10 +80,10 @@ def cnn3(shape: Shape) -> nn.Sequential:
     and after the hidden layer too, where it acts on features.
     """
     return nn.Sequential(
-        *_conv(shape, channels=(3, 16), kernel=3, padding=1, dropout=nn.Dropout2d(0.0)),
-        *_conv(shape, channels=(16, 32), kernel=3, padding=1, dropout=nn.Dropout2d(0.0)),
+        *_conv(shape, nn.Conv2d(3, 16, 3, padding=1), dropout=nn.Dropout2d(0.0)),
+        *_conv(shape, nn.Conv2d(16, 32, 3, padding=1), dropout=nn.Dropout2d(0.0)),
         nn.MaxPool2d(2),
-        *_conv(shape, channels=(32, 64), kernel=3, padding=1, dropout=nn.Dropout2d(0.0)),
+        *_conv(shape, nn.Conv2d(32, 64, 3, padding=1), dropout=nn.Dropout2d(0.0)),
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(4096, shape.hidden_units),
@@ -105,8 +95,8 @@ def cnn3(shape: Shape) -> nn.Sequential:
 def cnn1(shape: Shape) -> nn.Sequential:
     """Report D: convolutions of 64 and 256 channels, halved once, then one linear layer from 65,536 features."""
     return nn.Sequential(
-        *_conv(shape, channels=(3, 64), kernel=3, padding=1),
-        *_conv(shape, channels=(64, 256), kernel=5, padding=2),
+        *_conv(shape, nn.Conv2d(3, 64, 3, padding=1)),
+        *_conv(shape, nn.Conv2d(64, 256, 5, padding=2)),
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Dropout(0.0),
@@ -123,7 +113,7 @@ def vgg(shape: Shape) -> nn.Sequential:
     channels = 3
     for width, count in zip(_WIDTHS, VGG_LAYERS[shape.model], strict=True):
         for _ in range(count):
-            layers += _conv(shape, channels=(channels, width), kernel=3, padding=1)
+            layers += _conv(shape, nn.Conv2d(channels, width, 3, padding=1))
             channels = width
         layers.append(nn.MaxPool2d(2))
     layers += [nn.Flatten(), *_hidden(shape, inputs=512, outputs=shape.hidden_units)]
