@@ -45,11 +45,12 @@ class Picture:
         """Whether the picture had another size."""
         return self.size != (SIDE, SIDE)
 
-    def data_uri(self) -> str:
-        """The pixels as a PNG in a ``data:`` address."""
-        file = io.BytesIO()
-        Image.fromarray(self.pixels.numpy()).save(file, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+def data_uri(pixels: Tensor) -> str:
+    """Pixels, uint8 [height, width, 3], as a PNG in a ``data:`` address."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def read_picture(path: Path) -> Picture:
@@ -164,5 +165,5 @@ def write_page(path: Path, pictures: Sequence[Picture], said: Sequence[Sequence[
     Raises:
         DiskError: the file could not be written.
     """
-    page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)))
+    page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)), data_uri=data_uri)
     replace_file(path, page.encode(errors="replace"))

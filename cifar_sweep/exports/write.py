@@ -16,7 +16,7 @@ from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict, resident
 from cifar_sweep.exports.rendering import render
-from cifar_sweep.exports.source import SCRIPT, script
+from cifar_sweep.exports.source import SCRIPT, own_module, script
 from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
 from cifar_sweep.files import replace_file
 from cifar_sweep.training import checkpoint
@@ -115,7 +115,7 @@ def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
                 raise StudyError(
                     f"model {model!r}: {path} is not what trial {provenance.trial} was trained with; restore the file."
                 )
-            name = f"{model.partition(':')[0].rpartition('.')[2]}.py"
+            name = f"{own_module(member.config)}.py"
             if name == SCRIPT:
                 raise StudyError(f"model {model!r}: an export has a {SCRIPT} of its own; name the module otherwise.")
             found[name] = path.read_bytes()

@@ -3,18 +3,16 @@
 The test set is read here too, but only where its accuracy is not remembered yet, and then once (see `testset`).
 """
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from PIL import Image
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.exports.classifier import Predictions, confusion, predict, resident
+from cifar_sweep.exports.pictures import data_uri
 from cifar_sweep.exports.testset import TestSet
 from cifar_sweep.exports.trained import classifier_of, trained_trial
 from cifar_sweep.report.facts import ImageFindings, Mistake
@@ -94,13 +92,7 @@ def certain_mistakes(found: Predictions, images: torch.Tensor, *, classes: tuple
         pairs[pair] += 1
         if pairs[pair] <= MISTAKES_OF_A_PAIR:
             right, said = (classes[label] for label in pair)
-            shown.append(Mistake(right, said, float(probability[index]), _data_uri(images[index])))
+            shown.append(Mistake(right, said, float(probability[index]), data_uri(images[index])))
         if len(shown) == MISTAKES:
             break
     return shown
-
-
-def _data_uri(pixels: torch.Tensor) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
