@@ -57,10 +57,7 @@ class Member:
 class Exported:
     """An export folder that was read. An ensemble has several members, trained on the same data; others have one.
 
-    Attributes:
-        folder: the folder.
-        members: its networks.
-        sha256: of its weights' file, in hex; None where config.toml does not say.
+    `sha256` is the weights' file's, in hex; None where config.toml does not say.
     """
 
     folder: Path
@@ -71,11 +68,6 @@ class Exported:
     def origin(self) -> Origin:
         """The first member's origin; the data that it names is every member's."""
         return self.members[0].origin
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names, by label."""
-        return self.origin.classes
 
     @property
     def shortened(self) -> str:

@@ -91,12 +91,9 @@ def some_of_test(data: ImageData, count: int) -> list[Picture]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one export says of one picture.
+    """What one export says of one picture: fractions by class, the most probable class first.
 
-    Attributes:
-        export: its name for people.
-        probabilities: fractions by class, the most probable class first.
-        wrong: whether the picture is known to show another class than the most probable one.
+    `wrong` says whether the picture is known to show another class than that.
     """
 
     export: str
@@ -126,7 +123,7 @@ def _of_export(name: str, export: Exported, pictures: Sequence[Picture], images:
         probabilities: list[list[float]] = export.classifier()(images).tolist()
     found = []
     for picture, row in zip(pictures, probabilities, strict=True):
-        ranked = sorted(zip(export.classes, row, strict=True), key=lambda entry: -entry[1])
+        ranked = sorted(zip(export.origin.classes, row, strict=True), key=lambda entry: -entry[1])
         found.append(Prediction(name, dict(ranked), picture.right not in (None, ranked[0][0])))
     return found
 

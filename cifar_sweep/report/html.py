@@ -32,11 +32,7 @@ class Drawing:
 def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0, top: int = 10) -> Drawing:
     """A figure for a page: without its title, which the page has above it, and with its numbers rounded.
 
-    Args:
-        figure: the figure.
-        height: in pixels; the figure's own where it is not given.
-        least_width: in pixels; where the screen is narrower, the figure scrolls.
-        top: its upper margin in pixels.
+    Lengths are in pixels. `height` is the figure's own where it is not given; `top` is the upper margin.
     """
     plain = figure.to_dict()
     layout = plain["layout"]

@@ -36,15 +36,7 @@ def look_at_images(
 ) -> ImageFindings:
     """Measure the best trial's test accuracy, if nobody has; and, with `pictures`, what it mistakes for what.
 
-    What cannot be had is said in `ImageFindings.missing`.
-
-    Args:
-        study: whose trial it is; a test accuracy is remembered there.
-        best: a complete trial.
-        load: gives the study's images.
-        artifacts: where the kept weights are.
-        device: where to compute.
-        pictures: whether to look at the validation images.
+    A test accuracy is remembered in the study. What cannot be had is said in `ImageFindings.missing`.
     """
     lacking = [] if study.test_accuracy([best.number]) is not None else ["test accuracy"]
     lacking += ["confusion matrix"] if pictures else []
@@ -75,13 +67,7 @@ def look_at_images(
 
 
 def certain_mistakes(found: Predictions, images: torch.Tensor, *, classes: tuple[str, ...]) -> list[Mistake]:
-    """The mistakes that the network was surest of, the surest first, few of each pair of classes.
-
-    Args:
-        found: predictions for the images.
-        images: uint8 [n, 32, 32, 3].
-        classes: the class names.
-    """
+    """The mistakes that the network was surest of in uint8 images [n, 32, 32, 3], few of each pair of classes."""
     probability, taken = found.mean.max(dim=1)
     wrong = (taken != found.labels).nonzero().flatten()
     order = wrong[probability[wrong].argsort(descending=True, stable=True)]
