@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,6 +116,22 @@ class Exported:
             Trained(member.config, weights, member.origin)
             for member, weights in zip(self.members, self.weights(), strict=True)
         ]
+
+
+def joined(exports: Sequence[Exported]) -> list[Trained]:
+    """The members of several exports, in order.
+
+    Raises:
+        UsageError: they were trained on different data.
+    """
+    for other in exports[1:]:
+        second, first = other.origin, exports[0].origin
+        if second.data_fingerprint != first.data_fingerprint:
+            raise UsageError(
+                f"{other.folder}: trained on {second.data} ({second.data_fingerprint}), not as {exports[0].folder} on "
+                f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
+            )
+    return [member for export in exports for member in export.trained()]
 
 
 def is_export(path: Path) -> bool:

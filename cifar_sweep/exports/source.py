@@ -1,8 +1,8 @@
 """An exported network as Python that needs torch, safetensors and Pillow alone: ``predict.py``."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from inspect import signature
 from pprint import pformat
 
 from torch import nn
@@ -21,7 +21,7 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
     A user's own network is made by the user's module, which lies beside the script.
 
     Raises:
-        ValueError: neither is it a user's own, nor a chain of PyTorch's layers.
+        ValueError: it is neither a user's own nor a chain of PyTorch's layers.
     """
     if is_own(config.shape.model):
         made = f"{own_module(config)}.{config.shape.model.partition(':')[2]}(SimpleNamespace(**{asdict(config.shape)}))"
@@ -42,14 +42,22 @@ def own_module(config: TrialConfig) -> str:
 
 
 def layer_source(layer: nn.Module) -> str:
-    """The expression that makes one of PyTorch's layers, with ``from torch import nn``: what PyTorch prints of it.
+    """The expression that makes one of PyTorch's layers with a bias, with ``from torch import nn``.
+
+    Only what is not PyTorch's default is said: other versions may not know all of the rest.
 
     Raises:
-        ValueError: it is another one, or has layers inside.
+        ValueError: it is not one of PyTorch's, or has layers inside.
     """
     if not hasattr(nn, type(layer).__name__) or list(layer.children()):
         raise ValueError(f"no source is known for {layer}")
-    return "nn." + re.sub(r"padding_mode=(\w+)", r"padding_mode='\1'", repr(layer))
+    own = {name: (getattr(layer, name, None), each.default) for name, each in signature(type(layer)).parameters.items()}
+    arguments = [
+        f"{name}={value!r}"
+        for name, (value, default) in own.items()
+        if isinstance(value, (int, float, str, tuple)) and value != default
+    ]
+    return f"nn.{type(layer).__name__}({', '.join(arguments)})"
 
 
 def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, data: ImageData) -> str:
