@@ -47,7 +47,7 @@ class Origin(Provenance):
 
 @dataclass(frozen=True)
 class Member:
-    """A network of an export: what was trained, and where the network comes from."""
+    """A network of an export."""
 
     config: TrialConfig
     origin: Origin

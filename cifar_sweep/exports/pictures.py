@@ -26,10 +26,9 @@ SHOWN = 3  # classes named per picture
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as the networks see it.
+    """A picture, a file or one of the test set, as the networks see it.
 
     Attributes:
-        name: the file, or the place in the test set.
         pixels: uint8 [32, 32, 3].
         size: width and height before the picture was resized.
         right: the class that it shows; None where that is not known.

@@ -28,21 +28,16 @@ class Provenance:
     """Where a network comes from, and on what it was trained. An export keeps all of it, under these names.
 
     Attributes:
-        study: the study's name.
-        trial: the trial's number.
         label: of a given point its label; else empty.
         shortened: in what a given point was shortened, in words; else empty.
         best_epoch: the epoch that the weights are of, from 1.
         validation_accuracy: of that epoch, as a fraction.
         data_source: where the images are found: synthetic ones by their name, any others by ``auto``.
-        device: what trained it.
-        threads: CPU threads of its training.
         group_sizes: how many trials were trained together, epoch by epoch.
         group_places: this one's place among them, from 0. With sizes, places and threads the same machine gives the
             same numbers again.
         commit: of the source; empty where a package was installed.
         versions: of the packages and kernels that decide a number.
-        params: the searched parameters.
     """
 
     study: str

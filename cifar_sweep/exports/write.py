@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,13 +127,6 @@ def config_toml(members: Sequence[Trained], *, data: ImageData, sha256: str) -> 
 
     `sha256` is the weights'. Half a surrogate pair, which no TOML file can hold, is written as in ``\\udcff``.
     """
-    tables = [_tables(member, data) for member in members]
-    content = {**(tables[0] if len(tables) == 1 else {"member": tables}), "weights": {"sha256": sha256}}
-    text = f"# Train it again: cifar-sweep train config.toml\n\n{tomli_w.dumps(content)}"
-    return re.sub("[\ud800-\udfff]", lambda half: rf"\\u{ord(half[0]):x}", text)
-
-
-def _tables(trained: Trained, data: ImageData) -> dict[str, Mapping[str, Any]]:
     images = {
         "data": data.name,
         "data_fingerprint": data.fingerprint,
@@ -141,4 +134,7 @@ def _tables(trained: Trained, data: ImageData) -> dict[str, Mapping[str, Any]]:
         "channel_mean": data.channel_mean,
         "channel_std": data.channel_std,
     }
-    return {"config": trained.config.to_dict(), "origin": asdict(trained.provenance) | images}
+    tables = [{"config": each.config.to_dict(), "origin": asdict(each.provenance) | images} for each in members]
+    content = {**(tables[0] if len(tables) == 1 else {"member": tables}), "weights": {"sha256": sha256}}
+    text = f"# Train it again: cifar-sweep train config.toml\n\n{tomli_w.dumps(content)}"
+    return re.sub("[\ud800-\udfff]", lambda half: rf"\\u{ord(half[0]):x}", text)

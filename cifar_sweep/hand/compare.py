@@ -200,12 +200,9 @@ def as_json(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> dict[str, An
 
 def tables(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> list[Table]:
     """The rows for a terminal, accuracies in percent; a table without rows is left out."""
-    views = []
-    if hand:
-        views.append(_table("the reports' hand runs: claimed and measured test accuracy", HAND_COLUMNS, hand))
-    if sweeps:
-        views.append(_table("the sweeps' best trials beside the best by hand", SWEEP_COLUMNS, sweeps))
-    return views
+    first = [_table("the reports' hand runs: claimed and measured test accuracy", HAND_COLUMNS, hand)] if hand else []
+    second = [_table("the sweeps' best trials beside the best by hand", SWEEP_COLUMNS, sweeps)] if sweeps else []
+    return first + second
 
 
 def _known(value: float | None, form: str, *, factor: int = 1) -> str:

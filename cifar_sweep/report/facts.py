@@ -50,7 +50,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Complete trials of one config that differ in their seeds alone, one for each seed: validation accuracies."""
+    """Validation accuracies of complete trials that differ in their seeds alone, one for each seed."""
 
     numbers: tuple[int, ...]
     mean: float
