@@ -16,7 +16,7 @@ from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, records
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import space
-from cifar_sweep.sweep.strategy import build_sampler, sampler_seed
+from cifar_sweep.sweep.strategy import build_sampler
 from cifar_sweep.sweep.sweep import Sweep
 
 MAX_DEATHS = 3
@@ -25,23 +25,13 @@ MAX_DEATHS = 3
 def queue_of(
     trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Any] = lambda _: None
 ) -> Queue:
-    """The queue of a study with these trials.
-
-    Args:
-        trials: the study's; of given points those of the sweep alone.
-        sweep: the study's.
-        shape_of: the shape of a waiting trial, as in `Waiting`.
-    """
-    return Queue(
-        sweep,
-        finished=count(trials, "complete", "pruned"),
-        running=count(trials, "running"),
-        waiting=[
-            Waiting(trial.number, shape_of(trial), trial.epochs_done, begun=trial.config is not None)
-            for trial in trials
-            if trial.state == "waiting"
-        ],
-    )
+    """The queue of a study with these trials, of given points those of the sweep alone; `shape_of` as in `Waiting`."""
+    waiting = [
+        Waiting(trial.number, shape_of(trial), trial.epochs_done, begun=trial.config is not None)
+        for trial in trials
+        if trial.state == "waiting"
+    ]
+    return Queue(sweep, count(trials, "complete", "pruned"), count(trials, "running"), waiting)
 
 
 def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
@@ -61,29 +51,20 @@ def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Claiming:
-    """A worker that claims trials of a study; all its methods are called under the database's lock.
-
-    Attributes:
-        storage: the database.
-        study: Optuna's study.
-        sweep: the study's, as it stands now.
-        classes: how many classes the study's images have.
-        code: the fingerprints of users' own models, by model.
-        worker: who claims.
-    """
+    """A worker that claims trials of a study; all its methods are called under the database's lock."""
 
     storage: Storage
     study: optuna.Study
-    sweep: Sweep
-    classes: int
-    code: Mapping[str, str]
+    sweep: Sweep  # the study's, as it stands now
+    classes: int  # of the study's images
+    code: Mapping[str, str]  # the fingerprints of users' own models, by model
     worker: Worker
 
     def claim(self, *, size: Callable[[Shape], int], workers: int | None) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
-        trials = {trial.number: trial for trial in asked(records(self._trials()), self.sweep)}
+        trials = {trial.number: trial for trial in asked(records(self.study.get_trials(deepcopy=False)), self.sweep)}
         queue = queue_of(list(trials.values()), self.sweep, shape_of=self._shape_of)
         waiting = queue.first()
         if waiting is None:
@@ -97,9 +78,6 @@ class Claiming:
         # What an interrupted trial was begun with may be another precision than this worker's.
         new = group.size - len(claims) if self._config(held, number=0).shape == shape else 0
         return claims + [self._take(self._ask(held)) for _ in range(new)]
-
-    def _trials(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
 
     def _shape_of(self, waiting: TrialRecord) -> Shape | None:
         """The shape that a waiting trial will have; None where part of it is still to be sampled."""
@@ -117,7 +95,7 @@ class Claiming:
     def _ask(self, params: Mapping[str, Any]) -> TrialRecord:
         """A new trial with these parameters, which waits."""
         self.study.enqueue_trial(dict(params))
-        return TrialRecord(self._trials()[-1])
+        return TrialRecord(self.study.get_trials(deepcopy=False)[-1])
 
     def _take(self, waiting: TrialRecord) -> Claim:
         """Run this waiting trial. Optuna's ask would take the first one, asked for now or not."""
@@ -128,8 +106,7 @@ class Claiming:
             )
         # Before the lock is given up: an interrupted trial's last heartbeat is old, and the next claim would take it.
         self.storage.beat(trial_id)
-        seed = sampler_seed(self.sweep.seed, number=waiting.number)
-        self.study.sampler = build_sampler(self.sweep.sampler, seed=seed)
+        self.study.sampler = build_sampler(self.sweep, number=waiting.number)
         trial = optuna.Trial(self.study, trial_id)
         space.suggest(trial, self.sweep, named=waiting.given)
         config = waiting.config or self._config(trial.params, number=waiting.number)
@@ -149,9 +126,7 @@ class Claiming:
         """Requeue what this worker holds without knowing it: who claims has no trial, so a claim was broken off."""
         for trial in records(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
             if trial.owner and trial.owner.token == self.worker.owner.token:
-                trial_id = self.storage.trial_id(self.study, trial.number)
-                self.storage.optuna.set_trial_user_attr(trial_id, "owner", None)
-                self.storage.set_waiting(trial_id)
+                self.storage.give_back(self.storage.trial_id(self.study, trial.number))
 
     def _requeue_orphans(self) -> None:
         """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""
