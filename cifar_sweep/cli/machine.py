@@ -16,6 +16,7 @@ from cifar_sweep.cli.options import (
     load_data,
     quiet,
     say,
+    say_of,
     terminal,
 )
 from cifar_sweep.errors import UsageError
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from cifar_sweep.forecast.schedule import Forecast
     from cifar_sweep.machine.bench import Row
-    from cifar_sweep.machine.outlook import Outlook
 
 
 def plan(
@@ -37,7 +38,7 @@ def plan(
 ) -> None:
     """Say how long `run` with the same options would take, by trying some steps of it, and what fits into --hours."""
     begun = time.perf_counter()
-    from cifar_sweep.machine.outlook import Outlook, as_plain
+    from cifar_sweep.machine.outlook import Outlook, as_plain, fitting
     from cifar_sweep.machine.rehearsal import rehearse
     from cifar_sweep.training.device import resolve_device, resolve_precision
     from cifar_sweep.training.images.split import split
@@ -59,48 +60,23 @@ def plan(
     if as_json:
         echo_json(as_plain(outlook, hours=hours) | {"data": images.name})
         return
-    say("\n".join(_lines(outlook, data=images.name, hours=hours)))
+    say_of(
+        "plan",
+        outlook=outlook,
+        unpruned=_about(outlook.unpruned),
+        pruned=_about(outlook.pruned) if outlook.pruned else None,
+        data=images.name,
+        fits=fitting(outlook, hours=hours) if hours is not None else None,
+    )
 
 
-def _lines(outlook: "Outlook", *, data: str, hours: float | None) -> list[str]:
-    from cifar_sweep.machine.outlook import fitting, seconds_of
-
-    sweep, pruned = outlook.sweep, outlook.pruned
-    lines = [
-        f"sweep {sweep.name}: {sweep.size} trials of at most {outlook.longest_epochs} epochs on {data}",
-        f"plan: {outlook.plan}",
-        f"time: {_about(seconds_of(outlook.unpruned))}" + (" if nothing is pruned" if pruned else ""),
-    ]
-    if pruned:
-        lines.append(f"      {_about(seconds_of(pruned))} with the {sweep.pruner.name} pruner, if it prunes as usual")
-    return lines + (_fitting_lines(outlook, fitting(outlook, hours=hours)) if hours is not None else [])
-
-
-def _about(seconds: dict[str, float]) -> str:
+def _about(forecast: "Forecast") -> str:
+    from cifar_sweep.machine.outlook import seconds_of
     from cifar_sweep.words import duration, span
 
+    seconds = seconds_of(forecast)
     likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
     return likely if likely == around else f"{likely} ({around})"
-
-
-def _fitting_lines(outlook: "Outlook", fits: dict[str, Any]) -> list[str]:
-    """What fits into the hours, and what would have to be cut."""
-    from cifar_sweep.words import duration
-
-    size, whole, pruned = outlook.sweep.size, fits["trials_unpruned"], fits["trials_pruned"]
-    within = f"in {duration(3600 * fits['hours'])}: "
-    if whole >= size:
-        return [f"{within}all {size} trials" + (", even if nothing is pruned" if pruned is not None else "")]
-    lines = [
-        f"{whole} of {size} trials, {size - whole} would be cut" + ("; if nothing is pruned" * (pruned is not None))
-    ]
-    if pruned is not None:
-        cut = "none would be cut" if pruned >= size else f"{size - pruned} would be cut"
-        lines.append(f"{pruned} of {size} trials, {cut}; with the {outlook.sweep.pruner.name} pruner")
-    epochs = fits["epochs_that_fit"]
-    few = f"all {size} trials if each has at most {epochs} of {fits['epochs']} epochs"
-    lines.append(few + " and nothing is pruned" * (pruned is not None) if epochs else "not all, even of one epoch each")
-    return [within + lines[0], *(" " * len(within) + line for line in lines[1:])]
 
 
 def list_sweeps() -> None:

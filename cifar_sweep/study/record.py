@@ -327,11 +327,3 @@ def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
         where = f" on {owner['host']}" if several else ""
         names[trial.number] = f"worker {tokens.index(owner['token']) + 1}{where}"
     return names
-
-
-def setting_text(described: Mapping[str, Any]) -> str:
-    """What a trial tried, from `TrialRecord.described`: its parameters; of a given point its label."""
-    if "label" not in described:
-        return params_text(described["params"])
-    shortened = f", shortened: {described['shortened']}" if "shortened" in described else ""
-    return f"{described['label']}{shortened}"
