@@ -95,15 +95,13 @@ def run_sweep(
     Args:
         sweep: what `load_sweep` gives or takes.
         study: name of the study; the sweep's if not given.
-        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N; what CIFAR_SWEEP_DATA says, or auto,
-            if not given.
+        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N; CIFAR_SWEEP_DATA if not given.
         workers: processes that train; 0 takes what is measured to be fastest, as for `group`.
         group: trials of one shape that each worker trains at once.
         threads: CPU threads of each worker; 0 shares the cores out.
         device: auto, cpu, cuda or cuda:N.
         max_hours: stop after so long.
-        storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE; what CIFAR_SWEEP_STORAGE says, or studies.db in
-            the current folder, if not given.
+        storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE; CIFAR_SWEEP_STORAGE, or studies.db, if not given.
         artifacts: where checkpoints and weights go; where the study has them if not given, artifacts/ at first.
         progress: whether to show how far it is.
 

@@ -130,25 +130,18 @@ def bench(
         echo_json({"rows": [asdict(row) for row in rows], "data": images.name, **surroundings})
         return
     terminal().print(_bench_table(rows))
-    say(
-        f"{surroundings['device']}; {images.name}; medians of {turns} turns (lowest to highest); torch "
-        f"{surroundings['versions']['torch']}; validation in none"
-    )
+    where, torch = surroundings["device"], surroundings["versions"]["torch"]
+    say(f"{where}; {images.name}; medians of {turns} turns (lowest to highest); torch {torch}; validation in none")
 
 
 def _surroundings(device: str) -> dict[str, Any]:
-    """Where something is measured: device, versions, commit."""
     from cifar_sweep.study.provenance import commit, versions
     from cifar_sweep.training.device import available_cores, device_name, resolve_device
     from cifar_sweep.training.lanes import kernels_name
 
     where = resolve_device(device)
-    cores = f", {available_cores()} cores" if where.type == "cpu" else ""
-    return {
-        "device": f"{where.type}: {device_name(where)}{cores}",
-        "versions": versions() | {"kernels": kernels_name(where)},
-        "commit": commit(),
-    }
+    shown = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
+    return {"device": shown, "versions": versions() | {"kernels": kernels_name(where)}, "commit": commit()}
 
 
 def _bench_table(rows: "Sequence[Row]") -> "Table":

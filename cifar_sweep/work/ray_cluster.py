@@ -175,15 +175,13 @@ def _running_here() -> str:
     if os.environ.get("RAY_ADDRESS") == "local":
         return ""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
-    try:
+    with suppress(OSError):
         address = (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
-    except OSError:
-        return ""
-    return address if address and _answers(address) else ""
+        return address if address and _answers(address) else ""
+    return ""
 
 
 def _host_and_port(address: str, *, said: str) -> tuple[str, int]:
-    """Raises UsageError where it is no HOST:PORT."""
     with suppress(ValueError):
         parts = urlsplit(f"//{address}")
         if parts.hostname and parts.port and parts.netloc == address and parts.username is None:

@@ -78,7 +78,6 @@ class Retraining:
         return Trained(config, run.member(place).state_dict(), here, curve)
 
     def _say_of_kernels(self, provenance: Provenance, kernels: str) -> None:
-        """Warn where a group was trained by other kernels than there are here."""
         then = provenance.versions.get("kernels", "torch")
         if then != kernels and max(provenance.group_sizes, default=1) > 1:
             self.say(

@@ -143,7 +143,6 @@ class Training:
         return self._report(run, k)
 
     def _report(self, run: Run, k: int) -> Outcome:
-        """Report all epochs, now or with the next one."""
         if self.away:
             return Outcome.GOES_ON
         try:

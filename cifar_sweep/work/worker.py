@@ -190,7 +190,6 @@ class _TrialWorker:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
 
     def _is_able(self, study: SweepStudy) -> bool:
-        """Whether the study's images are to be had here, and its files can be kept."""
         if study.uid in self.unable or study.uid in self.ready:
             return study.uid in self.ready
         try:
