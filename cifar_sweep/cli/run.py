@@ -95,11 +95,24 @@ def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: 
 def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+    from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 
     plan = workers.choose([study.sweep], train_images=study.data.get("train_images", TRAIN_IMAGES), say=say)
     if plan.costs:
         note_costs(study, plan.costs)
-    _say_start(study, workers.device, plan)
+    device = resolve_device(workers.device)
+    precision, ratio = resolve_precision(device)
+    begun = any(trial.is_finished for trial in study.asked())
+    say_of(
+        "start",
+        study=study,
+        plan=plan,
+        device=f"{device.type}: {device_name(device)}",
+        threads=device.type == "cpu",
+        asked=study.sweep.fixed.get("precision", "auto"),
+        measured=f"{precision} (bf16 is {ratio:.1f} times as fast here)",
+        seconds=None if begun else plan.seconds,
+    )
     return plan
 
 
@@ -118,24 +131,6 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
     files, priority = place.artifacts, place.priority
     study = submit_study(place.storage, name, sweep, images, source=source, artifacts=files, priority=priority)
     return study, source
-
-
-def _say_start(study: "SweepStudy", named: str, plan: "Plan") -> None:
-    from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
-
-    device = resolve_device(named)
-    precision, ratio = resolve_precision(device)
-    begun = any(trial.is_finished for trial in study.asked())
-    say_of(
-        "start",
-        study=study,
-        plan=plan,
-        device=f"{device.type}: {device_name(device)}",
-        threads=device.type == "cpu",
-        asked=study.sweep.fixed.get("precision", "auto"),
-        measured=f"{precision} (bf16 is {ratio:.1f} times as fast here)",
-        seconds=None if begun else plan.seconds,
-    )
 
 
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
