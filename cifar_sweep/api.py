@@ -9,10 +9,9 @@ network = study.best().network()   # a plain torch module with the best trial's 
 """
 
 import os
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ from cifar_sweep.terminal.progress import shown
 from cifar_sweep.terminal.status import glance
 from cifar_sweep.training.device import prepare_process, resolve_device
 from cifar_sweep.training.images import data as images
-from cifar_sweep.work.signals import StopRequest, stop_on_signals
+from cifar_sweep.work.signals import stop_on_signals
 from cifar_sweep.work.submit import submit
 from cifar_sweep.work.worker import Job, run_workers
 
@@ -96,15 +95,13 @@ def run_sweep(
     Args:
         sweep: what `load_sweep` gives or takes.
         study: name of the study; the sweep's if not given.
-        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N; what CIFAR_SWEEP_DATA says, or auto,
-            if not given.
+        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N; CIFAR_SWEEP_DATA if not given.
         workers: processes that train; 0 takes what is measured to be fastest, as for `group`.
         group: trials of one shape that each worker trains at once.
         threads: CPU threads of each worker; 0 shares the cores out.
         device: auto, cpu, cuda or cuda:N.
         max_hours: stop after so long.
-        storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE; what CIFAR_SWEEP_STORAGE says, or studies.db in
-            the current folder, if not given.
+        storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE; CIFAR_SWEEP_STORAGE, or studies.db, if not given.
         artifacts: where checkpoints and weights go; where the study has them if not given, artifacts/ at first.
         progress: whether to show how far it is.
 
@@ -125,23 +122,13 @@ def run_sweep(
         note_costs(made, plan.costs)
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
     job = Job(storage, (made.name,), data=source, device=device, deadline=deadline)
-    with _stop_request() as stop, shown(made, console) if progress else nullcontext():
+    with stop_on_signals() as stop, shown(made, console) if progress else nullcontext():
         run_workers(job, plan, stop=stop)
     return load_study(made.name, storage=storage, artifacts=artifacts)
 
 
 def _storage(address: str | None) -> str:
     return address or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)
-
-
-@contextmanager
-def _stop_request() -> Iterator[StopRequest]:
-    """A request to stop that Ctrl-C sets, where this is the thread that Python hands it to."""
-    if threading.current_thread() is threading.main_thread():
-        with stop_on_signals() as stop:
-            yield stop
-    else:
-        yield StopRequest()
 
 
 def load_study(name: str | None = None, *, storage: str | None = None, artifacts: str | Path | None = None) -> "Study":

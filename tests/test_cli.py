@@ -319,21 +319,9 @@ def test_run_says_where_everything_is(tiny_sweep: Path, cli: Any) -> None:
 
 
 def test_options_reach_the_trials(tiny_sweep: Path, cli: Any) -> None:
-    options = (
-        "--epochs",
-        2,
-        "--train-images",
-        100,
-        "--seed",
-        5,
-        "--trials",
-        1,
-        "--study",
-        "mine",
-        "--set",
-        "pruner=none",
-    )
-    assert cli(*RUN, *options, "--set", "learning_rate=0.002", "--set", "optimizer=sgd").exit_code == 0
+    options = ("--epochs", 2, "--train-images", 100, "--seed", 5, "--trials", 1, "--study", "mine")
+    settings = ("--set", "pruner=none", "--set", "learning_rate=0.002", "--set", "optimizer=sgd")
+    assert cli(*RUN, *options, *settings).exit_code == 0
     connection = sqlite3.connect("studies.db")
     [(text,)] = connection.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'config'").fetchall()
     connection.close()

@@ -16,6 +16,7 @@ from cifar_sweep.cli.options import (
     load_data,
     quiet,
     say,
+    say_of,
     terminal,
 )
 from cifar_sweep.errors import UsageError
@@ -58,21 +59,14 @@ def plan(
     if as_json:
         echo_json(ahead)
     else:
-        say(_plan_text(ahead, made=str(made)))
+        say_of("plan", **ahead, made=str(made), about=_about)
 
 
-def _plan_text(ahead: dict[str, Any], *, made: str) -> str:
-    from jinja2 import Environment, PackageLoader
-
+def _about(seconds: dict[str, float]) -> str:
     from cifar_sweep.words import duration, span
 
-    def about(seconds: dict[str, float]) -> str:
-        likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
-        return likely if likely == around else f"{likely} ({around})"
-
-    loader = PackageLoader("cifar_sweep.cli")
-    plain = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - text for a terminal
-    return plain.get_template("plan.txt").render(ahead, made=made, about=about, duration=duration).rstrip()
+    likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
+    return likely if likely == around else f"{likely} ({around})"
 
 
 def list_sweeps() -> None:
@@ -126,25 +120,18 @@ def bench(
         echo_json({"rows": [asdict(row) for row in rows], "data": images.name, **surroundings})
         return
     terminal().print(_bench_table(rows))
-    say(
-        f"{surroundings['device']}; {images.name}; medians of {turns} turns (lowest to highest); torch "
-        f"{surroundings['versions']['torch']}; validation in none"
-    )
+    where, torch = surroundings["device"], surroundings["versions"]["torch"]
+    say(f"{where}; {images.name}; medians of {turns} turns (lowest to highest); torch {torch}; validation in none")
 
 
 def _surroundings(device: str) -> dict[str, Any]:
-    """Where something is measured: device, versions, commit."""
     from cifar_sweep.study.provenance import commit, versions
     from cifar_sweep.training.device import available_cores, device_name, resolve_device
     from cifar_sweep.training.lanes import kernels_name
 
     where = resolve_device(device)
-    cores = f", {available_cores()} cores" if where.type == "cpu" else ""
-    return {
-        "device": f"{where.type}: {device_name(where)}{cores}",
-        "versions": versions() | {"kernels": kernels_name(where)},
-        "commit": commit(),
-    }
+    shown = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
+    return {"device": shown, "versions": versions() | {"kernels": kernels_name(where)}, "commit": commit()}
 
 
 def _bench_table(rows: "Sequence[Row]") -> "Table":

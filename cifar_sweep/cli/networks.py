@@ -16,6 +16,7 @@ from cifar_sweep.cli.options import (
     data_of_export,
     echo_json,
     say,
+    say_of,
     settings_of,
     terminal,
 )
@@ -140,12 +141,7 @@ def _numbers(trials: str | None) -> list[int]:
     return numbers
 
 
-def evaluate(
-    export: ExportFolder,
-    device: Device = "auto",
-    data: SameData = None,
-    as_json: AsJson = False,
-) -> None:
+def evaluate(export: ExportFolder, device: Device = "auto", data: SameData = None, as_json: AsJson = False) -> None:
     """Measure an export on the test set: accuracy, each class's, and the confusion matrix."""
     from cifar_sweep.exports.exported import evaluate_export, read, table
     from cifar_sweep.training.device import prepare_process, resolve_device
@@ -159,10 +155,8 @@ def evaluate(
         echo_json(evaluation)
         return
     terminal().print(table(evaluation))
-    say(
-        f"\n{export}: test accuracy {evaluation['test_accuracy']:.2%} "
-        f"({evaluation['test_images']:,} images of {images.name})" + _shortened_words(chosen.shortened)
-    )
+    measured = f"{evaluation['test_accuracy']:.2%} ({evaluation['test_images']:,} images of {images.name})"
+    say(f"\n{export}: test accuracy {measured}" + _shortened_words(chosen.shortened))
 
 
 def predict(
@@ -260,23 +254,13 @@ def _stopped(stop: "StopRequest") -> NoReturn:
 def _write(
     folder: Path, trained: "Sequence[Trained]", images: "ImageData", device: "torch.device", *, each: bool = False
 ) -> dict[str, Any]:
-    """Write these networks as one export, and say its accuracies; `each` network's first, if that is asked for."""
     from cifar_sweep.exports.write import write
 
     metrics = write(folder, trained, data=images, device=device)
-    for member in metrics["members"] if each else []:
-        label = f" ({member['label']})" if member["label"] else ""
-        say(f"study {member['study']}, trial {member['trial']}{label}: {_accuracies(member)}")
     cut = {part["shortened"] for part in metrics.get("members", [metrics])} - {""}
-    say(
-        f"{folder}: config.toml, weights.safetensors, metrics.json, MODEL_CARD.md, predict.py\n"
-        f"{_accuracies(metrics)} ({metrics['test_images']:,} images)" + _shortened_words("; ".join(sorted(cut)))
-    )
+    members, shortened = metrics["members"] if each else [], "; ".join(sorted(cut))
+    say_of("export", folder=folder, metrics=metrics, members=members, shortened=shortened)
     return metrics
-
-
-def _accuracies(metrics: dict[str, Any]) -> str:
-    return f"validation accuracy {metrics['validation_accuracy']:.2%}, test accuracy {metrics['test_accuracy']:.2%}"
 
 
 def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
@@ -295,10 +279,8 @@ def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
             raise
         say(str(error))
         return
-    say(
-        f"{folder / onnx.NAME}: the same probabilities on {noted['images']} test images, "
-        f"to {noted['largest_difference']:.1g}"
-    )
+    same = f"the same probabilities on {noted['images']} test images, to {noted['largest_difference']:.1g}"
+    say(f"{folder / onnx.NAME}: {same}")
 
 
 def _shortened_words(shortened: str) -> str:

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -18,6 +18,7 @@ from cifar_sweep.cli.options import (
     deadline_of,
     printer,
     say,
+    say_of,
     terminal,
 )
 from cifar_sweep.cli.queue import Studies
@@ -25,14 +26,11 @@ from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from rich.console import Console
+    from collections.abc import Iterator, Sequence
 
     from cifar_sweep.machine.plan import Plan
     from cifar_sweep.study.study import SweepStudy
     from cifar_sweep.sweep.sweep import Sweep
-    from cifar_sweep.work.worker import Job
 
 
 def run(
@@ -51,6 +49,7 @@ def run(
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
     from cifar_sweep.study.outage import wait_out
     from cifar_sweep.terminal.progress import shown
+    from cifar_sweep.work.ray import run_on_ray
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, run_workers
 
@@ -65,7 +64,9 @@ def run(
         if plan is not None:
             run_workers(job, plan, stop=stop)
         else:
-            _run_on_ray(job, workers, str(cluster), gpus or 0.0, stop, console)
+            many: dict[str, Any] = {"workers": workers.processes, "gpus": gpus or 0.0, "group": workers.at_once}
+            job = replace(job, threads=workers.threads)
+            run_on_ray(job, str(cluster), **many, stop=stop, say=printer(console))
     # The database may have been away in the meantime, or be so now.
     wait_out(lambda: _say_end(study, place), stop=stop, say=say)
     # Another point takes the place of a trial that failed, but never of a given one.
@@ -94,32 +95,31 @@ def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: 
 def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+    from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 
     plan = workers.choose([study.sweep], train_images=study.data.get("train_images", TRAIN_IMAGES), say=say)
     if plan.costs:
         note_costs(study, plan.costs)
-    _say_start(study, workers.device, plan)
+    device = resolve_device(workers.device)
+    precision, ratio = resolve_precision(device)
+    begun = any(trial.is_finished for trial in study.asked())
+    say_of(
+        "start",
+        study=study,
+        plan=plan,
+        device=f"{device.type}: {device_name(device)}",
+        threads=device.type == "cpu",
+        asked=study.sweep.fixed.get("precision", "auto"),
+        measured=f"{precision} (bf16 is {ratio:.1f} times as fast here)",
+        seconds=None if begun else plan.seconds,
+    )
     return plan
-
-
-def _run_on_ray(
-    job: "Job", workers: WorkerOptions, cluster: str, gpus: float, stop: "Callable[[], bool]", console: "Console"
-) -> None:
-    from cifar_sweep.work.ray import run_on_ray
-
-    job, number, group = replace(job, threads=workers.threads), workers.processes, workers.at_once
-    run_on_ray(job, cluster, workers=number, gpus=gpus, group=group, stop=stop, say=printer(console))
 
 
 def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
     """Put a sweep into the database, for `cifar-sweep worker` to train, here or on any machine that reaches it."""
     study, _ = _submit(asked.load(), asked, place)
-    say(
-        f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
-        f"priority {study.priority}, in {study.storage.shown}\n"
-        f"checkpoints and weights go to {place.files_of(study).shown}\n"
-        f"next: cifar-sweep worker{_at(study, place)}   trains it; any number of them, on any machine"
-    )
+    say_of("submitted", study=study, files=place.files_of(study).shown, at=_at(study, place))
 
 
 def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tuple[SweepStudy, str]":
@@ -133,54 +133,21 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
     return study, source
 
 
-def _say_start(study: "SweepStudy", named: str, plan: "Plan") -> None:
-    from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
-
-    device = resolve_device(named)
-    precision, ratio = resolve_precision(device)
-    asked = study.sweep.fixed.get("precision", "auto")
-    chosen = f"auto is {precision} (bf16 is {ratio:.1f} times as fast here)" if asked == "auto" else asked
-    threads = f" ({plan.split.threads} thread(s) each)" if device.type == "cpu" else ""
-    say(
-        f"study {study.name}: {study.budget} trials on {study.data['name']}\n"
-        f"device {device.type}: {device_name(device)}{threads}; precision {chosen}\n"
-        f"plan: {plan}" + _time_text(plan, study)
-    )
-
-
-def _time_text(plan: "Plan", study: "SweepStudy") -> str:
-    """About how long the whole study takes, by steps that were timed on this machine before."""
-    from cifar_sweep.words import duration
-
-    if plan.seconds is None or any(trial.is_finished for trial in study.asked()):
-        return ""
-    pruning = ", less with pruning" if study.sweep.pruner.name != "none" else ""
-    return f"; about {duration(plan.seconds)}{pruning}"
-
-
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
     from cifar_sweep.study.files import study_folder
-    from cifar_sweep.study.record import setting_text
+    from cifar_sweep.study.record import ranked
     from cifar_sweep.study.storage import HALTED
 
-    summary = study.summary(study.asked())
-    counts, best = summary["trials"], summary["best"]
-    finished = counts["complete"] + counts["pruned"]
-    lines = [f"{finished} of {study.budget} trials finished: {counts['complete']} complete, {counts['pruned']} pruned"]
-    if counts["failed"]:
-        lines.append(f"{counts['failed']} failed; `cifar-sweep dashboard` has their reasons")
-    if finished < study.budget:
-        halted = f"{summary['state']} " if summary["state"] in HALTED else "stopped "
-        lines.append(f"{halted}before the end; the same command goes on from each trial's last epoch")
-    if best is not None:
-        lines.append(f"best: trial {best['number']}, validation accuracy {best['value']:.2%}, {setting_text(best)}")
-    at = _at(study, place)
-    lines += [
-        f"study: {study.storage.shown}, weights: {place.files_of(study).shown}/{study_folder(study)}",
-        f"next: cifar-sweep export {study.name}{at}   config, weights and test accuracy",
-        f"      cifar-sweep dashboard{at}   every trial, in a browser",
-    ]
-    say("\n".join(lines))
+    asked = study.asked()
+    say_of(
+        "end",
+        study=study,
+        counts=study.summary(asked)["trials"],
+        best=next(iter(ranked(asked)), None),
+        halted=study.state if study.state in HALTED else "stopped",
+        files=f"{place.files_of(study).shown}/{study_folder(study)}",
+        at=_at(study, place),
+    )
 
 
 def _at(study: "SweepStudy", place: StorageOptions) -> str:

@@ -11,7 +11,7 @@ from typer import Option
 from cifar_sweep.cli.options import ImageOptions, StorageOptions, StudyName, echo_json, say, terminal
 
 if TYPE_CHECKING:
-    from cifar_sweep.report.facts import ImageFindings, Report
+    from cifar_sweep.report.facts import ImageFindings
     from cifar_sweep.study.study import SweepStudy
 
 
@@ -133,6 +133,7 @@ def report(
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
+    from cifar_sweep.report import page, text
     from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
     from cifar_sweep.report.words import write
     from cifar_sweep.study.opening import load, load_all
@@ -142,20 +143,15 @@ def report(
     wanted = form != "csv" and not no_images
     findings = _look(told, options, pictures=form == "html") if wanted else ImageFindings()
     reports = next((each for each in load_all(storage) if each.sweep.given and each.name == REPORTS), None)
-    text = _rendered(collect(told, findings=findings, reports=reports), form)
+    render = {"html": page.render, "md": text.markdown, "csv": text.trials_csv}
+    written = render[form](collect(told, findings=findings, reports=reports))
     if out == "-":
-        sys.stdout.buffer.write(text.encode(errors="replace"))
+        sys.stdout.buffer.write(written.encode(errors="replace"))
         sys.stdout.buffer.flush()
         return
     path = Path(out) if out else Path(f"{told.name}-report.{form}")
-    write(path, text)
+    write(path, written)
     say(f"written: {path}")
-
-
-def _rendered(facts: "Report", form: str) -> str:
-    from cifar_sweep.report import page, text
-
-    return {"html": page.render, "md": text.markdown, "csv": text.trials_csv}[form](facts)
 
 
 def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "ImageFindings":

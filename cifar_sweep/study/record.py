@@ -172,7 +172,9 @@ class TrialRecord:
     @property
     def setting(self) -> str:
         """What it tries, in words: its label where it is a given point, otherwise its parameters."""
-        return setting_text(self.described())
+        if self.given is None or not self.label:
+            return params_text(self.params)
+        return f"{self.label}, shortened: {self.shortened}" if self.shortened else self.label
 
     def described(self) -> dict[str, Any]:
         """Number, value and parameters as plain data; of a given point its label, too, and in what it was shortened."""
@@ -253,11 +255,3 @@ def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
         where = f" on {owner['host']}" if several else ""
         names[trial.number] = f"worker {tokens.index(owner['token']) + 1}{where}"
     return names
-
-
-def setting_text(described: Mapping[str, Any]) -> str:
-    """What a trial tried, from `TrialRecord.described`: its parameters; of a given point its label."""
-    if "label" not in described:
-        return params_text(described["params"])
-    shortened = f", shortened: {described['shortened']}" if "shortened" in described else ""
-    return f"{described['label']}{shortened}"

@@ -25,12 +25,8 @@ Worker = Callable[..., None]
 def run_in_processes(workers: Sequence[Worker], *, stop: Callable[[], bool]) -> None:
     """Call each of `workers` in a process of its own, and wait until all have ended.
 
-    Args:
-        workers: functions that a new process can load; each takes a `stop` of its own.
-        stop: when it says yes, the workers' own `stop` does, too.
-
-    Raises:
-        CifarSweepError: a worker's; the others are asked to stop first.
+    Each takes a `stop` of its own, which says yes when `stop` does. Raises a worker's CifarSweepError; the others are
+    asked to stop first.
     """
     running: dict[BaseProcess, Connection] = {}
     try:

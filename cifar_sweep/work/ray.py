@@ -40,19 +40,12 @@ SHARED_SECONDS = 10.0  # how long another machine may take to see a new file in 
 
 @dataclass(frozen=True)
 class Terms:
-    """What all workers of a run have in common, besides their jobs.
+    """What all workers of a run have in common, besides their jobs."""
 
-    Attributes:
-        gpus: GPUs for each worker, or a fraction of one.
-        group: how many trials to train at once; 0 is chosen on each machine.
-        landmarks: files that lie in the folders of the artifacts for as long as the run lasts.
-        lease: CIFAR_SWEEP_LEASE_SECONDS where the run was started, for it must be the same everywhere; None: not set.
-    """
-
-    gpus: float
-    group: int
-    landmarks: tuple[Path, ...]
-    lease: str | None
+    gpus: float  # of each worker; a fraction is a part of one
+    group: int  # trials at once; 0 is chosen on each machine
+    landmarks: tuple[Path, ...]  # files that lie in the folders of the artifacts for as long as the run lasts
+    lease: str | None  # CIFAR_SWEEP_LEASE_SECONDS of the run, for all workers; None: not set
 
 
 def run_on_ray(
@@ -68,37 +61,36 @@ def run_on_ray(
     """Do a job with workers on a Ray cluster until its studies are finished, time is out, or `stop` says yes.
 
     A worker that waits for room waits until there is some. A worker that is lost, with its process or its node, is
-    started again wherever there is room, as often as it takes; its trial goes on with whoever claims it. With an SQLite
-    database all workers stay on this machine.
+    started again wherever there is room, as often as it takes. With SQLite all workers stay on this machine.
 
     Args:
-        job: for all workers; its threads are each worker's cores, one if it names none. Each machine plans its groups.
+        job: for all workers; its threads are each worker's cores, one if it names none.
         address: as `ray_cluster.check_request` returns it.
         workers: how many.
-        gpus: GPUs of each, or a fraction of one; 0 is on the CPU.
-        group: trials at once in each worker; 0 is chosen on each machine, as `machine.plan.choose` does.
-        stop: asked every half a second; workers then give their trials back, for which they have 30 s.
+        gpus: of each; a fraction is a part of one.
+        group: trials at once in each worker; 0 is chosen on each machine.
+        stop: asked every half a second; workers then have 30 s to give their trials back.
         say: told in a sentence what happens.
 
     Raises:
         ClusterError: the cluster cannot be joined or started, or cannot run workers.
         CifarSweepError: a worker's; the others are asked to stop first.
     """
-    job = _for_any_machine(job, workers=workers, gpus=gpus)
+    # On the nodes: paths that do not depend on the folder that a worker starts in, and the device as Ray shows it.
+    job = replace(
+        job,
+        storage=parse_address(job.storage).render_as_string(hide_password=False),
+        data=str(Path(job.data).absolute()) if job.data and Path(job.data).exists() else job.data,
+        device=("cuda" if gpus else "cpu") if job.device == "auto" else job.device,
+        threads=job.threads or 1,
+        workers=workers,
+    )
     with closing(open_existing(job.storage)) as storage, _landmarks(storage, job) as landmarks:
         terms = Terms(gpus, group, landmarks, os.environ.get("CIFAR_SWEEP_LEASE_SECONDS"))
         with joined(address) as ray:
             say(_greeting(ray, job, gpus))
             crew = _Crew(ray, job, terms, say=say)
             asyncio.run(crew.run(lambda: _is_finished(storage, job), stop=stop))
-
-
-def _for_any_machine(job: Job, *, workers: int, gpus: float) -> Job:
-    """The job with paths that do not depend on the folder that a worker starts in, and the device as Ray shows it."""
-    storage = parse_address(job.storage).render_as_string(hide_password=False)
-    data = str(Path(job.data).absolute()) if job.data and Path(job.data).exists() else job.data
-    device = ("cuda" if gpus else "cpu") if job.device == "auto" else job.device
-    return replace(job, storage=storage, data=data, device=device, threads=job.threads or 1, workers=workers)
 
 
 @contextmanager
@@ -141,6 +133,8 @@ def _greeting(ray: Any, job: Job, gpus: float) -> str:
 class _Crew:
     """The workers of a run, each started anew when it is lost. Nothing waits for a node without end: it may be gone."""
 
+    _closing = False
+
     def __init__(self, ray: Any, job: Job, terms: Terms, *, say: Callable[[str], None]) -> None:
         options: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": terms.gpus, "scheduling_strategy": "SPREAD"}
         if job.storage.startswith("sqlite"):  # every node has 1 of a resource that is named by its address
@@ -152,14 +146,11 @@ class _Crew:
         self._worker = ray.remote(ClusterWorker).options(max_concurrency=2, **options)
         self._actors: dict[int, Any] = {}
         self._hosts: dict[int, str] = {}  # of the workers that have started
-        self._closing = False
 
     async def run(self, finished: Callable[[], bool], *, stop: Callable[[], bool]) -> None:
-        """See `run_on_ray`."""
         jobs = [replace(self._job, worker=worker) for worker in range(self._job.workers)]
         tasks = [asyncio.create_task(self._keep_at_work(job)) for job in jobs]
-        at_work, since = 0, time.monotonic()
-        looked = time.monotonic()
+        at_work, since = 0, (looked := time.monotonic())
         try:
             while not (stop() or self._job.out_of_time()):
                 done, left = await asyncio.wait(tasks, timeout=TICK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
@@ -172,9 +163,8 @@ class _Crew:
                     at_work, since = len(done) + len(self._hosts), now
                 if at_work < len(tasks) and now - since > PATIENCE_SECONDS:
                     since = math.inf
-                    self._say(
-                        f"{at_work} of {len(tasks)} workers are at work; the others wait for room in the cluster."
-                    )
+                    there = f"{at_work} of {len(tasks)} workers are at work"
+                    self._say(f"{there}; the others wait for room in the cluster.")
                 if now - looked > LOOK_SECONDS:
                     if finished():
                         break
@@ -183,7 +173,6 @@ class _Crew:
             await self._close(tasks)
 
     async def _keep_at_work(self, job: Job) -> None:
-        """Have a worker do the job, and another one when it is lost."""
         losses = 0
         while not self._closing:
             actor = self._actors[job.worker] = self._worker.remote()
@@ -221,9 +210,8 @@ class _Crew:
         if isinstance(failure, self._ray.exceptions.RayTaskError):
             raise ClusterError(f"Ray could not run a worker: {last_line}.") from None
         if "creation task" in str(failure):
-            raise ClusterError(
-                f"a node could not load cifar-sweep ({last_line}); it must be installed on each."
-            ) from None
+            where = "a node could not load cifar-sweep"
+            raise ClusterError(f"{where} ({last_line}); it must be installed on each.") from None
 
     async def _answer(self, asked: Any) -> Any:
         while not self._ray.wait([asked], timeout=0)[0]:
@@ -254,11 +242,8 @@ class _Crew:
             self._ray.kill(actor, no_restart=True)
 
 
-# What runs on the nodes
-
-
 class ClusterWorker:
-    """An actor with two threads: one works, the other hears that it is to stop."""
+    """An actor on a node, with two threads: one works, the other hears that it is to stop."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -272,7 +257,7 @@ class ClusterWorker:
         self._asked.set()
 
     def work(self, job: Job, terms: Terms) -> CifarSweepError | None:
-        """Do the job. Returns what ended it, where that is nothing good; Ray would wrap what is raised."""
+        """Do the job. Returns the error that ended it, if one did: Ray would wrap what is raised."""
         if terms.lease is not None:
             os.environ["CIFAR_SWEEP_LEASE_SECONDS"] = terms.lease
         stop = self._asked.is_set

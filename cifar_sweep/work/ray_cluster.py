@@ -61,17 +61,14 @@ class ClusterError(CifarSweepError):
 
 
 def check_request(on: str, *, storage: str, artifacts: str, device: str, gpus: float) -> str:
-    """Refuse what no run on Ray can be made of, before a study is.
+    """The cluster's address, HOST:PORT; empty for a cluster that runs on this machine, or is to be started here.
 
     Args:
         on: ``ray`` or ``ray://HOST:PORT``.
-        storage: the database that the workers are to use.
-        artifacts: where they put their files; empty: where the study says.
+        storage: address of the database.
+        artifacts: where the files go; empty: where the study says.
         device: auto, cpu or cuda.
         gpus: GPUs of each worker, or a fraction of one.
-
-    Returns:
-        The cluster's address, HOST:PORT; empty for a cluster that runs on this machine, or is to be started here.
 
     Raises:
         UsageError: no such address; a database that other machines do not reach; a device or a share of GPUs that no
@@ -106,13 +103,9 @@ def check_request(on: str, *, storage: str, artifacts: str, device: str, gpus: f
 
 @contextmanager
 def joined(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster until the block ends.
+    """Ray, connected until the block ends to the cluster of this address, which `check_request` returned.
 
-    Args:
-        address: as `check_request` returns it.
-
-    Raises:
-        ClusterError: the cluster cannot be joined or started.
+    Raises ClusterError where the cluster cannot be joined or started.
     """
     address = address or _running_here()
     set_environment(os.environ, joining=bool(address))
@@ -147,11 +140,9 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def set_environment(environment: MutableMapping[str, str], *, joining: bool) -> None:
-    """Set what Ray is to be told by the environment, where the user says nothing of it.
+    """Set what Ray reads when it is loaded, where the user says nothing of it.
 
-    Args:
-        environment: of this process; Ray must not be loaded yet.
-        joining: whether a cluster is joined, which has a token already. One that is started here is given a new token.
+    A cluster that is started here gets a new token; one that is joined (`joining`) has its own.
     """
     for name, value in ENVIRONMENT.items():
         environment.setdefault(name, value)
@@ -184,15 +175,13 @@ def _running_here() -> str:
     if os.environ.get("RAY_ADDRESS") == "local":
         return ""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
-    try:
+    with suppress(OSError):
         address = (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
-    except OSError:
-        return ""
-    return address if address and _answers(address) else ""
+        return address if address and _answers(address) else ""
+    return ""
 
 
 def _host_and_port(address: str, *, said: str) -> tuple[str, int]:
-    """Raises UsageError where it is no HOST:PORT."""
     with suppress(ValueError):
         parts = urlsplit(f"//{address}")
         if parts.hostname and parts.port and parts.netloc == address and parts.username is None:

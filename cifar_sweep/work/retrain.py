@@ -22,23 +22,14 @@ from cifar_sweep.work.trial_files import restore
 
 @dataclass(frozen=True)
 class Retraining:
-    """Trains exported configs again.
-
-    Attributes:
-        data: the images.
-        device: as `resolve_device` takes it.
-        threads: CPU threads; 0 takes the number of the export's training.
-        unfinished: a folder for the checkpoint of a training that is stopped.
-        stop: asked before every step.
-        say: takes a line per epoch.
-    """
+    """Trains exported configs again."""
 
     data: ImageData
-    device: str
-    threads: int
-    unfinished: Path
-    stop: Callable[[], bool]
-    say: Callable[[str], None]
+    device: str  # as `resolve_device` takes it
+    threads: int  # of the CPU; 0 takes the number of the export's training
+    unfinished: Path  # a folder for the checkpoint of a training that is stopped
+    stop: Callable[[], bool]  # asked before every step
+    say: Callable[[str], None]  # takes a line per epoch
 
     def train_copies(self, chosen: Sequence[Trained], *, seeds: int) -> list[Trained] | None:
         """Train each of `chosen` again under `seeds` other seeds; None where `stop` said yes. Raises as `train`."""
@@ -47,7 +38,11 @@ class Retraining:
             provenance = original.provenance
             for copy in range(1, seeds + 1):
                 self.say(f"trial {provenance.trial} of study {provenance.study}, seed {copy} of {seeds}")
-                trained = self.train(_other_seed(original.config, copy), provenance)
+                # Initial weights, dropout masks and order of the images are the copy's own.
+                shape, knobs = original.config.shape, original.config.knobs
+                shape = replace(shape, data_seed=derive_seed(shape.data_seed, "copy", copy))
+                knobs = replace(knobs, seed=derive_seed(knobs.seed, "copy", copy))
+                trained = self.train(TrialConfig(shape, knobs), provenance)
                 if trained is None:
                     return None
                 copies.append(trained)
@@ -84,7 +79,6 @@ class Retraining:
         return Trained(config, run.member(place).state_dict(), here, curve)
 
     def _say_of_kernels(self, provenance: Provenance, kernels: str) -> None:
-        """Warn where a group was trained by other kernels than there are here."""
         then = provenance.versions.get("kernels", "torch")
         if then != kernels and max(provenance.group_sizes, default=1) > 1:
             self.say(
@@ -93,7 +87,6 @@ class Retraining:
             )
 
     def _take_up(self, run: Run, saved: Path) -> None:
-        """Go on from this checkpoint, if it is there and sound."""
         try:
             restore(run, 0, saved.read_bytes)
         except checkpoint.StateError as error:
@@ -133,14 +126,6 @@ class Retraining:
         for k in range(size if run.epochs_done else 0):
             together.restore(k, run.state(ours))
         return together
-
-
-def _other_seed(config: TrialConfig, copy: int) -> TrialConfig:
-    """`config` with initial weights, dropout masks and order of the images of its own; copies count from 1."""
-    return TrialConfig(
-        replace(config.shape, data_seed=derive_seed(config.shape.data_seed, "copy", copy)),
-        replace(config.knobs, seed=derive_seed(config.knobs.seed, "copy", copy)),
-    )
 
 
 def discard_unfinished(folder: Path) -> None:

@@ -53,34 +53,19 @@ class HeldTrial:
 
 @dataclass
 class Training:
-    """A group of claimed trials of one shape, to be trained each to its end, or until it is pruned, stopped or lost.
-
-    Attributes:
-        study: whose trials they are.
-        data: the images.
-        device: where to train.
-        artifacts: where their files go.
-        stop: asked before every step of the optimizer.
-        patiently: waits for the database.
-        trials: in the order of the run's members. Those that do not go on are taken out.
-        away: whether the database did not answer when the last epoch was to be reported.
-    """
+    """A group of claimed trials of one shape, to be trained each to its end, or until it is pruned, stopped or lost."""
 
     study: SweepStudy
     data: ImageData
     device: torch.device
     artifacts: Artifacts
-    stop: Callable[[], bool]
+    stop: Callable[[], bool]  # asked before every step of the optimizer
     patiently: Patience
-    trials: list[HeldTrial] = field(default_factory=list)
-    away: bool = False
+    trials: list[HeldTrial] = field(default_factory=list)  # as the run's members; those that do not go on are left out
+    away: bool = False  # whether the database did not answer when the last epoch was to be reported
 
     def train(self, claims: Sequence[Claim]) -> str | None:
-        """Train these trials.
-
-        Returns:
-            Why one failed, if one did. What fails in a group is no single trial's fault: one fails, the others are
-            given back, and are claimed again without it.
+        """Train these trials. Returns why one failed, if one did: in a group, one fails and the others are given back.
 
         Raises:
             GroupTooLargeError: it needs more memory than there is.
@@ -148,7 +133,6 @@ class Training:
         self.trials = [self.trials[k] for k in staying]
 
     def _keep_and_report(self, run: Run, k: int) -> Outcome:
-        """Keep and report what the last epoch came to."""
         trial, result = self.trials[k], run.members[k].history[-1]
         if result.diverged:
             reason = f"diverged in epoch {result.epoch}: the loss is no longer a finite number"
@@ -159,7 +143,6 @@ class Training:
         return self._report(run, k)
 
     def _report(self, run: Run, k: int) -> Outcome:
-        """Report all epochs, now or with the next one."""
         if self.away:
             return Outcome.GOES_ON
         try:
@@ -188,11 +171,9 @@ class Training:
             if not is_outage(error):
                 raise
             return Outcome.GOES_ON
-        return self._end_early(
-            trial,
-            f"{self.study.sweep.pruner.name} pruner: validation accuracy {result.validation_accuracy:.1%} after epoch "
-            f"{result.epoch} is among the weaker ones at this point",
-        )
+        accuracy = f"validation accuracy {result.validation_accuracy:.1%} after epoch {result.epoch}"
+        pruner = self.study.sweep.pruner.name
+        return self._end_early(trial, f"{pruner} pruner: {accuracy} is among the weaker ones at this point")
 
     def _end_early(self, trial: HeldTrial, reason: str) -> Outcome:
         self.patiently(lambda: self.study.prune(trial.claim, reason))
@@ -207,13 +188,10 @@ class Training:
         if self.away:
             self.patiently(lambda: self._report_up_to(run, k, run.epochs_done))
         weights = trial.files.keep_weights(run, k)
-        attributes = {
-            "best_epoch": best.epoch,
-            "seconds": sum(result.seconds for result in curve),
-            "weights": asdict(weights),
-        }
+        seconds = sum(result.seconds for result in curve)
+        facts = {"best_epoch": best.epoch, "seconds": seconds, "weights": asdict(weights)}
         try:
-            self.patiently(lambda: self.study.complete(trial.claim, best.validation_accuracy, **attributes))
+            self.patiently(lambda: self.study.complete(trial.claim, best.validation_accuracy, **facts))
         except TrialLostError:
             self.artifacts.remove(weights.name)
             raise

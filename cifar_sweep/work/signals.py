@@ -1,6 +1,7 @@
 """Stopping on a signal. Apart from what trains: the dashboard stops so, too, and loads no torch."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,8 +23,11 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or hang-up into a request to stop."""
+    """Turn the first Ctrl-C, SIGTERM or hang-up into a request to stop, where this is the main thread."""
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     caught = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         caught.append(signal.SIGHUP)

@@ -26,16 +26,8 @@ def submit(
 ) -> SweepStudy:
     """Put a study into the database, for workers to train: a new one, or one that is there, with the sweep's budget.
 
-    Everything is checked before the database is made.
-
-    Args:
-        storage: address of the database.
-        name: of the study.
-        sweep: what it searches.
-        data: its images.
-        source: where workers find these.
-        artifacts: where checkpoints and weights go; None leaves it as it is (see `open_or_resume`).
-        priority: of studies that are open, workers take the one of the highest; None leaves it as it is.
+    Everything is checked before the database is made. `source` is where workers find the images, `artifacts` where
+    checkpoints and weights go; workers take the open study of the highest `priority`. None leaves these as they are.
 
     Raises:
         UsageError: as `check_submission`, or of `artifacts`.
@@ -56,22 +48,17 @@ def submit(
 
 
 def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
-    """Refuse what no study can be made of.
-
-    Raises:
-        UsageError: the name, the pruner, the numbers of images or a model of the user's own are not accepted.
-    """
+    """Raise UsageError where the name, the pruner, the images or a model of the user's own are not accepted."""
     check_images(sweep, data)
     check_request(name, sweep)
-    _check_networks(sweep, data)
+    for model in filter(is_own, map(str, _values(sweep, "model"))):
+        params: dict[str, Value] = {**sweep.fixed, "model": model}
+        config = TrialConfig.from_params(params, classes=len(data.classes), precision="fp32", data_seed=0, seed=0)
+        check_outputs(config.shape)
 
 
 def check_images(sweep: Sweep, data: ImageData) -> None:
-    """Refuse a sweep that asks for more training or validation images than there are, or for a batch larger than those.
-
-    Raises:
-        UsageError: it does; the message says which.
-    """
+    """Raise UsageError where a sweep asks for more images than there are, or for a larger batch."""
     validation_images = max(int(value) for value in _values(sweep, "validation_images"))
     available = len(split(data.train_labels, validation_images=validation_images)[0])  # says where these are too many
     wanted = [int(value) for value in _values(sweep, "train_images")]
@@ -98,14 +85,6 @@ def _values(sweep: Sweep, name: str) -> list[Value]:
     if domain is None:
         return [sweep.fixed.get(name, default)]
     return [domain.low, domain.high] if isinstance(domain, Range) else domain.choices
-
-
-def _check_networks(sweep: Sweep, data: ImageData) -> None:
-    """Run a pair of images through each network of the user's own that the sweep names."""
-    for model in filter(is_own, map(str, _values(sweep, "model"))):
-        params: dict[str, Value] = {**sweep.fixed, "model": model}
-        config = TrialConfig.from_params(params, classes=len(data.classes), precision="fp32", data_seed=0, seed=0)
-        check_outputs(config.shape)
 
 
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:

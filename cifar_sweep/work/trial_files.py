@@ -23,11 +23,7 @@ KEPT_CHECKPOINTS = 2  # the database names the last one, and the one before it: 
 
 
 class TrialFiles:
-    """The files of one claimed trial.
-
-    Attributes:
-        checkpoints: those that are kept, as `SweepStudy.report` takes them.
-    """
+    """The files of one claimed trial; `checkpoints` are those that are kept, as `SweepStudy.report` takes them."""
 
     def __init__(self, artifacts: Artifacts, study: SweepStudy, claim: Claim) -> None:
         self._artifacts = artifacts
@@ -45,8 +41,9 @@ class TrialFiles:
     def take_up(self, run: Run, k: int) -> None:
         """Continue member `k` from the newest checkpoint that is sound; from its first epoch if none is."""
         for saved in reversed(self.checkpoints):
+            stored = Stored(saved["name"], saved["sha256"], saved["size"])
             try:
-                restore(run, k, partial(self._artifacts.get, _stored(saved)))
+                restore(run, k, partial(self._artifacts.get, stored))
             except checkpoint.StateError as error:
                 epoch = saved["epoch"]
                 log.warning("trial %d: its checkpoint of epoch %d is not usable: %s", self._trial, epoch, error)
@@ -83,10 +80,6 @@ class TrialFiles:
             if saved not in needed:
                 self._artifacts.remove(saved["name"])
         self.checkpoints = [saved for saved in self.checkpoints if saved in needed]
-
-
-def _stored(saved: dict[str, Any]) -> Stored:
-    return Stored(name=saved["name"], sha256=saved["sha256"], size=saved["size"])
 
 
 def restore(run: Run, k: int, read: Callable[[], bytes]) -> None:

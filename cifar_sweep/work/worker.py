@@ -38,34 +38,19 @@ MAX_CONSECUTIVE_FAILURES = 5  # then the study is at fault, or this machine, and
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to know; the rest is in the database.
+    """All that a worker needs to know; the rest is in the database."""
 
-    Attributes:
-        storage: address of the database.
-        studies: the studies to work on; none means every study that is open.
-        known: the open studies that the groups were planned for. The worker ends, for new plans, as soon as another
-            study is to be worked on. None: the worker takes whatever comes.
-        data: where the images are, as `training.images.data.load` takes it; None: where each study says.
-        artifacts: where checkpoints and weights go; None: where each study says.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads to compute on; 0 is one per core.
-        deadline: when to stop, in seconds since the epoch; None is never.
-        worker: the worker's position among those started together.
-        workers: how many were started together.
-        groups: how many trials of a shape to train at once.
-    """
-
-    storage: str
-    studies: tuple[str, ...] = ()
-    known: tuple[str, ...] | None = None
-    data: str | None = None
-    artifacts: str | None = None
-    device: str = "auto"
-    threads: int = 0
-    deadline: float | None = None
-    worker: int = 0
-    workers: int = 1
-    groups: Groups = ONE_AT_A_TIME
+    storage: str  # address of the database
+    studies: tuple[str, ...] = ()  # the studies to work on; none: every study that is open
+    known: tuple[str, ...] | None = None  # those the groups were planned for: another one ends the worker; None: any
+    data: str | None = None  # where the images are, as `images.load` takes it; None: where each study says
+    artifacts: str | None = None  # where checkpoints and weights go; None: where each study says
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    threads: int = 0  # CPU threads to compute on; 0 is one per core
+    deadline: float | None = None  # when to stop, in seconds since the epoch; None is never
+    worker: int = 0  # the worker's position among those started together
+    workers: int = 1  # how many were started together
+    groups: Groups = ONE_AT_A_TIME  # how many trials of a shape to train at once
 
     def out_of_time(self) -> bool:
         """Whether the deadline has passed."""
@@ -95,7 +80,7 @@ def serve(
     shown: Callable[[Sequence[SweepStudy]], AbstractContextManager[None]],
     stop: Callable[[], bool],
 ) -> None:
-    """Work on open studies, the most urgent first, until `stop` says yes, or there is nothing left.
+    """Work on open studies, the most urgent first, until `stop` says yes, or, `until_idle`, no study is open.
 
     Args:
         job: which studies, and all that does not depend on the plan.
@@ -157,16 +142,6 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
 
 
 class _TrialWorker:
-    """A worker at work.
-
-    Attributes:
-        fitting: for shapes whose groups were too large for the memory, how many trials to try next.
-        failures: how many trials in a row have failed, by study.
-        given_up: how many studies in a row were paused because all their trials fail.
-        ready: images and artifacts by the uid of a study that this worker can train.
-        unable: why a study, by its uid, cannot be trained here.
-    """
-
     def __init__(self, job: Job, storage: Storage, *, stop: Callable[[], bool]) -> None:
         self.job = job
         self.storage = storage
@@ -177,11 +152,11 @@ class _TrialWorker:
         shown = f"{self.device.type} ({device_name(self.device)})"
         self.worker = Worker(Owner.current(), shown, threads, precision, kernels_name(self.device))
         self.patiently = Patience(storage, stop)
-        self.fitting: dict[Shape, int] = {}
-        self.failures: Counter[str] = Counter()
-        self.given_up = 0
-        self.ready: dict[str, tuple[ImageData, Artifacts]] = {}
-        self.unable: dict[str, CifarSweepError] = {}
+        self.fitting: dict[Shape, int] = {}  # trials to try next, where a group was too large for the memory
+        self.failures: Counter[str] = Counter()  # trials that failed in a row, by the study's uid, as below
+        self.given_up = 0  # studies in a row that were paused because all their trials fail
+        self.ready: dict[str, tuple[ImageData, Artifacts]] = {}  # of studies that can be trained here
+        self.unable: dict[str, CifarSweepError] = {}  # why the others cannot
 
     def work(self) -> None:
         while not self.stop():
@@ -215,7 +190,6 @@ class _TrialWorker:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
 
     def _is_able(self, study: SweepStudy) -> bool:
-        """Whether the study's images are to be had here, and its files can be kept."""
         if study.uid in self.unable or study.uid in self.ready:
             return study.uid in self.ready
         try:

@@ -658,7 +658,7 @@ def running_curve(minimum: int) -> Callable[[], bool]:
         if not Path("studies.db").exists():
             return False
         try:
-            trials = load(open_existing(URL), "tiny").records()
+            trials = load(open_existing(URL), "tiny").trials()
         except StudyError:
             return False
         return any(trial.state == "running" and len(trial.curve) >= minimum for trial in trials)
@@ -747,7 +747,7 @@ def test_two_runs_at_once_share_the_trials(tiny_sweep: Path, start: Any) -> None
         assert process.returncode == 0, err
         assert "12 of 12 trials finished" in out
         assert err == ""
-    trials = load(open_existing(URL), "tiny").records()
+    trials = load(open_existing(URL), "tiny").trials()
     assert states(trials) == ["complete"] * 12
     assert len({trial.owner.token for trial in trials}) == 2, "both worked"
     assert len({trial.params["learning_rate"] for trial in trials}) == 12

@@ -315,10 +315,10 @@ def test_a_deleted_study_is_no_other_one_of_its_name(submit: Callable[..., Any],
     storage = open_existing(URL) if submit("--trials", 1) else None
     assert storage is not None
     assert cli(*WORKER).exit_code == 0
-    assert len(load(storage, "tiny").records()) == 1
+    assert len(load(storage, "tiny").trials()) == 1
     assert cli("delete", "tiny", "--yes").exit_code == 0
     submit("--trials", 1)
-    assert not load(storage, "tiny").records()
+    assert not load(storage, "tiny").trials()
     assert not load(storage, "tiny").settle()
 
 
