@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cifar_sweep.machine.bench import Row
-    from cifar_sweep.machine.outlook import Outlook
 
 
 def plan(
@@ -37,7 +36,7 @@ def plan(
 ) -> None:
     """Say how long `run` with the same options would take, by trying some steps of it, and what fits into --hours."""
     begun = time.perf_counter()
-    from cifar_sweep.machine.outlook import Outlook, as_plain
+    from cifar_sweep.machine.outlook import look_ahead
     from cifar_sweep.machine.rehearsal import rehearse
     from cifar_sweep.training.device import resolve_device, resolve_precision
     from cifar_sweep.training.images.split import split
@@ -55,52 +54,25 @@ def plan(
     pace = rehearse(
         chosen, made, source=source, device=device, precision=precision, classes=len(images.classes), started=started
     )
-    outlook = Outlook(chosen, made, pace)
+    ahead = look_ahead(chosen, made, pace, hours=hours) | {"data": images.name}
     if as_json:
-        echo_json(as_plain(outlook, hours=hours) | {"data": images.name})
-        return
-    say("\n".join(_lines(outlook, data=images.name, hours=hours)))
+        echo_json(ahead)
+    else:
+        say(_plan_text(ahead, made=str(made)))
 
 
-def _lines(outlook: "Outlook", *, data: str, hours: float | None) -> list[str]:
-    from cifar_sweep.machine.outlook import fitting, seconds_of
+def _plan_text(ahead: dict[str, Any], *, made: str) -> str:
+    from jinja2 import Environment, PackageLoader
 
-    sweep, pruned = outlook.sweep, outlook.pruned
-    lines = [
-        f"sweep {sweep.name}: {sweep.size} trials of at most {outlook.longest_epochs} epochs on {data}",
-        f"plan: {outlook.plan}",
-        f"time: {_about(seconds_of(outlook.unpruned))}" + (" if nothing is pruned" if pruned else ""),
-    ]
-    if pruned:
-        lines.append(f"      {_about(seconds_of(pruned))} with the {sweep.pruner.name} pruner, if it prunes as usual")
-    return lines + (_fitting_lines(outlook, fitting(outlook, hours=hours)) if hours is not None else [])
-
-
-def _about(seconds: dict[str, float]) -> str:
     from cifar_sweep.words import duration, span
 
-    likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
-    return likely if likely == around else f"{likely} ({around})"
+    def about(seconds: dict[str, float]) -> str:
+        likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
+        return likely if likely == around else f"{likely} ({around})"
 
-
-def _fitting_lines(outlook: "Outlook", fits: dict[str, Any]) -> list[str]:
-    """What fits into the hours, and what would have to be cut."""
-    from cifar_sweep.words import duration
-
-    size, whole, pruned = outlook.sweep.size, fits["trials_unpruned"], fits["trials_pruned"]
-    within = f"in {duration(3600 * fits['hours'])}: "
-    if whole >= size:
-        return [f"{within}all {size} trials" + (", even if nothing is pruned" if pruned is not None else "")]
-    lines = [
-        f"{whole} of {size} trials, {size - whole} would be cut" + ("; if nothing is pruned" * (pruned is not None))
-    ]
-    if pruned is not None:
-        cut = "none would be cut" if pruned >= size else f"{size - pruned} would be cut"
-        lines.append(f"{pruned} of {size} trials, {cut}; with the {outlook.sweep.pruner.name} pruner")
-    epochs = fits["epochs_that_fit"]
-    few = f"all {size} trials if each has at most {epochs} of {fits['epochs']} epochs"
-    lines.append(few + " and nothing is pruned" * (pruned is not None) if epochs else "not all, even of one epoch each")
-    return [within + lines[0], *(" " * len(within) + line for line in lines[1:])]
+    loader = PackageLoader("cifar_sweep.cli")
+    plain = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - text for a terminal
+    return plain.get_template("plan.txt").render(ahead, made=made, about=about, duration=duration).rstrip()
 
 
 def list_sweeps() -> None:
