@@ -122,14 +122,10 @@ class Artifacts(ABC):
 
 
 def open_artifacts(address: str) -> Artifacts:
-    """The files at an address. Nothing is written, and nothing asked of S3, before the first file.
+    """The files at an address: a folder, which need not exist, or ``s3://BUCKET/PREFIX``.
 
-    Args:
-        address: a folder, which need not exist, or ``s3://BUCKET/PREFIX``. Credentials come from boto3's own places;
-            ``AWS_ENDPOINT_URL`` names another server that speaks S3.
-
-    Returns:
-        The files; they cannot be sent to another process, but their `address` can.
+    Nothing is written, and nothing asked of S3, before the first file. Credentials come from boto3's own places;
+    ``AWS_ENDPOINT_URL`` names another server that speaks S3. To another process the files' `address` can be sent.
 
     Raises:
         UsageError: the address is neither, or holds credentials; boto3 is missing or set up wrongly.
@@ -138,9 +134,9 @@ def open_artifacts(address: str) -> Artifacts:
         raise UsageError(f"artifacts: an address holds no credentials ({OWN_WAYS}); accepted: {ACCEPTED}.")
     scheme = re.match(r"[a-z][a-z0-9+.-]*://|s3:", address, re.IGNORECASE)
     if scheme is None:
-        return _open_folder(address)
+        return _Folder(address)
     if address.startswith("s3://"):
-        return _open_bucket(address.removeprefix("s3://"))
+        return _Bucket(address)
     raise UsageError(f"artifacts: not an address of a known kind ({scheme[0]}); accepted: {ACCEPTED}.")
 
 
@@ -157,21 +153,16 @@ def _checked(name: str) -> str:
 # A folder
 
 
-def _open_folder(address: str) -> Artifacts:
-    root = Path(address).absolute()
-    if not address or (os.path.exists(root) and not os.path.isdir(root)):
-        raise UsageError(f"artifacts: {address!r} is no folder; accepted: {ACCEPTED}.")
-    return _Folder(address, root)
-
-
 class _Folder(Artifacts):
     """A folder, made with its first file. Folders inside go with their last file."""
 
     root: Path
 
-    def __init__(self, shown: str, root: Path) -> None:
-        self.shown, self.address = shown, str(root)
-        self.root = root
+    def __init__(self, address: str) -> None:
+        self.root = Path(address).absolute()
+        self.shown, self.address = address, str(self.root)
+        if not address or (os.path.exists(self.root) and not os.path.isdir(self.root)):
+            raise UsageError(f"artifacts: {address!r} is no folder; accepted: {ACCEPTED}.")
 
     def _read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -211,17 +202,6 @@ def _raise_unless_gone(error: OSError) -> None:
 # S3
 
 
-def _open_bucket(rest: str) -> Artifacts:
-    bucket, _, prefix = rest.partition("/")
-    prefix = prefix.rstrip("/")
-    # An address that is refused is not shown: what is wrong with it may be a secret.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", bucket):
-        raise UsageError(f"artifacts: the S3 address names no bucket; accepted: {ACCEPTED}.")
-    if prefix and ({"", ".", ".."} & set(prefix.split("/")) or re.search(r"[?#\\\x00-\x1f\x7f]", prefix)):
-        raise UsageError(f"artifacts: the S3 address has a malformed prefix; accepted: {ACCEPTED}.")
-    return _Bucket(bucket, f"{prefix}/" if prefix else "", _s3_client())
-
-
 def _s3_client() -> Any:
     """A client with boto3's own credentials and endpoint, with patience for a slow network."""
     try:
@@ -253,12 +233,19 @@ def _s3_client() -> Any:
 
 
 class _Bucket(Artifacts):
-    """A part of an S3 bucket: the keys that begin with `prefix`, which is empty or ends in a slash."""
+    """A part of an S3 bucket: the keys that begin with a prefix, which is empty or ends in a slash."""
 
-    def __init__(self, bucket: str, prefix: str, client: Any) -> None:
+    def __init__(self, address: str) -> None:
+        bucket, _, prefix = address.removeprefix("s3://").partition("/")
+        prefix = prefix.rstrip("/")
+        # An address that is refused is not shown: what is wrong with it may be a secret.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", bucket):
+            raise UsageError(f"artifacts: the S3 address names no bucket; accepted: {ACCEPTED}.")
+        if prefix and ({"", ".", ".."} & set(prefix.split("/")) or re.search(r"[?#\\\x00-\x1f\x7f]", prefix)):
+            raise UsageError(f"artifacts: the S3 address has a malformed prefix; accepted: {ACCEPTED}.")
+        self.client = _s3_client()
+        self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self.shown = self.address = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.client = client
-        self._bucket, self._prefix = bucket, prefix
 
     def _read(self, name: str) -> bytes:
         with self._explained(name, "the file could not be read"):

@@ -27,7 +27,7 @@ class Parameter:
 
     kind: type
     default: Value
-    low: float | None = None
+    low: float = 0
     high: float | None = None
     choices: tuple[Value, ...] = ()
     high_is_open: bool = False
@@ -43,33 +43,29 @@ class Parameter:
         if self.kind is bool:
             return "true or false"
         noun = "a whole number" if self.kind is int else "a number"
-        if self.low is None:
-            return noun
         if self.high is None:
             return f"{noun} of at least {self.low:g}"
         return f"{noun} from {self.low:g} to {'below ' if self.high_is_open else ''}{self.high:g}"
 
     def check(self, value: Any) -> Value:
         """Return `value` in the parameter's own type, or raise ValueError with what would be accepted."""
-        refusal = ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
-        if self.kind is bool or isinstance(value, bool):
-            if not (self.kind is bool and isinstance(value, bool)):
-                raise refusal
-            return value
-        if self.kind is str:
-            if value not in self.choices and not (isinstance(value, str) and self._matches(value)):
-                raise refusal
-            return str(value)
-        if not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
-            raise refusal
-        # The range first: an integer beyond the largest float has no float to convert to.
-        too_high = self.high is not None and (value >= self.high if self.high_is_open else value > self.high)
-        if too_high or (self.low is not None and value < self.low) or (self.kind is int and value != int(value)):
-            raise refusal
+        if not (self._takes_text(value) if self.kind is str else self._takes_number(value)):
+            raise ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
         return self.kind(value)  # type: ignore[no-any-return]
 
-    def _matches(self, text: str) -> bool:
-        return bool(self.pattern) and re.fullmatch(self.pattern, text) is not None
+    def _takes_text(self, value: Any) -> bool:
+        matches = self.pattern and isinstance(value, str) and re.fullmatch(self.pattern, value)
+        return value in self.choices or bool(matches)
+
+    def _takes_number(self, value: Any) -> bool:
+        """Whether a number or a truth value fits: of the right kind, finite, and in the range."""
+        if self.kind is bool or isinstance(value, bool):
+            return self.kind is bool and isinstance(value, bool)
+        if not isinstance(value, (int, float)) or not self.low <= value < math.inf:
+            return False
+        # The range first: an integer beyond the largest float has no float to convert to.
+        too_high = self.high is not None and (value >= self.high if self.high_is_open else value > self.high)
+        return not too_high and (self.kind is float or value == int(value))
 
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
@@ -114,23 +110,16 @@ PARAMETERS: dict[str, Parameter] = {
     "gamma": Parameter(float, 1.0, low=1e-6, high=1, help="StepLR: factor of each decay; 1 is none"),
 }
 
-_COMMON = frozenset(PARAMETERS) - {"hidden_units", "padding_mode", "norm_position", "dropout"}
-_VGG: tuple[frozenset[str], dict[str, Value]] = (
-    _COMMON | {"hidden_units", "dropout", "norm_position"},
-    {"batch_norm": True, "hidden_units": 500},
-)
-
+_ALL = frozenset(PARAMETERS)
+_PADDED_WITH_ZEROS = _ALL - {"padding_mode"}
 # For each model here: the parameters it has, and its report's own settings where they differ from the defaults above.
 MODEL_TRAITS: dict[str, tuple[frozenset[str], dict[str, Value]]] = {
-    "lenet": (_COMMON | {"hidden_units", "dropout", "norm_position"}, {"hidden_units": 84}),
-    "convnet": (frozenset(PARAMETERS), {"batch_norm": True, "hidden_units": 84}),
-    "cnn3": (_COMMON | {"hidden_units", "dropout", "norm_position"}, {"norm_position": "after_activation"}),
-    "cnn1": (_COMMON | {"dropout", "norm_position"}, {}),
-    **dict.fromkeys(VGG_MODELS, _VGG),
+    "lenet": (_PADDED_WITH_ZEROS, {"hidden_units": 84}),
+    "convnet": (_ALL, {"batch_norm": True, "hidden_units": 84}),
+    "cnn3": (_PADDED_WITH_ZEROS, {"norm_position": "after_activation"}),
+    "cnn1": (_PADDED_WITH_ZEROS - {"hidden_units"}, {}),
+    **dict.fromkeys(VGG_MODELS, (_PADDED_WITH_ZEROS, {"batch_norm": True, "hidden_units": 500})),
 }
-
-# What a network of a user's own makes of its shape is its own affair.
-_OWN_TRAITS: tuple[frozenset[str], dict[str, Value]] = (frozenset(PARAMETERS), {})
 
 
 def is_own(model: str) -> bool:
@@ -139,16 +128,15 @@ def is_own(model: str) -> bool:
 
 
 def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
-    """The parameters that a model has, and its own defaults where they differ from those of `PARAMETERS`."""
-    return _OWN_TRAITS if is_own(model) else MODEL_TRAITS[model]
+    """The parameters that a model has, and its own defaults where they differ from those of `PARAMETERS`.
+
+    What a network of a user's own makes of its shape is its own affair: it has all parameters.
+    """
+    return (_ALL, {}) if is_own(model) else MODEL_TRAITS[model]
 
 
 def check_parameter(name: str, value: Any, *, where: str) -> Value:
-    """Return `value` as parameter `name` takes it.
-
-    Raises:
-        UsageError: the parameter is unknown or the value is out of its range; `where` says where it stood.
-    """
+    """`value` as parameter `name` takes it; UsageError, which names `where`, if it is unknown or out of range."""
     if name not in PARAMETERS:
         raise UsageError(f"{where}: there is no parameter {name!r}; {nearest(name, PARAMETERS)}.")
     try:
@@ -228,12 +216,7 @@ class TrialConfig:
         A parameter that the model or the optimizer does not have (dropout's place in the space of a sweep over
         several models, say) falls back to its default, so that equal networks get equal configs.
 
-        Args:
-            params: parameter names of `PARAMETERS` to values.
-            classes: number of classes of the data.
-            precision: the arithmetic to use where `params` says ``auto`` or nothing: fp32 or bf16.
-            data_seed: orders the batches; shared by all trials of a sweep.
-            seed: the trial's own, for initial weights and dropout masks.
+        `precision`, fp32 or bf16, stands where `params` says ``auto`` or nothing. For the rest see `Shape` and `Knobs`.
 
         Raises:
             UsageError: a parameter is unknown or out of range.
@@ -253,11 +236,7 @@ class TrialConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
-        """Rebuild a config from `to_dict`'s result.
-
-        Raises:
-            UsageError: a value is missing, unknown, or out of range.
-        """
+        """Rebuild a config from `to_dict`'s result; UsageError if a value is missing, unknown, or out of range."""
         known = [field.name for part in (Shape, Knobs) for field in fields(part)]
         values = {"validation_images": 0} | dict(values)  # what was stored before there was a choice
         for name in values:

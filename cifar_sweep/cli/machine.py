@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from cifar_sweep.forecast.schedule import Forecast
     from cifar_sweep.machine.bench import Row
 
 
@@ -38,7 +37,7 @@ def plan(
 ) -> None:
     """Say how long `run` with the same options would take, by trying some steps of it, and what fits into --hours."""
     begun = time.perf_counter()
-    from cifar_sweep.machine.outlook import Outlook, as_plain, fitting
+    from cifar_sweep.machine.outlook import look_ahead
     from cifar_sweep.machine.rehearsal import rehearse
     from cifar_sweep.training.device import resolve_device, resolve_precision
     from cifar_sweep.training.images.split import split
@@ -56,25 +55,16 @@ def plan(
     pace = rehearse(
         chosen, made, source=source, device=device, precision=precision, classes=len(images.classes), started=started
     )
-    outlook = Outlook(chosen, made, pace)
+    ahead = look_ahead(chosen, made, pace, hours=hours) | {"data": images.name}
     if as_json:
-        echo_json(as_plain(outlook, hours=hours) | {"data": images.name})
-        return
-    say_of(
-        "plan",
-        outlook=outlook,
-        unpruned=_about(outlook.unpruned),
-        pruned=_about(outlook.pruned) if outlook.pruned else None,
-        data=images.name,
-        fits=fitting(outlook, hours=hours) if hours is not None else None,
-    )
+        echo_json(ahead)
+    else:
+        say_of("plan", **{"hours": None} | ahead, made=str(made), about=_about)
 
 
-def _about(forecast: "Forecast") -> str:
-    from cifar_sweep.machine.outlook import seconds_of
+def _about(seconds: dict[str, float]) -> str:
     from cifar_sweep.words import duration, span
 
-    seconds = seconds_of(forecast)
     likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
     return likely if likely == around else f"{likely} ({around})"
 

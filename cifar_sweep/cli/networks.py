@@ -87,7 +87,7 @@ def ensemble(
     options: ImageOptions,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.exports.ensemble import check_size
+    from cifar_sweep.exports.trained import check_size
     from cifar_sweep.training.device import prepare_process, resolve_device
     from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
@@ -111,9 +111,8 @@ def _members(
     sources: list[str], top: int | None, trials: str | None, options: ImageOptions
 ) -> "tuple[list[Trained], str, ImageData]":
     """The networks of an ensemble, the name of what they are from, and their images."""
-    from cifar_sweep.exports.ensemble import choose, joined
-    from cifar_sweep.exports.exported import is_export, read
-    from cifar_sweep.exports.trained import trained_trial
+    from cifar_sweep.exports.exported import is_export, joined, read
+    from cifar_sweep.exports.trained import choose, trained_trial
 
     numbers = _numbers(trials)
     if any(is_export(Path(source)) for source in sources):

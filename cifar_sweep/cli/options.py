@@ -306,9 +306,9 @@ def data_of_export(
     images = load_data(source or origin.data_source, quiet=quiet)
     if images.fingerprint == origin.data_fingerprint:
         return images
-    if must_match or len(images.classes) != len(export.classes):
+    if must_match or len(images.classes) != len(origin.classes):
         raise UsageError(
-            f"{export.folder}: trained on {origin.data} ({len(export.classes)} classes), not on {images.name} "
+            f"{export.folder}: trained on {origin.data} ({len(origin.classes)} classes), not on {images.name} "
             f"({len(images.classes)} classes); name its data with --data."
         )
     if not quiet:

@@ -99,7 +99,7 @@ def _refusal(environ: dict[str, Any], *, token: str, allow_write: bool) -> str:
         bearer = environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer ")
         if not (_equal(token, bearer) or (cookie is not None and _equal(token, cookie.value))):
             return "this dashboard needs its token, as in ?token=..."
-    elif _host(environ) not in LOCAL_NAMES:
+    elif re.sub(r":\d+$", "", environ.get("HTTP_HOST", "")) not in LOCAL_NAMES:
         return "this dashboard answers to 127.0.0.1 and localhost only"
     method = environ["REQUEST_METHOD"]
     if method in READS:
@@ -114,10 +114,6 @@ def _refusal(environ: dict[str, Any], *, token: str, allow_write: bool) -> str:
 def _path(environ: dict[str, Any]) -> str:
     """The path as optuna-dashboard takes it."""
     return str(environ.get("PATH_INFO", "")).rstrip("/")
-
-
-def _host(environ: dict[str, Any]) -> str:
-    return re.sub(r":\d+$", "", environ.get("HTTP_HOST", ""))
 
 
 def _is_own_page(environ: dict[str, Any]) -> bool:

@@ -42,13 +42,9 @@ def own_part(text: str) -> str:
 def study_note(
     study: SweepStudy, trials: Sequence[TrialRecord], claims: Sequence[HandRow], *, with_curves: bool = True
 ) -> str:
-    """The plan of a study, how far it is, and what the reports claim of hand runs.
+    """The plan of a study, how far it is with all its trials, and what the reports claim of hand runs.
 
-    Args:
-        study: the study.
-        trials: all its trials.
-        claims: the hand runs of the reports; only what they claim is shown.
-        with_curves: whether the trials' intermediate values are shown beside the note.
+    `with_curves` says whether the trials' intermediate values are shown beside the note.
     """
     states = [trial.state for trial in trials]
     claimed = sorted((row for row in claims if row.claimed is not None), key=lambda row: -(row.claimed or 0))

@@ -72,10 +72,7 @@ def token_for(host: str) -> str:
 def application(storage: Storage, *, token: str = "", allow_write: bool = False) -> WsgiApp:
     """The whole dashboard as a WSGI application. It begins to read the studies at once, in the background.
 
-    Args:
-        storage: the studies.
-        token: what it asks for; empty where it answers to this machine's own names alone.
-        allow_write: whether it lets through what changes studies; else it is for reading only.
+    Without a token it answers to this machine's own names alone. It is for reading only unless `allow_write`.
     """
     overlay = Overlay(storage, writable=allow_write)  # type: ignore[abstract]
     theirs = logging.getLogger("optuna_dashboard")

@@ -70,9 +70,7 @@ class TrialView:
 class StudyView:
     """A study of ours. What is shown is as the database has it; note and figures may be some seconds old.
 
-    Attributes:
-        study: the study.
-        attributes: its user attributes, as it was loaded from them.
+    `attributes` are the user attributes that the study was loaded from.
     """
 
     def __init__(

@@ -27,13 +27,7 @@ class Classifier(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        """Build the networks and load their weights.
-
-        Args:
-            configs: one for each member.
-            weights: the members' state dicts, in the same order.
-            mean: the data's channel mean, of pixels in [0, 1].
-            std: the data's channel deviation.
+        """Build the networks and load the state dicts `weights`. `mean` and `std` are the channels', of [0, 1].
 
         Raises:
             RuntimeError: a member's weights do not fit its config.

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,7 @@ class Origin(Provenance):
 
 @dataclass(frozen=True)
 class Member:
-    """A network of an export: what was trained, and where the network comes from."""
+    """A network of an export."""
 
     config: TrialConfig
     origin: Origin
@@ -57,10 +57,7 @@ class Member:
 class Exported:
     """An export folder that was read. An ensemble has several members, trained on the same data; others have one.
 
-    Attributes:
-        folder: the folder.
-        members: its networks.
-        sha256: of its weights' file, in hex; None where config.toml does not say.
+    `sha256` is the weights' file's, in hex; None where config.toml does not say.
     """
 
     folder: Path
@@ -71,11 +68,6 @@ class Exported:
     def origin(self) -> Origin:
         """The first member's origin; the data that it names is every member's."""
         return self.members[0].origin
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names, by label."""
-        return self.origin.classes
 
     @property
     def shortened(self) -> str:
@@ -124,6 +116,22 @@ class Exported:
             Trained(member.config, weights, member.origin)
             for member, weights in zip(self.members, self.weights(), strict=True)
         ]
+
+
+def joined(exports: Sequence[Exported]) -> list[Trained]:
+    """The members of several exports, in order.
+
+    Raises:
+        UsageError: they were trained on different data.
+    """
+    for other in exports[1:]:
+        second, first = other.origin, exports[0].origin
+        if second.data_fingerprint != first.data_fingerprint:
+            raise UsageError(
+                f"{other.folder}: trained on {second.data} ({second.data_fingerprint}), not as {exports[0].folder} on "
+                f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
+            )
+    return [member for export in exports for member in export.trained()]
 
 
 def is_export(path: Path) -> bool:

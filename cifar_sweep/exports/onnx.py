@@ -142,7 +142,7 @@ def _metadata(export: Exported, metrics: Mapping[str, Any]) -> dict[str, str]:
     The time of the export is left out, too: the same export gives the same file.
     """
     left_out = ("curve", "exported", "onnx")
-    kept = {"classes": export.classes} | {key: value for key, value in metrics.items() if key not in left_out}
+    kept = {"classes": export.origin.classes} | {key: value for key, value in metrics.items() if key not in left_out}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
     return {key: text.encode(errors="backslashreplace").decode() for key, text in texts.items()}
 

@@ -26,10 +26,9 @@ SHOWN = 3  # classes named per picture
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as the networks see it.
+    """A picture, a file or one of the test set, as the networks see it.
 
     Attributes:
-        name: the file, or the place in the test set.
         pixels: uint8 [32, 32, 3].
         size: width and height before the picture was resized.
         right: the class that it shows; None where that is not known.
@@ -45,11 +44,12 @@ class Picture:
         """Whether the picture had another size."""
         return self.size != (SIDE, SIDE)
 
-    def data_uri(self) -> str:
-        """The pixels as a PNG in a ``data:`` address."""
-        file = io.BytesIO()
-        Image.fromarray(self.pixels.numpy()).save(file, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+def data_uri(pixels: Tensor) -> str:
+    """Pixels, uint8 [height, width, 3], as a PNG in a ``data:`` address."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def read_picture(path: Path) -> Picture:
@@ -90,12 +90,9 @@ def some_of_test(data: ImageData, count: int) -> list[Picture]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one export says of one picture.
+    """What one export says of one picture: fractions by class, the most probable class first.
 
-    Attributes:
-        export: its name for people.
-        probabilities: fractions by class, the most probable class first.
-        wrong: whether the picture is known to show another class than the most probable one.
+    `wrong` says whether the picture is known to show another class than that.
     """
 
     export: str
@@ -125,7 +122,7 @@ def _of_export(name: str, export: Exported, pictures: Sequence[Picture], images:
         probabilities: list[list[float]] = export.classifier()(images).tolist()
     found = []
     for picture, row in zip(pictures, probabilities, strict=True):
-        ranked = sorted(zip(export.classes, row, strict=True), key=lambda entry: -entry[1])
+        ranked = sorted(zip(export.origin.classes, row, strict=True), key=lambda entry: -entry[1])
         found.append(Prediction(name, dict(ranked), picture.right not in (None, ranked[0][0])))
     return found
 
@@ -164,5 +161,5 @@ def write_page(path: Path, pictures: Sequence[Picture], said: Sequence[Sequence[
     Raises:
         DiskError: the file could not be written.
     """
-    page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)))
+    page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)), data_uri=data_uri)
     replace_file(path, page.encode(errors="replace"))

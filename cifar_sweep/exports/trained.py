@@ -9,12 +9,14 @@ import torch
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError
 from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.curve import EpochResult, best_epoch
-from cifar_sweep.errors import StudyError
+from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
+
+FEWEST_MEMBERS = 2  # of an ensemble
 
 
 class WeightsNotKeptError(StudyError):
@@ -26,21 +28,16 @@ class Provenance:
     """Where a network comes from, and on what it was trained. An export keeps all of it, under these names.
 
     Attributes:
-        study: the study's name.
-        trial: the trial's number.
         label: of a given point its label; else empty.
         shortened: in what a given point was shortened, in words; else empty.
         best_epoch: the epoch that the weights are of, from 1.
         validation_accuracy: of that epoch, as a fraction.
         data_source: where the images are found: synthetic ones by their name, any others by ``auto``.
-        device: what trained it.
-        threads: CPU threads of its training.
         group_sizes: how many trials were trained together, epoch by epoch.
         group_places: this one's place among them, from 0. With sizes, places and threads the same machine gives the
             same numbers again.
         commit: of the source; empty where a package was installed.
         versions: of the packages and kernels that decide a number.
-        params: the searched parameters.
     """
 
     study: str
@@ -107,6 +104,28 @@ def pick(study: SweepStudy, number: int | None) -> TrialRecord:
         there = ", ".join(str(trial.number) for trial in ranked) or "none"
         raise StudyError(f"study {study.name!r} has no complete trial {number}; complete are: {there}.")
     return chosen
+
+
+def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[TrialRecord]:
+    """The complete trials with these numbers; with none, the `top` best by validation accuracy.
+
+    Raises:
+        StudyError: a number is no complete trial, or there are fewer than `top`.
+    """
+    if numbers:
+        return [pick(study, number) for number in numbers]
+    ranked = study.ranked()
+    if len(ranked) < top:
+        raise StudyError(f"study {study.name!r} has {len(ranked)} complete trials, fewer than the {top} asked for.")
+    return ranked[:top]
+
+
+def check_size(members: int) -> None:
+    """Raise UsageError for an ensemble of fewer than two members."""
+    if members < FEWEST_MEMBERS:
+        raise UsageError(
+            f"an ensemble of {members}: accepted: from {FEWEST_MEMBERS} members, by --top, --trials or --seeds."
+        )
 
 
 def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> dict[str, torch.Tensor]:

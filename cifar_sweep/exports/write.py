@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict, resident
 from cifar_sweep.exports.rendering import render
-from cifar_sweep.exports.source import SCRIPT, script
+from cifar_sweep.exports.source import SCRIPT, own_module, script
 from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
 from cifar_sweep.files import replace_file
 from cifar_sweep.training import checkpoint
@@ -115,7 +115,7 @@ def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
                 raise StudyError(
                     f"model {model!r}: {path} is not what trial {provenance.trial} was trained with; restore the file."
                 )
-            name = f"{model.partition(':')[0].rpartition('.')[2]}.py"
+            name = f"{own_module(member.config)}.py"
             if name == SCRIPT:
                 raise StudyError(f"model {model!r}: an export has a {SCRIPT} of its own; name the module otherwise.")
             found[name] = path.read_bytes()
@@ -127,13 +127,6 @@ def config_toml(members: Sequence[Trained], *, data: ImageData, sha256: str) -> 
 
     `sha256` is the weights'. Half a surrogate pair, which no TOML file can hold, is written as in ``\\udcff``.
     """
-    tables = [_tables(member, data) for member in members]
-    content = {**(tables[0] if len(tables) == 1 else {"member": tables}), "weights": {"sha256": sha256}}
-    text = f"# Train it again: cifar-sweep train config.toml\n\n{tomli_w.dumps(content)}"
-    return re.sub("[\ud800-\udfff]", lambda half: rf"\\u{ord(half[0]):x}", text)
-
-
-def _tables(trained: Trained, data: ImageData) -> dict[str, Mapping[str, Any]]:
     images = {
         "data": data.name,
         "data_fingerprint": data.fingerprint,
@@ -141,4 +134,7 @@ def _tables(trained: Trained, data: ImageData) -> dict[str, Mapping[str, Any]]:
         "channel_mean": data.channel_mean,
         "channel_std": data.channel_std,
     }
-    return {"config": trained.config.to_dict(), "origin": asdict(trained.provenance) | images}
+    tables = [{"config": each.config.to_dict(), "origin": asdict(each.provenance) | images} for each in members]
+    content = {**(tables[0] if len(tables) == 1 else {"member": tables}), "weights": {"sha256": sha256}}
+    text = f"# Train it again: cifar-sweep train config.toml\n\n{tomli_w.dumps(content)}"
+    return re.sub("[\ud800-\udfff]", lambda half: rf"\\u{ord(half[0]):x}", text)

@@ -11,13 +11,7 @@ from cifar_sweep.figures import style
 from cifar_sweep.study.record import TrialRecord
 
 MOST_CURVES = 50  # more lines hide each other, and make the page slow
-HIGHLIGHTED = (
-    style.BEST,
-    style.PALETTE[0],
-    style.PALETTE[2],
-    style.PALETTE[3],
-    style.PALETTE[7],
-)  # the colours of the best trials, in their order
+HIGHLIGHTED = (style.BEST, *(style.PALETTE[k] for k in (0, 2, 3, 7)))  # the colours of the best trials, in their order
 SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up")
 
 
@@ -38,7 +32,6 @@ def learning_curves(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
 
 
 def _line(trial: TrialRecord, part: str, quantity: str, *, place: int) -> go.Scatter:
-    """One line of `learning_curves`; `place` gives the trial its colour and, when those are used up, its marker."""
     factor, unit = (100, "%") if quantity == "accuracy" else (1, "nats")
     values = [factor * getattr(result, f"{part}_{quantity}") for result in trial.curve]
     return go.Scatter(

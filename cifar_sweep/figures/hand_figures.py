@@ -59,7 +59,6 @@ def _place(row: HandRow) -> str:
 
 
 def _row_words(row: HandRow) -> str:
-    """What a box beside the pointer says of a hand run."""
     return style.hover_text([
         f"{row.label}: {row.model}, {row.state}",
         "" if row.claimed is None else f"claimed by the report: {row.claimed:.2f} % on CIFAR-10's test images",
@@ -136,7 +135,6 @@ def _add_spread(figure: go.Figure, name: str, trials: Sequence[TrialRecord], *, 
 
 
 def _add_claims(figure: go.Figure, name: str, claims: Sequence[HandRow], symbol: str) -> None:
-    """A marker for each claim; the best one is named."""
     accuracies = [claim.claimed or 0 for claim in claims]
     best = accuracies.index(max(accuracies)) if claims else -1
     text = [f"{claim.claimed:.2f} %, {escape(claim.label)}" if k == best else "" for k, claim in enumerate(claims)]

@@ -117,7 +117,6 @@ def _best_percent(trials: Sequence[TrialRecord]) -> float | None:
 
 
 def _cell_words(trials: Sequence[TrialRecord], row: str, place: int) -> str:
-    """What a cell says: where it is, its best trial, and how its trials ended; empty where it has none."""
     best = style.best_of(trials)
     if best is None:
         return ""

@@ -75,13 +75,6 @@ class NetworkCosts(BaseModel):
         """Seconds per image of a member of a group of this size."""
         return per_image({timed: Speed(self.image[timed], self.step[timed]) for timed in self.image}, batch, size)
 
-    def times(self, factor: float) -> "NetworkCosts":
-        """The same network where each image takes `factor` times as long."""
-        slower = {
-            name: {size: factor * part for size, part in getattr(self, name).items()} for name in ("image", "step")
-        }
-        return self.model_copy(update=slower)
-
 
 class Costs(BaseModel):
     """Wall seconds of a worker while all workers are at work.

@@ -27,11 +27,10 @@ def queued_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     if sweep.given:
         return [shape_of(sweep.fixed | point.params(), precision) for point in sweep.enqueue]
     generator = random.Random(0)  # noqa: S311 - no secret
-    draws = (sweep.fixed | draw(sweep.space, generator) for _ in first_points(sweep))
-    return [shape_of({**drawn, **point}, precision) for point, drawn in zip(first_points(sweep), draws, strict=True)]
+    return [shape_of(sweep.fixed | draw(sweep.space, generator) | point, precision) for point in _first_points(sweep)]
 
 
-def first_points(sweep: Sweep) -> list[dict[str, Value]]:
+def _first_points(sweep: Sweep) -> list[dict[str, Value]]:
     """The points that are tried first, as far as they are in the space; the study queues none twice."""
     firsts: list[dict[str, Value]] = []
     for point in sweep.enqueue:
@@ -73,13 +72,12 @@ def _draw(domain: Range | Choices, kind: type, generator: random.Random) -> Valu
     low, high = domain.low, domain.high
     if domain.base2:
         return int(2 ** generator.randint(int(math.log2(low)), int(math.log2(high))))
-    if kind is int and not domain.log:
-        step = domain.step or 1
-        return int(low) + step * generator.randint(0, int(high - low) // step)
-    if not domain.log:
-        return generator.uniform(low, high)
-    # As Optuna does it: a whole number is drawn by the logarithmic width of its surroundings.
-    margin = 0.5 if kind is int else 0.0
-    value = math.exp(generator.uniform(math.log(low - margin), math.log(high + margin)))
-    value = min(max(value, low), high)
-    return round(value) if kind is int else value
+    if domain.log:  # as Optuna does it: a whole number is drawn by the logarithmic width of its surroundings
+        margin = 0.5 if kind is int else 0.0
+        value = math.exp(generator.uniform(math.log(low - margin), math.log(high + margin)))
+        value = min(max(value, low), high)
+        return round(value) if kind is int else value
+    step = domain.step or 1
+    return (
+        int(low) + step * generator.randint(0, int(high - low) // step) if kind is int else generator.uniform(low, high)
+    )

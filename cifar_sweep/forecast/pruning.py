@@ -1,7 +1,5 @@
 """What share of its epochs a trial is expected to be trained for, before its pruner has decided."""
 
-from collections.abc import Sequence
-
 from cifar_sweep.sweep.strategy import step_of
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -34,17 +32,11 @@ def expected_survival(sweep: Sweep, epochs: int) -> list[float]:
     """
     pruner, ends = sweep.pruner, looks(sweep, epochs)
     first = {"percentile": 1 - pruner.percentile / 100, "asha": 1 - 1 / pruner.reduction_factor}.get(pruner.name, 0.5)
-    later = first
-    if pruner.name in ("median", "percentile"):
-        later = 1 - (1 - _ENDED_LATER) ** (1 / max(len(ends) - 1, 1))
+    of_all_later = 1 - (1 - _ENDED_LATER) ** (1 / max(len(ends) - 1, 1))
+    later = of_all_later if pruner.name in ("median", "percentile") else first
     survival, share = [], 1.0
     for epoch in range(1, epochs + 1):
         survival.append(share)
         if epoch in ends:
             share *= 1 - (first if epoch == ends[0] else later)
     return survival
-
-
-def spared(survival: Sequence[float]) -> float:
-    """The share of a trial's epochs that it is spared on average."""
-    return 1 - sum(survival) / len(survival)

@@ -8,15 +8,15 @@ import bisect
 import heapq
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import Pace
-from cifar_sweep.forecast.expected import first_points, queued_shapes
+from cifar_sweep.forecast.expected import queued_shapes
 from cifar_sweep.forecast.pruning import expected_survival, startup
-from cifar_sweep.study.claiming import NEW, Queue, Waiting, next_group
-from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
+from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.sweep.sweep import Sweep
 
 LAYOUTS = 100
@@ -45,8 +45,7 @@ class Start:
     """Where a sweep stands.
 
     Attributes:
-        waiting: the trials that wait.
-        shapes: the shape of each of them, by its number, also where `waiting` leaves it open.
+        waiting: the trials that wait, each with its `Shape`; what a point leaves open is drawn.
         finished: trials that are complete or pruned; of them `complete`.
         under_way: what is being trained, one group for each worker.
         best: the shapes of the best trials so far, which the sampler takes for examples.
@@ -57,7 +56,6 @@ class Start:
     """
 
     waiting: Sequence[Waiting] = ()
-    shapes: Mapping[int, Shape] = field(default_factory=dict)
     finished: int = 0
     complete: int = 0
     under_way: Sequence[UnderWay] = ()
@@ -73,7 +71,7 @@ class Start:
 
     def shortened(self, share: float) -> "Start":
         """The same, where what waits has this share of its epochs."""
-        return replace(self, shapes={number: shortened(shape, share) for number, shape in self.shapes.items()})
+        return replace(self, waiting=[replace(each, shape=shortened(each.shape, share)) for each in self.waiting])
 
 
 def shortened(shape: Shape, share: float) -> Shape:
@@ -83,17 +81,9 @@ def shortened(shape: Shape, share: float) -> Shape:
 
 def beginning(sweep: Sweep, *, workers: int, delay: float) -> Start:
     """Where a sweep stands when its command is given; its workers begin after `delay` seconds."""
-    shapes = dict(enumerate(queued_shapes(sweep)))
-    open_points = (
-        set() if sweep.given else {k for k, point in enumerate(first_points(sweep)) if leaves_open(sweep, point)}
+    return Start(
+        [Waiting(number, shape) for number, shape in enumerate(queued_shapes(sweep))], idle=workers, delay=delay
     )
-    waiting = [Waiting(k, None if k in open_points else shape) for k, shape in shapes.items()]
-    return Start(waiting, shapes, idle=workers, delay=delay)
-
-
-def leaves_open(sweep: Sweep, point: Mapping[str, object]) -> bool:
-    """Whether the shape of a queued point is only known when it is taken."""
-    return any(name in SHAPE_PARAMETERS and name not in point for name in sweep.space)
 
 
 @dataclass(frozen=True)
@@ -104,12 +94,16 @@ class Forecast:
 
     def quantile(self, share: float) -> float:
         """The seconds until the last trial's end that are enough in this share of the cases."""
-        return _quantile([max(ends, default=0.0) for ends in self.layouts], share)
+        return _quantile(self._lengths, share)
+
+    @property
+    def _lengths(self) -> list[float]:
+        return [max(ends, default=0.0) for ends in self.layouts]
 
     @property
     def mean(self) -> float:
         """The mean seconds until the last trial's end."""
-        return math.fsum(max(ends, default=0.0) for ends in self.layouts) / len(self.layouts)
+        return statistics.fmean(self._lengths)
 
     @property
     def likely(self) -> float:
@@ -131,22 +125,12 @@ def _quantile(numbers: Sequence[float], share: float) -> float:
 
 
 def forecast(sweep: Sweep, start: Start, pace: Pace, shapes: Sequence[Shape], *, layouts: int = LAYOUTS) -> Forecast:
-    """Lay out the rest of a sweep.
-
-    Args:
-        sweep: what is trained.
-        start: where it stands.
-        pace: how fast.
-        shapes: what the sampler may choose from, as `possible_shapes` gives it.
-        layouts: how often at most.
-    """
+    """Lay out the rest of a sweep at this pace, so often at most; `shapes` are what the sampler may choose from."""
     enough = max(_LAID_OUT_TRIALS // max(sweep.size - start.finished, 1), _FEWEST_LAYOUTS)
     return Forecast([_Layout(sweep, start, pace, shapes, seed).run() for seed in range(min(layouts, enough))])
 
 
 class _Layout:
-    """Lays a sweep out once."""
-
     def __init__(self, sweep: Sweep, start: Start, pace: Pace, shapes: Sequence[Shape], seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._sweep, self._start, self._pace, self._shapes = sweep, start, pace, shapes
@@ -183,7 +167,7 @@ class _Layout:
         first = queue.first()
         if first is None:
             return None
-        shape = self._start.shapes.get(first.number) or self._sampled()
+        shape = first.shape or self._sampled()
         costs = self._pace.costs
         workers = None if costs.fixed else costs.workers
         taken = next_group(queue, first, size=costs.size(shape), workers=workers)
@@ -192,7 +176,6 @@ class _Layout:
         return UnderWay(shape, taken.size, first.epochs)
 
     def _sampled(self) -> Shape:
-        """What the sampler chooses: at random, or what is like the best trials."""
         settings = self._sweep.sampler
         learns = settings.name == "tpe" and self._finished >= settings.startup_trials
         if learns and self._favourite and self._random.random() < _LIKE_THE_BEST:
@@ -200,7 +183,6 @@ class _Layout:
         return self._random.choice(self._shapes)
 
     def _train(self, at: float, group: UnderWay) -> None:
-        """Train a group to the end of its last trial, from `at` on."""
         epoch, shape = group.done, group.shape
         lengths = sorted(self._length(shape.epochs, group.done) for _ in range(group.members))
         for k, length in enumerate(lengths):
@@ -211,7 +193,6 @@ class _Layout:
         heapq.heappush(self._workers, (max(at, 0.0), group.members, lengths.count(shape.epochs)))
 
     def _length(self, epochs: int, done: int) -> int:
-        """The epoch that a trial with `done` epochs ends with."""
         if not self._strictness or self._complete < startup(self._sweep):
             return epochs
         if epochs not in self._survival:

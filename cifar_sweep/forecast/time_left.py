@@ -4,17 +4,18 @@ import math
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
 from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
-from cifar_sweep.forecast.pruning import expected_survival, spared, startup
-from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast, leaves_open
+from cifar_sweep.forecast.pruning import expected_survival, startup
+from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast
 from cifar_sweep.study.claiming import queue_of
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, ranked
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.space import decode
@@ -38,10 +39,17 @@ _GUESSED_TRIALS = 4
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Trials that a worker trained, or trains, together. `owner` is its token."""
+    """Trials that a worker trained, or trains, together.
+
+    Attributes:
+        owner: the worker's token.
+        trials: in the order of their start.
+        is_first: whether it is the worker's first group, which also waits for libraries to be loaded.
+    """
 
     owner: str
     trials: Sequence[TrialRecord]
+    is_first: bool
 
     @property
     def running(self) -> list[TrialRecord]:
@@ -84,12 +92,16 @@ def groups_of(trials: Sequence[TrialRecord]) -> list[WorkerGroup]:
     for trial in sorted(trials, key=lambda trial: trial.started or datetime.min):
         if trial.owner and trial.started and trial.config:
             by_owner[trial.owner.token].append(trial)
-    groups = [WorkerGroup(owner, group) for owner, own in by_owner.items() for group in _one_after_another(own)]
+    groups = [
+        WorkerGroup(owner, group, is_first=k == 0)
+        for owner, own in by_owner.items()
+        for k, group in enumerate(_one_after_another(own))
+    ]
     return sorted(groups, key=lambda group: group.begun)
 
 
 def _one_after_another(trials: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
-    """A worker's trials by group: it takes new ones when all of the last ones have ended."""
+    """A worker's trials by group: a worker takes new ones when all of its last ones have ended."""
     groups: list[list[TrialRecord]] = []
     for trial in trials:
         assert trial.started is not None
@@ -140,13 +152,14 @@ def forecast_rest(
     now: datetime | None = None,
     starting: bool = False,
 ) -> Forecast | None:
-    """How the rest of the study may go, where `seconds_left` says anything."""
+    """How the rest of the study may go; None, and with the arguments, as in `seconds_left`."""
     trials = study.asked() if trials is None else trials
     now = now or datetime.now()  # as Optuna writes it
     groups = groups_of(trials)
     noted, working = noted_costs(study), at_work(trials, now)
     sizes = [size for group in groups for size, _ in group.epochs]
-    if not _is_unfinished(study, trials):
+    done = all(trial.is_finished for trial in trials) if study.sweep.given else len(_finished(trials)) >= study.budget
+    if done:
         return Forecast([[]])
     if study.state != OPEN or not (working or starting) or not (sizes or noted):
         return None
@@ -156,21 +169,13 @@ def forecast_rest(
     return forecast(study.sweep, start, pace, possible_shapes(study.sweep))
 
 
-def _is_unfinished(study: SweepStudy, trials: Sequence[TrialRecord]) -> bool:
-    if study.sweep.given:
-        return not all(trial.is_finished for trial in trials)
-    return len(_finished(trials)) < study.budget
-
-
 def _finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if trial.state in ("complete", "pruned")]
 
 
 def pace_of(groups: Sequence[WorkerGroup], costs: Costs) -> Pace:
     """The costs, corrected by the median of what groups took over what they were reckoned to take."""
-    firsts = _firsts(groups)
-    timed = [group for group in groups if group.epochs][-_LATEST_GROUPS:]
-    ratios = [_ratio(group, costs, is_first=group is firsts[group.owner]) for group in timed]
+    ratios = [_ratio(group, costs) for group in groups if group.epochs][-_LATEST_GROUPS:]
     factor = statistics.median(ratios) if ratios else 1.0
     prior = ROUGH_DOUBT if costs.rough and len(ratios) < 2 else TIMED_DOUBT
     squares = math.fsum(math.log(ratio / factor) ** 2 for ratio in ratios)
@@ -179,15 +184,10 @@ def pace_of(groups: Sequence[WorkerGroup], costs: Costs) -> Pace:
     return Pace(costs, factor, max(spread * math.sqrt(0.4 + 1 / (1 + len(ratios))), _LEAST_DOUBT))
 
 
-def _firsts(groups: Sequence[WorkerGroup]) -> dict[str, WorkerGroup]:
-    """The first group of each worker, which also waits for libraries to be loaded."""
-    return {group.owner: group for group in reversed(groups)}
-
-
-def _ratio(group: WorkerGroup, costs: Costs, *, is_first: bool) -> float:
+def _ratio(group: WorkerGroup, costs: Costs) -> float:
     taken = group.epoch_seconds
     reckoned = math.fsum(costs.epoch(group.shape, size) for size, _ in group.epochs)
-    if group.ended and not is_first:
+    if group.ended and not group.is_first:
         # A trial that was interrupted has epochs from before.
         taken = max(taken, (group.ended - group.begun).total_seconds())
         reckoned += _besides(group, costs)
@@ -205,15 +205,13 @@ def _start(
     # Workers begin one after another: until all are there, those are counted that there are to be.
     young = all((now - group.begun).total_seconds() < STARTED_SECONDS for group in groups)
     workers = max(len(at_work(trials, now)), pace.costs.workers if young else 0, 1)
-    under_way = _under_way(groups, pace, now)
-    finished = _finished(trials)
-    complete = sorted((trial for trial in finished if trial.state == "complete"), key=lambda trial: -(trial.value or 0))
+    under_way = [_under_way(group, pace, now) for group in groups if group.running]
+    finished, complete = _finished(trials), ranked(trials)
     best = complete[: math.ceil(BEST_SHARE * len(finished))]
-    sweep, shapes = study.sweep, _waiting_shapes(study.sweep, trials)
     strictness, judged = _strictness(study, groups, complete)
+    generator = random.Random(0)  # noqa: S311 - no secret
     return Start(
-        waiting=queue_of(trials, sweep, shape_of=lambda trial: _known_shape(sweep, trial, shapes)).waiting,
-        shapes=shapes,
+        waiting=queue_of(trials, study.sweep, shape_of=partial(_waiting_shape, study.sweep, generator)).waiting,
         finished=len(finished),
         complete=len(complete),
         under_way=under_way,
@@ -225,15 +223,11 @@ def _start(
     )
 
 
-def _under_way(groups: Sequence[WorkerGroup], pace: Pace, now: datetime) -> list[UnderWay]:
-    firsts, under_way = _firsts(groups), []
-    for group in groups:
-        if group.running:
-            spent = group.epoch_seconds + pace.factor * _besides(group, pace.costs)
-            spent += pace.costs.start / 2 if group is firsts[group.owner] else 0.0
-            since = max((now - group.begun).total_seconds() - spent, 0.0)
-            under_way.append(UnderWay(group.shape, len(group.running), len(group.epochs), since))
-    return under_way
+def _under_way(group: WorkerGroup, pace: Pace, now: datetime) -> UnderWay:
+    spent = group.epoch_seconds + pace.factor * _besides(group, pace.costs)
+    spent += pace.costs.start / 2 if group.is_first else 0.0
+    since = max((now - group.begun).total_seconds() - spent, 0.0)
+    return UnderWay(group.shape, len(group.running), len(group.epochs), since)
 
 
 def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Sequence[TrialRecord]) -> tuple[float, int]:
@@ -249,7 +243,7 @@ def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Sequ
     judged = 0
     for group in groups:
         if group.ended and sum(end <= group.begun for end in ends) >= first:
-            guess = spared(expected_survival(study.sweep, group.shape.epochs))
+            guess = 1 - statistics.fmean(expected_survival(study.sweep, group.shape.epochs))
             saved += math.fsum(trial.epochs_left / group.shape.epochs for trial in group.trials)
             expected += guess * len(group.trials)
             judged += len(group.trials)
@@ -259,18 +253,7 @@ def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Sequ
     return (saved + weight) / (expected + weight), judged
 
 
-def _waiting_shapes(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[int, Shape]:
-    """The shapes of the waiting trials, by number: of an interrupted one its own; what a point leaves open is drawn."""
-    shapes: dict[int, Shape] = {}
-    generator = random.Random(0)  # noqa: S311 - no secret
-    for trial in trials:
-        if trial.state == "waiting":
-            point = trial.params if sweep.given else {**draw(sweep.space, generator), **decode(trial.queued)}
-            shapes[trial.number] = trial.config.shape if trial.config else shape_of({**sweep.fixed, **point})
-    return shapes
-
-
-def _known_shape(sweep: Sweep, trial: TrialRecord, shapes: Mapping[int, Shape]) -> Shape | None:
-    """The shape of a waiting trial; None where it is only known when the trial is taken."""
-    is_open = not (trial.config or sweep.given) and leaves_open(sweep, decode(trial.queued))
-    return None if is_open else shapes[trial.number]
+def _waiting_shape(sweep: Sweep, generator: random.Random, trial: TrialRecord) -> Shape:
+    """The shape of a waiting trial: of an interrupted one its own; what a point leaves open is drawn."""
+    point = trial.params if sweep.given else draw(sweep.space, generator) | decode(trial.queued)
+    return trial.config.shape if trial.config else shape_of(sweep.fixed | dict(point))

@@ -45,14 +45,11 @@ class SweepRow:
     """The best trial of a searched study, chosen by validation accuracy, beside the best by hand.
 
     Attributes:
-        study: the study's name.
         data: name and fingerprint of its data.
         finished: trials complete or pruned.
         budget: trials asked for.
         shortened: in what the sweep is less than a whole one, as in "preview, 3 of 30 epochs"; empty where it is whole.
         trial: the best trial's number; None, as all about it, before any is complete.
-        model: its network.
-        epochs: its epochs.
         params: its searched parameters, on one line.
         validation: its validation accuracy, a fraction.
         test: its test accuracy, a fraction.
@@ -135,12 +132,7 @@ def whole_sweep(name: str) -> Sweep | None:
 
 
 def sweep_rows(studies: Iterable[SweepStudy], hand: Sequence[HandRow]) -> list[SweepRow]:
-    """A row for each study that searches; studies of given points are passed over.
-
-    Args:
-        studies: the studies. Test accuracies are those that they remember.
-        hand: the hand runs, as `hand_rows` gives them.
-    """
+    """A row for each study that searches; others are passed over. Test accuracies are those that they remember."""
     return [_sweep_row(study, hand, whole_sweep(study.sweep.name)) for study in studies if not study.sweep.given]
 
 
@@ -208,12 +200,9 @@ def as_json(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> dict[str, An
 
 def tables(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> list[Table]:
     """The rows for a terminal, accuracies in percent; a table without rows is left out."""
-    views = []
-    if hand:
-        views.append(_table("the reports' hand runs: claimed and measured test accuracy", HAND_COLUMNS, hand))
-    if sweeps:
-        views.append(_table("the sweeps' best trials beside the best by hand", SWEEP_COLUMNS, sweeps))
-    return views
+    first = [_table("the reports' hand runs: claimed and measured test accuracy", HAND_COLUMNS, hand)] if hand else []
+    second = [_table("the sweeps' best trials beside the best by hand", SWEEP_COLUMNS, sweeps)] if sweeps else []
+    return first + second
 
 
 def _known(value: float | None, form: str, *, factor: int = 1) -> str:

@@ -21,21 +21,16 @@ class HandRow:
     """One training of a hand run, or the run alone where it was not trained here.
 
     Attributes:
-        label: the run's name in the sweep file.
         model: the network's name, or the members of an ensemble.
         claimed: the report's test accuracy, in percent.
-        claimed_seconds: the report's training time.
         note: what the sweep file says besides; then why the trial ended early, if it did.
         epochs: of the trial; of the run where there is none.
-        trial: the trial's number.
         state: the trial's, in Optuna's words; else "not run", or "see members" of an ensemble.
         validation: best validation accuracy of a complete trial, a fraction.
         test: measured test accuracy, a fraction.
         seconds: training time here.
         shortened: in what the trial is not the run of the sweep file, as in "3 of 30 epochs"; empty where it is.
         difference: measured minus claimed test accuracy, in points; None where shortened or either is missing.
-        commit: the source that trained it.
-        device: the device that trained it.
         data: name and fingerprint of the data it was trained and measured on; empty where there is no trial.
     """
 
@@ -58,11 +53,9 @@ class HandRow:
 
 
 def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
-    """A row for each trial of each given point of `sweep`, in its order, then one for each claimed ensemble.
+    """A row for each trial of each given point of the whole `sweep`, in its order, then one for each claimed ensemble.
 
-    Args:
-        sweep: the whole sweep file, with the claims.
-        study: the study that trained its points; None where nothing was run. Test accuracies are those it remembers.
+    `study` trained its points; None where nothing was run. Test accuracies are those it remembers.
     """
     trials = [trial for trial in study.trials() if trial.given is not None] if study else []
     rows: list[HandRow] = []

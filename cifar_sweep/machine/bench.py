@@ -147,33 +147,39 @@ def _row(
     size, shared = plan.groups.size(config.shape), {"source": source, "seconds": SECONDS}
     our_call = shared | {"config": config, "members": size, "threads": threads}
     plain_call = shared | {"config": slow}
-    taken: list[tuple[float, float, float]] = []
-    for turn in range(turns + 1):
+    half = plain_call | {"threads": max(1, cores // 2)}
+
+    def turn() -> tuple[float, float, float]:
         mine = sum(ours.together(our_rate, *(our_call | {"device": each} for each in places[:workers])))
         [one] = plain.together(plain_rate, plain_call | {"threads": cores, "device": places[0]})
-        half = plain_call | {"threads": max(1, cores // 2)}
-        two = sum(plain.together(plain_rate, *(half | {"device": each} for each in places[:2])))
-        if turn:  # the first warms all up
-            taken.append((mine, one, two))
+        return mine, one, sum(plain.together(plain_rate, *(half | {"device": each} for each in places[:2])))
+
+    turn()  # warms all up
+    taken = [turn() for _ in range(turns)]
     product = {"precision": config.shape.precision, "threads": threads}
     peak = sum(ours.together(product_rate, *(product | {"device": each} for each in places[:workers])))
-    to_one, to_two = [mine / one for mine, one, _ in taken], [mine / two for mine, _, two in taken]
     mine, one, two = (statistics.median(side) for side in zip(*taken, strict=True))
+    (ratio, spread), (to_two, spread_to_two) = (_ratios(taken, side) for side in (1, 2))
     return Row(
         model=model,
         batch_size=batch,
         images_per_second=round(mine),
         plain_images_per_second=round(one),
         two_plain_images_per_second=round(two),
-        ratio=round(statistics.median(to_one), 2),
-        ratio_to_two=round(statistics.median(to_two), 2),
-        spread=(round(min(to_one), 2), round(max(to_one), 2)),
-        spread_to_two=(round(min(to_two), 2), round(max(to_two), 2)),
+        ratio=ratio,
+        ratio_to_two=to_two,
+        spread=spread,
+        spread_to_two=spread_to_two,
         share_of_peak=round(mine * training_macs(config) / peak, 3),
         precision=config.shape.precision,
         plan=f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)",
         turns=turns,
     )
+
+
+def _ratios(taken: Sequence[tuple[float, ...]], side: int) -> tuple[float, tuple[float, float]]:
+    ratios = [turn[0] / turn[side] for turn in taken]
+    return round(statistics.median(ratios), 2), (round(min(ratios), 2), round(max(ratios), 2))
 
 
 def _config(model: str, batch: int, *, precision: str, device: torch.device) -> TrialConfig:

@@ -76,9 +76,11 @@ class _Task:
         return {network_of(shape) for _, shape in self.shapes}
 
     def plan(self, split: Split, speeds: Speeds) -> Plan:
-        """The plan under this split."""
-        largest = self.group or GROUP_SIZES[-1]
-        groups = _groups(split, {} if self.group else speeds, self.where, named=self.device, largest=largest)
+        """The plan under this split; a worker's groups take its part of a device's free memory at most."""
+        free = free_memory(self.where)
+        workers_of_a_device = math.ceil(split.workers / devices(self.where, self.device))
+        free_bytes = None if free is None else int(MEMORY_SHARE * free / workers_of_a_device)
+        groups = Groups(self.group or GROUP_SIZES[-1], {} if self.group else speeds, free_bytes)
         usual = _usual(*self.expected[0], split, groups)
         if not speeds:
             return Plan(split, groups, usual)
@@ -95,7 +97,7 @@ class _Task:
         """The plan by typical speeds, where the sweep is so short that measuring does not pay; otherwise None."""
         speeds = typical(self.networks) if self.where.type == "cpu" else None
         plan = self.plan(split, speeds) if speeds else None
-        if plan is None or plan.costs is None or (plan.seconds or 0.0) > SHORT_SECONDS:
+        if not (plan and plan.costs and plan.seconds) or plan.seconds > SHORT_SECONDS:
             return None
         return replace(plan, costs=plan.costs.model_copy(update={"rough": True}))
 
@@ -139,7 +141,8 @@ def choose(
     task = _Task(expected, where, device, group, train_images)
     if is_given and not always:
         return task.plan(splits[0], {})
-    timer, considered = Timer(device, precision, cache), [*splits, _alone(where)]
+    alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
+    timer, considered = Timer(device, precision, cache), [*splits, alone]
     if not always and timer.missing(task.networks, considered) and (rough := task.rough(splits[0])):
         return rough
     if where.type == "cpu":
@@ -165,18 +168,6 @@ def _splits(device: torch.device, *, named: str, workers: int, threads: int, tri
     most = min(cores, MAX_WORKERS, trials)
     counts = [workers] if workers else [count for count in (most >> half for half in range(5)) if count]
     return [Split(count, threads or max(1, cores // count)) for count in counts]
-
-
-def _alone(device: torch.device) -> Split:
-    """One trial at a time on the whole machine."""
-    return Split(1, available_cores() if device.type == "cpu" else 1)
-
-
-def _groups(split: Split, speeds: Speeds, device: torch.device, *, named: str, largest: int) -> Groups:
-    """Groups of at most `largest`, which take no more than their worker's part of a device's free memory."""
-    free = free_memory(device)
-    workers_of_a_device = math.ceil(split.workers / devices(device, named))
-    return Groups(largest, speeds, None if free is None else int(MEMORY_SHARE * free / workers_of_a_device))
 
 
 def _usual(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups) -> int:

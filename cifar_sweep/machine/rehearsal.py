@@ -102,8 +102,7 @@ def _group(alike: Sequence[TrialConfig], costs: Costs, *, usual: int) -> list[Tr
     count = max(int(EPOCH_SECONDS / image), 10)
     batch = min(shape.batch_size, count)
     short = replace(shape, batch_size=batch, epochs=2, train_images=count - count % batch, validation_images=count // 4)
-    whole = costs.train_images
-    if short.train_images >= whole:
+    if short.train_images >= costs.train_images:
         short = replace(short, train_images=0, validation_images=0)
     return [replace(alike[k % len(alike)], shape=short) for k in range(size)]
 
@@ -113,10 +112,10 @@ def _corrected(costs: Costs, timed: Sequence[tuple[Shape, int, GroupSeconds]], *
     networks = {}
     for name, known in costs.networks.items():
         own = [each for each in timed if network_name(each[0]) == name] or timed
-        ratios = [seconds.epoch / costs.epoch(shape, size) for shape, size, seconds in own]
-        checkpoints = [seconds.checkpoint for _, _, seconds in own]
-        slower = known.times(statistics.geometric_mean(ratios))
-        networks[name] = slower.model_copy(update={"checkpoint": statistics.fmean(checkpoints)})
+        factor = statistics.geometric_mean(seconds.epoch / costs.epoch(shape, size) for shape, size, seconds in own)
+        image, step = ({size: factor * part for size, part in parts.items()} for parts in (known.image, known.step))
+        kept = statistics.fmean(seconds.checkpoint for _, _, seconds in own)
+        networks[name] = known.model_copy(update={"image": image, "step": step, "checkpoint": kept})
     building = statistics.fmean(seconds.begin / size for _, size, seconds in timed)
     return costs.model_copy(update={"networks": networks, "start": start, "trial": building + costs.trial})
 

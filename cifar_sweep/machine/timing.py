@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,12 +49,13 @@ def step_seconds(
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     run.step(images, labels)
+    wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < _TIMED_SECONDS:
-        _wait_for(device)
+        wait()
         start = time.perf_counter()
         run.step(images, labels)
-        _wait_for(device)
+        wait()
         taken.append(time.perf_counter() - start)
     return min(taken)
 
@@ -66,11 +68,6 @@ def smallest_representative_group(network: str, *, threads: int, device: torch.d
     stages = stages_of(plain) if can_fuse(plain) else None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return _FULL_GROUP if fewest_members(stages, dtype) else 1
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def devices(device: torch.device, named: str) -> int:
@@ -114,9 +111,7 @@ class Timer:
             with process_pool(max(split.workers for split, _ in missing)) as pool:
                 for split, network in missing:
                     first = everything.get(self._key(splits[0]), {}).get(network)
-                    sizes = (
-                        self._ladder(pool, split, network) if first is None else self._best(pool, split, network, first)
-                    )
+                    sizes = self._best(pool, split, network, first) if first else self._ladder(pool, split, network)
                     everything.setdefault(self._key(split), {})[network] = sizes
             write_speeds(path, everything)
         return {split: speeds_of(networks, everything[self._key(split)]) for split in splits}

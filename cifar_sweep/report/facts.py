@@ -50,7 +50,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Complete trials of one config that differ in their seeds alone, one for each seed: validation accuracies."""
+    """Validation accuracies of complete trials that differ in their seeds alone, one for each seed."""
 
     numbers: tuple[int, ...]
     mean: float
@@ -69,14 +69,10 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ImageFindings:
-    """What the best trial's network makes of the images, or in one sentence why that is not known.
+    """What the best trial's network makes of the images; None and empty where they were not at hand.
 
     Attributes:
-        missing: what is not there, and why; empty where everything is.
-        validation_images: how many there are; None where they were not at hand.
-        test_images: likewise.
-        parameters: how many the network has.
-        classes: the class names.
+        missing: what is not there, and why, in one sentence; empty where everything is.
         confusion: validation images of class i (row) that were taken for class j (column).
         mistakes: some of the most certain ones.
     """
@@ -105,11 +101,8 @@ class Answer:
     """The trial that validation accuracy chose.
 
     Attributes:
-        trial: the trial.
         chosen: what the sweep fixes, and what it searched: parameters by name.
         searched: the names among them that were searched, or are the given point's own.
-        validation: best validation accuracy over its epochs.
-        test: test accuracy, where it is known.
         repeats: the same config under other seeds, where there are any.
     """
 
@@ -135,20 +128,12 @@ class Report:
     """Everything that a report says of a study.
 
     Attributes:
-        study: the study.
         data: name and fingerprint of its images.
-        synthetic: whether they were drawn.
-        trials: all trials, by number.
-        ranked: the complete ones, the best first.
+        ranked: the complete trials, the best first.
         counts: how many trials are in each state.
-        seconds: training time of all trials.
         shortened: in what the sweep is less than a whole one; empty where it is whole.
-        answer: the best trial; None before any is complete.
-        by_hand: the reports' claims; None on synthetic images.
-        saved: what pruning saved.
-        importances: which parameters matter.
-        findings: what the best network makes of the images.
-        reproduction: how to get the numbers again.
+        answer: None before any trial is complete.
+        by_hand: None on synthetic images.
         parameters: the names of all that were searched or given.
     """
 
@@ -170,13 +155,7 @@ class Report:
 
 
 def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy | None = None) -> Report:
-    """The facts of a study as it stands.
-
-    Args:
-        study: what the report is of.
-        findings: what is known with the images at hand.
-        reports: the study of the reports' hand runs, if the same database has one.
-    """
+    """The facts of a study as it stands; `reports` is that of the reports' hand runs, if the database has one."""
     trials, ranked = study.trials(), study.ranked()
     best = next(iter(ranked), None)
     synthetic = is_synthetic([study.data["name"]])

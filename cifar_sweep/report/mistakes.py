@@ -3,18 +3,16 @@
 The test set is read here too, but only where its accuracy is not remembered yet, and then once (see `testset`).
 """
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from PIL import Image
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.exports.classifier import Predictions, confusion, predict, resident
+from cifar_sweep.exports.pictures import data_uri
 from cifar_sweep.exports.testset import TestSet
 from cifar_sweep.exports.trained import classifier_of, trained_trial
 from cifar_sweep.report.facts import ImageFindings, Mistake
@@ -38,15 +36,7 @@ def look_at_images(
 ) -> ImageFindings:
     """Measure the best trial's test accuracy, if nobody has; and, with `pictures`, what it mistakes for what.
 
-    What cannot be had is said in `ImageFindings.missing`.
-
-    Args:
-        study: whose trial it is; a test accuracy is remembered there.
-        best: a complete trial.
-        load: gives the study's images.
-        artifacts: where the kept weights are.
-        device: where to compute.
-        pictures: whether to look at the validation images.
+    A test accuracy is remembered in the study. What cannot be had is said in `ImageFindings.missing`.
     """
     lacking = [] if study.test_accuracy([best.number]) is not None else ["test accuracy"]
     lacking += ["confusion matrix"] if pictures else []
@@ -77,13 +67,7 @@ def look_at_images(
 
 
 def certain_mistakes(found: Predictions, images: torch.Tensor, *, classes: tuple[str, ...]) -> list[Mistake]:
-    """The mistakes that the network was surest of, the surest first, few of each pair of classes.
-
-    Args:
-        found: predictions for the images.
-        images: uint8 [n, 32, 32, 3].
-        classes: the class names.
-    """
+    """The mistakes that the network was surest of in uint8 images [n, 32, 32, 3], few of each pair of classes."""
     probability, taken = found.mean.max(dim=1)
     wrong = (taken != found.labels).nonzero().flatten()
     order = wrong[probability[wrong].argsort(descending=True, stable=True)]
@@ -94,13 +78,7 @@ def certain_mistakes(found: Predictions, images: torch.Tensor, *, classes: tuple
         pairs[pair] += 1
         if pairs[pair] <= MISTAKES_OF_A_PAIR:
             right, said = (classes[label] for label in pair)
-            shown.append(Mistake(right, said, float(probability[index]), _data_uri(images[index])))
+            shown.append(Mistake(right, said, float(probability[index]), data_uri(images[index])))
         if len(shown) == MISTAKES:
             break
     return shown
-
-
-def _data_uri(pixels: torch.Tensor) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -5,13 +5,23 @@ from collections.abc import Callable
 from typing import Any
 
 from cifar_sweep.config import Value
-from cifar_sweep.figures.curve_figures import MOST_CURVES
+from cifar_sweep.figures.curve_figures import MOST_CURVES, curves, learning_curves
+from cifar_sweep.figures.hand_figures import claimed_against_measured, hand_beside_search
+from cifar_sweep.figures.parameter_figures import slices
+from cifar_sweep.figures.search_figures import importance, learning_rate_by_batch
 from cifar_sweep.figures.style import in_percent
+from cifar_sweep.figures.timeline import timeline
+from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
 from cifar_sweep.report import html
-from cifar_sweep.report.drawings import by_importance, comparable, drawings_of
 from cifar_sweep.report.facts import Accuracy, Report
+from cifar_sweep.report.html import Drawing, drawing
 from cifar_sweep.report.words import HandCard, counts_text, furthest_text, hand_card, plain
 from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.sweep.sweep import Range
+
+CURVES_IN_DETAIL = 3  # with four lines each
+HAND_PIXELS = 620  # below that, the names of the best lie on each other
+PAIR_PIXELS = 340  # the height of figures beside each other
 
 
 def render(report: Report) -> str:
@@ -22,18 +32,80 @@ def render(report: Report) -> str:
         "report.html",
         title=f"Study {report.study.name}",
         report=report,
-        drawings=drawings_of(report),
-        comparable=comparable(report),
-        names=by_importance(report),
+        drawings=_drawings(report),
+        comparable=_comparable(report),
+        names=_by_importance(report),
         most_curves=MOST_CURVES,
         counts=counts_text(report),
         furthest=furthest_text(report),
         hand=hand,
         marks=marks,
         scale=_scale(marks.values()),
-        hint=_search_hint(report),
         table=html.in_script(table_of(report)),
     )
+
+
+def _drawings(report: Report) -> dict[str, Drawing]:
+    """Every figure that has something to show; none before a trial has finished an epoch."""
+    trials, data = report.trials, report.data
+    if not any(trial.curve for trial in trials):
+        return {}
+    searched = "epochs" in report.study.sweep.space
+    drawn = {
+        "history-plot": drawing(history(trials)),
+        "seconds-plot": drawing(seconds_by_trial(trials, data=data), height=PAIR_PIXELS),
+        "curves-plot": drawing(curves(trials, epochs_searched=searched)),
+    }
+    if report.saved.trials:
+        drawn["pruned-plot"] = drawing(pruned_when(trials, epochs_searched=searched), height=PAIR_PIXELS)
+    if report.ranked:
+        drawn["detail-plot"] = drawing(learning_curves(report.ranked[:CURVES_IN_DETAIL], data=data))
+    if any(trial.ended and trial.curve for trial in trials):
+        drawn["time-plot"] = drawing(timeline(trials))
+    return drawn | _beside_hand(report) | _fronts(report) | (_parameters(report) if _comparable(report) else {})
+
+
+def _comparable(report: Report) -> bool:
+    """Whether there are two trials to compare."""
+    return sum(trial.accuracy is not None for trial in report.trials) > 1
+
+
+def _by_importance(report: Report) -> list[str]:
+    """The searched parameters, what matters most first; in their usual order where that is not known."""
+    known = [name for name, _ in report.importances.shares]
+    return known + [name for name in report.parameters if name not in known]
+
+
+def _beside_hand(report: Report) -> dict[str, Drawing]:
+    claims = report.by_hand.claims if report.by_hand else ()
+    if not claims:
+        return {}
+    if report.study.sweep.given:
+        return {"hand-plot": drawing(claimed_against_measured(claims))}
+    figure = hand_beside_search(report.trials, claims, data=report.data)
+    return {"hand-plot": drawing(figure, height=400, least_width=HAND_PIXELS)}
+
+
+def _fronts(report: Report) -> dict[str, Drawing]:
+    timed = [trial for trial in report.ranked if trial.seconds]
+    if not timed:
+        return {}
+    sizes = {trial.weights.size for trial in timed if trial.weights}
+    fronts = {"seconds-front": drawing(front(report.trials, size=False))}
+    return fronts | ({"size-front": drawing(front(report.trials, size=True))} if len(sizes) > 1 else {})
+
+
+def _parameters(report: Report) -> dict[str, Drawing]:
+    names, shares = _by_importance(report), report.importances.shares
+    ranges = {name: domain for name, domain in report.study.sweep.space.items() if isinstance(domain, Range)}
+    logarithmic = {name for name, domain in ranges.items() if domain.log or domain.base2}
+    height = max(PAIR_PIXELS, 110 + 32 * len(shares))
+    drawn = {"importance-plot": drawing(importance(report.importances), height=height)} if shares else {}
+    if {"learning_rate", "batch_size"} <= set(names):
+        heat = learning_rate_by_batch(report.trials, data=report.data).update_xaxes(dtick=1)
+        drawn["heat-plot"] = drawing(heat, height=height)
+    each = slices(report.trials, names, logarithmic=logarithmic)
+    return drawn | {f"slice-{k}": drawing(figure) for k, figure in enumerate(each)}
 
 
 def _marks(report: Report, hand: HandCard | None) -> dict[str, Accuracy]:
@@ -73,7 +145,7 @@ def table_of(report: Report) -> dict[str, Any]:
         add("of_epochs", lambda trial: trial.epochs, title="of", figure=True)
     add("seconds", lambda trial: round(trial.seconds, 1), figure=True, digits=1)
     for name in report.parameters:
-        number = bool(_numbers(report, name))
+        number = all(_is_number(trial.params[name]) for trial in trials if name in trial.params)
         add(name, lambda trial, name=name: trial.params.get(name), title=name.replace("_", " "), figure=number)  # type: ignore[misc]
     add("label", lambda trial: trial.label, least=1, title="by hand", long=True)
     add("worker", lambda trial: trial.worker, least=2)
@@ -89,15 +161,5 @@ def _cell(value: Value | None) -> Value | None:
     return html.rounded(value) if isinstance(value, float) else value if value != "" else None
 
 
-def _numbers(report: Report, name: str) -> list[float]:
-    """The values of a parameter, sorted; empty where they are not numbers."""
-    values = [trial.params[name] for trial in report.trials if name in trial.params]
-    known = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return sorted(known) if len(known) == len(values) else []
-
-
-def _search_hint(report: Report) -> str:
-    """An example of a condition, in this study's own words."""
-    known = ((name, _numbers(report, name)) for name in report.parameters)
-    name, values = next(((name, values) for name, values in known if values), ("seconds", [100]))
-    return f"state=complete {name}<{plain(values[len(values) // 2])}"
+def _is_number(value: Value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

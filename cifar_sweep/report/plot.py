@@ -64,14 +64,9 @@ def figure_page(
     facts: Mapping[str, str],
     remark: str = "",
 ) -> None:
-    """Write figures, each with its title and an explanation, and facts about them, as one page.
+    """Write figures, each with its title and an explanation, as one page.
 
-    Args:
-        path: the file to write.
-        figures: title, explanation, figure.
-        title: the page's.
-        facts: what the numbers are of, such as data, device and commit, by name; empty ones are left out.
-        remark: what a reader must know before they look.
+    `facts` say what the numbers are of, by name, empty ones are left out; `remark` is what a reader must know first.
 
     Raises:
         DiskError: the file could not be written; what stood there before still stands.

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +26,8 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": percent, "duration": duration, "plain": plain, "date": date, "counted": counted, "md": escaped,
+        "percent": percent, "duration": duration, "plain": plain, "counted": counted, "md": escaped,
+        "date": "{:%Y-%m-%d %H:%M}".format,
     }  # fmt: skip
     return environment
 
@@ -47,11 +47,6 @@ def plain(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def date(moment: datetime) -> str:
-    """A day and a minute."""
-    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def counted(number: int, noun: str) -> str:

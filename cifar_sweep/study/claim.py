@@ -28,25 +28,15 @@ class Worker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process holds.
-
-    Attributes:
-        trial: Optuna's trial.
-        trial_id: its key in the database.
-        owner: this process.
-        config: what it trains.
-        before: the trial as it was when it was claimed.
-        curve: the epochs that the database has of it.
-        reported: the steps that Optuna has of it.
-    """
+    """A trial that this process holds."""
 
     trial: optuna.Trial
-    trial_id: int
-    owner: Owner
-    config: TrialConfig
-    before: TrialRecord
-    curve: list[Mapping[str, Any]]
-    reported: set[int]
+    trial_id: int  # its key in the database
+    owner: Owner  # this process
+    config: TrialConfig  # what it trains
+    before: TrialRecord  # as it was when it was claimed
+    curve: list[Mapping[str, Any]]  # the epochs that the database has of it
+    reported: set[int]  # the steps that Optuna has of it
 
     @property
     def number(self) -> int:

@@ -1,8 +1,8 @@
 """Claiming: which trials a worker takes, and what becomes of those that others left behind."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -10,138 +10,28 @@ from optuna.trial import TrialState
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import StorageBusyError
 from cifar_sweep.study.claim import Claim, Worker
+from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, records
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import space
-from cifar_sweep.sweep.strategy import build_sampler, most_new, sampler_seed
+from cifar_sweep.sweep.strategy import build_sampler
 from cifar_sweep.sweep.sweep import Sweep
 
 MAX_DEATHS = 3
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A trial that waits for a worker.
-
-    Attributes:
-        number: its number in the study; -1 of a trial that is not there yet.
-        shape: equal for trials that can be trained together; None where it is not known before the trial is asked for.
-        epochs: how many epochs it was trained for.
-        begun: whether a worker held it before.
-    """
-
-    number: int
-    shape: Hashable = None
-    epochs: int = 0
-    begun: bool = False
-
-
-NEW = Waiting(-1)
-
-
-@dataclass(frozen=True)
-class Queue:
-    """Where a study stands when a worker asks for trials.
-
-    Attributes:
-        sweep: the study's; its size is the budget: never are more trials complete, pruned or running.
-        finished: how many trials are complete or pruned.
-        running: how many trials run.
-        waiting: the trials that wait, in any order.
-    """
-
-    sweep: Sweep
-    finished: int = 0
-    running: int = 0
-    waiting: Sequence[Waiting] = ()
-
-    @property
-    def room(self) -> int:
-        """How many more trials the budget has room for."""
-        return max(0, self.sweep.size - self.finished - self.running)
-
-    @property
-    def placed(self) -> list[Waiting]:
-        """The waiting trials that the budget has room for, in the order in which they are taken.
-
-        Interrupted trials come before points that were never begun; both are ordered by number. The others wait until
-        the budget is raised.
-        """
-        return sorted(self.waiting, key=lambda trial: (not trial.begun, trial.number))[: self.room]
-
-    @property
-    def new(self) -> int:
-        """How many new trials the budget has room for, beside those that wait; given points are never new."""
-        return 0 if self.sweep.given else self.room - len(self.placed)
-
-    def first(self) -> Waiting | None:
-        """The trial that the next group begins with: one that waits, or `NEW`; None where there is none to take."""
-        return next(iter(self.placed), NEW if self.new else None)
-
-
-class NextGroup(NamedTuple):
-    """The trials that a worker takes: `waiting` ones, the group's first included, and so many `new` ones besides."""
-
-    waiting: list[Waiting]
-    new: int
-
-    @property
-    def size(self) -> int:
-        """How many trials the group has."""
-        return len(self.waiting) + self.new
-
-
-def next_group(queue: Queue, first: Waiting, *, size: int, workers: int | None) -> NextGroup:
-    """The next group of a study: `first`, waiting trials that are like it, and new ones.
-
-    All have the shape of `first`, and as many epochs behind them.
-
-    Args:
-        queue: where the study stood before `first` was taken.
-        first: what `queue.first()` said; its shape may have become known since.
-        size: how many trials of its shape are trained together at most.
-        workers: how many share the study, where that limits how many new trials are asked for at once
-            (`strategy.most_new`); None where it does not.
-    """
-    is_new = first.number == NEW.number
-    others = [trial for trial in queue.placed if trial.number != first.number and first.shape is not None]
-    alike = [trial for trial in others if (trial.shape, trial.epochs) == (first.shape, first.epochs)]
-    alike = alike[: max(size - 1, 0)]
-    # New trials have no epochs behind them.
-    most = 0 if first.epochs else min(size, _most_new(queue, workers))
-    new = max(0, min(most - 1 - len(alike), queue.new - is_new))
-    return NextGroup(alike, new + 1) if is_new else NextGroup([first, *alike], new)
-
-
-def _most_new(queue: Queue, workers: int | None) -> int:
-    if workers is None:
-        return queue.sweep.size
-    asked = queue.finished + queue.running
-    return most_new(queue.sweep, asked=asked, finished=queue.finished, workers=workers)
-
-
 def queue_of(
-    trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Hashable] = lambda _: None
+    trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Any] = lambda _: None
 ) -> Queue:
-    """The queue of a study with these trials.
-
-    Args:
-        trials: the study's; of given points those of the sweep alone.
-        sweep: the study's.
-        shape_of: the shape of a waiting trial, as in `Waiting`.
-    """
-    return Queue(
-        sweep,
-        finished=count(trials, "complete", "pruned"),
-        running=count(trials, "running"),
-        waiting=[
-            Waiting(trial.number, shape_of(trial), trial.epochs_done, begun=trial.config is not None)
-            for trial in trials
-            if trial.state == "waiting"
-        ],
-    )
+    """The queue of a study with these trials, of given points those of the sweep alone; `shape_of` as in `Waiting`."""
+    waiting = [
+        Waiting(trial.number, shape_of(trial), trial.epochs_done, begun=trial.config is not None)
+        for trial in trials
+        if trial.state == "waiting"
+    ]
+    return Queue(sweep, count(trials, "complete", "pruned"), count(trials, "running"), waiting)
 
 
 def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
@@ -161,29 +51,20 @@ def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Claiming:
-    """A worker that claims trials of a study; all its methods are called under the database's lock.
-
-    Attributes:
-        storage: the database.
-        study: Optuna's study.
-        sweep: the study's, as it stands now.
-        classes: how many classes the study's images have.
-        code: the fingerprints of users' own models, by model.
-        worker: who claims.
-    """
+    """A worker that claims trials of a study; all its methods are called under the database's lock."""
 
     storage: Storage
     study: optuna.Study
-    sweep: Sweep
-    classes: int
-    code: Mapping[str, str]
+    sweep: Sweep  # the study's, as it stands now
+    classes: int  # of the study's images
+    code: Mapping[str, str]  # the fingerprints of users' own models, by model
     worker: Worker
 
     def claim(self, *, size: Callable[[Shape], int], workers: int | None) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
-        trials = {trial.number: trial for trial in asked(records(self._trials()), self.sweep)}
+        trials = {trial.number: trial for trial in asked(records(self.study.get_trials(deepcopy=False)), self.sweep)}
         queue = queue_of(list(trials.values()), self.sweep, shape_of=self._shape_of)
         waiting = queue.first()
         if waiting is None:
@@ -197,9 +78,6 @@ class Claiming:
         # What an interrupted trial was begun with may be another precision than this worker's.
         new = group.size - len(claims) if self._config(held, number=0).shape == shape else 0
         return claims + [self._take(self._ask(held)) for _ in range(new)]
-
-    def _trials(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
 
     def _shape_of(self, waiting: TrialRecord) -> Shape | None:
         """The shape that a waiting trial will have; None where part of it is still to be sampled."""
@@ -217,7 +95,7 @@ class Claiming:
     def _ask(self, params: Mapping[str, Any]) -> TrialRecord:
         """A new trial with these parameters, which waits."""
         self.study.enqueue_trial(dict(params))
-        return TrialRecord(self._trials()[-1])
+        return TrialRecord(self.study.get_trials(deepcopy=False)[-1])
 
     def _take(self, waiting: TrialRecord) -> Claim:
         """Run this waiting trial. Optuna's ask would take the first one, asked for now or not."""
@@ -228,8 +106,7 @@ class Claiming:
             )
         # Before the lock is given up: an interrupted trial's last heartbeat is old, and the next claim would take it.
         self.storage.beat(trial_id)
-        seed = sampler_seed(self.sweep.seed, number=waiting.number)
-        self.study.sampler = build_sampler(self.sweep.sampler, seed=seed)
+        self.study.sampler = build_sampler(self.sweep, number=waiting.number)
         trial = optuna.Trial(self.study, trial_id)
         space.suggest(trial, self.sweep, named=waiting.given)
         config = waiting.config or self._config(trial.params, number=waiting.number)
@@ -249,9 +126,7 @@ class Claiming:
         """Requeue what this worker holds without knowing it: who claims has no trial, so a claim was broken off."""
         for trial in records(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
             if trial.owner and trial.owner.token == self.worker.owner.token:
-                trial_id = self.storage.trial_id(self.study, trial.number)
-                self.storage.optuna.set_trial_user_attr(trial_id, "owner", None)
-                self.storage.set_waiting(trial_id)
+                self.storage.give_back(self.storage.trial_id(self.study, trial.number))
 
     def _requeue_orphans(self) -> None:
         """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import optuna
 import sqlalchemy
-from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -52,10 +51,8 @@ class _Content:
         number = next((one.number for one, two in pairs if _as_text(one) != _as_text(two)), None)
         if number is not None:
             return f"another trial {number}"
-        return None if self._facts() == other._facts() else "other attributes"
-
-    def _facts(self) -> str:
-        return json.dumps([self.attributes, self.system_attributes], sort_keys=True)
+        facts = (json.dumps([each.attributes, each.system_attributes], sort_keys=True) for each in (self, other))
+        return None if len(set(facts)) == 1 else "other attributes"
 
 
 def copy_studies(
@@ -139,19 +136,8 @@ def _read(storage: Storage, name: str) -> _Content:
 
 def _as_text(trial: FrozenTrial) -> str:
     """All of a trial but its key in the database, as text: a NaN does not equal itself, its text does."""
-    parts = {
-        "number": trial.number,
-        "state": trial.state.name,
-        "values": trial.values,
-        "params": trial.params,
-        "distributions": {name: distribution_to_json(each) for name, each in trial.distributions.items()},
-        "intermediate_values": sorted(trial.intermediate_values.items()),
-        "user_attrs": trial.user_attrs,
-        "system_attrs": trial.system_attrs,
-        "started": str(trial.datetime_start),
-        "ended": str(trial.datetime_complete),
-    }
-    return json.dumps(parts, sort_keys=True)
+    parts = {name: part for name, part in vars(trial).items() if name != "_trial_id"}
+    return json.dumps(parts, sort_keys=True, default=repr)
 
 
 def _is_copied(target: Storage, content: _Content) -> bool:

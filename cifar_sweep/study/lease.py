@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TypeVar
 
 from cifar_sweep.study.outage import is_outage, wait_out
@@ -20,13 +19,10 @@ class Lease:
 
     A trial that another worker has taken up is no longer spoken for. A beat that the database does not take is tried
     again soon: when it is back, the others must not hear nothing of us.
-
-    Attributes:
-        halted: whether the study was paused, cancelled or deleted since.
     """
 
     def __init__(self, storage: Storage, study: str, *, token: str, trial_ids: Collection[int]) -> None:
-        self.halted = False
+        self.halted = False  # whether the study was paused, cancelled or deleted since
         self._storage = storage
         self._study = study
         self._token = token
@@ -38,9 +34,7 @@ class Lease:
         self._thread.start()  # the claim was the first beat
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._done.set()
         self._thread.join()
 
@@ -73,13 +67,4 @@ class Patience:
 
     def __call__(self, operation: Callable[[], T]) -> T:
         """Do it, as soon as the database answers."""
-
-        def noted() -> T:
-            try:
-                return operation()
-            except Exception as error:
-                if is_outage(error):
-                    self.storage.note_outage()
-                raise
-
-        return wait_out(noted, stop=self.stop, say=log.warning)
+        return wait_out(operation, stop=self.stop, say=log.warning, note=self.storage.note_outage)

@@ -22,11 +22,7 @@ from cifar_sweep.sweep.sweep import Sweep
 
 
 def check_request(name: str, sweep: Sweep) -> None:
-    """Refuse what no study can be made of, before a database is.
-
-    Raises:
-        UsageError: the name, or the pruner in this space, is not accepted.
-    """
+    """Raise UsageError where no study can be made of this name, or of the pruner in this space."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UsageError(f"study {name!r}: accepted: letters, digits, dots, dashes and underscores.")
     strategy.build_pruner(sweep)
@@ -59,42 +55,33 @@ def open_or_resume(
     """
     check_request(name, sweep)
     with storage.lock():
-        study = _create_or_load(storage, name)
+        study = optuna.create_study(
+            storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
+        )
+        if study.directions != [StudyDirection.MAXIMIZE]:
+            raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
             raise StudyError(
                 f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study."
             )
-        if "sweep" not in study.user_attrs:
-            _set_place(study, artifacts, priority)
-            _give_facts(study, sweep, data, code or {})
-        else:
+        known = "sweep" in study.user_attrs
+        if known:
             _check_same(study, sweep, data, code or {})
-            _set_place(study, artifacts, priority)
-            _enqueue(study, sweep)
-            study.set_user_attr("sweep", sweep.model_dump(mode="json"))
+        if artifacts is not None or "artifacts" not in study.user_attrs:
+            study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
+        if priority is not None:
+            study.set_user_attr("priority", priority)
+        if not known:
+            _give_facts(study, data, code or {})
+        _enqueue(study, sweep)
+        # Of a new study last: one that has it is whole.
+        study.set_user_attr("sweep", sweep.model_dump(mode="json"))
         study.set_user_attr("reason", "")
         study.set_user_attr("state", OPEN)
     return load_known(storage, name)
 
 
-def _set_place(study: optuna.Study, artifacts: str | None, priority: int | None) -> None:
-    if artifacts is not None or "artifacts" not in study.user_attrs:
-        study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
-    if priority is not None:
-        study.set_user_attr("priority", priority)
-
-
-def _create_or_load(storage: Storage, name: str) -> optuna.Study:
-    study = optuna.create_study(
-        storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
-    )
-    if study.directions != [StudyDirection.MAXIMIZE]:
-        raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
-    return study
-
-
-def _give_facts(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
-    """Give a new study its facts and hand points. The sweep comes last: a study that has it is whole."""
+def _give_facts(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
     study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex[:8]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -104,15 +91,10 @@ def _give_facts(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code
         study.set_user_attr("code", dict(code))
     study.set_user_attr("versions", versions())
     study.set_user_attr("commit", commit())
-    _enqueue(study, sweep)
-    study.set_user_attr("sweep", sweep.model_dump(mode="json"))
 
 
 def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
-    """Queue the sweep's own points, those that the study does not have yet.
-
-    A given point that failed is run again.
-    """
+    """Queue the sweep's own points that the study does not have yet, and given points that failed."""
     trials = records(study.get_trials(deepcopy=False))
     there = [(trial.label, trial.given) for trial in trials if trial.state != "failed"]
     for point in sweep.enqueue:
@@ -168,11 +150,7 @@ def _difference(one: Any, other: Any) -> str:
 
 
 def load(storage: Storage, name: str | None = None) -> SweepStudy:
-    """An existing study; with no name, the only one there is.
-
-    Raises:
-        StudyError: there is no such study, or no name was given and there are several.
-    """
+    """An existing study; with no name, the only one there is. Raises StudyError where there is no such one."""
     known = optuna.get_all_study_names(storage.optuna)
     if name is None:
         if len(known) != 1:
@@ -185,16 +163,8 @@ def load(storage: Storage, name: str | None = None) -> SweepStudy:
 
 
 def load_known(storage: Storage, name: str) -> SweepStudy:
-    """A study of ours that was there a moment ago.
-
-    Raises:
-        KeyError: it is gone.
-        StudyError: it is not one of ours.
-    """
-    study = optuna.load_study(storage=storage.cached, study_name=name)
-    if storage.is_reused(study):
-        study = optuna.load_study(storage=storage.cached, study_name=name)
-    return SweepStudy(storage, study)
+    """A study that was there a moment ago. Raises KeyError where it is gone, StudyError where it is not ours."""
+    return SweepStudy(storage, storage.load(name))
 
 
 def load_all(storage: Storage) -> list[SweepStudy]:
@@ -222,8 +192,7 @@ def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[Swee
 def delete(storage: Storage, name: str, *, remove_files: Callable[[SweepStudy], None]) -> None:
     """Delete a study with all its trials, and first their files, so that none is left that nobody knows of.
 
-    Raises:
-        StudyError: its trials are still being trained; they are told to stop.
+    Raises StudyError where its trials are still being trained; they are told to stop.
     """
     study = load(storage, name)
     study.set_state(CANCELLED)

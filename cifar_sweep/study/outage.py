@@ -43,6 +43,7 @@ WORDS = NETWORK | {
     "failed to resolve host",  # a container's name is gone while it is
     "could not translate host name",
 }
+_ERRORS = (StorageInternalError, SQLAlchemyError, sqlite3.Error)
 T = TypeVar("T")
 
 
@@ -55,19 +56,22 @@ def is_outage(error: BaseException) -> bool:
     return _outage(error) is not None
 
 
-def wait_out(operation: Callable[[], T], *, stop: Callable[[], bool], say: Callable[[str], None]) -> T:
+def wait_out(
+    operation: Callable[[], T],
+    *,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+    note: Callable[[], None] = lambda: None,
+) -> T:
     """Do `operation`, again and again while the database does not answer.
 
-    It must be one that may be done twice: where the answer of the database was lost, it was done already. It is tried
-    again after 0.2 s at most, then after twice as long each time, up to 5 s, for as long as the outage lasts.
+    It is tried again after 0.2 s at most, then after twice as long each time, up to 5 s, for as long as it takes.
 
     Args:
-        operation: what to do.
+        operation: what may be done twice: where the answer of the database was lost, it was done already.
         stop: whether to give up; asked before and during each wait, every 0.2 s.
         say: told in a sentence when an outage begins, every five minutes that it lasts, and when it is over.
-
-    Returns:
-        What `operation` returned.
+        note: told of each outage.
 
     Raises:
         Exception: what `operation` raised that is no outage, at once; also the last outage, when `stop` said yes.
@@ -78,12 +82,12 @@ def wait_out(operation: Callable[[], T], *, stop: Callable[[], bool], say: Calla
     while True:
         try:
             result = operation()
-            break
         except Exception as error:
             outage = _outage(error)
             if outage is None:
                 _say_end(began, say)
                 raise
+            note()
             if stop():
                 raise
             now, reason = monotonic(), _reason(outage)
@@ -97,8 +101,9 @@ def wait_out(operation: Callable[[], T], *, stop: Callable[[], bool], say: Calla
             if not _sleep(SystemRandom().uniform(0.5, 1) * wait, stop):
                 raise
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-    _say_end(began, say)
-    return result
+        else:
+            _say_end(began, say)
+            return result
 
 
 def _say_end(began: float | None, say: Callable[[str], None]) -> None:
@@ -118,22 +123,14 @@ def _sleep(seconds: float, stop: Callable[[], bool]) -> bool:
 
 def _outage(error: BaseException) -> BaseException | None:
     """The one among the causes of `error` that says that the database may answer later."""
-    if not _is_of_the_database(error):
+    # A mistake made while an error of the database was handled does not pass it on.
+    if not (isinstance(error, (StorageError, *_ERRORS)) or _is_of_psycopg(error)):
         return None
     for cause in _causes(error):
         later = _says_later(cause)
         if later is not None:
             return cause if later else None
     return None
-
-
-def _is_of_the_database(error: BaseException) -> bool:
-    """Whether `error` passes on an error of the database; a mistake made while one was handled does not."""
-    # What `Study.optimize` raises in the end where it could neither tell a trial nor read it again, or not tell it.
-    unread = isinstance(error, UnboundLocalError) and "updated_state" in str(error)
-    untold = isinstance(error, AssertionError) and "Should not" in str(error)
-    ours = (StorageError, StorageInternalError, SQLAlchemyError, sqlite3.Error)
-    return isinstance(error, ours) or _is_of_psycopg(error) or unread or untold
 
 
 def _is_of_psycopg(error: BaseException) -> bool:
@@ -192,10 +189,7 @@ def explain(error: BaseException) -> StorageError | None:
             version, cure = "an unknown version", "`pip install -U optuna` helps"
         made = f"the database was made by {version} of Optuna, this is {optuna.__version__}"
         return StorageError(f"storage: {made}; {cure}.")
-    # "Should not reach." is what Optuna says when a new trial cannot be written, on a full disk above all.
-    if isinstance(error, AssertionError) and "Should not reach" in str(error):
-        return StorageError("storage: a new trial could not be written; the disk may be full.")
-    if not isinstance(error, (StorageInternalError, SQLAlchemyError, sqlite3.Error)):
+    if not isinstance(error, _ERRORS):
         return None
     causes = list(_causes(error))
     word = next((str(cause.orig) for cause in causes if isinstance(cause, DBAPIError)), str(causes[-1]))

@@ -22,21 +22,13 @@ def _system() -> str:
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that trains a trial.
+    """The process that trains a trial."""
 
-    Attributes:
-        host: the machine's name.
-        pid: the process.
-        started: when it started, in the system's own count: pids are used again.
-        token: differs for every worker that takes trials.
-        system: which processes that machine's pids are of; see `_system`.
-    """
-
-    host: str
+    host: str  # the machine's name
     pid: int
-    started: str
-    token: str
-    system: str = field(default_factory=_system)
+    started: str  # in the system's own count: pids are used again
+    token: str  # differs for every worker that takes trials
+    system: str = field(default_factory=_system)  # which processes that machine's pids are of
 
     @classmethod
     def current(cls) -> "Owner":

@@ -1,10 +1,10 @@
 """One trial as everybody reads it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -31,6 +31,7 @@ RESERVED = frozenset(
 )  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,21 @@ class Environment:
     threads: int
     versions: Mapping[str, str]
     commit: str | None
+
+
+def _of(read: Callable[[FrozenTrial], T]) -> "cached_property[T]":
+    """A property that reads Optuna's trial."""
+    return cached_property(lambda record: read(record.frozen))
+
+
+def _text(key: str) -> "cached_property[str]":
+    """A property that is stored as a text; empty where it is not."""
+    return _of(lambda trial: str(trial.user_attrs.get(key) or ""))
+
+
+def _object(key: str, make: Callable[[Any], T]) -> "cached_property[T | None]":
+    """A property that is made of what is stored; None where nothing is."""
+    return _of(lambda trial: None if (stored := trial.user_attrs.get(key)) is None else make(stored))
 
 
 @dataclass(frozen=True)
@@ -55,70 +71,35 @@ class TrialRecord:
     frozen: FrozenTrial
     worker: str = ""
 
-    @property
-    def _stored(self) -> Mapping[str, Any]:
-        return self.frozen.user_attrs
-
-    @property
-    def number(self) -> int:
-        """Its number in its study, from 0."""
-        return self.frozen.number
-
-    @property
-    def state(self) -> str:
-        """Optuna's state, as `STATE_NAMES` has it."""
-        return STATE_NAMES[self.frozen.state]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether it is complete, pruned or failed."""
-        return self.frozen.state.is_finished()
-
-    @property
-    def value(self) -> float | None:
-        """Optuna's value: of a complete trial its best validation accuracy, of a pruned one its last."""
-        return self.frozen.value
-
-    @property
-    def started(self) -> datetime | None:
-        """When it was last taken up, in local time."""
-        return self.frozen.datetime_start
-
-    @property
-    def ended(self) -> datetime | None:
-        """When it ended, in local time."""
-        return self.frozen.datetime_complete
-
-    @property
-    def given(self) -> Mapping[str, Value] | None:
-        """The given point that it is, by its parameters' own names; None where it is none."""
-        return self._stored.get("given")
+    number = _of(lambda trial: trial.number)  # in its study, from 0
+    state = _of(lambda trial: STATE_NAMES[trial.state])
+    is_finished = _of(lambda trial: trial.state.is_finished())  # complete, pruned or failed
+    value = _of(lambda trial: trial.value)  # of a complete trial its best validation accuracy, of a pruned one its last
+    started = _of(lambda trial: trial.datetime_start)  # when it was last taken up, in local time
+    ended = _of(lambda trial: trial.datetime_complete)  # in local time
+    given = _object("given", dict[str, Value])  # the given point that it is, by its parameters' own names
+    label = _text("label")  # of a point that was enqueued or given
+    shortened = _text("shortened")  # in what a given point was shortened, in words
+    # The parameters that it was enqueued with, as Optuna has them; what they leave out is sampled.
+    queued = _of(lambda trial: dict[str, Any](trial.system_attrs.get("fixed_params", {})))
+    config = _object("config", TrialConfig.from_dict)  # what it trains; None before it was first taken up
+    # The process that holds it, or held it last; None where its worker's death or a release took it away.
+    owner = _object("owner", lambda stored: Owner(**stored))
+    environment = _object("environment", lambda stored: Environment(**stored))  # what trained it last
+    weights = _object("weights", lambda stored: Stored(**stored))  # its weights' file, kept or dropped since
+    # What its next epoch can be continued from, as `SweepStudy.report` was given it.
+    checkpoints = _of(lambda trial: list[dict[str, Any]](trial.user_attrs.get("checkpoints", ())))
+    # How many workers died one after the other in the epoch in which its worker died last; 0 where none did.
+    deaths = _of(lambda trial: int(trial.user_attrs.get("deaths", 0)))
+    died_after = _object("died_after", int)  # how many epochs it had when its worker died last
+    reason = _text("reason")  # why it ended early
+    traceback = _text("traceback")  # the end of the traceback of what failed it
+    points = _of(lambda trial: stored_curve(trial.user_attrs))  # the curve as plain data
 
     @cached_property
     def params(self) -> Mapping[str, Value]:
         """Its parameters under their own names; of a given point the point's."""
         return self.given if self.given is not None else space.decode(self.frozen.params)
-
-    @property
-    def label(self) -> str:
-        """The label of a point that was enqueued or given; empty where it has none."""
-        return str(self._stored.get("label") or "")
-
-    @property
-    def shortened(self) -> str:
-        """In what a given point was shortened, in words; empty where it was not."""
-        return str(self._stored.get("shortened") or "")
-
-    @property
-    def queued(self) -> Mapping[str, Any]:
-        """The parameters that it was enqueued with, as Optuna has them; what they leave out is sampled."""
-        return dict(self.frozen.system_attrs.get("fixed_params", {}))
-
-    @cached_property
-    def config(self) -> TrialConfig | None:
-        """What it trains; None before it was first taken up."""
-        stored = self._stored.get("config")
-        return TrialConfig.from_dict(stored) if stored else None
 
     @cached_property
     def settings(self) -> Mapping[str, Value]:
@@ -129,11 +110,6 @@ class TrialRecord:
     def epochs(self) -> int | None:
         """The epochs of its config; None where it has none."""
         return self.config.shape.epochs if self.config else None
-
-    @cached_property
-    def points(self) -> list[Mapping[str, Any]]:
-        """The curve as plain data."""
-        return stored_curve(self._stored)
 
     @cached_property
     def curve(self) -> tuple[EpochResult, ...]:
@@ -168,32 +144,9 @@ class TrialRecord:
         return max((self.epochs or 0) - self.epochs_done, 0)
 
     @property
-    def seconds_spared(self) -> float:
-        """What `epochs_left` would have taken at its mean pace; 0 where it has none."""
-        return self.epochs_left * self.seconds / self.epochs_done if self.curve else 0.0
-
-    @property
-    def owner(self) -> Owner | None:
-        """The process that holds it, or held it last; None where its worker's death or a release took it away."""
-        stored = self._stored.get("owner")
-        return Owner(**stored) if stored else None
-
-    @property
-    def environment(self) -> Environment | None:
-        """What trained it last; None before it was first taken up."""
-        stored = self._stored.get("environment")
-        return Environment(**stored) if stored else None
-
-    @property
     def device(self) -> str:
         """The device that trained it last; empty where it never was."""
         return self.environment.device if self.environment else ""
-
-    @property
-    def weights(self) -> Stored | None:
-        """Its weights' file, kept or dropped since; None where there never was one."""
-        stored = self._stored.get("weights")
-        return Stored(**stored) if stored else None
 
     @property
     def weights_bytes(self) -> int | None:
@@ -206,40 +159,15 @@ class TrialRecord:
         return self.config.knobs.seed if self.config else None
 
     @property
-    def checkpoints(self) -> list[dict[str, Any]]:
-        """What its next epoch can be continued from, as `SweepStudy.report` was given it."""
-        return list(self._stored.get("checkpoints", ()))
-
-    @property
-    def deaths(self) -> int:
-        """How many workers died one after the other in the epoch in which its worker died last; 0 where none did."""
-        return int(self._stored.get("deaths", 0))
-
-    @property
-    def died_after(self) -> int | None:
-        """How many epochs it had when its worker died last; None where none did."""
-        return self._stored.get("died_after")
-
-    @property
-    def reason(self) -> str:
-        """Why it ended early; empty where it did not."""
-        return str(self._stored.get("reason", ""))
-
-    @property
     def diverged(self) -> bool:
         """Whether it ended because its loss was no longer a finite number."""
         return self.reason.startswith("diverged")
 
     @property
-    def traceback(self) -> str:
-        """The end of the traceback of what failed it; empty where nothing did."""
-        return str(self._stored.get("traceback", ""))
-
-    @property
     def plain_attributes(self) -> dict[str, str | int | float]:
         """Each text and each number that is stored with it, by its name; what others have added among them."""
-        plain = ((name, value) for name, value in self._stored.items() if isinstance(value, (str, int, float)))
-        return {name: value for name, value in plain if value != ""}
+        stored = self.frozen.user_attrs.items()
+        return {name: value for name, value in stored if isinstance(value, (str, int, float)) and value != ""}
 
     @property
     def setting(self) -> str:
@@ -303,8 +231,8 @@ class Saved:
 def saved_by_pruning(trials: Iterable[TrialRecord]) -> Saved:
     """The epochs that pruned trials were spared; one that was pruned before its first epoch counts without time."""
     pruned = [trial for trial in trials if trial.state == "pruned" and trial.epochs is not None]
-    epochs = sum(trial.epochs_left for trial in pruned)
-    return Saved(len(pruned), epochs, sum(trial.seconds_spared for trial in pruned))
+    seconds = sum(trial.epochs_left * trial.seconds / trial.epochs_done for trial in pruned if trial.curve)
+    return Saved(len(pruned), sum(trial.epochs_left for trial in pruned), seconds)
 
 
 def is_synthetic(data: Iterable[str]) -> bool:

@@ -68,7 +68,7 @@ class Database(RDBStorage):
     ) -> list[FrozenTrial]:
         with self.reading() as connection:
             rows = tables.rows_of(connection, study_id, after=trial_id_greater_than, besides=included_trial_ids)
-            chosen = [row for row in rows if states is None or TrialState[row.state] in states]
+            chosen = [row for row in rows if states is None or row.state in states]
             trials = list(tables.read(connection, study_id, chosen).values())
         if not trials:
             self.get_study_name_from_id(study_id)  # raises KeyError where there is no such study
@@ -76,22 +76,15 @@ class Database(RDBStorage):
 
 
 class Storage:
-    """An open study database.
-
-    Attributes:
-        shown: the address without its password, for people.
-        optuna: the Optuna storage.
-        cached: the same for studies: each finished trial is read once, however often a study is loaded.
-        heartbeat_seconds: how often a worker says that it trains a trial.
-    """
+    """An open study database."""
 
     def __init__(self, url: URL, rdb: Database) -> None:
-        # libpq takes passwords as options, too, and those are not masked.
+        # For people, without its password. libpq takes passwords as options, too, and those are not masked.
         self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
-        self.cached = optuna.storages.get_storage(rdb)
+        self._cached = optuna.storages.get_storage(rdb)
         self._uids: dict[int, str] = {}
-        self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)
+        self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)  # how often a worker says that it trains
         self._lock_file = sqlite_lock(url) if is_sqlite(url) else None
         weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
@@ -99,13 +92,13 @@ class Storage:
     def lock(self) -> AbstractContextManager[Any]:
         """Hold all other workers of this database off what takes several transactions.
 
-        Raises:
-            StorageBusyError: another process has held it for `locks.LOCK_SECONDS`.
+        Raises StorageBusyError where another process has held it for `locks.LOCK_SECONDS`.
         """
         return advisory_lock(self.optuna.engine) if self._lock_file is None else file_lock(self._lock_file)
 
-    def set_waiting(self, trial_id: int) -> None:
-        """Put a running trial back into the queue, with its parameters, reports and attributes."""
+    def give_back(self, trial_id: int) -> None:
+        """Put a running trial back into the queue, with its parameters, reports and attributes, but for its owner."""
+        self.optuna.set_trial_user_attr(trial_id, "owner", None)
         self.optuna.set_trial_state_values(trial_id, state=TrialState.WAITING)
 
     def trial_id(self, study: optuna.Study, number: int) -> int:
@@ -126,11 +119,7 @@ class Storage:
             return tables.holder(connection, trial_id)
 
     def report(self, trial: optuna.Trial, token: str, change: tables.Change) -> bool:
-        """Write a change of a trial in one transaction, unless another worker holds it.
-
-        Returns:
-            Whether the worker of this token holds the trial; if not, nothing is written.
-        """
+        """Write a change of a trial in one transaction, if the worker of this token holds it; whether it does."""
         with self._transaction() as connection:
             if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
                 return False
@@ -177,14 +166,16 @@ class Storage:
         except KeyError:
             return True
 
-    def is_reused(self, study: optuna.Study) -> bool:
-        """Whether a study has the key of another one that was deleted; what is cached of that one is forgotten then."""
+    def load(self, name: str) -> optuna.Study:
+        """The study of this name, of which each finished trial is read once, however often it is loaded."""
+        study = optuna.load_study(storage=self._cached, study_name=name)
         key, uid = key_of(study), str(study.user_attrs.get("uid"))
-        reused = self._uids.setdefault(key, uid) != uid
-        if reused:
-            self._uids[key] = uid
-            self.cached = optuna.storages.get_storage(self.optuna)
-        return reused
+        if self._uids.setdefault(key, uid) == uid:
+            return study
+        # It has the key of another one that was deleted: what is cached of that one is forgotten.
+        self._uids[key] = uid
+        self._cached = optuna.storages.get_storage(self.optuna)
+        return optuna.load_study(storage=self._cached, study_name=name)
 
     def note_outage(self) -> None:
         """Remember that the database did not answer just now."""
@@ -218,8 +209,7 @@ def _know(trial: optuna.Trial, change: tables.Change) -> None:
 def lease_seconds() -> int:
     """How long after its worker's last heartbeat a trial goes to another; the same for all workers of a database.
 
-    Raises:
-        UsageError: CIFAR_SWEEP_LEASE_SECONDS is no whole number from 2.
+    Raises UsageError where CIFAR_SWEEP_LEASE_SECONDS is no whole number from 2.
     """
     text = os.environ.get("CIFAR_SWEEP_LEASE_SECONDS", str(LEASE_SECONDS))
     if not (text.isascii() and text.isdecimal() and int(text) > 1):
@@ -246,11 +236,7 @@ def open_storage(url: str) -> Storage:
 
 
 def open_existing(url: str) -> Storage:
-    """As `open_storage`, for a database that must be there.
-
-    Raises:
-        StorageError: as `open_storage`; also where there is no database yet.
-    """
+    """As `open_storage`; raises StorageError where there is no database yet."""
     parsed = parse_address(url)
     if is_sqlite(parsed) and not Path(str(parsed.database)).is_file():
         raise StorageError(

@@ -104,10 +104,7 @@ class SweepStudy:
         return records(self._study.get_trials(deepcopy=False))
 
     def asked(self) -> list[TrialRecord]:
-        """The trials that the budget counts: of given points those that were asked for last, otherwise all.
-
-        Waiting trials that the budget has no room for are left out.
-        """
+        """The trials that the budget counts; see `claiming.asked`."""
         return asked(self.trials(), self.sweep)
 
     def ranked(self) -> list[TrialRecord]:
@@ -128,14 +125,12 @@ class SweepStudy:
     def claim(
         self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1, workers: int | None = None
     ) -> list[Claim]:
-        """Hold an interrupted, an enqueued, or a new trial, and others like it; none while all are taken.
+        """Hold the trials of the next group; none while all are taken.
 
         Args:
             worker: who takes them.
-            size: how many trials of a shape to take at most. All that are taken have the first one's shape and as many
-                epochs behind them; those that are new are asked with the parameters held that decide the shape.
-            workers: how many share the study, where the search is to limit what each asks for before the others'
-                results are known; None where `size` alone decides.
+            size: how many trials of a shape to take at most.
+            workers: how many share the study, as in `next_group`.
         """
         with self.storage.lock():
             if self.state != OPEN:
@@ -157,8 +152,7 @@ class SweepStudy:
             curve: all its epochs.
             checkpoints: plain data that says where to continue it from; the next claim is given it.
 
-        Raises:
-            TrialLostError: another worker holds the trial now.
+        Raises TrialLostError where another worker holds the trial now.
         """
         searched = "epochs" in self.sweep.space
         values = {}
@@ -170,7 +164,7 @@ class SweepStudy:
         attributes = {"checkpoints": [dict(each) for each in checkpoints]}
         known = len(claim.curve)
         if list(curve[:known]) == claim.curve:
-            fresh = {epoch_key(epoch): dict(point) for epoch, point in enumerate(curve, start=1) if epoch > known}
+            fresh = {epoch_key(epoch): dict(point) for epoch, point in enumerate(curve[known:], start=known + 1)}
             change = Change(attributes | fresh, values=values)
         else:  # it was continued from an earlier epoch
             change = Change(attributes | {"curve": list(curve)}, removed=_epoch_keys(claim.curve), values=values)
@@ -196,12 +190,7 @@ class SweepStudy:
         self._tell(claim, {"reason": reason} | attributes, state=TrialState.FAIL)
 
     def _tell(
-        self,
-        claim: Claim,
-        attributes: Mapping[str, Any],
-        *,
-        value: float | None = None,
-        state: TrialState | None = None,
+        self, claim: Claim, attributes: dict[str, Any], *, value: float | None = None, state: TrialState | None = None
     ) -> None:
         """End a trial, once: done again because the database's answer was lost, it changes nothing."""
         with self.storage.lock():
@@ -212,16 +201,13 @@ class SweepStudy:
                 return
             # One attribute for the curve of a finished trial: it is read much faster than one for each epoch.
             whole = {"curve": claim.curve} if claim.curve else {}
-            self.storage.write(claim.trial, Change({**whole, **attributes}, removed=_epoch_keys(claim.curve)))
+            self.storage.write(claim.trial, Change(whole | attributes, removed=_epoch_keys(claim.curve)))
             self._study.tell(claim.trial, value, state=state)
 
     def release(self, claim: Claim) -> bool:
         """Give an unfinished trial back to the queue; fail it if the study was cancelled.
 
-        Returns:
-            Whether somebody will continue it.
-
-        Raises TrialLostError as `report` does.
+        Returns whether somebody will continue it. Raises TrialLostError as `report` does.
         """
         if self.state == CANCELLED and not self.sweep.given:  # nothing takes the place of a given point that failed
             self.fail(claim, "the study was cancelled")
@@ -229,8 +215,7 @@ class SweepStudy:
         with self.storage.lock():
             if self.storage.owner(claim.trial_id) != claim.owner.token:
                 raise _lost(claim)
-            claim.trial.set_user_attr("owner", None)
-            self.storage.set_waiting(claim.trial_id)
+            self.storage.give_back(claim.trial_id)
         return True
 
     def check_data(self, *, name: str, fingerprint: str) -> None:

@@ -12,32 +12,21 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages._rdb.models import BaseModel
 from optuna.trial import FrozenTrial, TrialState
 from pydantic_core import from_json
-from sqlalchemy import ColumnElement, Connection, DateTime, Row, TableClause, column, or_, select, table, text
+from sqlalchemy import ColumnElement, Connection, Row, Table, or_, select, text
 
 FEW = 200  # trials that are asked for by their keys; more of them are read with all others of their study
-_TRIALS = table(
-    "trials",
-    *(column(name) for name in ("trial_id", "study_id", "number", "state")),
-    *(column(name, DateTime) for name in ("datetime_start", "datetime_complete")),
-)
-_PARAMS = table(
-    "trial_params", *map(column, ("param_id", "trial_id", "param_name", "param_value", "distribution_json"))
-)
-_VALUES = table("trial_values", *map(column, ("trial_id", "objective", "value", "value_type")))
-_REPORTS = table(
-    "trial_intermediate_values",
-    *map(column, ("trial_id", "step", "intermediate_value", "intermediate_value_type")),
-)
-_USER, _SYSTEM = (
-    table(f"trial_{kind}_attributes", *map(column, (f"trial_{kind}_attribute_id", "trial_id", "key", "value_json")))
-    for kind in ("user", "system")
-)
+_TABLES = BaseModel.metadata.tables
+_TRIALS, _PARAMS, _VALUES = _TABLES["trials"], _TABLES["trial_params"], _TABLES["trial_values"]
+_REPORTS = _TABLES["trial_intermediate_values"]
+_USER, _SYSTEM = _TABLES["trial_user_attributes"], _TABLES["trial_system_attributes"]
 _NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 _HOLDER = text(
     "SELECT t.state, a.value_json FROM trials t LEFT JOIN trial_user_attributes a "
@@ -77,15 +66,14 @@ class Change:
 
 def write(connection: Connection, trial_id: int, change: Change) -> None:
     """Write a change of a trial."""
-    attributes, values = change.attributes, change.values
-    if change.removed:
-        connection.execute(_REMOVE_ATTRIBUTE, [{"trial_id": trial_id, "key": key} for key in change.removed])
-    rows = [{"trial_id": trial_id, "key": key, "value": json.dumps(value)} for key, value in attributes.items()]
-    if rows:
-        connection.execute(_SET_ATTRIBUTE, rows)
-    if values:
-        reports = [{"trial_id": trial_id, "step": step, "value": value} for step, value in values.items()]
-        connection.execute(_REPORT, reports)
+    attributes = {key: json.dumps(value) for key, value in change.attributes.items()}
+    for statement, rows in (
+        (_REMOVE_ATTRIBUTE, [{"key": key} for key in change.removed]),
+        (_SET_ATTRIBUTE, [{"key": key, "value": value} for key, value in attributes.items()]),
+        (_REPORT, [{"step": step, "value": value} for step, value in change.values.items()]),
+    ):
+        if rows:
+            connection.execute(statement, [{"trial_id": trial_id} | row for row in rows])
 
 
 def rows_of(
@@ -108,7 +96,7 @@ def read(
         return {}
     keys = [row.trial_id for row in rows]
 
-    def parts(of: TableClause, order: str) -> dict[int, list[Row[Any]]]:
+    def parts(of: Table, order: str) -> dict[int, list[Row[Any]]]:
         wanted: ColumnElement[bool] = of.c.trial_id.in_(
             keys if len(keys) <= FEW else select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study_id)
         )
@@ -123,7 +111,7 @@ def read(
     return {
         row.trial_id: FrozenTrial(
             number=row.number,
-            state=TrialState[row.state],
+            state=row.state,
             value=None,
             values=[_number(each.value, each.value_type) for each in values[row.trial_id]] or None,
             datetime_start=_local(row.datetime_start),
@@ -151,8 +139,8 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def _number(value: float | None, value_type: str) -> float:
-    return _NOT_FINITE[value_type] if value is None else value
+def _number(value: float | None, value_type: Enum) -> float:
+    return _NOT_FINITE[value_type.name] if value is None else value
 
 
 def _local(moment: datetime | None) -> datetime | None:

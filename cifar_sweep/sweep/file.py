@@ -24,11 +24,7 @@ def names() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of the sweep `name`, which may be a path.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The file of the sweep `name`, which may be a path. Raises UsageError where there is none."""
     if name.endswith(".toml") or "/" in name:
         if Path(name).is_file():
             return Path(name)
@@ -136,7 +132,8 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
             check_parameter(key, value, where=where)
             for point in raw["enqueue"]:
                 own = point.get(key, PARAMETERS[key].default)
-                point[key] = _shorter(own, value)
+                # The smaller one; 0 (of train_images) is all there are.
+                point[key] = min(own, value) if own and value else own or value
                 if point[key] != own:
                     point["whole"].setdefault(key, own)
         elif key in PARAMETERS:
@@ -170,8 +167,3 @@ def _check_change_of_given(sweep: Sweep, key: str, *, where: str) -> None:
             f"{where}: sweep {sweep.name!r} runs its given points as they are; accepted: epochs and train_images, "
             "which shorten them, precision and validation_images."
         )
-
-
-def _shorter(own: Any, cap: Any) -> Any:
-    """The smaller one; 0 (of train_images) is all there are."""
-    return min(own, cap) if own and cap else own or cap

@@ -42,11 +42,7 @@ _SETTINGS: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": P
 
 
 def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
-    """Validate the plain data of a sweep. `where` begins every message.
-
-    Raises:
-        UsageError: a key or value is not accepted.
-    """
+    """A sweep from plain data. Raises UsageError where a key or value is not accepted; `where` begins its message."""
     try:
         sweep = Sweep.model_validate(dict(raw))
     except ValidationError as error:
@@ -83,7 +79,12 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
             "[fixed] and [preview]."
         )
     for name, domain in sweep.space.items():
-        _check_domain(name, domain, where=f"{where}: [space]")
+        for value in domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]:
+            check_parameter(name, value, where=f"{where}: [space]")
+        if isinstance(domain, Range) and PARAMETERS[name].kind is float and (domain.step or domain.base2):
+            raise UsageError(
+                f"{where}: [space]: {name} is no whole number, so base2 and step do not fit; accepted: low, high, log."
+            )
     for number, point in enumerate(sweep.enqueue, start=1):
         for name, value in point.params().items():
             place = f"{where}: [[enqueue]] {number}"
@@ -99,14 +100,6 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
     for name, value in sweep.preview.fixed().items():
         check_parameter(name, value, where=f"{where}: [preview]")
     _check_used(sweep, where=where)
-
-
-def _check_domain(name: str, domain: Range | Choices, *, where: str) -> None:
-    values = domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]
-    for value in values:
-        check_parameter(name, value, where=where)
-    if isinstance(domain, Range) and PARAMETERS[name].kind is float and (domain.step or domain.base2):
-        raise UsageError(f"{where}: {name} is no whole number, so base2 and step do not fit; accepted: low, high, log.")
 
 
 def _check_used(sweep: Sweep, *, where: str) -> None:

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from cifar_sweep.config import PARAMETERS, Shape, derive_seed
 from cifar_sweep.errors import UsageError
-from cifar_sweep.sweep.sweep import PrunerSettings, SamplerSettings, Sweep
+from cifar_sweep.sweep.sweep import Sweep
 
 # Where epochs are searched, a report's step is a tenth of the trial's own schedule: short and long schedules are then
 # compared at the same place of their decay.
@@ -23,25 +23,20 @@ STEPS_OF_A_SCHEDULE = 10
 SHAPE_PARAMETERS = frozenset(field.name for field in fields(Shape))
 
 
-def sampler_seed(seed: int, *, number: int) -> int:
-    """The seed of the ask for trial `number`, so that a resumed study goes on and does not begin again."""
-    return derive_seed(seed, "sampler", number)
-
-
-def build_sampler(settings: SamplerSettings, *, seed: int) -> BaseSampler:
-    """The sampler for one ask. A sampler with a fixed seed would repeat itself after a restart and in every worker."""
-    if settings.name in ("random", "given"):  # nothing is left to sample in a given point
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+def build_sampler(sweep: Sweep, *, number: int) -> BaseSampler:
+    """The sampler for trial `number` alone: with one seed for all it would repeat itself after a restart."""
+    seed = derive_seed(sweep.seed, "sampler", number)
+    if sweep.sampler.name == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=sweep.sampler.startup_trials)
+    return RandomSampler(seed=seed)  # in a given point nothing is left to sample
 
 
 def build_pruner(sweep: Sweep) -> BasePruner:
     """The pruner of `sweep`, with whole numbers throughout: an automatic budget differs from worker to worker.
 
-    Raises:
-        UsageError: the pruner compares resources, and the sweep searches the number of epochs.
+    Raises UsageError where the pruner compares resources, and the sweep searches the number of epochs.
     """
-    settings: PrunerSettings = sweep.pruner
+    settings = sweep.pruner
     if settings.name in ("asha", "hyperband") and "epochs" in sweep.space:
         raise UsageError(
             f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "

@@ -1,8 +1,8 @@
 """A sweep: what is searched, by which sampler and pruner, and which points are tried first."""
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -87,36 +87,31 @@ def _domain_class(value: Any) -> str | None:
 
 
 Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_domain_class)]
-_PRUNER_KEYS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "median": ("startup_trials", "warmup_steps"),
-    "percentile": ("startup_trials", "warmup_steps", "percentile"),
-    "asha": ("min_steps", "reduction_factor"),
-    "hyperband": ("min_steps", "reduction_factor"),
-}
-Settings = TypeVar("Settings", "SamplerSettings", "PrunerSettings")
 
 
-def _refuse_idle(settings: Settings, used: tuple[str, ...]) -> Settings:
-    """Refuse a key that was changed and would do nothing."""
-    for key, field in type(settings).model_fields.items():
-        if key not in ("name", *used) and getattr(settings, key) != field.default:
-            raise ValueError(f"{key} does nothing for {settings.name!r}; it takes {listed(used) or 'no other key'}")
-    return settings
+class _Settings(_Table):
+    name: Any
+    USED: ClassVar[Mapping[str, tuple[str, ...]]]  # the keys that do something, by name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Refuse a key that was changed and would do nothing."""
+        used = self.USED.get(self.name, ())
+        for key, field in type(self).model_fields.items():
+            if key not in ("name", *used) and getattr(self, key) != field.default:
+                raise ValueError(f"{key} does nothing for {self.name!r}; it takes {listed(used) or 'no other key'}")
+        return self
 
 
-class SamplerSettings(_Table):
+class SamplerSettings(_Settings):
     """How trials are chosen: `tpe` (Optuna's default), `random`, or `given`: the sweep's own points and no others."""
 
     name: Literal["tpe", "random", "given"] = "tpe"
     startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
-
-    @model_validator(mode="after")
-    def _check(self) -> "SamplerSettings":
-        return _refuse_idle(self, ("startup_trials",) if self.name == "tpe" else ())
+    USED = {"tpe": ("startup_trials",)}
 
 
-class PrunerSettings(_Table):
+class PrunerSettings(_Settings):
     """When weak trials are stopped. Steps are epochs, or tenths of a trial's own schedule where epochs are searched."""
 
     name: Literal["none", "median", "percentile", "asha", "hyperband"] = "median"
@@ -125,10 +120,12 @@ class PrunerSettings(_Table):
     percentile: float = Field(default=25.0, gt=0, le=100, description="percentile: the best share that is kept, in %")
     min_steps: int = Field(default=1, ge=1, description="asha, hyperband: steps before the first decision")
     reduction_factor: int = Field(default=3, ge=2, description="asha, hyperband: one in so many goes on")
-
-    @model_validator(mode="after")
-    def _check(self) -> "PrunerSettings":
-        return _refuse_idle(self, _PRUNER_KEYS[self.name])
+    USED = {
+        "median": ("startup_trials", "warmup_steps"),
+        "percentile": ("startup_trials", "warmup_steps", "percentile"),
+        "asha": ("min_steps", "reduction_factor"),
+        "hyperband": ("min_steps", "reduction_factor"),
+    }
 
 
 class Preview(_Table):

@@ -31,46 +31,28 @@ class Finding:
 
 def examine(*, storage: str, data: str, artifacts: str) -> list[Finding]:
     """Look at everything that a run needs. Downloads nothing and makes no database."""
+    found = versions()
+    device = resolve_device("auto")
+    count, unit = (torch.cuda.device_count(), "GPU(s)") if device.type == "cuda" else (available_cores(), "core(s)")
+    precision, ratio = resolve_precision(device)
     return [
-        _python(),
-        _torch(),
-        _device(),
-        _precision(),
-        _kernels(),
+        Finding("Python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed"),
+        Finding("torch", True, ", ".join(f"{name} {found[name]}" for name in ("torch", "torchvision", "optuna"))),
+        Finding("device", True, f"{device.type}: {device_name(device)}, {count} {unit}"),
+        Finding("bf16", True, f"trains {ratio:.1f} times as fast as float32 here; precision auto is {precision}"),
+        Finding("kernels", True, _kernels(device, precision)),
         _data(data),
         _storage(storage),
         _artifacts(artifacts),
     ]
 
 
-def _python() -> Finding:
-    return Finding("Python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed")
-
-
-def _torch() -> Finding:
-    found = versions()
-    return Finding("torch", True, ", ".join(f"{name} {found[name]}" for name in ("torch", "torchvision", "optuna")))
-
-
-def _device() -> Finding:
-    device = resolve_device("auto")
-    count = torch.cuda.device_count() if device.type == "cuda" else available_cores()
-    unit = "GPU(s)" if device.type == "cuda" else "core(s)"
-    return Finding("device", True, f"{device.type}: {device_name(device)}, {count} {unit}")
-
-
-def _precision() -> Finding:
-    precision, ratio = resolve_precision(resolve_device("auto"))
-    return Finding("bf16", True, f"trains {ratio:.1f} times as fast as float32 here; precision auto is {precision}")
-
-
-def _kernels() -> Finding:
-    device = resolve_device("auto")
+def _kernels(device: torch.device, precision: str) -> str:
     if device.type != "cpu":
-        return Finding("kernels", True, "PyTorch's, on a GPU")
-    there = kernels(bf16=resolve_precision(device)[0] == "bf16")
+        return "PyTorch's, on a GPU"
+    there = kernels(bf16=precision == "bf16")
     found = f"{kernels_name(device)} for this processor" if there else f"PyTorch's: {obstacle() or 'see the warning'}"
-    return Finding("kernels", True, f"{found}; compiled ones train groups of small networks faster")
+    return f"{found}; compiled ones train groups of small networks faster"
 
 
 def _data(source: str) -> Finding:
@@ -101,11 +83,9 @@ def _storage(url: str) -> Finding:
 
 
 def _artifacts(address: str) -> Finding:
-    folder = open_artifacts(address).root
-    return Finding("files", True, f"{address}: not looked at") if folder is None else _disk(folder)
-
-
-def _disk(artifacts: Path) -> Finding:
+    artifacts = open_artifacts(address).root
+    if artifacts is None:
+        return Finding("files", True, f"{address}: not looked at")
     folder = artifacts.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from cifar_sweep.config import MODEL_NAMES, MODEL_TRAITS, PARAMETERS, TrialConfig, Value
@@ -35,12 +35,7 @@ def describe_model(params: Mapping[str, Value]) -> dict[str, Any]:
         "parameters": sum(row.parameters for row in rows),
         "multiply_accumulates": macs(network),
         "layers": [
-            {
-                "layer": row.name,
-                "detail": row.detail,
-                "output_shape": list(row.output_shape),
-                "parameters": row.parameters,
-            }
+            {"layer": row.name, "detail": row.detail, "output_shape": [*row.output_shape], "parameters": row.parameters}
             for row in rows
         ],
     }
@@ -48,12 +43,9 @@ def describe_model(params: Mapping[str, Value]) -> dict[str, Any]:
 
 def table(description: Mapping[str, Any]) -> Table:
     """`describe_model`'s result for a terminal."""
-    view = Table(box=None)
-    for heading in ("layer", "detail", "output"):
-        view.add_column(heading)
-    view.add_column("parameters", justify="right")
+    view = Table("layer", "detail", "output", Column("parameters", justify="right"), box=None)
     for row in description["layers"]:
-        output = " x ".join(str(length) for length in row["output_shape"])
+        output = " x ".join(map(str, row["output_shape"]))
         view.add_row(row["layer"], row["detail"], output, f"{row['parameters']:,}")
     view.add_row("total", "", "", f"{description['parameters']:,}")
     return view
@@ -87,12 +79,8 @@ def overview() -> list[dict[str, Any]]:
 
 def overview_table(description: Mapping[str, Any]) -> Table:
     """The networks at a glance for a terminal: `models` is what `overview` gives."""
-    view = Table(box=None)
-    view.add_column("model", no_wrap=True)
-    for heading in ("parameters", "multiply-accumulates"):
-        view.add_column(heading, justify="right")
-    for heading in ("own defaults", "also takes"):
-        view.add_column(heading)
+    numbers = (Column(heading, justify="right") for heading in ("parameters", "multiply-accumulates"))
+    view = Table(Column("model", no_wrap=True), *numbers, "own defaults", "also takes", box=None)
     for row in description["models"]:
         defaults = " ".join(f"{name}={str(value).lower()}" for name, value in row["defaults"].items())
         view.add_row(

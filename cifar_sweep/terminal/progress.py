@@ -6,10 +6,12 @@ Everything comes from the database, so that the view is right whoever trains.
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -19,7 +21,7 @@ from rich.text import Text
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.study.outage import is_outage
-from cifar_sweep.study.record import TrialRecord, saved_by_pruning
+from cifar_sweep.study.record import TrialRecord, ranked, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
@@ -72,7 +74,6 @@ class _TimeLeft:
         self._reckoned = self._next = -1.0
 
     def now(self, trials: Sequence[TrialRecord]) -> tuple[float, float] | None:
-        """The range as it stands."""
         begun = time.monotonic()
         if begun >= self._next:
             self._range = seconds_left(self._study, trials, starting=True)
@@ -111,15 +112,11 @@ class _LiveView:
         """The view, in at most 80 columns."""
         trials = self.study.asked()
         summary = self.study.summary(trials)
-        done = summary["trials"]["complete"] + summary["trials"]["pruned"]
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=max(summary["budget"], 1), completed=done, width=BAR_WIDTH), _done_text(summary))
-        lines: list[tuple[str, str]] = [
-            ("time left", left_text(self.study, summary, trials, self.left.now(trials))),
-            *_best_lines(trials, summary["best"]),
-            *_saved_lines(trials),
-            *worker_lines(trials),
-        ]
+        progress = ProgressBar(total=max(summary["budget"], 1), completed=_done(summary), width=BAR_WIDTH)
+        bar.add_row(progress, _done_text(summary))
+        told = _live_text(self.study, summary, trials, self.left.now(trials))
+        lines = [*(line.partition("|")[::2] for line in told.splitlines()), *worker_lines(trials)]
         facts = Table.grid(padding=(0, 1))
         facts.add_column(no_wrap=True, min_width=9, style="cyan")
         facts.add_column()
@@ -137,7 +134,7 @@ class _Lines:
         self.study = study
         self.console = console
         self.prefix = f"{study.name} " if named else ""
-        self.live = _nothing()
+        self.live = nullcontext()
         self.said: set[int] | None = None
         self.left = _TimeLeft(study)
 
@@ -159,113 +156,79 @@ class _Lines:
         best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
         left = self.left.now(trials)
         parts = [_ended_text(trial), best, f"{span(*left)} left" if left and left[1] else ""]
-        done = summary["trials"]["complete"] + summary["trials"]["pruned"]
-        return f"[{self.prefix}{done}/{summary['budget']}] {'; '.join(part for part in parts if part)}"
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+        return f"[{self.prefix}{_done(summary)}/{summary['budget']}] {'; '.join(part for part in parts if part)}"
 
 
 def _ended_text(trial: TrialRecord) -> str:
-    """What became of a trial."""
     value = f" {trial.value:.2%}" if trial.value is not None else ""
     short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
     reason = f" ({trial.reason})" if trial.state == "failed" and trial.reason else ""
     return f"trial {trial.number} {trial.state}{value}{short} in {duration(trial.seconds)}{reason}, {trial.setting}"
 
 
-def _done_text(summary: dict[str, Any]) -> Text:
+def _done(summary: dict[str, Any]) -> int:
+    return int(summary["trials"]["complete"] + summary["trials"]["pruned"])
+
+
+def _done_text(summary: dict[str, Any]) -> str:
     counts = summary["trials"]
-    done = counts["complete"] + counts["pruned"]
     others = [f"{counts[name]} {name}" for name in ("pruned", "failed", "running", "waiting") if counts[name]]
-    return Text(f"{done} of {summary['budget']} done" + (f"; {', '.join(others)}" if others else ""))
+    return f"{_done(summary)} of {summary['budget']} done" + (f"; {', '.join(others)}" if others else "")
 
 
-def left_text(
+def _live_text(
     study: SweepStudy, summary: dict[str, Any], trials: Sequence[TrialRecord], left: tuple[float, float] | None
 ) -> str:
-    """How long it still takes, or why it does not go on."""
-    counts = summary["trials"]
-    if summary["state"] in HALTED:
-        words = "`cifar-sweep resume` goes on" if summary["state"] == PAUSED else "it does not go on"
-        return f"the study is {summary['state']}; {words}" + (f" ({summary['reason']})" if summary["reason"] else "")
-    if counts["complete"] + counts["pruned"] >= summary["budget"]:
-        return "none"
-    if left is None:
-        return "known when the first epoch has ended" if counts["running"] else "workers are starting"
-    return span(*left) + _clock_text(*left) + _waiting_text(study, summary, trials)
-
-
-def _clock_text(low: float, high: float) -> str:
-    """When that is, where nobody would wait for it."""
-    if high < SOON_SECONDS:
-        return ""
+    """Time left, the best trial, and what pruning saved, each line after its label and a bar."""
     now = datetime.now()
-    first, last = (f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in (low, high))
-    return f" (at {first})" if first == last else f" ({first} to {last})"
-
-
-def _waiting_text(study: SweepStudy, summary: dict[str, Any], trials: Sequence[TrialRecord]) -> str:
-    """Says where workers have nothing left to do but to wait for the last ones."""
-    counts = summary["trials"]
-    unclaimed = summary["budget"] - counts["complete"] - counts["pruned"] - counts["running"]
     costs = noted_costs(study)
-    idle = (costs.workers if costs else 0) - len(at_work(trials, datetime.now()))
-    if unclaimed > 0 or idle <= 0:
-        return ""
-    return f"; {idle} worker{'s wait' if idle > 1 else ' waits'} for the others"
+    best = next(iter(ranked(trials)), None)
+    return (
+        _templates()
+        .get_template("live.txt")
+        .render(
+            summary,
+            halted=HALTED,
+            paused=PAUSED,
+            done=_done(summary),
+            left=left,
+            soon=SOON_SECONDS,
+            clock=[f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in left or ()],
+            idle=(costs.workers if costs else 0) - len(at_work(trials, now)),
+            setting=best.setting if best else "",
+            ago=(now - best.ended).total_seconds() if best and best.ended else None,
+            saved=saved_by_pruning(trials),
+            duration=duration,
+            span=span,
+        )
+    )
 
 
-def _best_lines(trials: Sequence[TrialRecord], best: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if best is None:
-        return [("best", "none yet")]
-    trial = next(trial for trial in trials if trial.number == best["number"])
-    ago = f", {duration((datetime.now() - trial.ended).total_seconds())} ago" if trial.ended else ""
-    return [
-        ("best", f"{best['value']:.2%} validation accuracy, trial {best['number']}{ago}"),
-        ("", trial.setting),
-    ]
-
-
-def _saved_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-    saved = saved_by_pruning(trials)
-    if not saved.trials:
-        return []
-    ended = f"{saved.trials} trial{'s' * (saved.trials > 1)} ended early"
-    return [("pruning", f"{ended}: {saved.epochs:,} epochs, {duration(saved.seconds)} of a worker saved")]
+@cache
+def _templates() -> Environment:
+    loader = PackageLoader("cifar_sweep.terminal")
+    return Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - text for a terminal
 
 
 def worker_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     """A line for each worker that trains, with its number in the order of their first trials, and its group."""
-    groups = groups_of(trials)
-    numbers = {owner: k for k, owner in enumerate(dict.fromkeys(group.owner for group in groups), start=1)}
-    running = sorted((group for group in groups if group.running), key=lambda group: numbers[group.owner])
-    hosts = {_host(group) for group in running}
-    lines = [
-        (f"worker {numbers[group.owner]}", _group_text(group, named=len(hosts) > 1)) for group in running[:MOST_WORKERS]
-    ]
-    if len(running) > MOST_WORKERS:
-        rest = running[MOST_WORKERS:]
+    running = [group for group in groups_of(trials) if group.running]
+    running.sort(key=lambda group: (len(group.trials[0].worker), group.trials[0].worker))
+    lines = [_worker_line(group) for group in running[:MOST_WORKERS]]
+    if rest := running[MOST_WORKERS:]:
         lines.append(("others", f"{len(rest)} workers with {sum(len(group.running) for group in rest)} trials"))
     return lines
 
 
-def _host(group: WorkerGroup) -> str:
-    owner = group.trials[0].owner
-    return owner.host if owner else ""
-
-
-def _group_text(group: WorkerGroup, *, named: bool) -> str:
+def _worker_line(group: WorkerGroup) -> tuple[str, str]:
     """What a worker does: its trials, how far they are, the best of them, since when, what they have in common."""
+    worker, on, host = group.trials[0].worker.partition(" on ")
     running = group.running
     accuracies = [result.validation_accuracy for trial in running for result in trial.curve]
     best = f", best {max(accuracies):.1%}" if accuracies else ""
     since = duration((datetime.now() - group.begun).total_seconds())
-    host = f" on {_host(group)}" if named else ""
     epochs = f"epoch {min(running[0].epochs_done + 1, group.shape.epochs)} of {group.shape.epochs}"
-    return f"{_numbers_text(running)}: {epochs}{best}, {since}{host}; {_common_text(running)}"
+    return worker, f"{_numbers_text(running)}: {epochs}{best}, {since}{on}{host}; {_common_text(running)}"
 
 
 def _numbers_text(trials: Sequence[TrialRecord]) -> str:

@@ -1,4 +1,4 @@
-"""Studies at a glance, and numbers in words."""
+"""Studies at a glance."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -36,7 +36,7 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
         best, saved = each["best"], each["saved_by_pruning"]
         view.add_row(
             escape(each["name"]),
-            escape(state_text(each)),
+            escape(_state_text(each)),
             _trials_text(each),
             f"{best['value']:.2%}" if best else "-",
             _left_text(each),
@@ -46,15 +46,13 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
     return view
 
 
-def state_text(summary: Mapping[str, Any]) -> str:
-    """Whether it is open, and why not."""
+def _state_text(summary: Mapping[str, Any]) -> str:
     priority = f" (priority {summary['priority']})" if summary["priority"] and summary["state"] == OPEN else ""
     reason = f": {summary['reason']}" if summary["reason"] else ""
     return f"{summary['state']}{priority}{reason}"
 
 
 def _trials_text(summary: Mapping[str, Any]) -> str:
-    """How far it is, with what is worth a word."""
     counts = summary["trials"]
     done = f"{counts['complete'] + counts['pruned']}/{summary['budget']}"
     others = [f"{counts[name]} {name}" for name in ("running", "failed") if counts[name]]

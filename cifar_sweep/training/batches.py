@@ -14,14 +14,7 @@ CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in fl
 
 
 class Batches:
-    """The training part of the data, resident on a device, handed out in batches by index.
-
-    Attributes:
-        train_images: number of training images used.
-        validation_images: number of validation images used.
-        classes: number of classes.
-        device: where the batches lie.
-    """
+    """The data, resident on `device`, handed out in batches by index; `train_images` is the number trained on."""
 
     def __init__(
         self,
@@ -37,7 +30,7 @@ class Batches:
 
         Args:
             data: the dataset.
-            device: where to train.
+            device: where the batches lie.
             train_images: training images to use, class by class alike; 0 is all of the training part.
             validation_images: validation images to use, class by class alike; 0 is all of the validation part.
             normalize: subtract the training part's channel mean and divide by its deviation; else pixels in [0, 1].
@@ -53,17 +46,16 @@ class Batches:
                 f"{len(train_index):,} images, and 0 is all of them."
             )
         self.device = device
-        self.classes = len(data.classes)
         self.train_images = train_images or len(train_index)
-        self.validation_images = len(validation_index)
         self._data = data
         self._train_index = train_index[: self.train_images]
         self._validation_index = validation_index
         self._images = data.train_images.to(device)
         self._labels = data.train_labels.to(device)
         self._dtype = dtype
-        # Where nothing is learnt the batch is free: few calls on a GPU; on a CPU, what fits into its caches:
-        # docs/LOG.md, 2026-11-22.
+        # Pixels are converted in this one: a half precision would round twice.
+        self._arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
+        # Where nothing is learnt: few calls on a GPU; what fits into the caches of a CPU (docs/LOG.md, 2026-11-22).
         self._evaluation_batch = 500 if device.type == "cuda" else 200
         self._normalize = normalize
         self._mean = torch.tensor(data.channel_mean, dtype=self._arithmetic, device=device).view(3, 1, 1)
@@ -79,26 +71,17 @@ class Batches:
                 f"{self.train_images:,}."
             )
 
-    def steps(self, batch_size: int) -> int:
-        """The number of batches that `train` yields in an epoch."""
-        return -(-self._used(batch_size) // batch_size)
-
     def train(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield an epoch of training batches in random order.
+        """Yield an epoch: images [b, 3, 32, 32] in channels_last memory format, and labels int64 [b].
 
         The order depends on `seed`, `epoch` and the images used alone: it is the same on every device, and an epoch
         does not need the ones before it. The last batch may be smaller; a last batch of one image is left out, since
-        batch normalisation cannot train on one.
-
-        Yields:
-            Images [b, 3, 32, 32] in channels_last memory format, and labels int64 [b].
-
-        Raises:
-            UsageError: see `check_batch_size`.
+        batch normalisation cannot train on one. Raises UsageError as `check_batch_size` does.
         """
         self.check_batch_size(batch_size)
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
-        order = torch.randperm(self.train_images, generator=generator)[: self._used(batch_size)]
+        leaves_one = batch_size > 1 and self.train_images % batch_size == 1
+        order = torch.randperm(self.train_images, generator=generator)[: self.train_images - leaves_one]
         return self._batches(self._images, self._labels, index=self._train_index[order], batch_size=batch_size)
 
     def validation(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -112,15 +95,6 @@ class Batches:
         return self._batches(
             images, labels, index=torch.arange(len(labels)), batch_size=batch_size or self._evaluation_batch
         )
-
-    def _used(self, batch_size: int) -> int:
-        leaves_one = batch_size > 1 and self.train_images % batch_size == 1
-        return self.train_images - leaves_one
-
-    @property
-    def _arithmetic(self) -> torch.dtype:
-        """Where the pixels are converted: a half precision would round twice."""
-        return torch.float64 if self._dtype is torch.float64 else torch.float32
 
     def _batches(
         self, images: Tensor, labels: Tensor, *, index: Tensor, batch_size: int

@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, written beside and renamed into place, with a checksum on request."""
+"""Named tensors as safetensors files."""
 
 import hashlib
 from pathlib import Path
@@ -6,8 +6,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-
-from cifar_sweep.files import replace_file
 
 
 class StateError(Exception):
@@ -22,26 +20,11 @@ def pack(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, on the CPU.
-
-    Raises:
-        StateError: it is not a whole one.
-    """
+    """The tensors of a safetensors file, on the CPU; StateError if it is not a whole one."""
     try:
         return safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise StateError(f"not a whole safetensors file ({error})") from error
-
-
-def save(tensors: dict[str, torch.Tensor], path: Path) -> str:
-    """Write `tensors` to `path` and return the file's SHA-256, in hex.
-
-    Raises:
-        DiskError: the file could not be written; what stood there before still stands.
-    """
-    content = pack(tensors)
-    replace_file(path, content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def load(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:

@@ -22,11 +22,7 @@ WORTHWHILE_SPEEDUP = 1.15
 
 
 def resolve_device(name: str, *, worker: int = 0) -> torch.device:
-    """The device called `name`: auto (CUDA when there is one), cpu, cuda (worker k takes GPU k), or cuda:N.
-
-    Raises:
-        DeviceError: there is no such device here.
-    """
+    """The device `name`: auto (CUDA if there is one), cpu, cuda (worker k takes GPU k), cuda:N; else DeviceError."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if found else "cpu"
@@ -44,13 +40,10 @@ def resolve_device(name: str, *, worker: int = 0) -> torch.device:
 
 
 def prepare_process(device: torch.device, *, threads: int) -> int:
-    """Ready this process for training: `threads` threads on the CPU (0: one per available core), and its memory.
+    """Ready this process for training; returns the number of threads in force. 0 `threads` is one per available core.
 
     On a GPU: convolutions in true float32 where bf16 is not asked for, and by the same algorithm each time. Pooling and
     reflection padding still add up in any order there, so a GPU's numbers repeat nearly, the CPU's exactly.
-
-    Returns:
-        The number of threads in force.
     """
     if device.type == "cpu":
         torch.set_num_threads(threads or available_cores())
@@ -97,10 +90,9 @@ def device_name(device: torch.device) -> str:
 
 
 def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tuple[str, float]:
-    """The faster useful arithmetic on this machine, measured once and remembered in the cache folder.
+    """``fp32`` or ``bf16``, whichever is faster here, and how many times faster bf16 trained than float32.
 
-    Returns:
-        ``fp32`` or ``bf16``, and how many times faster bf16 trained than float32.
+    Measured once and remembered in the cache folder.
     """
     key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     path = (cache or default_cache()) / "precision.json"
@@ -120,8 +112,8 @@ def _bf16_speedup(device: torch.device) -> float:
         return 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1)]
-        network = nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(4096, 10))
+        convolutions = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()
+        network = nn.Sequential(*convolutions, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(4096, 10))
         images = torch.rand(64, 3, 32, 32)
     network = network.to(device).to(memory_format=torch.channels_last)
     images = images.to(device).contiguous(memory_format=torch.channels_last)

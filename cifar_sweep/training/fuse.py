@@ -5,8 +5,7 @@ Images come in once and are shared. Convolutions and batch norm keep the members
 the flattening on, members lie in front: [K, b, features], and a linear layer is a batched matrix product. Nothing is
 ever summed over members, so that one which is no longer finite leaves the others as they are.
 
-All parameters lie in one matrix, a row for each member: what an optimizer, a checkpoint and `keep` want. Each step
-hands them out to the layers, the members' parts one after the other, in the arithmetic of the forward pass.
+Each step hands the members' parameters out to the layers, one after the other, in the arithmetic of the forward pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,17 +23,10 @@ from cifar_sweep.training.rows import Masks, Part, Rows, masks_of, parts_of
 class Fused(Rows):
     """`networks` as one. From images [b, 3, h, w] to outputs [K, b, classes], in the members' order.
 
-    Args:
-        networks: plain networks of one shape, in order, which `can_fuse`.
-        masks: the members' dropout.
-        dtype: of convolutions and linear layers; None is that of the parameters. Batch norm keeps the parameters'.
-
-    Attributes:
-        layers: the fused layers in the order in which they run, by their places in the plain network.
-        lanes: the compiled kernels that the last images went through; None where that was PyTorch.
-
-    Raises:
-        ValueError: a layer of a type that has no rule.
+    The networks are plain ones of one shape which `can_fuse`; a layer without a rule raises ValueError. `dtype` is that
+    of convolutions and linear layers; None is that of the parameters, which batch norm keeps. `layers` lie in the order
+    in which they run, by their places in the plain network. `lanes` are the compiled kernels that the last images went
+    through; None where that was PyTorch.
     """
 
     def __init__(

@@ -6,12 +6,13 @@ members stay: the sweep's runner, a replay and a benchmark each do so with a loo
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.curve import EpochResult, best_epoch
@@ -20,7 +21,6 @@ from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.device import is_out_of_memory
-from cifar_sweep.training.evaluate import evaluate, losses_of
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
@@ -98,9 +98,7 @@ class Run:
     def epoch(self, stop: Callable[[], bool] = lambda: False) -> list[EpochResult]:
         """Train every member for one pass over the training images, then validate. One result per member.
 
-        Raises:
-            EpochInterruptedError: `stop`, asked before every step, said yes.
-            ValueError: some members have been trained for more epochs than others.
+        Raises EpochInterruptedError when `stop`, asked before every step, says yes; ValueError if epochs differ.
         """
         if len({len(member.history) for member in self.members}) != 1:
             raise ValueError("the members are not at the same epoch")
@@ -176,11 +174,7 @@ class Run:
         self.optimizer.state.update(zip(self._rows, states, strict=True))
 
     def member(self, k: int) -> nn.Module:
-        """Member `k`'s best weights so far in a plain network on the CPU, as `build` makes it.
-
-        Raises:
-            ValueError: no epoch of this member had a finite loss.
-        """
+        """Member `k`'s best weights so far in a plain network on the CPU; ValueError if no loss was finite."""
         member = self.members[k]
         if not member.best_weights:
             raise ValueError("no epoch with a finite loss yet")
@@ -247,3 +241,32 @@ def _network(shape: Shape, members: Sequence[Member]) -> Rows:
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Each member's cross-entropy in nats for each image [K, batch], from logits [K, batch, classes]."""
+    each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+    return each.view(len(logits), -1)
+
+
+def evaluate(
+    network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], *, precision: str, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """The members' mean losses (nats) and accuracies (fractions) over all images of the batches.
+
+    `network` gives logits [K, batch, classes] for images [batch, 3, 32, 32]. It is left in evaluation mode. The device
+    is read from once, at the end.
+    """
+    network.eval()
+    losses: list[torch.Tensor] = []
+    correct: list[torch.Tensor] = []
+    images_seen = 0
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for images, labels in batches:
+            logits = network(images).float()
+            losses.append(losses_of(logits, labels).sum(dim=1))
+            correct.append((logits.argmax(dim=2) == labels).sum(dim=1))
+            images_seen += len(labels)
+    sums = torch.stack([torch.stack(losses).sum(dim=0), torch.stack(correct).sum(dim=0).float()]).tolist()
+    mean_losses, accuracies = ([total / images_seen for total in each] for each in sums)
+    return mean_losses, accuracies

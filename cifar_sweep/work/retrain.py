@@ -9,6 +9,7 @@ from pathlib import Path
 from cifar_sweep.config import TrialConfig, derive_seed
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.trained import Provenance, Trained, facts_of_curve
+from cifar_sweep.files import replace_file
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
@@ -109,7 +110,7 @@ class Retraining:
             )
             if result.diverged:
                 raise StudyError(f"the training diverged in epoch {result.epoch}: the loss is not a finite number.")
-            checkpoint.save(run.state(ours), saved)
+            replace_file(saved, checkpoint.pack(run.state(ours)))
         return run, ours
 
     def _among_copies(self, run: Run, ours: int, *, size: int, place: int) -> Run:

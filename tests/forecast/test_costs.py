@@ -48,11 +48,6 @@ def test_a_network_of_which_nothing_is_known_takes_a_flat_time() -> None:
     assert Costs().epoch(shape(model="cnn1"), 2) == pytest.approx(2 * 40_000 * FLAT_SECONDS * (1 + 0.25 * 0.35))
 
 
-def test_a_network_that_takes_longer() -> None:
-    assert NETWORK.times(3).per_image(16, 4) == pytest.approx(3 * NETWORK.per_image(16, 4))
-    assert (NETWORK.times(3).sizes, NETWORK.times(3).checkpoint) == (NETWORK.sizes, NETWORK.checkpoint)
-
-
 def test_costs_survive_a_database() -> None:
     stored = json.loads(json.dumps(COSTS.model_dump(mode="json")))
     assert Costs.model_validate(stored) == COSTS

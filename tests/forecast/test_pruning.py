@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.forecast.pruning import expected_survival, looks, spared, startup
+from cifar_sweep.forecast.pruning import expected_survival, looks, startup
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -52,10 +52,6 @@ def test_the_share_that_goes_on(pruner: Any, second: float, last: float) -> None
     survival = expected_survival(sweep(pruner), 10)
     assert (survival[0], survival[1], survival[-1]) == pytest.approx((1.0, second, last))
     assert survival == sorted(survival, reverse=True)
-
-
-def test_the_share_of_epochs_that_is_spared() -> None:
-    assert spared([1.0, 0.5, 0.5, 0.0]) == 0.5
 
 
 def test_when_pruning_begins() -> None:

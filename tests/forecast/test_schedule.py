@@ -11,7 +11,7 @@ from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import Costs, NetworkCosts, Pace
 from cifar_sweep.forecast.expected import possible_shapes, shape_of
 from cifar_sweep.forecast.schedule import Forecast, Start, UnderWay, beginning, forecast
-from cifar_sweep.study.claiming import Waiting
+from cifar_sweep.study.next_group import Waiting
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -94,7 +94,7 @@ def test_an_epoch_that_takes_too_long_ends_soon_but_not_before_now() -> None:
 
 
 def test_an_interrupted_trial_has_only_its_last_epochs_to_come() -> None:
-    start = Start([Waiting(3, SHAPE, epochs=3, begun=True)], {3: SHAPE}, finished=3, idle=1)
+    start = Start([Waiting(3, SHAPE, epochs=3, begun=True)], finished=3, idle=1)
     assert laid_out(sweep(4), costs(), start).likely == pytest.approx(EPOCH)
 
 

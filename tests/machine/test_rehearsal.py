@@ -13,7 +13,7 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, NetworkCosts, Pace, Speed
 from cifar_sweep.machine import rehearsal
 from cifar_sweep.machine.groups import Groups
-from cifar_sweep.machine.outlook import Outlook, as_plain, fitting
+from cifar_sweep.machine.outlook import look_ahead
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.machine.rehearsal import GroupSeconds, group_seconds, rehearse
 from cifar_sweep.machine.speeds import Split
@@ -119,12 +119,13 @@ def test_a_rehearsal_leaves_nothing(
     assert set(tmp_path.iterdir()) == before
 
 
-def outlook(chosen: Sweep, **changes: Any) -> Outlook:
-    return Outlook(chosen, plan(), Pace(COSTS.model_copy(update={"fixed": True, **changes}), doubt=0.0))
+def ahead(chosen: Sweep, *, hours: float | None = None, **changes: Any) -> dict[str, Any]:
+    pace = Pace(COSTS.model_copy(update={"fixed": True, **changes}), doubt=0.0)
+    return look_ahead(chosen, plan(), pace, hours=hours)
 
 
 def test_the_time_is_from_the_command_to_its_end() -> None:
-    answer = as_plain(outlook(sweep(), start=5.0), hours=None)
+    answer = ahead(sweep(), start=5.0)
     assert answer["seconds_unpruned"]["likely"] == pytest.approx(5 + 2 * 2 * 4 * EPOCH + END_SECONDS, abs=0.1)
     assert answer["seconds_pruned"] is None
     assert answer["plan"] == {"workers": 2, "threads": 1, "group": 2, "gain": 3.0}
@@ -132,14 +133,14 @@ def test_the_time_is_from_the_command_to_its_end() -> None:
 
 
 def test_with_a_pruner_both_times_are_said() -> None:
-    answer = as_plain(outlook(sweep(40, pruner={"name": "median", "startup_trials": 4})), hours=None)
+    answer = ahead(sweep(40, pruner={"name": "median", "startup_trials": 4}))
     assert answer["seconds_pruned"]["high"] < answer["seconds_unpruned"]["low"]
 
 
 @pytest.mark.parametrize(("seconds", "trials", "epochs"), [(1.6, 0, 0), (5.2, 4, 2), (8.6, 8, 4), (100, 8, 4)])
 def test_what_fits(seconds: float, trials: int, epochs: int) -> None:
     """Four groups of two by two workers: two rounds of 2 * 4 epochs of 0.435 s, 7 s in all, and 1.5 s to end."""
-    fits = fitting(outlook(sweep()), hours=seconds / 3600)
+    fits = ahead(sweep(), hours=seconds / 3600)["hours"]
     assert (fits["trials_unpruned"], fits["epochs_that_fit"], fits["epochs"]) == (trials, epochs, 4)
 
 

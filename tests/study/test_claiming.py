@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cifar_sweep.forecast.schedule import group_sizes
 from cifar_sweep.study.claim import Worker
-from cifar_sweep.study.claiming import NEW, Queue, Waiting, next_group
+from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_existing

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import optuna
 import psycopg
 import pytest
 import sqlalchemy
@@ -360,31 +359,6 @@ def test_a_lock_that_another_holds_is_an_outage(storage: Storage, url: str, monk
         error = raised(other.lock().__enter__)
     assert isinstance(error, StorageBusyError)
     assert is_outage(error)
-
-
-@pytest.mark.parametrize(
-    ("come_back", "hidden_behind"), [(False, UnboundLocalError), (True, AssertionError)], ids=["gone", "restarted"]
-)
-def test_an_outage_that_optimize_hides_is_one(
-    own_postgres: PostgresServer,
-    opened: Storage,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    come_back: bool,
-    hidden_behind: type[Exception],
-) -> None:
-    monkeypatch.setattr(opened.optuna, "heartbeat_interval", None)  # a thread of its own, which would fail, too
-    study = optuna.create_study(storage=opened.optuna, study_name=name)
-
-    def objective(_: optuna.Trial) -> float:
-        own_postgres.stop()
-        if come_back:
-            own_postgres.start()
-        return 0.5
-
-    with pytest.raises(hidden_behind) as caught:
-        study.optimize(objective, n_trials=1)
-    assert is_outage(caught.value)
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def test_of_a_trial_that_is_not_held_nothing_is_written(storage: Storage, name: 
     trial = begun(storage, study)
     trial.set_user_attr("owner", {"another's": MINE | {"token": "other"}, "nobody's": None}.get(why, MINE))
     if why == "waits":
-        storage.set_waiting(trial._trial_id)
+        storage.give_back(trial._trial_id)
     if why == "finished":
         study.tell(trial, 1.0)
     before = as_optuna_reads(storage, name)

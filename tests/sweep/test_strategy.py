@@ -9,15 +9,8 @@ from optuna.samplers import RandomSampler, TPESampler
 from cifar_sweep.errors import UsageError
 from cifar_sweep.sweep import strategy
 from cifar_sweep.sweep.parsing import parse
-from cifar_sweep.sweep.strategy import (
-    build_pruner,
-    build_sampler,
-    most_new,
-    sampler_seed,
-    step_of,
-    steps_in_all,
-)
-from cifar_sweep.sweep.sweep import SamplerSettings, Sweep
+from cifar_sweep.sweep.strategy import build_pruner, build_sampler, most_new, step_of, steps_in_all
+from cifar_sweep.sweep.sweep import Sweep
 
 SEARCHED_EPOCHS = {"epochs": {"low": 1, "high": 50}}
 
@@ -80,16 +73,21 @@ def test_the_others_are_accepted_where_epochs_are_searched(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("tpe", TPESampler), ("random", RandomSampler)])
 def test_a_name_builds_its_sampler(name: Any, kind: type) -> None:
-    assert type(build_sampler(SamplerSettings(name=name), seed=1)) is kind
+    assert type(build_sampler(sweep(sampler=name), number=1)) is kind
 
 
 def test_tpe_takes_its_startup_trials() -> None:
-    assert settings_of(build_sampler(SamplerSettings(startup_trials=4), seed=1), "n_startup_trials") == [4]
+    four = sweep(sampler={"name": "tpe", "startup_trials": 4})
+    assert settings_of(build_sampler(four, number=1), "n_startup_trials") == [4]
 
 
 def test_every_ask_has_its_own_seed() -> None:
-    assert len({sampler_seed(seed, number=number) for seed in range(3) for number in range(100)}) == 300
-    assert sampler_seed(5, number=7) == sampler_seed(5, number=7)
+    def drawn(seed: int, number: int) -> float:
+        sampler: Any = build_sampler(sweep(seed=seed, sampler="random"), number=number)
+        return float(sampler._rng.rng.random())
+
+    assert len({drawn(seed, number) for seed in range(3) for number in range(100)}) == 300
+    assert drawn(5, 7) == drawn(5, 7)
 
 
 def test_the_last_step_is_the_last_epoch_or_ten() -> None:

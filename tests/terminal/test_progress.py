@@ -17,7 +17,7 @@ from cifar_sweep.errors import StorageBusyError
 from cifar_sweep.forecast.costs import Costs, note_costs
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, records
 from cifar_sweep.study.storage import CANCELLED, PAUSED, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
@@ -107,7 +107,8 @@ def drawn(
     study: SweepStudy, trials: list[TrialRecord], monkeypatch: pytest.MonkeyPatch, *, width: int = 80
 ) -> list[str]:
     """The lines of the live view if these were the study's trials."""
-    monkeypatch.setattr(SweepStudy, "asked", lambda self: trials)
+    named = records([trial.frozen for trial in trials])
+    monkeypatch.setattr(SweepStudy, "asked", lambda self: named)
     monkeypatch.setattr(study.storage, "orphans", lambda _: [])  # these workers are no processes
     screen = console(terminal=True, width=width)
     screen.print(progress._LiveView(study, screen).draw())

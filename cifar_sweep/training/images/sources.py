@@ -95,28 +95,21 @@ def _synthetic_source(source: str) -> Source:
     return Source(f"{FORMAT} synthetic {count} version {synthetic.VERSION}", read)
 
 
-# --- torchvision: CIFAR-10 -------------------------------------------------------------------------------------------
-
-
 def _torchvision_source(root: Path, source: str) -> Source:
     def read(progress: Progress) -> Decoded:
         progress("reading CIFAR-10 (once)")
-        return _read_torchvision(root, source)
+        try:
+            parts = [_cifar10(root, train=train) for train in (True, False)]
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                f"CIFAR-10 in {source!r} is incomplete or corrupt (a file in {TORCHVISION_FOLDER} is missing, or its "
+                "MD5 sum is wrong); delete that folder and download or unpack it again."
+            ) from error
+        train, test = ((np.ascontiguousarray(part.data), np.asarray(part.targets, dtype=np.int64)) for part in parts)
+        return Decoded("CIFAR-10", tuple(parts[0].classes), *train, *test)
 
     files = _scan(root / TORCHVISION_FOLDER)
     return Source(f"{FORMAT} torchvision {root.resolve()}\n" + "\n".join(map(str, files)), read)
-
-
-def _read_torchvision(root: Path, source: str) -> Decoded:
-    try:
-        parts = [_cifar10(root, train=train) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"CIFAR-10 in {source!r} is incomplete or corrupt (a file in {TORCHVISION_FOLDER} is missing, or its MD5 "
-            "sum is wrong); delete that folder and download or unpack it again."
-        ) from error
-    train, test = ((np.ascontiguousarray(part.data), np.asarray(part.targets, dtype=np.int64)) for part in parts)
-    return Decoded("CIFAR-10", tuple(parts[0].classes), *train, *test)
 
 
 def _cifar10(root: Path, **options: bool) -> Any:
@@ -172,8 +165,6 @@ def _download_error(error: Exception) -> DataError | DiskError:
     )
 
 
-# --- Image folders ---------------------------------------------------------------------------------------------------
-
 _File = tuple[str, int, int]  # name, bytes, mtime in nanoseconds
 _Part = dict[str, list[_File]]  # class name -> its image files
 
@@ -210,12 +201,14 @@ def _scan_image_folder(root: Path, source: str) -> dict[str, _Part]:
 def _scan_part(folder: Path) -> _Part:
     with _reading(folder.name), os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return {name: [file for file in _scan(folder / name) if _is_image(file[0])] for name in names}
+    return {name: _scan(folder / name, suffixes=_IMAGE_SUFFIXES) for name in names}
 
 
-def _scan(folder: Path) -> list[_File]:
+def _scan(folder: Path, *, suffixes: str | tuple[str, ...] = "") -> list[_File]:
+    """Files that are not hidden and end so, sorted."""
     with _reading(folder.name), os.scandir(folder) as entries:
-        stats = ((entry.name, entry.stat()) for entry in entries if entry.is_file())
+        files = (entry for entry in entries if entry.is_file() and not entry.name.startswith("."))
+        stats = ((entry.name, entry.stat()) for entry in files if entry.name.lower().endswith(suffixes))
         return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
@@ -225,10 +218,6 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"The data's folder {what} cannot be read ({error.strerror}); it must be readable.") from error
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def _check_classes(parts: dict[str, _Part], source: str) -> None:

@@ -61,14 +61,14 @@ def _cover(labels: Integers, rng: np.random.Generator) -> Floats:
     radius = _uniform(rng, 6, high=12, shape=(count, 1, 1))
     centre = _uniform(rng, SIDE / 2 - _CENTRE_SHIFT, high=SIDE / 2 + _CENTRE_SHIFT, shape=(2, count, 1, 1))
     tilt = _uniform(rng, -0.25, high=0.25, shape=(count, 1, 1))
-    axis = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
+    axis = np.arange(SIDE, dtype=np.float32) + 0.5
     x, y = axis[None, None, :] - centre[0], axis[None, :, None] - centre[1]
     u, v = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
     distance = np.empty((count, SIDE, SIDE), dtype=np.float32)
     for number, figure in enumerate(_FIGURES.values()):
         of_class = labels == number
         distance[of_class] = figure(u[of_class], v[of_class], radius[of_class])
-    return np.clip(np.float32(0.5) - distance, 0, 1, out=distance)
+    return np.clip(0.5 - distance, 0, 1, out=distance)
 
 
 def _background(count: int, rng: np.random.Generator) -> Floats:
@@ -107,56 +107,41 @@ def _disk(u: Floats, v: Floats, radius: Floats) -> Floats:
     return np.hypot(u, v) - radius
 
 
-def _ring(u: Floats, v: Floats, radius: Floats) -> Floats:
-    return np.abs(np.hypot(u, v) - np.float32(0.8) * radius) - np.float32(0.2) * radius
-
-
-def _square(u: Floats, v: Floats, radius: Floats) -> Floats:
-    side = np.float32(0.9) * radius
-    return _box(u, v, width=side, height=side)
-
-
-def _triangle(u: Floats, v: Floats, radius: Floats) -> Floats:
-    sides = np.float32(0.866) * np.abs(u) - np.float32(0.5) * v
-    return np.maximum(sides, v) - np.float32(0.55) * radius
-
-
 def _cross(u: Floats, v: Floats, radius: Floats) -> Floats:
-    arm = np.float32(0.3) * radius
+    arm = 0.3 * radius
     return np.minimum(_box(u, v, width=radius, height=arm), _box(u, v, width=arm, height=radius))
 
 
 def _stripes(phase: Floats, radius: Floats) -> Floats:
     """Stripes across `phase` (pixels), three and a half periods to the figure."""
-    frequency = np.float32(3.5 * np.pi) / radius
+    frequency = 3.5 * np.pi / radius
     return np.sin(phase * frequency) / frequency
 
 
-def _diagonal(u: Floats, v: Floats, radius: Floats) -> Floats:
-    return np.maximum(_stripes(np.float32(0.707) * (u + v), radius), _disk(u, v, radius))
-
-
 def _checkerboard(u: Floats, v: Floats, radius: Floats) -> Floats:
-    frequency = np.float32(2.5 * np.pi) / radius
-    return np.maximum(np.sin(u * frequency) * np.sin(v * frequency) / frequency, _disk(u, v, radius))
+    frequency = 2.5 * np.pi / radius
+    return np.sin(u * frequency) * np.sin(v * frequency) / frequency
 
 
 def _dots(u: Floats, v: Floats, radius: Floats) -> Floats:
-    frequency = np.float32(2.5 * np.pi) / radius
-    waves = np.cos(u * frequency) + np.cos(v * frequency)
-    return np.maximum((np.float32(0.8) - waves) / frequency, _disk(u, v, radius))
+    frequency = 2.5 * np.pi / radius
+    return (0.8 - (np.cos(u * frequency) + np.cos(v * frequency))) / frequency
+
+
+def _within_disk(texture: _Figure) -> _Figure:
+    return lambda u, v, radius: np.maximum(texture(u, v, radius), _disk(u, v, radius))
 
 
 _FIGURES: dict[str, _Figure] = {
     "disk": _disk,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "ring": lambda u, v, radius: np.abs(np.hypot(u, v) - 0.8 * radius) - 0.2 * radius,
+    "square": lambda u, v, radius: _box(u, v, width=0.9 * radius, height=0.9 * radius),
+    "triangle": lambda u, v, radius: np.maximum(0.866 * np.abs(u) - 0.5 * v, v) - 0.55 * radius,
     "cross": _cross,
-    "horizontal stripes": lambda u, v, radius: np.maximum(_stripes(v, radius), _disk(u, v, radius)),
-    "vertical stripes": lambda u, v, radius: np.maximum(_stripes(u, radius), _disk(u, v, radius)),
-    "diagonal stripes": _diagonal,
-    "checkerboard": _checkerboard,
-    "dots": _dots,
+    "horizontal stripes": _within_disk(lambda _u, v, radius: _stripes(v, radius)),
+    "vertical stripes": _within_disk(lambda u, _v, radius: _stripes(u, radius)),
+    "diagonal stripes": _within_disk(lambda u, v, radius: _stripes(0.707 * (u + v), radius)),
+    "checkerboard": _within_disk(_checkerboard),
+    "dots": _within_disk(_dots),
 }
 CLASSES = tuple(_FIGURES)

@@ -104,11 +104,8 @@ def _is_known(conv: nn.Conv2d, *, first: bool) -> bool:
 
 
 def _halves(pool: nn.MaxPool2d) -> bool:
-    def both(value: Any) -> tuple[int, ...]:
-        return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-
-    sizes = both(pool.kernel_size), both(pool.stride), both(pool.padding), both(pool.dilation)
-    return sizes == ((2, 2), (2, 2), (0, 0), (1, 1)) and not pool.ceil_mode
+    sides = ((pool.kernel_size, 2), (pool.stride, 2), (pool.padding, 0), (pool.dilation, 1))
+    return not pool.ceil_mode and all(value in (side, (side, side), [side, side]) for value, side in sides)
 
 
 def fewest_members(stages: Sequence[Convolution] | None, dtype: torch.dtype) -> int | None:
@@ -151,17 +148,10 @@ class _Tile:
 
 
 class Lanes:
-    """The stages of K networks, for images [b, 3, h, w] of one dtype and size, and at most `batch` at a time.
+    """The stages of K networks, for images [b, 3, h, w] of one dtype and size, at most `batch` at a time.
 
-    Args:
-        library: the kernels for the images' dtype.
-        stages: of the networks.
-        members: K.
-        images: an example batch; dtype, height and width are taken from it.
-        batch: the largest number of images.
-
-    Attributes:
-        tiles: the members that share each vector.
+    `images` is an example batch: dtype, height and width are taken from it. `library` has the kernels for its dtype.
+    `tiles` are the members that share each vector.
     """
 
     def __init__(
@@ -199,14 +189,10 @@ class Lanes:
         return (self._kind, self.members) == (_kind(images), members) and (len(images) <= self.batch or not training)
 
     def forward(self, images: Tensor, rows: Tensor, gradients: Tensor, layers: Any, *, training: bool) -> Tensor:
-        """What is to be flattened [K, b, features], for images [b, 3, h, w].
+        """What is to be flattened [K, b, features], for images [b, 3, h, w] and the parameters `rows` [K, parameters].
 
-        Args:
-            images: the batch.
-            rows: the members' parameters [K, parameters].
-            gradients: where the backward pass puts those of the stages.
-            layers: the fused ones, by place, for batch norm's statistics and the dropouts' masks.
-            training: whether statistics are those of the batch, dropout is on, and a backward pass may follow.
+        The backward pass, which there is in `training` alone, fills `gradients`. The fused `layers`, by place, have
+        batch norm's statistics and the dropouts' masks.
         """
         if self.stages[0].reflect:
             images = functional.pad(images, [self.stages[0].reflect] * 4, mode="reflect")

@@ -4,37 +4,19 @@ Dropout layers are always there, with rate 0, so that a network's parameter name
 trainer sets each trial's own rate.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-from cifar_sweep.config import MODEL_NAMES, Shape, is_own
-from cifar_sweep.training.models.cnn import cnn1, cnn3
-from cifar_sweep.training.models.convnet import convnet
-from cifar_sweep.training.models.lenet import lenet
+from cifar_sweep.config import Shape, is_own
+from cifar_sweep.training.models.networks import MODELS
 from cifar_sweep.training.models.own import own
-from cifar_sweep.training.models.vgg import VGG_LAYERS, vgg
-
-MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {
-    "lenet": lenet,
-    "convnet": convnet,
-    "cnn3": cnn3,
-    "cnn1": cnn1,
-    **dict.fromkeys(VGG_LAYERS, vgg),
-}
-assert set(MODELS) == set(MODEL_NAMES)
 
 
 def build(shape: Shape, *, seed: int) -> nn.Module:
     """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
 
-    Returns:
-        A network from float images [batch, 3, 32, 32] to logits [batch, classes]; to probabilities where
-        ``shape.softmax`` is set. Those of `MODELS` are plain ``nn.Sequential``s.
-
-    Raises:
-        UsageError: it is a network of a user's own, and there is something wrong with it.
+    From float images [batch, 3, 32, 32] to logits [batch, classes]; to probabilities where ``shape.softmax`` is set.
+    Those of `MODELS` are plain ``nn.Sequential``s. Raises UsageError if something is wrong with a user's own network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

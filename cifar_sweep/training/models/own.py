@@ -18,12 +18,8 @@ from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
 
 
 def own(shape: Shape) -> nn.Module:
-    """What the function that ``shape.model`` names makes of `shape`.
-
-    Raises:
-        UsageError: there is no such function, it raised, or what it gave is no network.
-    """
-    function = function_of(shape.model)
+    """What ``shape.model`` makes of `shape`; UsageError if there is no such function or no network comes of it."""
+    function = _function_of(shape.model)
     try:
         with current_folder_first():  # for what it imports only now
             network = function(shape)
@@ -41,11 +37,7 @@ def own(shape: Shape) -> nn.Module:
 
 @cache
 def check_outputs(shape: Shape) -> None:
-    """Run two images through the network, before trials are made of it.
-
-    Raises:
-        UsageError: it cannot be built, it fails, or its outputs are not [2, classes].
-    """
+    """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
     with torch.random.fork_rng(devices=[]):
         network = own(shape).eval()
         try:
@@ -61,11 +53,7 @@ def check_outputs(shape: Shape) -> None:
 
 
 def source_of(model: str) -> Path:
-    """The file that holds the function `model`.
-
-    Raises:
-        UsageError: there is no such module, or it is not a Python file.
-    """
+    """The file that holds the function `model`; UsageError if there is no such module, or it is not a Python file."""
     name, _, _ = model.partition(":")
     with current_folder_first():
         try:
@@ -81,22 +69,12 @@ def source_of(model: str) -> Path:
 
 
 def fingerprint(model: str) -> str:
-    """A short hash of the file that holds `model`. What the file imports is not part of it.
-
-    Raises:
-        UsageError: there is no such module, or it cannot be read.
-    """
+    """A short hash of the file that holds `model`, not of what it imports; UsageError if the file cannot be read."""
     path = source_of(model)
     try:
-        now = path.stat()
-        return _hash(path, now.st_mtime_ns, now.st_size)
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise UsageError(f"model {model!r}: {path} cannot be read: {error.strerror}.") from None
-
-
-@cache
-def _hash(path: Path, _modified: int, _size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def fingerprints(models: Iterable[str]) -> dict[str, str]:
@@ -104,12 +82,8 @@ def fingerprints(models: Iterable[str]) -> dict[str, str]:
     return {model: fingerprint(model) for model in models if is_own(model)}
 
 
-def function_of(model: str) -> Callable[..., Any]:
-    """The function that `model` names, from its module as it was when this process loaded it.
-
-    Raises:
-        UsageError: there is no such module or function, or the module cannot be loaded.
-    """
+def _function_of(model: str) -> Callable[..., Any]:
+    """The function that `model` names, from its module as it was when this process loaded it."""
     path = source_of(model)
     name, _, attribute = model.partition(":")
     try:

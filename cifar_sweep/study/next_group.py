@@ -1,0 +1,109 @@
+"""Which trials a worker takes next, as pure rules: claiming follows them, and so do forecasts. Loads no storage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cifar_sweep.sweep.strategy import most_new
+from cifar_sweep.sweep.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A trial that waits for a worker.
+
+    Attributes:
+        number: its number in the study; -1 of a trial that is not there yet.
+        shape: equal for trials that can be trained together; None where it is not known before the trial is asked for.
+        epochs: how many epochs it was trained for.
+        begun: whether a worker held it before.
+    """
+
+    number: int
+    shape: Any = None
+    epochs: int = 0
+    begun: bool = False
+
+
+NEW = Waiting(-1)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Where a study stands when a worker asks for trials.
+
+    Attributes:
+        sweep: the study's; its size is the budget: never are more trials complete, pruned or running.
+        finished: how many trials are complete or pruned.
+        running: how many trials run.
+        waiting: the trials that wait, in any order.
+    """
+
+    sweep: Sweep
+    finished: int = 0
+    running: int = 0
+    waiting: Sequence[Waiting] = ()
+
+    @property
+    def room(self) -> int:
+        """How many more trials the budget has room for."""
+        return max(0, self.sweep.size - self.finished - self.running)
+
+    @property
+    def placed(self) -> list[Waiting]:
+        """The waiting trials that the budget has room for, in the order in which they are taken.
+
+        Interrupted trials come before points that were never begun; both are ordered by number. The others wait until
+        the budget is raised.
+        """
+        return sorted(self.waiting, key=lambda trial: (not trial.begun, trial.number))[: self.room]
+
+    @property
+    def new(self) -> int:
+        """How many new trials the budget has room for, beside those that wait; given points are never new."""
+        return 0 if self.sweep.given else self.room - len(self.placed)
+
+    def first(self) -> Waiting | None:
+        """The trial that the next group begins with: one that waits, or `NEW`; None where there is none to take."""
+        return next(iter(self.placed), NEW if self.new else None)
+
+
+class NextGroup(NamedTuple):
+    """The trials that a worker takes: `waiting` ones, the group's first included, and so many `new` ones besides."""
+
+    waiting: list[Waiting]
+    new: int
+
+    @property
+    def size(self) -> int:
+        """How many trials the group has."""
+        return len(self.waiting) + self.new
+
+
+def next_group(queue: Queue, first: Waiting, *, size: int, workers: int | None) -> NextGroup:
+    """The next group of a study: `first`, waiting trials that are like it, and new ones.
+
+    All have the shape of `first`, and as many epochs behind them.
+
+    Args:
+        queue: where the study stood before `first` was taken.
+        first: what `queue.first()` said; its shape may have become known since.
+        size: how many trials of its shape are trained together at most.
+        workers: how many share the study, where that limits how many new trials are asked for at once
+            (`strategy.most_new`); None where it does not.
+    """
+    is_new = first.number == NEW.number
+    others = [trial for trial in queue.placed if trial.number != first.number and first.shape is not None]
+    alike = [trial for trial in others if (trial.shape, trial.epochs) == (first.shape, first.epochs)]
+    alike = alike[: max(size - 1, 0)]
+    # New trials have no epochs behind them.
+    most = 0 if first.epochs else min(size, _most_new(queue, workers))
+    new = max(0, min(most - 1 - len(alike), queue.new - is_new))
+    return NextGroup(alike, new + 1) if is_new else NextGroup([first, *alike], new)
+
+
+def _most_new(queue: Queue, workers: int | None) -> int:
+    if workers is None:
+        return queue.sweep.size
+    asked = queue.finished + queue.running
+    return most_new(queue.sweep, asked=asked, finished=queue.finished, workers=workers)

@@ -1,0 +1,130 @@
+"""The reports' networks, each a function from a `Shape` to a plain ``nn.Sequential``."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from cifar_sweep.config import MODEL_NAMES, Shape
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+# For each of the five VGG blocks: its width and its number of convolutions. Report D's 16 and 19 are shorter than the
+# paper's; they keep names of their own.
+_WIDTHS = (64, 128, 256, 512, 512)
+VGG_LAYERS: dict[str, tuple[int, int, int, int, int]] = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+    "vgg16-short": (2, 2, 3, 2, 2),
+    "vgg19-short": (2, 2, 4, 3, 3),
+}
+
+
+def _ordered(shape: Shape, norm: nn.Module, *, dropout: nn.Module | None = None) -> list[nn.Module]:
+    """What follows a layer: norm, activation, dropout, with the norm last where the shape says so."""
+    middle = [ACTIVATIONS[shape.activation]()] + ([dropout] if dropout is not None else [])
+    if not shape.batch_norm:
+        return middle
+    return [norm, *middle] if shape.norm_position == "before_activation" else [*middle, norm]
+
+
+def _conv(shape: Shape, layer: nn.Conv2d, *, dropout: nn.Module | None = None) -> list[nn.Module]:
+    """A convolution with what follows it."""
+    return [layer, *_ordered(shape, nn.BatchNorm2d(layer.out_channels), dropout=dropout)]
+
+
+def _hidden(shape: Shape, *, inputs: int, outputs: int) -> list[nn.Module]:
+    """A fully connected hidden layer with its activation and dropout, without batch norm."""
+    return [nn.Linear(inputs, outputs), ACTIVATIONS[shape.activation](), nn.Dropout(0.0)]
+
+
+def lenet(shape: Shape) -> nn.Sequential:
+    """Report E: two 5x5 convolutions without padding, then 400, 120, ``hidden_units`` (84 in the report), classes."""
+    return nn.Sequential(
+        *_conv(shape, nn.Conv2d(3, 6, 5)),
+        nn.MaxPool2d(2),
+        *_conv(shape, nn.Conv2d(6, 16, 5)),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        *_hidden(shape, inputs=400, outputs=120),
+        *_hidden(shape, inputs=120, outputs=shape.hidden_units),
+        nn.Linear(shape.hidden_units, shape.classes),
+    )
+
+
+def convnet(shape: Shape) -> nn.Sequential:
+    """Reports A and C: three convolutions, each halved, then 512, 120, ``hidden_units`` (A: 84, C: 80), classes."""
+    return nn.Sequential(
+        *_conv(shape, nn.Conv2d(3, 6, 5, padding=2, padding_mode=shape.padding_mode)),
+        nn.MaxPool2d(2),
+        *_conv(shape, nn.Conv2d(6, 16, 3, padding=1)),
+        nn.MaxPool2d(2),
+        *_conv(shape, nn.Conv2d(16, 32, 3, padding=1)),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        *_hidden(shape, inputs=512, outputs=120),
+        *_hidden(shape, inputs=120, outputs=shape.hidden_units),
+        nn.Linear(shape.hidden_units, shape.classes),
+    )
+
+
+def cnn3(shape: Shape) -> nn.Sequential:
+    """Report B: convolutions of 16, 32 (halved) and 64 channels (halved), then 4096, ``hidden_units`` (100), classes.
+
+    Dropout2d follows each convolution's activation. In the report batch norm comes after both (from its run 008 on),
+    and after the hidden layer too, where it acts on features.
+    """
+    return nn.Sequential(
+        *_conv(shape, nn.Conv2d(3, 16, 3, padding=1), dropout=nn.Dropout2d(0.0)),
+        *_conv(shape, nn.Conv2d(16, 32, 3, padding=1), dropout=nn.Dropout2d(0.0)),
+        nn.MaxPool2d(2),
+        *_conv(shape, nn.Conv2d(32, 64, 3, padding=1), dropout=nn.Dropout2d(0.0)),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4096, shape.hidden_units),
+        *_ordered(shape, nn.BatchNorm1d(shape.hidden_units), dropout=nn.Dropout(0.0)),
+        nn.Linear(shape.hidden_units, shape.classes),
+    )
+
+
+def cnn1(shape: Shape) -> nn.Sequential:
+    """Report D: convolutions of 64 and 256 channels, halved once, then one linear layer from 65,536 features."""
+    return nn.Sequential(
+        *_conv(shape, nn.Conv2d(3, 64, 3, padding=1)),
+        *_conv(shape, nn.Conv2d(64, 256, 5, padding=2)),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.0),
+        nn.Linear(65536, shape.classes),
+    )
+
+
+def vgg(shape: Shape) -> nn.Sequential:
+    """Reports D and E (Simonyan and Zisserman, 2014): five blocks of 3x3 convolutions, each block halved.
+
+    Then 512, ``hidden_units``, classes: one hidden classifier layer.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, count in zip(_WIDTHS, VGG_LAYERS[shape.model], strict=True):
+        for _ in range(count):
+            layers += _conv(shape, nn.Conv2d(channels, width, 3, padding=1))
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.Flatten(), *_hidden(shape, inputs=512, outputs=shape.hidden_units)]
+    return nn.Sequential(*layers, nn.Linear(shape.hidden_units, shape.classes))
+
+
+MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {
+    "lenet": lenet,
+    "convnet": convnet,
+    "cnn3": cnn3,
+    "cnn1": cnn1,
+    **dict.fromkeys(VGG_LAYERS, vgg),
+}
+assert set(MODELS) == set(MODEL_NAMES)
