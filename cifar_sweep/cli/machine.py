@@ -59,7 +59,7 @@ def plan(
     if as_json:
         echo_json(ahead)
     else:
-        say_of("plan", **{"hours": None} | ahead, made=str(made), about=_about)
+        say_of("plan", **ahead, made=str(made), about=_about)
 
 
 def _about(seconds: dict[str, float]) -> str:
