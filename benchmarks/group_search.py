@@ -396,8 +396,8 @@ class Search:
 
     def ask_one(self, held: dict[str, Any]) -> optuna.Trial:
         """One trial, with its own seed for the sampler as in the product."""
-        settings = self.landscape.sweep.sampler
-        sampler = strategy.build_sampler(settings, seed=strategy.sampler_seed(self.seed, number=self.asked))
+        sweep = self.landscape.sweep.model_copy(update={"seed": self.seed})
+        sampler = strategy.build_sampler(sweep, number=self.asked)
         if held:
             sampler = (Conditional if self.rule.way == "conditional" else PartialFixedSampler)(held, sampler)
         self.study.sampler = sampler

@@ -55,7 +55,8 @@ def test_contributing_names_every_module() -> None:
     """And no other."""
     [tree] = re.findall(r"^cifar_sweep/\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
     listed = Counter(re.findall(r"\w+\.py", tree))
-    there = Counter(path.name for path in (ROOT / "cifar_sweep").rglob("*.py") if path.name != "__init__.py")
+    package = ROOT / "cifar_sweep"
+    there = Counter(path.name for path in package.rglob("*.py") if path.name != "__init__.py")
     assert there - listed == Counter(), "not listed"
     assert listed - there == Counter(), "not there"
 

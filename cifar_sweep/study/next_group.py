@@ -10,19 +10,13 @@ from cifar_sweep.sweep.sweep import Sweep
 
 @dataclass(frozen=True)
 class Waiting:
-    """A trial that waits for a worker.
+    """A trial that waits for a worker."""
 
-    Attributes:
-        number: its number in the study; -1 of a trial that is not there yet.
-        shape: equal for trials that can be trained together; None where it is not known before the trial is asked for.
-        epochs: how many epochs it was trained for.
-        begun: whether a worker held it before.
-    """
-
-    number: int
+    number: int  # in the study; -1 of a trial that is not there yet
+    # Equal for trials that can be trained together; None where it is not known before the trial is asked for.
     shape: Any = None
-    epochs: int = 0
-    begun: bool = False
+    epochs: int = 0  # for how many it was trained
+    begun: bool = False  # whether a worker held it before
 
 
 NEW = Waiting(-1)
@@ -30,19 +24,12 @@ NEW = Waiting(-1)
 
 @dataclass(frozen=True)
 class Queue:
-    """Where a study stands when a worker asks for trials.
+    """Where a study stands when a worker asks for trials."""
 
-    Attributes:
-        sweep: the study's; its size is the budget: never are more trials complete, pruned or running.
-        finished: how many trials are complete or pruned.
-        running: how many trials run.
-        waiting: the trials that wait, in any order.
-    """
-
-    sweep: Sweep
-    finished: int = 0
+    sweep: Sweep  # its size is the budget: never are more trials complete, pruned or running
+    finished: int = 0  # complete or pruned
     running: int = 0
-    waiting: Sequence[Waiting] = ()
+    waiting: Sequence[Waiting] = ()  # in any order
 
     @property
     def room(self) -> int:
@@ -81,29 +68,22 @@ class NextGroup(NamedTuple):
 
 
 def next_group(queue: Queue, first: Waiting, *, size: int, workers: int | None) -> NextGroup:
-    """The next group of a study: `first`, waiting trials that are like it, and new ones.
-
-    All have the shape of `first`, and as many epochs behind them.
+    """The next group of a study: `first`, and of waiting and new trials those of its shape and as many epochs.
 
     Args:
         queue: where the study stood before `first` was taken.
         first: what `queue.first()` said; its shape may have become known since.
         size: how many trials of its shape are trained together at most.
-        workers: how many share the study, where that limits how many new trials are asked for at once
-            (`strategy.most_new`); None where it does not.
+        workers: how many share the study, for `strategy.most_new`; None where that limits nothing.
     """
     is_new = first.number == NEW.number
     others = [trial for trial in queue.placed if trial.number != first.number and first.shape is not None]
     alike = [trial for trial in others if (trial.shape, trial.epochs) == (first.shape, first.epochs)]
     alike = alike[: max(size - 1, 0)]
     # New trials have no epochs behind them.
-    most = 0 if first.epochs else min(size, _most_new(queue, workers))
+    most = 0 if first.epochs else size
+    if workers is not None:
+        begun = queue.finished + queue.running
+        most = min(most, most_new(queue.sweep, asked=begun, finished=queue.finished, workers=workers))
     new = max(0, min(most - 1 - len(alike), queue.new - is_new))
     return NextGroup(alike, new + 1) if is_new else NextGroup([first, *alike], new)
-
-
-def _most_new(queue: Queue, workers: int | None) -> int:
-    if workers is None:
-        return queue.sweep.size
-    asked = queue.finished + queue.running
-    return most_new(queue.sweep, asked=asked, finished=queue.finished, workers=workers)
