@@ -331,14 +331,8 @@ def test_options_reach_the_trials(tiny_sweep: Path, cli: Any) -> None:
     assert [study["name"] for study in json.loads(cli("status", "--json").out)["studies"]] == ["mine"]
 
 
-def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(
-    tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(tiny_sweep: Path, cli: Any) -> None:
     tiny_sweep.write_text(tiny_sweep.read_text() + "\n[preview]\ntrials = 2\nepochs = 1\ntrain_images = 64\n")
-    from cifar_sweep.training.images import data
-
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda source, **rest: load(source.replace("synthetic", "synthetic:500"), **rest))
     finished = cli("run", "tiny.toml", "--preview", "--workers", 1, "--threads", 1)
     assert finished.exit_code == 0, finished.err
     assert "synthetic images" in finished.out
