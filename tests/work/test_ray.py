@@ -186,7 +186,10 @@ def never() -> Callable[[], bool]:
 def run(
     job: Job, said: list[str], *, workers: int = 1, stop: Callable[[], bool] | None = None, address: str = ""
 ) -> None:
-    run_on_ray(job, address, workers=workers, gpus=0.0, group=1, stop=stop or never(), say=said.append)
+    options = {"workers": workers, "gpus": 0.0, "group": 1, "stop": stop or never(), "say": said.append}
+    # In a thread of its own: where a browser was tested before, this one has an event loop that runs.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(run_on_ray, job, address, **options).result()
 
 
 def check(on: str, *, storage: str = POSTGRES, artifacts: str = "", device: str = "auto", gpus: float = 0.0) -> str:
