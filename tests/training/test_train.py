@@ -274,3 +274,10 @@ def test_the_fake_device_catches_a_tensor_on_the_cpu(small_data: ImageData, monk
     monkeypatch.setattr(train, "Fused", Behind)
     with pytest.raises(RuntimeError, match="device"):
         fake_cuda_loss(small_data)
+
+
+def test_the_dropout_of_a_trial_comes_from_its_own_seed(small_data: ImageData) -> None:
+    run = Run([config(dropout=0.5, seed=seed) for seed in (1, 2, 1)], small_data, device=torch.device("cpu"))
+    first, second, like_the_first = (run.state(k)["generator"] for k in range(3))
+    assert torch.equal(first, like_the_first)
+    assert not torch.equal(first, second)
