@@ -16,7 +16,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks
-from cifar_sweep.training.train import EpochInterruptedError, Run, evaluate
+from cifar_sweep.training.train import EpochInterruptedError, Member, Run, evaluate
 
 CPU = torch.device("cpu")
 
@@ -142,6 +142,14 @@ def test_step_lr(small_data: ImageData) -> None:
         assert run.optimizer.param_groups[0]["lr"] == result.learning_rate
         optimizer.step()
         schedule.step()
+
+
+def test_the_weights_of_the_best_epoch_are_kept_of_equals_the_first() -> None:
+    member = Member(config(), device=CPU)
+    for epoch, accuracy in enumerate([0.2, 0.5, 0.4, 0.5], start=1):
+        figures = dict.fromkeys(["train_loss", "train_accuracy", "validation_loss", "learning_rate", "seconds"], 1.0)
+        member.note(EpochResult(epoch, validation_accuracy=accuracy, **figures), {"weight": torch.tensor(epoch)})
+    assert member.best_weights == {"weight": torch.tensor(2)}
 
 
 def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
