@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis.strategies import characters, text
 
 from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.errors import DiskError
 from cifar_sweep.exports.exported import read
 from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.exports.write import config_toml, write
@@ -264,6 +265,15 @@ def test_any_words_of_users_are_read_back(
         assert member.config == trained.config
         assert {member.origin.study, member.origin.label, member.origin.data, member.origin.classes[0]} == {held}
         assert member.origin.params[held] == member.origin.versions[held] == held
+
+
+def test_a_folder_without_its_weights_has_no_config(small_data: ImageData, tmp_path: Path) -> None:
+    (tmp_path / "out" / "weights.safetensors").mkdir(parents=True)  # where no file can be put
+    with pytest.raises(DiskError):
+        write(
+            tmp_path / "out", [untrained(small_data, {"model": "lenet"}, provenance("a"))], data=small_data, device=CPU
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights.safetensors"]
 
 
 def test_a_folder_is_written_whatever_users_named(small_data: ImageData, tmp_path: Path) -> None:

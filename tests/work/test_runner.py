@@ -277,6 +277,7 @@ def test_weak_trials_are_pruned_and_say_why(small_data: ImageData) -> None:
         assert trial.reason.startswith("median pruner: validation accuracy")
         assert len(trial.curve) < 8
         assert trial.number not in numbers_with("weights")
+        assert trial.number not in numbers_with("checkpoint")
     assert study.finished()
 
 
