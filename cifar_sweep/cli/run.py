@@ -49,7 +49,6 @@ def run(
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
     from cifar_sweep.study.outage import wait_out
     from cifar_sweep.terminal.progress import shown
-    from cifar_sweep.work.ray import run_on_ray
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, run_workers
 
@@ -64,6 +63,8 @@ def run(
         if plan is not None:
             run_workers(job, plan, stop=stop)
         else:
+            from cifar_sweep.work.ray import run_on_ray
+
             many: dict[str, Any] = {"workers": workers.processes, "gpus": gpus or 0.0, "group": workers.at_once}
             job = replace(job, threads=workers.threads)
             run_on_ray(job, str(cluster), **many, stop=stop, say=printer(console))

@@ -12,7 +12,7 @@ from cifar_sweep.errors import StorageBusyError
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, records
+from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import space
@@ -64,7 +64,7 @@ class Claiming:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
-        trials = {trial.number: trial for trial in asked(records(self.study.get_trials(deepcopy=False)), self.sweep)}
+        trials = {trial.number: trial for trial in asked(self._trials(), self.sweep)}
         queue = queue_of(list(trials.values()), self.sweep, shape_of=self._shape_of)
         waiting = queue.first()
         if waiting is None:
@@ -95,7 +95,11 @@ class Claiming:
     def _ask(self, params: Mapping[str, Any]) -> TrialRecord:
         """A new trial with these parameters, which waits."""
         self.study.enqueue_trial(dict(params))
-        return TrialRecord(self.study.get_trials(deepcopy=False)[-1])
+        return self._trials()[-1]
+
+    def _trials(self) -> list[TrialRecord]:
+        """All trials, without the names of their workers: those take a while, and the database is locked."""
+        return [TrialRecord(trial) for trial in self.study.get_trials(deepcopy=False)]
 
     def _take(self, waiting: TrialRecord) -> Claim:
         """Run this waiting trial. Optuna's ask would take the first one, asked for now or not."""
@@ -124,8 +128,8 @@ class Claiming:
 
     def _give_back_own(self) -> None:
         """Requeue what this worker holds without knowing it: who claims has no trial, so a claim was broken off."""
-        for trial in records(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
-            if trial.owner and trial.owner.token == self.worker.owner.token:
+        for trial in self._trials():
+            if trial.state == "running" and trial.owner and trial.owner.token == self.worker.owner.token:
                 self.storage.give_back(self.storage.trial_id(self.study, trial.number))
 
     def _requeue_orphans(self) -> None:

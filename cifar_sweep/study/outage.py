@@ -98,7 +98,7 @@ def wait_out(
                 reminded, minutes = now, (now - began) / 60
                 say(f"the database has not answered for {minutes:.0f} minutes ({reason}); going on when it does.")
             # Shorter by chance: workers that lost the database together shall not come back together.
-            if not _sleep(SystemRandom().uniform(0.5, 1) * wait, stop):
+            if not pause(SystemRandom().uniform(0.5, 1) * wait, stop):
                 raise
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         else:
@@ -111,7 +111,7 @@ def _say_end(began: float | None, say: Callable[[str], None]) -> None:
         say(f"the database answers again after {max(1, monotonic() - began):.0f} s.")
 
 
-def _sleep(seconds: float, stop: Callable[[], bool]) -> bool:
+def pause(seconds: float, stop: Callable[[], bool]) -> bool:
     """Sleep, unless `stop` says yes; whether it never did."""
     end = monotonic() + seconds
     while (left := end - monotonic()) > 0:

@@ -28,7 +28,7 @@ from cifar_sweep.study import locks, tables
 from cifar_sweep.study.address import check_sqlite_content, check_sqlite_file, is_sqlite, parse_address
 from cifar_sweep.study.locks import advisory_lock, file_lock, server_lock, sqlite_lock, take_advisory_lock
 from cifar_sweep.study.outage import explain
-from cifar_sweep.study.record import records
+from cifar_sweep.study.record import TrialRecord
 
 LEASE_SECONDS = 120  # longer than a database is away while it is started anew
 BEATS_PER_LEASE = 8  # several may be lost
@@ -150,7 +150,7 @@ class Storage:
         # After an outage the other workers have a few beats' time to be heard again.
         forgiving = time.monotonic() - self._outage < 2 * self.heartbeat_seconds
         stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(key_of(study)))
-        running = records(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+        running = [TrialRecord(trial) for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
         keys = {trial.frozen._trial_id: trial.owner for trial in running}
         return [key for key, owner in keys.items() if key in stale or owner is None or owner.is_dead()]
 

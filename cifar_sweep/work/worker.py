@@ -17,7 +17,7 @@ from cifar_sweep.machine.plan import Plan
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.lease import Lease, Patience
 from cifar_sweep.study.opening import check_code, open_studies
-from cifar_sweep.study.outage import is_outage, wait_out
+from cifar_sweep.study.outage import is_outage, pause, wait_out
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import PAUSED, Storage, open_existing
 from cifar_sweep.study.study import SweepStudy
@@ -106,17 +106,11 @@ def serve(
                     if until_idle or job.studies:
                         raise
                     log.warning("%s It is tried again in %d s.", error, RETRY_SECONDS)
-                    _sleep(RETRY_SECONDS, stop)
+                    pause(RETRY_SECONDS, stop)
             elif until_idle:
                 break
             else:
-                _sleep(IDLE_SECONDS, stop)
-
-
-def _sleep(seconds: float, stop: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not stop():
-        time.sleep(0.1)
+                pause(IDLE_SECONDS, stop)
 
 
 def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
