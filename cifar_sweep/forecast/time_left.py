@@ -39,17 +39,11 @@ _GUESSED_TRIALS = 4
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Trials that a worker trained, or trains, together.
+    """Trials that a worker trained, or trains, together."""
 
-    Attributes:
-        owner: the worker's token.
-        trials: in the order of their start.
-        is_first: whether it is the worker's first group, which also waits for libraries to be loaded.
-    """
-
-    owner: str
-    trials: Sequence[TrialRecord]
-    is_first: bool
+    owner: str  # the worker's token
+    trials: Sequence[TrialRecord]  # in the order of their start
+    is_first: bool  # whether it is the worker's first group, which also waits for libraries to be loaded
 
     @property
     def running(self) -> list[TrialRecord]:
@@ -130,13 +124,9 @@ def seconds_left(
 ) -> tuple[float, float] | None:
     """A range that holds the remaining time in about eight cases of ten.
 
-    None where nobody works on the study, or where nothing is known of its costs and no epoch has ended yet.
-
-    Args:
-        study: the study.
-        trials: the records that its budget counts; read from it if not given.
-        now: the time, on the clock of `datetime.now()`.
-        starting: its workers are being started now, if none is at work yet.
+    None where nobody works on the study, or where nothing is known of its costs and no epoch has ended yet. `trials`
+    are the records that its budget counts, `now` is the time on the clock of `datetime.now()`, and `starting` says that
+    its workers are being started now, if none is at work yet.
     """
     found = forecast_rest(study, trials, now=now, starting=starting)
     if found is None:
@@ -211,16 +201,11 @@ def _start(
     strictness, judged = _strictness(study, groups, complete)
     generator = random.Random(0)  # noqa: S311 - no secret
     return Start(
-        waiting=queue_of(trials, study.sweep, shape_of=partial(_waiting_shape, study.sweep, generator)).waiting,
-        finished=len(finished),
-        complete=len(complete),
-        under_way=under_way,
-        best=[trial.config.shape for trial in best if trial.config],
-        idle=max(workers - len(under_way), 0),
-        delay=pace.costs.start / 2 if young and not under_way else 0.0,
-        strictness=strictness,
-        judged=judged,
-    )
+        queue_of(trials, study.sweep, shape_of=partial(_waiting_shape, study.sweep, generator)).waiting,
+        len(finished), len(complete), under_way, [trial.config.shape for trial in best if trial.config],
+        idle=max(workers - len(under_way), 0), delay=pace.costs.start / 2 if young and not under_way else 0.0,
+        strictness=strictness, judged=judged,
+    )  # fmt: skip
 
 
 def _under_way(group: WorkerGroup, pace: Pace, now: datetime) -> UnderWay:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from cifar_sweep.machine.plan import Plan, choose
 from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
-from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision, wait_for
 from cifar_sweep.training.images import data
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs
@@ -35,23 +36,18 @@ SECONDS = 1.5
 
 @dataclass(frozen=True)
 class Row:
-    """One network at one batch size; rates in training images per second, medians over the turns.
-
-    `ratio` is ours over plain, `ratio_to_two` over plain in two processes, each the median of the turns' ratios, with
-    the lowest and highest in `spread` and `spread_to_two`. `share_of_peak` is ours in multiply-accumulates over what
-    the machine does in matrix products of the same precision.
-    """
+    """One network at one batch size; rates in training images per second, medians over the turns."""
 
     model: str
     batch_size: int
     images_per_second: float
     plain_images_per_second: float
-    two_plain_images_per_second: float
-    ratio: float
+    two_plain_images_per_second: float  # in two processes
+    ratio: float  # ours over plain, the median of the turns' ratios
     ratio_to_two: float
-    spread: tuple[float, float]
+    spread: tuple[float, float]  # the lowest and the highest ratio
     spread_to_two: tuple[float, float]
-    share_of_peak: float
+    share_of_peak: float  # our multiply-accumulates over the machine's in matrix products of the same precision
     precision: str
     plan: str
     turns: int
@@ -75,10 +71,7 @@ def our_rate(
     run = Run([config] * members, data.load(source), device=device)
     run.start_epoch(1)
     epochs = (run.batches.train(config.shape.batch_size, seed=0, epoch=epoch) for epoch in itertools.count(1))
-
-    def wait() -> None:
-        run.train_figures(1)  # reads from the device
-
+    wait = partial(wait_for, device)
     return members * _rate(run.step, itertools.chain.from_iterable(epochs), seconds=seconds, wait=wait)
 
 
@@ -158,23 +151,14 @@ def _row(
     taken = [turn() for _ in range(turns)]
     product = {"precision": config.shape.precision, "threads": threads}
     peak = sum(ours.together(product_rate, *(product | {"device": each} for each in places[:workers])))
-    mine, one, two = (statistics.median(side) for side in zip(*taken, strict=True))
+    rates = [statistics.median(side) for side in zip(*taken, strict=True)]
     (ratio, spread), (to_two, spread_to_two) = (_ratios(taken, side) for side in (1, 2))
+    share = round(rates[0] * training_macs(config) / peak, 3)
+    shown = f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)"
     return Row(
-        model=model,
-        batch_size=batch,
-        images_per_second=round(mine),
-        plain_images_per_second=round(one),
-        two_plain_images_per_second=round(two),
-        ratio=ratio,
-        ratio_to_two=to_two,
-        spread=spread,
-        spread_to_two=spread_to_two,
-        share_of_peak=round(mine * training_macs(config) / peak, 3),
-        precision=config.shape.precision,
-        plan=f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)",
-        turns=turns,
-    )
+        model, batch, round(rates[0]), round(rates[1]), round(rates[2]), ratio, to_two, spread, spread_to_two, share, config.shape.precision, shown,
+        turns,
+    )  # fmt: skip
 
 
 def _ratios(taken: Sequence[tuple[float, ...]], side: int) -> tuple[float, tuple[float, float]]:
@@ -218,9 +202,7 @@ class PilImages(Dataset[tuple[torch.Tensor, int]]):
 class PlainTraining:
     """One trial as the reports train it: the network in float32, Adam, and ``.item()`` in each step.
 
-    Attributes:
-        loss: the sum of the images' losses so far.
-        right: how many images were named right so far.
+    `loss` is the sum of the images' losses so far, and `right` is how many of them were named right.
     """
 
     def __init__(self, config: TrialConfig, *, device: torch.device) -> None:

@@ -33,23 +33,14 @@ SHORT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How a sweep is to be run.
-
-    Attributes:
-        split: how many workers, of how many threads.
-        groups: how many trials of a shape each trains at once.
-        usual: the group size of most trials.
-        seconds: the expected wall seconds of the sweep if nothing is pruned; None where speeds are not known.
-        gain: how many times as fast as one trial at a time on the whole machine; None where nothing was measured.
-        costs: what the sweep's parts are reckoned to cost; None where speeds are not known.
-    """
+    """How a sweep is to be run. Seconds and costs are None where speeds are not known."""
 
     split: Split
     groups: Groups
-    usual: int
-    seconds: float | None = None
-    gain: float | None = None
-    costs: Costs | None = None
+    usual: int  # the group size of most trials
+    seconds: float | None = None  # the expected wall seconds of the sweep if nothing is pruned
+    gain: float | None = None  # how many times as fast as one trial at a time on the whole machine, where measured
+    costs: Costs | None = None  # what the sweep's parts are reckoned to cost
 
     def __str__(self) -> str:
         workers, size = self.split.workers, self.usual
@@ -84,13 +75,13 @@ class _Task:
         usual = _usual(*self.expected[0], split, groups)
         if not speeds:
             return Plan(split, groups, usual)
-        costs = costs_of(self.shapes, split, groups, speeds, train_images=self.train_images)
+        costs = costs_of(self.shapes, split, groups, speeds, self.train_images)
         seconds = math.fsum(unpruned_seconds(sweep, costs) for sweep, _ in self.expected)
         return Plan(split, groups, usual, seconds, costs=costs)
 
     def one_at_a_time(self, split: Split, speeds: Speeds) -> float:
         """Seconds of all trials, one after the other."""
-        costs = costs_of(self.shapes, split, Groups(1), speeds, train_images=self.train_images)
+        costs = costs_of(self.shapes, split, Groups(1), speeds, self.train_images)
         return math.fsum(count * costs.alone(shape) for count, shape in self.shapes)
 
     def rough(self, split: Split) -> Plan | None:
@@ -114,22 +105,12 @@ def choose(
     always: bool = False,
     train_images: int = TRAIN_IMAGES,
 ) -> Plan:
-    """The plan for these sweeps on this machine; of `workers`, `threads` and `group`, what is 0 is chosen.
+    """The plan for these sweeps, run one after the other on this machine.
 
-    Args:
-        sweeps: what is to be run, one after the other.
-        device: auto, cpu, cuda or cuda:N.
-        workers: processes.
-        threads: of each of them, on the CPU.
-        group: trials at once in each of them.
-        say: gets one sentence where networks have to be timed first, which happens once on a machine.
-        cache: the folder of what was measured before.
-        always: measure, too, where there is nothing to choose or little time to win.
-        train_images: of the data, for the time that it takes.
-
-    Raises:
-        DeviceError: there is no such device here.
-        UsageError: the sweep's parameters are no complete config.
+    Of `workers`, the `threads` of each on the CPU, and the trials at once in each of them (`group`), what is 0 is
+    chosen. `say` gets one sentence where networks have to be timed first, which happens once on a machine; `cache` is
+    the folder of what was measured before. Where there is nothing to choose or little time to win, only `always`
+    measures. Raises DeviceError if there is no such device here.
     """
     where = resolve_device(device)
     trials = sum(sweep.size for sweep in sweeps)

@@ -73,6 +73,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -117,20 +123,17 @@ def _bf16_speedup(device: torch.device) -> float:
         images = torch.rand(64, 3, 32, 32)
     network = network.to(device).to(memory_format=torch.channels_last)
     images = images.to(device).contiguous(memory_format=torch.channels_last)
-
     steps = 4 if device.type == "cuda" else 1  # on the CPU one takes a tenth of a second
 
     def seconds(bf16: bool) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = network(images).float().square().mean()
             network.zero_grad()
             loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         return time.perf_counter() - start
 
     seconds(False), seconds(True)

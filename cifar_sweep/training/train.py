@@ -53,23 +53,13 @@ class Member:
 class Run:
     """The training of one or more trials of equal shape, as one network with a member axis.
 
-    Args:
-        configs: the trials, all of one `Shape`.
-        data: the images; the test set is not touched. None where only single steps are taken, to time them.
-        device: where everything lives and runs.
-
-    Attributes:
-        members: the trials that are still trained, in order.
-        network: the networks of all members.
-        optimizer: has a parameter group for each member.
-        batches: the images in batches; not there without `data`.
-
-    Raises:
-        UsageError: the shape asks for more images than there are, or a batch larger than the training set.
-        ValueError: the shapes differ, or there is no config.
+    `configs` are the trials, all of one `Shape`, else ValueError. Of `data` the test set is not touched; None is for
+    single steps, to time them. UsageError if the shape asks for more images than there are, or a batch larger than the
+    training set. `members` are the trials that are still trained, in order; `network` are the networks of all of them,
+    and `optimizer` has a parameter group for each.
     """
 
-    batches: Batches
+    batches: Batches  # not there without data
 
     def __init__(self, configs: Sequence[TrialConfig], data: ImageData | None, *, device: torch.device) -> None:
         if len({config.shape for config in configs}) != 1:
@@ -80,14 +70,9 @@ class Run:
         self.network = _network(self.shape, self.members).to(device=device)
         self.prepare_optimizer()
         if data is not None:
-            self.batches = Batches(
-                data,
-                device=device,
-                train_images=self.shape.train_images,
-                validation_images=self.shape.validation_images,
-                normalize=self.shape.normalize,
-                dtype=torch.bfloat16 if self.shape.precision == "bf16" else torch.float32,
-            )
+            counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
+            dtype = torch.bfloat16 if self.shape.precision == "bf16" else torch.float32
+            self.batches = Batches(data, device=device, normalize=self.shape.normalize, dtype=dtype, **counts)
             self.batches.check_batch_size(self.shape.batch_size)
 
     @property
@@ -149,17 +134,9 @@ class Run:
         train_losses, train_accuracies = self.train_figures(images_seen)
         seconds = (time.perf_counter() - started) / len(self.members)
         for k, member in enumerate(self.members):
-            result = EpochResult(
-                epoch,
-                train_loss=train_losses[k],
-                train_accuracy=train_accuracies[k],
-                validation_loss=losses[k],
-                validation_accuracy=accuracies[k],
-                learning_rate=learning_rate_at(epoch, member.config.knobs),
-                seconds=seconds,
-                group_size=len(self.members),
-                group_place=k,
-            )
+            rate = learning_rate_at(epoch, member.config.knobs)
+            figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
+            result = EpochResult(epoch, *figures, rate, seconds, group_size=len(self.members), group_place=k)
             member.note(result, self.network.member_state(k))
         return [member.history[-1] for member in self.members]
 
@@ -196,8 +173,7 @@ class Run:
     def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
         """Have member `k` go on, bit for bit, from `state`, taken from a run of the same config in whatever group.
 
-        Raises:
-            StateError: the state is not one of this config's; nothing has changed.
+        StateError if the state is not one of this config's; nothing has changed then.
         """
         member = self.members[k]
         best, known = _below("best.", state), _below("optimizer.", state)

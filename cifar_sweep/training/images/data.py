@@ -27,45 +27,27 @@ Triple = tuple[float, float, float]  # red, green, blue
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A dataset, decoded; the images are memory-mapped from the cache, private to this process.
+    """A dataset, decoded; the images are memory-mapped from the cache, private to this process."""
 
-    Attributes:
-        name: what to call it in front of people; synthetic images are always called synthetic.
-        classes: the class names, by label.
-        train_images: uint8 [n, 32, 32, 3], contiguous; training and validation part together.
-        train_labels: int64 [n].
-        test_images: uint8 [m, 32, 32, 3].
-        test_labels: int64 [m].
-        fingerprint: 16 hex digits over pixels, labels and class names; not over file names, formats or times.
-        channel_mean: mean of red, green, blue over the training part (see `split`), pixels in [0, 1].
-        channel_std: standard deviation likewise.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    fingerprint: str
-    channel_mean: Triple
-    channel_std: Triple
+    name: str  # what to call it in front of people; synthetic images are always called synthetic
+    classes: tuple[str, ...]  # their names, by label
+    train_images: Tensor  # uint8 [n, 32, 32, 3], contiguous; training and validation part together
+    train_labels: Tensor  # int64 [n]
+    test_images: Tensor  # uint8 [m, 32, 32, 3]
+    test_labels: Tensor  # int64 [m]
+    fingerprint: str  # 16 hex digits over pixels, labels and class names; not over file names, formats or times
+    channel_mean: Triple  # over the training part (see `split`), pixels in [0, 1]
+    channel_std: Triple  # standard deviation likewise
 
 
 def load(source: str = "auto", *, cache: Path | None = None, on_progress: Progress | None = None) -> ImageData:
     """Load a dataset, from the cache where it has been decoded before.
 
-    Args:
-        source: ``auto`` (CIFAR-10 under ``data/`` in the current directory, downloaded when it is not there), a
-            folder (torchvision's, or an image folder ``{train,test}/<class>/*``), ``synthetic`` (50,000 + 10,000
-            images) or ``synthetic:N`` (N training and N/5 test images).
-        cache: the cache folder; `default_cache` when None.
-        on_progress: called with a sentence when something slow starts.
-
-    Raises:
-        DataError: the source is missing, incomplete, corrupt, or cannot be downloaded.
-        UsageError: the source is malformed.
-        DiskError: the cache or the download cannot be written.
+    `source` is ``auto`` (CIFAR-10 under ``data/`` in the current directory, downloaded when it is not there), a folder
+    (torchvision's, or an image folder ``{train,test}/<class>/*``), ``synthetic`` (50,000 + 10,000 images) or
+    ``synthetic:N`` (N training and N/5 test images). `cache` is the cache folder; `default_cache` when None.
+    `on_progress` is called with a sentence when something slow starts. Raises DataError if the source is missing,
+    incomplete, corrupt, or cannot be downloaded; UsageError if it is malformed; DiskError if nothing can be written.
     """
     cache = default_cache() if cache is None else cache
     progress = on_progress or (lambda _: None)

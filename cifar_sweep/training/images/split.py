@@ -16,18 +16,10 @@ def split(labels: Tensor, *, validation_images: int = 0) -> tuple[Tensor, Tensor
 
     The seed is fixed: every study splits the same data alike, so that the numbers of different sweeps compare.
 
-    Args:
-        labels: int64 [n], each class with 2 images or more.
-        validation_images: how many of the validation part to take, class by class alike; 0 is all.
-
-    Returns:
-        The indices of the training part, int64, ordered so that any prefix holds every class in its proportion to
-        within one image; and those of the validation part, ascending. Disjoint, and complete together where all of the
-        validation part is taken.
-
-    Raises:
-        DataError: a class has fewer than 2 images.
-        UsageError: the validation part has fewer than `validation_images`.
+    Of `labels` int64 [n], gives the indices of the training part, ordered so that any prefix holds every class in its
+    proportion to within one image; and those of the validation part, ascending: so many images of it as are asked for,
+    class by class alike, 0 is all. Raises DataError if a class has fewer than 2 images, UsageError if the validation
+    part has fewer than `validation_images`.
     """
     classes = labels.cpu().numpy()
     sizes = np.bincount(classes)
@@ -40,11 +32,11 @@ def split(labels: Tensor, *, validation_images: int = 0) -> tuple[Tensor, Tensor
     if len(sizes) == 0:
         raise DataError("There are no training images; the split takes 2 or more of each class.")
     training, validation = [], []
-    for number, size in enumerate(sizes):
+    for number, size in enumerate(sizes.tolist()):
         # RandomState, not Generator: its streams are frozen, so the split outlives every NumPy version.
         order = np.random.RandomState(derive_seed("split", number)).permutation(size)
         members = np.flatnonzero(classes == number)[order]
-        held_out = max(1, int(size) // 5)
+        held_out = max(1, size // 5)
         validation.append(members[:held_out])
         training.append(members[held_out:])
     there = sum(map(len, validation))
