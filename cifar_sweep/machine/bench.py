@@ -156,8 +156,8 @@ def _row(
     share = round(rates[0] * training_macs(config) / peak, 3)
     shown = f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)"
     return Row(
-        model, batch, round(rates[0]), round(rates[1]), round(rates[2]), ratio, to_two, spread, spread_to_two, share, config.shape.precision, shown,
-        turns,
+        model, batch, round(rates[0]), round(rates[1]), round(rates[2]), ratio, to_two, spread, spread_to_two, share,
+        config.shape.precision, shown, turns,
     )  # fmt: skip
 
 
