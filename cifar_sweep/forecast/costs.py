@@ -30,8 +30,6 @@ REPORT_SECONDS = 0.015
 FLAT_SECONDS = 1e-3
 # From the last trial's end to the command's.
 END_SECONDS = 1.0
-
-
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

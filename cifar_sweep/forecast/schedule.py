@@ -141,18 +141,14 @@ class _Layout:
             self._running -= ended
             self._finished += ended
             self._complete += complete
-            claimed = self._next_group()
-            if claimed is not None:
+            queue = Queue(self._sweep, self._finished, self._running, self._waiting)
+            if (first := queue.first()) is not None:
+                claimed = self._next_group(queue, first)
                 self._train(now + self._slowness * self._pace.begin(claimed.members), claimed)
         return sorted(self._ends)
 
-    def _next_group(self) -> UnderWay | None:
-        queue = Queue(self._sweep, self._finished, self._running, self._waiting)
-        first = queue.first()
-        if first is None:
-            return None
-        shape = first.shape or self._sampled()
-        costs = self._pace.costs
+    def _next_group(self, queue: Queue, first: Waiting) -> UnderWay:
+        shape, costs = first.shape or self._sampled(), self._pace.costs
         workers = None if costs.fixed else costs.workers
         taken = next_group(queue, first, size=costs.size(shape), workers=workers)
         gone = {trial.number for trial in taken.waiting}

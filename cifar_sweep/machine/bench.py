@@ -32,6 +32,7 @@ from cifar_sweep.training.train import Run
 
 CASES = (("convnet", 16), ("convnet", 128), ("cnn3", 16), ("vgg11", 64))
 SECONDS = 1.5
+Step = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,7 @@ def our_rate(
 
 
 def _rate(
-    step: Callable[[torch.Tensor, torch.Tensor], None],
-    batches: Iterator[Sequence[torch.Tensor]],
-    *,
-    seconds: float,
-    wait: Callable[[], None] = lambda: None,
+    step: Step, batches: Iterator[Sequence[torch.Tensor]], *, seconds: float, wait: Callable[[], None] = lambda: None
 ) -> float:
     """Images per second, after two steps to warm up."""
     for images, labels in itertools.islice(batches, 2):

@@ -6,7 +6,7 @@ What that depends on is measured, with all workers at work, once for each networ
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,10 +62,6 @@ class _Task:
     def shapes(self) -> list[tuple[float, Shape]]:
         return [counted for _, shapes in self.expected for counted in shapes]
 
-    @property
-    def networks(self) -> set[str]:
-        return {network_of(shape) for _, shape in self.shapes}
-
     def plan(self, split: Split, speeds: Speeds) -> Plan:
         """The plan under this split; a worker's groups take its part of a device's free memory at most."""
         free = free_memory(self.where)
@@ -84,9 +80,9 @@ class _Task:
         costs = costs_of(self.shapes, split, Groups(1), speeds, self.train_images)
         return math.fsum(count * costs.alone(shape) for count, shape in self.shapes)
 
-    def rough(self, split: Split) -> Plan | None:
+    def rough(self, split: Split, networks: Collection[str]) -> Plan | None:
         """The plan by typical speeds, where the sweep is so short that measuring does not pay; otherwise None."""
-        speeds = typical(self.networks) if self.where.type == "cpu" else None
+        speeds = typical(networks) if self.where.type == "cpu" else None
         plan = self.plan(split, speeds) if speeds else None
         if not (plan and plan.costs and plan.seconds) or plan.seconds > SHORT_SECONDS:
             return None
@@ -124,14 +120,12 @@ def choose(
         return task.plan(splits[0], {})
     alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
     timer, considered = Timer(device, precision, cache), [*splits, alone]
-    if not always and timer.missing(task.networks, considered) and (rough := task.rough(splits[0])):
+    networks = {network_of(shape) for _, shape in task.shapes}
+    if not always and timer.missing(networks, considered) and (rough := task.rough(splits[0], networks)):
         return rough
     if where.type == "cpu":
         prepare_kernels()  # while the measuring processes start
-    return _fastest(task, splits, timer.measure(task.networks, considered, say=say))
-
-
-def _fastest(task: _Task, splits: Sequence[Split], measured: dict[Split, Speeds]) -> Plan:
+    measured = timer.measure(networks, considered, say=say)
     best = min((task.plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
     usual = min(task.one_at_a_time(split, speeds) for split, speeds in measured.items())

@@ -20,8 +20,7 @@ class ProcessPool:
     def together(self, function: Callable[..., Any], *calls: dict[str, Any]) -> list[Any]:
         """The results of these calls of `function`, by keyword, each in a process of its own, all begun at once.
 
-        Raises:
-            StudyError: a process ended, or raised.
+        StudyError if a process ended, or raised.
         """
         try:
             for connection, call in zip(self._connections[: len(calls)], calls, strict=True):

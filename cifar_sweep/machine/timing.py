@@ -85,8 +85,7 @@ class Timer:
         best. `say` gets a sentence where something has to be timed.
         """
         everything = read_speeds(self.cache)
-        missing = self.missing(networks, splits)
-        if missing:
+        if missing := self.missing(networks, splits):
             say("timing a training step of each network, once on this machine")
             with process_pool(max(split.workers for split, _ in missing)) as pool:
                 for split, network in missing:
@@ -124,9 +123,9 @@ class Timer:
     def _speed(self, pool: ProcessPool, split: Split, network: str, size: int) -> Speed:
         """The speed of a member, as the mean over workers that all train such a group."""
         call = {"network": network, "members": size, "threads": split.threads, "precision": self.precision}
+        places = [resolve_device(self.device, worker=k) for k in range(split.workers)]
         each_image = []
         for batch in TIMED_BATCHES:
-            places = [resolve_device(self.device, worker=k) for k in range(split.workers)]
             seconds = pool.together(step_seconds, *(call | {"batch": batch, "device": place} for place in places))
             each_image.append(statistics.fmean(seconds) / batch / size)
         return speed_between(*each_image)
