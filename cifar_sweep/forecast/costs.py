@@ -128,10 +128,6 @@ class Pace:
             self._epochs[shape, members] = self.factor * seconds
         return self._epochs[shape, members]
 
-    def begin(self, members: int) -> float:
-        """Wall seconds of so many trials besides their epochs."""
-        return self.factor * self.costs.trial * members
-
 
 def noted_costs(study: "SweepStudy") -> Costs | None:
     """What a study's parts were reckoned to cost where it was started; None where nobody did."""

@@ -144,7 +144,8 @@ class _Layout:
             queue = Queue(self._sweep, self._finished, self._running, self._waiting)
             if (first := queue.first()) is not None:
                 claimed = self._next_group(queue, first)
-                self._train(now + self._slowness * self._pace.begin(claimed.members), claimed)
+                begin = self._slowness * self._pace.factor * self._pace.costs.trial * claimed.members
+                self._train(now + begin, claimed)
         return sorted(self._ends)
 
     def _next_group(self, queue: Queue, first: Waiting) -> UnderWay:

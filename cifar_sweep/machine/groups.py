@@ -20,13 +20,9 @@ _FILE = "@"
 _SMALL_MODELS = ("lenet", "convnet", "cnn3")
 # Multiply-accumulates of an image; the deeper VGGs are not timed.
 VGG_MACS = {
-    "vgg11": 153_025_416,
-    "vgg13": 228_522_888,
-    "vgg16": 313_457_544,
-    "vgg19": 398_392_200,
-    "vgg16-short": 266_271_624,
-    "vgg19-short": 351_206_280,
-}
+    "vgg11": 153_025_416, "vgg13": 228_522_888, "vgg16": 313_457_544, "vgg19": 398_392_200,
+    "vgg16-short": 266_271_624, "vgg19-short": 351_206_280,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -117,15 +117,6 @@ def test_split_draws_each_class_in_random_order() -> None:
     assert any(later < earlier for earlier, later in pairwise(train.tolist()))
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [([0, 0, 1, 2, 2], "Class number 1 has 1 training images"), ([0, 0, 2, 2], "number 1 has 0"), ([], "no training")],
-)
-def test_split_takes_two_images_of_each_class(labels: list[int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        split(torch.tensor(labels, dtype=torch.int64))
-
-
 # --- Sources ---------------------------------------------------------------------------------------------------------
 
 
