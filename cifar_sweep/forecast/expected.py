@@ -12,10 +12,7 @@ DRAWS = 200
 
 
 def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]]:
-    """How many trials of each shape to expect; the counts add up to the sweep's number of trials.
-
-    The points that are tried first count once each. The other trials are the mean over random draws from the space.
-    """
+    """How many trials of each shape to expect: first points once each, others as the mean over draws from the space."""
     queued = [(1.0, shape) for shape in queued_shapes(sweep, precision=precision)]
     searched = possible_shapes(sweep, precision=precision)
     left = sweep.size - len(queued)

@@ -170,10 +170,7 @@ def _config(model: str, batch: int, *, precision: str, device: torch.device) -> 
 
 
 def training_macs(config: TrialConfig) -> int:
-    """Multiply-accumulates of a training step for one image: forward, and twice that backward.
-
-    But for the first layer's input, whose gradient nobody needs.
-    """
+    """Multiply-accumulates of a training step for one image: forward, and twice that backward, but for the pixels."""
     network = build(config.shape, seed=0)
     first = next(network.children())
     assert isinstance(first, nn.Conv2d)
@@ -197,18 +194,15 @@ class PilImages(Dataset[tuple[torch.Tensor, int]]):
 
 
 class PlainTraining:
-    """One trial as the reports train it: the network in float32, Adam, and ``.item()`` in each step.
-
-    `loss` is the sum of the images' losses so far, and `right` is how many of them were named right.
-    """
+    """One trial as the reports train it: the network in float32, Adam, and ``.item()`` in each step."""
 
     def __init__(self, config: TrialConfig, *, device: torch.device) -> None:
         self.device = device
         self.network = build(config.shape, seed=0).to(device).train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.knobs.learning_rate)
         self.criterion = nn.CrossEntropyLoss()
-        self.loss = 0.0
-        self.right = 0.0
+        self.loss = 0.0  # the sum of the images' losses so far
+        self.right = 0.0  # how many images were named right so far
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         """Train on one batch."""

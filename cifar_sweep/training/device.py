@@ -96,10 +96,7 @@ def device_name(device: torch.device) -> str:
 
 
 def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tuple[str, float]:
-    """``fp32`` or ``bf16``, whichever is faster here, and how many times faster bf16 trained than float32.
-
-    Measured once and remembered in the cache folder.
-    """
+    """``fp32`` or ``bf16``, whichever is faster here, and how many times faster bf16 is: measured once, remembered."""
     key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     path = (cache or default_cache()) / "precision.json"
     known: dict[str, float] = {}

@@ -115,10 +115,7 @@ def can_fuse(network: nn.Module) -> TypeGuard[nn.Sequential]:
 
 
 def _order(network: nn.Sequential) -> list[str]:
-    """The places of the layers in the order in which they run: pooling first where that changes no value.
-
-    An activation of a quarter of the values is a quarter of the work.
-    """
+    """The places of the layers in the order in which they run: pooling first, for less work, where no value changes."""
     order: list[str] = []
     for place, layer in network.named_children():
         at = len(order)
@@ -167,10 +164,7 @@ class FusedLinear(nn.Module):
 
 
 class _Products(torch.autograd.Function):
-    """K linear layers on [K, b, in], with weights [K, out, in]: their gradient comes in this order.
-
-    From autograd's own product it would come as [K, in, out], and turning it takes longer than the product.
-    """
+    """K linear layers on [K, b, in], with weights [K, out, in]: turning autograd's gradient would take very long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -187,10 +181,7 @@ class _Products(torch.autograd.Function):
 
 
 class FusedBatchNorm(FusedLayer):
-    """K batch norms, over channels [b, K * channels, h, w] or over features [K, b, features].
-
-    The buffers are running mean and variance [K, channels], and the number of batches [K].
-    """
+    """K batch norms, over channels [b, K * channels, h, w] or over features [K, b, features]."""
 
     def __init__(self, layers: Sequence[nn.BatchNorm2d | nn.BatchNorm1d], _masks: Sequence[Masks]) -> None:
         super().__init__()

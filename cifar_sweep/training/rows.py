@@ -50,13 +50,11 @@ class Part:
 
 
 class Rows(nn.Module, ABC):
-    """K plain networks of one shape, in order, from images [b, 3, h, w] to outputs [K, b, classes].
+    """K plain networks of one shape, in order, from images [b, 3, h, w] to outputs [K, b, classes]."""
 
-    Attributes:
-        parts: their trained parameters, in the plain network's order.
-        weights: the members' parameters [K, parameters], each row in this order.
-        gradients: theirs, as `gather_gradients` found them.
-    """
+    parts: list[Part]  # their trained parameters, in the plain network's order
+    weights: Tensor  # the members' parameters [K, parameters], each row in this order
+    gradients: Tensor  # theirs, as `gather_gradients` found them
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -65,8 +63,6 @@ class Rows(nn.Module, ABC):
         rows = [torch.cat([parameters[part.name].detach().flatten() for part in self.parts]) for parameters in found]
         self.register_buffer("weights", torch.stack(rows))
         self.register_buffer("gradients", torch.zeros_like(self.weights))
-        self.weights: Tensor
-        self.gradients: Tensor
 
     @property
     def size(self) -> int:

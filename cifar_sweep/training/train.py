@@ -179,10 +179,7 @@ class Run:
         return tensors | {"generator": member.generator.get_state()}
 
     def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
-        """Have member `k` go on, bit for bit, from `state`, taken from a run of the same config in whatever group.
-
-        StateError if the state is not one of this config's; nothing has changed then.
-        """
+        """Have member `k` go on, bit for bit, from a `state` of the same config in whatever group; else StateError."""
         member = self.members[k]
         best, known = _below("best.", state), _below("optimizer.", state)
         try:

@@ -137,7 +137,6 @@ def _channel_statistics(images: Pixels) -> tuple[list[float], list[float]]:
     mean, std = [], []
     for channel in range(3):
         counts = np.bincount(images[..., channel].ravel(), minlength=256)
-        centre = float(counts @ values / counts.sum())
-        mean.append(centre)
-        std.append(float(np.sqrt(counts @ (values - centre) ** 2 / counts.sum())))
+        mean.append(float(counts @ values / counts.sum()))
+        std.append(float(np.sqrt(counts @ (values - mean[-1]) ** 2 / counts.sum())))
     return mean, std

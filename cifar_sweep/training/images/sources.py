@@ -172,8 +172,7 @@ def _folder_source(root: Path, source: str) -> Source:
 
     lines = [f"{FORMAT} folder {root.resolve()}"]
     for name, part in parts.items():
-        for class_name, files in part.items():
-            lines += [f"{name}/{class_name}/{file}" for file in files]
+        lines += [f"{name}/{class_name}/{file}" for class_name, files in part.items() for file in files]
     return Source("\n".join(lines), read)
 
 
@@ -223,11 +222,9 @@ def _check_classes(parts: dict[str, _Part], source: str) -> None:
             "both must have the same class folders."
         )
     for part, least in (("train", 2), ("test", 1)):
-        for name, files in parts[part].items():
-            if len(files) < least:
-                raise DataError(
-                    f"{part}/{name} of the data folder {source!r} has {len(files)} images; it takes {least} or more."
-                )
+        if few := next((name for name, files in parts[part].items() if len(files) < least), None):
+            many = len(parts[part][few])
+            raise DataError(f"{part}/{few} of the data folder {source!r} has {many} images; it takes {least} or more.")
 
 
 def _decode_part(folder: Path, part: _Part) -> tuple[Pixels, Labels]:

@@ -15,7 +15,6 @@ def split(labels: Tensor, *, validation_images: int = 0) -> tuple[Tensor, Tensor
     """Divide the training images 80:20 into training and validation part, class by class.
 
     The seed is fixed: every study splits the same data alike, so that the numbers of different sweeps compare.
-
     Of `labels` int64 [n], gives the indices of the training part, ordered so that any prefix holds every class in its
     proportion to within one image; and those of the validation part, ascending: so many images of it as are asked for,
     class by class alike, 0 is all. UsageError if there are fewer. Each class has 2 images or more.

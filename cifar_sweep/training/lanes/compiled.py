@@ -83,10 +83,7 @@ def layout() -> dict[str, int]:
 
 
 def kernels(*, bf16: bool) -> ctypes.CDLL | None:
-    """The library for vectors of `lane_count` members, in bf16 or float32; the first call on a machine compiles it.
-
-    None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
-    """
+    """The library for vectors of `lane_count` members, compiled if it is not there; None where that cannot be."""
     if os.environ.get(KERNELS) == "torch" or identity() is None or (bf16 and not has_bf16()):
         return None
     return library(default_cache() / "kernels", lane_count(bf16=bf16), 2 if bf16 else 1)
@@ -126,10 +123,7 @@ def obstacle() -> str:
 
 @cache
 def library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
-    """The library for `lanes` members to a vector and `pack` numbers to a word, compiled if it is not in `folder`.
-
-    None where that cannot be, which is warned of.
-    """
+    """The library for `lanes` members to a vector and `pack` numbers to a word; None, and a warning, without one."""
     path = folder / f"lanes-{lanes}-{'bf16' if pack == 2 else 'fp32'}-{identity()}.so"
     failed = path.with_suffix(".failed")  # so that it is not tried again by each process
     try:

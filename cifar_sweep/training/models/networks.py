@@ -98,10 +98,7 @@ def cnn1(shape: Shape) -> nn.Sequential:
 
 
 def vgg(shape: Shape) -> nn.Sequential:
-    """Reports D and E (Simonyan and Zisserman, 2014): five blocks of 3x3 convolutions, each block halved.
-
-    Then 512, ``hidden_units``, classes: one hidden classifier layer.
-    """
+    """Reports D and E (Simonyan and Zisserman, 2014): five blocks, each halved, then 512, ``hidden_units``, classes."""
     layers: list[nn.Module] = []
     channels = 3
     for width, count in zip(_WIDTHS, VGG_LAYERS[shape.model], strict=True):
