@@ -62,10 +62,9 @@ def _keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
     library = ctypes.CDLL(None)
-    library.mallopt(mmap_threshold, 32 * 1024 * 1024)  # the most that glibc takes
-    library.mallopt(trim_threshold, 2**31 - 1)
+    library.mallopt(-3, 32 * 1024 * 1024)  # M_MMAP_THRESHOLD of malloc.h: the most that glibc takes
+    library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -88,8 +88,7 @@ def _directions(count: int, rng: np.random.Generator) -> Floats:
 
 
 def _uniform(rng: np.random.Generator, low: float, *, high: float, shape: tuple[int, ...]) -> Floats:
-    values: Floats = rng.random(shape, dtype=np.float32) * np.float32(high - low) + np.float32(low)
-    return values
+    return np.asarray(rng.random(shape, dtype=np.float32) * np.float32(high - low) + np.float32(low))
 
 
 def _box(u: Floats, v: Floats, *, width: Floats, height: Floats) -> Floats:
