@@ -31,10 +31,8 @@ def run_in_processes(workers: Sequence[Worker], *, stop: Callable[[], bool]) -> 
     running: dict[BaseProcess, Connection] = {}
     try:
         with _ctrl_c_held_back():
-            for number, worker in enumerate(workers):
-                process, receiver = _start(number, worker)
-                running[process] = receiver
-        _watch(running, stop=stop)
+            running.update(_start(number, worker) for number, worker in enumerate(workers))
+        _watch(dict(running), stop=stop)
     finally:
         for process in running:
             process.terminate()
@@ -69,12 +67,10 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _watch(workers: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) -> None:
+def _watch(running: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) -> None:
     """Wait for all workers; ask all to stop on request, and when one reports an error, which is raised at the end."""
     error: CifarSweepError | None = None
-    killed = 0
-    running = dict(workers)
-    asked = False
+    workers, killed, asked = len(running), 0, False
     while running:
         if (stop() or error) and not asked:
             asked = True
@@ -89,7 +85,7 @@ def _watch(workers: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) 
                 if process.exitcode and not (asked or stop()):
                     killed += 1
                     log.warning("%s ended with exit code %s; its trial goes to another", process.name, process.exitcode)
-    if killed == len(workers):
+    if killed == workers:
         error = error or StudyError("all workers were killed; the same command goes on from each trial's last epoch.")
     if error is not None:
         raise error

@@ -61,7 +61,8 @@ def run_on_ray(
     """Do a job with workers on a Ray cluster until its studies are finished, time is out, or `stop` says yes.
 
     A worker that waits for room waits until there is some. A worker that is lost, with its process or its node, is
-    started again wherever there is room, as often as it takes. With SQLite all workers stay on this machine.
+    started again wherever there is room, as often as it takes. With SQLite all workers stay on this machine. Workers
+    that are to stop have 30 s to give their trials back.
 
     Args:
         job: for all workers; its threads are each worker's cores, one if it names none.
@@ -69,12 +70,10 @@ def run_on_ray(
         workers: how many.
         gpus: of each; a fraction is a part of one.
         group: trials at once in each worker; 0 is chosen on each machine.
-        stop: asked every half a second; workers then have 30 s to give their trials back.
+        stop: asked every half a second.
         say: told in a sentence what happens.
 
-    Raises:
-        ClusterError: the cluster cannot be joined or started, or cannot run workers.
-        CifarSweepError: a worker's; the others are asked to stop first.
+    Raises ClusterError where the cluster is of no use, else a worker's CifarSweepError, when the others have stopped.
     """
     # On the nodes: paths that do not depend on the folder that a worker starts in, and the device as Ray shows it.
     job = replace(
@@ -89,8 +88,7 @@ def run_on_ray(
         terms = Terms(gpus, group, landmarks, os.environ.get("CIFAR_SWEEP_LEASE_SECONDS"))
         with joined(address) as ray:
             say(_greeting(ray, job, gpus))
-            crew = _Crew(ray, job, terms, say=say)
-            asyncio.run(crew.run(lambda: _is_finished(storage, job), stop=stop))
+            asyncio.run(_Crew(ray, job, terms, say=say).run(lambda: _is_finished(storage, job), stop=stop))
 
 
 @contextmanager
@@ -139,10 +137,7 @@ class _Crew:
         options: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": terms.gpus, "scheduling_strategy": "SPREAD"}
         if job.storage.startswith("sqlite"):  # every node has 1 of a resource that is named by its address
             options["resources"] = {f"node:{ray.util.get_node_ip_address()}": 0.001}
-        self._ray = ray
-        self._job = job
-        self._terms = terms
-        self._say = say
+        self._ray, self._job, self._terms, self._say = ray, job, terms, say
         self._worker = ray.remote(ClusterWorker).options(max_concurrency=2, **options)
         self._actors: dict[int, Any] = {}
         self._hosts: dict[int, str] = {}  # of the workers that have started
@@ -163,8 +158,9 @@ class _Crew:
                     at_work, since = len(done) + len(self._hosts), now
                 if at_work < len(tasks) and now - since > PATIENCE_SECONDS:
                     since = math.inf
-                    there = f"{at_work} of {len(tasks)} workers are at work"
-                    self._say(f"{there}; the others wait for room in the cluster.")
+                    self._say(
+                        f"{at_work} of {len(tasks)} workers are at work; the others wait for room in the cluster."
+                    )
                 if now - looked > LOOK_SECONDS:
                     if finished():
                         break
@@ -189,15 +185,16 @@ class _Crew:
             losses += 1
             where = f"on {host}, with its process or its node" if host else "before it started"
             pause = min(losses * RESTART_SECONDS, LONGEST_RESTART_SECONDS)
-            again = f"it is started again in {pause:.0f} s, wherever there is room"
-            self._say(f"worker {job.worker} was lost {where}; {again}.")
+            self._say(
+                f"worker {job.worker} was lost {where}; it is started again in {pause:.0f} s, wherever there is room."
+            )
             await asyncio.sleep(pause)
 
     async def _do(self, job: Job, actor: Any) -> None:
         host, version = await self._answer(actor.whereabouts.remote())
         if version != __version__:
-            reason = f"cifar-sweep {version} is installed there, here {__version__}; all machines need the same"
-            raise ClusterError(f"{host}: {reason}.")
+            there = f"cifar-sweep {version} is installed there"
+            raise ClusterError(f"{host}: {there}, here {__version__}; all machines need the same.")
         self._hosts[job.worker] = host
         error = await self._answer(actor.work.remote(job, self._terms))
         del self._hosts[job.worker], self._actors[job.worker]
@@ -210,8 +207,9 @@ class _Crew:
         if isinstance(failure, self._ray.exceptions.RayTaskError):
             raise ClusterError(f"Ray could not run a worker: {last_line}.") from None
         if "creation task" in str(failure):
-            where = "a node could not load cifar-sweep"
-            raise ClusterError(f"{where} ({last_line}); it must be installed on each.") from None
+            raise ClusterError(
+                f"a node could not load cifar-sweep ({last_line}); it must be installed on each."
+            ) from None
 
     async def _answer(self, asked: Any) -> Any:
         while not self._ray.wait([asked], timeout=0)[0]:
