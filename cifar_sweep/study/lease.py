@@ -23,10 +23,7 @@ class Lease:
 
     def __init__(self, storage: Storage, study: str, *, token: str, trial_ids: Collection[int]) -> None:
         self.halted = False  # whether the study was paused, cancelled or deleted since
-        self._storage = storage
-        self._study = study
-        self._token = token
-        self._held = set(trial_ids)
+        self._storage, self._study, self._token, self._held = storage, study, token, set(trial_ids)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
@@ -41,21 +38,16 @@ class Lease:
     def _beat_on(self) -> None:
         pause = self._storage.heartbeat_seconds
         while not self._done.wait(pause):
+            pause = self._storage.heartbeat_seconds
             try:
-                self._beat()
-                pause = self._storage.heartbeat_seconds
+                self.halted = self._storage.is_halted(self._study)
+                self._held = {key for key in self._held if self._storage.owner(key) == self._token}
+                for trial_id in self._held:
+                    self._storage.beat(trial_id)
             except Exception as error:
                 if not is_outage(error):
                     log.debug("a heartbeat failed: %s", error)
-                pause = min(RETRY_SECONDS, self._storage.heartbeat_seconds)
-
-    def _beat(self) -> None:
-        self.halted = self._storage.is_halted(self._study)
-        for trial_id in sorted(self._held):
-            if self._storage.owner(trial_id) == self._token:
-                self._storage.beat(trial_id)
-            else:
-                self._held.discard(trial_id)
+                pause = min(RETRY_SECONDS, pause)
 
 
 @dataclass(frozen=True)

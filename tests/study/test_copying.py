@@ -249,7 +249,7 @@ def test_a_released_trial_goes_on_where_it_was(source: Storage, target: Storage)
     there = load(target, "first")
     again = claimed(there)
     assert (again.number, again.config, again.before.epochs_done) == (0, released.config, 2)
-    assert again.checkpoints == [{"epoch": 2, "key": "k"}]
+    assert again.before.checkpoints == [{"epoch": 2, "key": "k"}]
     there.report(again, curve(3))
     assert list(there.trials()[0].frozen.intermediate_values) == [1, 2, 3]
 
