@@ -28,11 +28,7 @@ def submit(
 
     Everything is checked before the database is made. `source` is where workers find the images, `artifacts` where
     checkpoints and weights go; workers take the open study of the highest `priority`. None leaves these as they are.
-
-    Raises:
-        UsageError: as `check_submission`, or of `artifacts`.
-        StudyError: the study is there with another space or other data.
-        StorageError: the database cannot be made or opened.
+    Raises as `check_submission`, `open_artifacts`, `open_storage` and `open_or_resume`.
     """
     check_submission(name, sweep, data)
     address = open_artifacts(artifacts).address if artifacts is not None else None
@@ -52,9 +48,8 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
     check_images(sweep, data)
     check_request(name, sweep)
     for model in filter(is_own, map(str, _values(sweep, "model"))):
-        params: dict[str, Value] = {**sweep.fixed, "model": model}
-        config = TrialConfig.from_params(params, classes=len(data.classes), precision="fp32", data_seed=0, seed=0)
-        check_outputs(config.shape)
+        params, classes = {**sweep.fixed, "model": model}, len(data.classes)
+        check_outputs(TrialConfig.from_params(params, classes=classes, precision="fp32", data_seed=0, seed=0).shape)
 
 
 def check_images(sweep: Sweep, data: ImageData) -> None:
@@ -81,8 +76,7 @@ def _values(sweep: Sweep, name: str) -> list[Value]:
     default = PARAMETERS[name].default
     if sweep.given:
         return [point.params().get(name, default) for point in sweep.enqueue]
-    domain = sweep.space.get(name)
-    if domain is None:
+    if (domain := sweep.space.get(name)) is None:
         return [sweep.fixed.get(name, default)]
     return [domain.low, domain.high] if isinstance(domain, Range) else domain.choices
 
