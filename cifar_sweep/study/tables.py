@@ -57,10 +57,7 @@ def holder(connection: Connection, trial_id: int) -> tuple[TrialState | None, st
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be written of a trial: user attributes set or removed, and finite values by their step.
-
-    A step's first value stays.
-    """
+    """What is to be written of a trial: user attributes, and finite values by step, of which the first one stays."""
 
     attributes: Mapping[str, Any]
     removed: Collection[str] = ()
@@ -69,10 +66,9 @@ class Change:
 
 def write(connection: Connection, trial_id: int, change: Change) -> None:
     """Write a change of a trial."""
-    attributes = {key: json.dumps(value) for key, value in change.attributes.items()}
     for statement, rows in (
         (_REMOVE_ATTRIBUTE, [{"key": key} for key in change.removed]),
-        (_SET_ATTRIBUTE, [{"key": key, "value": value} for key, value in attributes.items()]),
+        (_SET_ATTRIBUTE, [{"key": key, "value": json.dumps(value)} for key, value in change.attributes.items()]),
         (_REPORT, [{"step": step, "value": value} for step, value in change.values.items()]),
     ):
         if rows:
@@ -110,8 +106,8 @@ def read(
                 for each in params[row.trial_id]
             },
             distributions={each.param_name: _distribution(each.distribution_json) for each in params[row.trial_id]},
-            user_attrs=_attributes(user[row.trial_id]),
-            system_attrs=_attributes(system[row.trial_id]),
+            user_attrs={each.key: _parsed(each.value_json) for each in user[row.trial_id]},
+            system_attrs={each.key: _parsed(each.value_json) for each in system[row.trial_id]},
             intermediate_values={
                 each.step: _number(each.intermediate_value, each.intermediate_value_type)
                 for each in reports.get(row.trial_id, ())
@@ -202,10 +198,6 @@ def _number(value: float | None, value_type: Enum) -> float:
 def _local(moment: datetime | None) -> datetime | None:
     """The database's UTC as Optuna shows it: local time that does not say so."""
     return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
-
-
-def _attributes(rows: Iterable[Row[Any]]) -> dict[str, Any]:
-    return {row.key: _parsed(row.value_json) for row in rows}
 
 
 def _parsed(text: str) -> Any:

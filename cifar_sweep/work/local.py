@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -56,9 +57,6 @@ def _start(number: int, worker: Worker) -> tuple[BaseProcess, Connection]:
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: a terminal sends it to all, and only the parent is to act on it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     resource_tracker.ensure_running()  # it would undo the mask when it starts
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -97,18 +95,21 @@ def _work_in_process(number: int, worker: Worker, sender: Connection) -> None:
     stop = StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(stop, "signal", number))
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    sender.send(error_of(number, partial(worker, stop=stop), level=logging.DEBUG))
+
+
+def error_of(number: int, worker: Callable[[], None], *, level: int) -> CifarSweepError | None:
+    """Have a worker do its job. Returns the error that ended it, if one did; what nobody foresaw is logged, too."""
     try:
-        worker(stop=stop)
+        worker()
     except CifarSweepError as error:
-        sender.send(error)
+        return error
     except Exception as error:
-        sender.send(explain(error) or StudyError(f"worker {number} failed: {one_line(error)}."))
-        log.debug("worker %d failed", number, exc_info=True)
-    else:
-        sender.send(None)
+        log.log(level, "worker %d failed", number, exc_info=True)
+        return explain(error) or StudyError(f"worker {number} failed: {one_line(error)}.")
+    return None
 
 
 def _end_with_parent() -> None:

@@ -16,15 +16,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, one_line
+from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study.address import parse_address
 from cifar_sweep.study.opening import open_studies
-from cifar_sweep.study.outage import explain, is_outage, wait_out
+from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_existing
 from cifar_sweep.training.device import available_cores
 from cifar_sweep.version import __version__
+from cifar_sweep.work.local import error_of
 from cifar_sweep.work.ray_cluster import ClusterError, joined
 from cifar_sweep.work.worker import Job, work
 
@@ -64,15 +65,7 @@ def run_on_ray(
     started again wherever there is room, as often as it takes. With SQLite all workers stay on this machine. Workers
     that are to stop have 30 s to give their trials back.
 
-    Args:
-        job: for all workers; its threads are each worker's cores, one if it names none.
-        address: as `ray_cluster.check_request` returns it.
-        workers: how many.
-        gpus: of each; a fraction is a part of one.
-        group: trials at once in each worker; 0 is chosen on each machine.
-        stop: asked every half a second.
-        say: told in a sentence what happens.
-
+    Each worker has as many cores as `job` has threads, one if it names none, and so many `gpus`, or a part of one. It trains a `group` of trials at once; 0 is chosen on each machine. `address` is as `check_request` returns it.
     Raises ClusterError where the cluster is of no use, else a worker's CifarSweepError, when the others have stopped.
     """
     # On the nodes: paths that do not depend on the folder that a worker starts in, and the device as Ray shows it.
@@ -104,7 +97,7 @@ def _landmarks(storage: Storage, job: Job) -> Iterator[tuple[Path, ...]]:
     finally:
         for landmark in landmarks:
             with suppress(OSError):
-                landmark.unlink(missing_ok=True)
+                landmark.unlink()
 
 
 def _is_finished(storage: Storage, job: Job) -> bool:
@@ -153,14 +146,12 @@ class _Crew:
                     task.result()
                 if not left:
                     break
-                now = time.monotonic()
-                if at_work != len(done) + len(self._hosts):
-                    at_work, since = len(done) + len(self._hosts), now
+                now, before, at_work = time.monotonic(), at_work, len(done) + len(self._hosts)
+                since = since if at_work == before else now
                 if at_work < len(tasks) and now - since > PATIENCE_SECONDS:
                     since = math.inf
-                    self._say(
-                        f"{at_work} of {len(tasks)} workers are at work; the others wait for room in the cluster."
-                    )
+                    there = f"{at_work} of {len(tasks)} workers are at work"
+                    self._say(f"{there}; the others wait for room in the cluster.")
                 if now - looked > LOOK_SECONDS:
                     if finished():
                         break
@@ -185,9 +176,8 @@ class _Crew:
             losses += 1
             where = f"on {host}, with its process or its node" if host else "before it started"
             pause = min(losses * RESTART_SECONDS, LONGEST_RESTART_SECONDS)
-            self._say(
-                f"worker {job.worker} was lost {where}; it is started again in {pause:.0f} s, wherever there is room."
-            )
+            again = f"it is started again in {pause:.0f} s, wherever there is room"
+            self._say(f"worker {job.worker} was lost {where}; {again}.")
             await asyncio.sleep(pause)
 
     async def _do(self, job: Job, actor: Any) -> None:
@@ -207,9 +197,8 @@ class _Crew:
         if isinstance(failure, self._ray.exceptions.RayTaskError):
             raise ClusterError(f"Ray could not run a worker: {last_line}.") from None
         if "creation task" in str(failure):
-            raise ClusterError(
-                f"a node could not load cifar-sweep ({last_line}); it must be installed on each."
-            ) from None
+            why = f"({last_line}); it must be installed on each."
+            raise ClusterError(f"a node could not load cifar-sweep {why}") from None
 
     async def _answer(self, asked: Any) -> Any:
         while not self._ray.wait([asked], timeout=0)[0]:
@@ -259,15 +248,12 @@ class ClusterWorker:
         if terms.lease is not None:
             os.environ["CIFAR_SWEEP_LEASE_SECONDS"] = terms.lease
         stop = self._asked.is_set
-        try:
+
+        def do() -> None:
             _check_landmarks(terms.landmarks)
             wait_out(lambda: work(_planned(job, terms), stop=stop), stop=stop, say=log.warning)
-        except CifarSweepError as error:
-            return error
-        except Exception as error:
-            log.warning("worker %d failed", job.worker, exc_info=True)
-            return explain(error) or StudyError(f"worker {job.worker} failed: {one_line(error)}.")
-        return None
+
+        return error_of(job.worker, do, level=logging.WARNING)
 
 
 def _planned(job: Job, terms: Terms) -> Job:
