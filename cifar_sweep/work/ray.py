@@ -65,7 +65,8 @@ def run_on_ray(
     started again wherever there is room, as often as it takes. With SQLite all workers stay on this machine. Workers
     that are to stop have 30 s to give their trials back.
 
-    Each worker has as many cores as `job` has threads, one if it names none, and so many `gpus`, or a part of one. It trains a `group` of trials at once; 0 is chosen on each machine. `address` is as `check_request` returns it.
+    Each worker has as many cores as `job` has threads, one if it names none, and so many `gpus`, or a part of one. It
+    trains a `group` of trials at once; 0 is chosen on each machine. `address` is as `check_request` returns it.
     Raises ClusterError where the cluster is of no use, else a worker's CifarSweepError, when the others have stopped.
     """
     # On the nodes: paths that do not depend on the folder that a worker starts in, and the device as Ray shows it.
