@@ -67,10 +67,8 @@ def _copy(study: SweepStudy, target: Storage, *, say: Callable[[str], None]) -> 
         with target.optuna.engine.begin() as connection:
             key = tables.add_study(connection, study.name, rows)
             if difference := rows.difference(tables.study_rows(connection, key)):
-                raise StudyError(
-                    f"{target.shown}: study {study.name!r} did not arrive as it was ({difference}), and is no study "
-                    "yet; copy it again."
-                )
+                what = f"study {study.name!r} did not arrive as it was ({difference})"
+                raise StudyError(f"{target.shown}: {what}, and is no study yet; copy it again.")
     say(f"study {study.name!r} is copied, trials: {len(rows.trials)}.")
     return True
 

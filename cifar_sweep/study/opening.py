@@ -40,28 +40,19 @@ def open_or_resume(
 ) -> SweepStudy:
     """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
 
-    Args:
-        storage: where it is.
-        name: letters, digits, dots, dashes and underscores.
-        sweep: what it searches.
-        data: `name`, `fingerprint` and `classes` (their number) of the data.
-        code: the fingerprints of users' own models, by model.
-        artifacts: where its trials' files go; None leaves it as it is, which is ./artifacts at first.
-        priority: workers take the open study of the highest first; None leaves it as it is, which is 0 at first.
-
-    Raises UsageError as `check_request`, StudyError where it is there with another space, other data or another model.
+    `data` has the `name`, `fingerprint` and `classes` (their number) of the data, `code` the fingerprints of users' own
+    models. None leaves as it is where the trials' files go, ./artifacts at first, and the priority, 0 at first; workers
+    take the open study of the highest. Raises UsageError as `check_request`, StudyError where it is there with another
+    space, other data or another model.
     """
     check_request(name, sweep)
     with storage.lock():
-        study = optuna.create_study(
-            storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
-        )
+        study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize", load_if_exists=True)
         if study.directions != [StudyDirection.MAXIMIZE]:
             raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
             raise not_ours(storage, name)
-        known = "sweep" in study.user_attrs
-        if known:
+        if known := "sweep" in study.user_attrs:
             _check_same(study, sweep, data, code or {})
         if artifacts is not None or "artifacts" not in study.user_attrs:
             study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
@@ -141,10 +132,9 @@ def _difference(one: Any, other: Any) -> str:
 def load(storage: Storage, name: str | None = None) -> SweepStudy:
     """An existing study; with no name, the only one there is. Raises StudyError where there is no such one."""
     known = optuna.get_all_study_names(storage.optuna)
-    if name is None:
-        if len(known) != 1:
-            raise StudyError(f"{storage.shown}: name one of its studies: {', '.join(sorted(known)) or 'it has none'}.")
-        name = known[0]
+    if name is None and len(known) != 1:
+        raise StudyError(f"{storage.shown}: name one of its studies: {', '.join(sorted(known)) or 'it has none'}.")
+    name = known[0] if name is None else name
     if name not in known:
         there = nearest(name, known) if known else "it has no study"
         raise StudyError(f"{storage.shown}: there is no study {name!r}; {there}.")

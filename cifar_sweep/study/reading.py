@@ -28,15 +28,10 @@ abc.update_abstractmethods(PassedOn)  # type: ignore[type-abstract]
 
 
 def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tuple[Any, Any] | None]) -> Any:
-    """A copy of Optuna's study or trial whose user and system attributes are what `over` makes of those that it has.
-
-    Where that is None, it is the study or trial itself.
-    """
-    attributes = over(stored.user_attrs, stored.system_attrs)
-    if attributes is None:
-        return stored
+    """A copy of Optuna's study or trial with what `over` makes of its user and system attributes; None changes none."""
     shown = copy.copy(stored)
-    shown.user_attrs, shown.system_attrs = attributes
+    if attributes := over(stored.user_attrs, stored.system_attrs):
+        shown.user_attrs, shown.system_attrs = attributes
     return shown
 
 
