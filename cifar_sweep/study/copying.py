@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 
@@ -101,9 +100,9 @@ def _read(storage: Storage, name: str) -> StudyRows:
 
 def _is_copied(study: SweepStudy, rows: StudyRows, target: Storage) -> bool:
     """Whether the target has exactly this study already. Raises StudyError where it has another of that name."""
-    if study.name not in optuna.get_all_study_names(target.optuna):
+    there = dict(target.studies()).get(study.name)
+    if there is None:
         return False
-    there = dict(target.studies())[study.name]
     if "sweep" not in there:
         problem = "study {!r} here was not made by cifar-sweep, or not to its end"
     elif there["uid"] != study.uid:
