@@ -54,8 +54,7 @@ class _OneLine(logging.Handler):
 def token_for(host: str) -> str:
     """The token that a dashboard on this address asks for; none on this machine's own.
 
-    Raises:
-        UsageError: others can reach the address, and no token is set.
+    Raises UsageError where others can reach the address, and no token is set.
     """
     with suppress(ValueError):  # a name that is no address
         if host == "localhost" or ip_address(host).is_loopback:
@@ -93,9 +92,8 @@ def serve(
 ) -> None:
     """Serve the dashboard until `stop` says yes. `on_ready` is given the address.
 
-    Raises:
-        UsageError: others can reach it, and there is no token.
-        CifarSweepError: the address cannot be used.
+    Raises UsageError where others can reach it, and there is no token, and CifarSweepError where the address cannot be
+    used.
     """
     app = application(storage, token=token_for(host), allow_write=allow_write)
     try:

@@ -77,8 +77,7 @@ class Exported:
     def weights(self) -> list[dict[str, Tensor]]:
         """The members' state dicts, in order.
 
-        Raises:
-            StudyError: the file is missing or damaged, or belongs to another export.
+        Raises StudyError where the file is missing or damaged, or belongs to another export.
         """
         path = self.folder / "weights.safetensors"
         try:
@@ -97,8 +96,7 @@ class Exported:
     def classifier(self) -> Classifier:
         """The trained networks.
 
-        Raises:
-            StudyError: the weights are missing or damaged, or do not fit the config.
+        Raises StudyError where the weights are missing or damaged, or do not fit the config.
         """
         configs, weights = [member.config for member in self.members], self.weights()
         try:
@@ -109,8 +107,7 @@ class Exported:
     def trained(self) -> list[Trained]:
         """The members as trainings, to make another ensemble of.
 
-        Raises:
-            StudyError: the weights are missing or damaged.
+        Raises StudyError where the weights are missing or damaged.
         """
         return [
             Trained(member.config, weights, member.origin)
@@ -119,11 +116,7 @@ class Exported:
 
 
 def joined(exports: Sequence[Exported]) -> list[Trained]:
-    """The members of several exports, in order.
-
-    Raises:
-        UsageError: they were trained on different data.
-    """
+    """The members of several exports, in order. Raises UsageError where they were trained on different data."""
     for other in exports[1:]:
         second, first = other.origin, exports[0].origin
         if second.data_fingerprint != first.data_fingerprint:
@@ -142,8 +135,7 @@ def is_export(path: Path) -> bool:
 def read(path: Path) -> Exported:
     """The export at `path`, a folder or its ``config.toml``.
 
-    Raises:
-        UsageError: there is no such file, or the file is no export's.
+    Raises UsageError where there is no such file, or the file is no export's.
     """
     file = path / "config.toml" if path.is_dir() else path
     try:

@@ -59,9 +59,8 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
     Returns:
         What is noted: the file's SHA-256, and the largest difference of a probability from the networks'.
 
-    Raises:
-        OnnxError: the file cannot be written, or gives other probabilities.
-        CifarSweepError: the export is not whole, or the disk is at fault.
+    Raises OnnxError where the file cannot be written, or gives other probabilities, and CifarSweepError where the
+    export is not whole, or the disk is at fault.
     """
     export = read(folder)
     metrics_file = folder / "metrics.json"
@@ -84,9 +83,8 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
 def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
     """A classifier on the CPU as an ONNX file, with its weights inside.
 
-    Raises:
-        OnnxError: ONNX lacks an operation of the network, or an operation depends on the pixels; or the extra's
-            packages are too old.
+    Raises OnnxError where ONNX lacks an operation of the network, or an operation depends on the pixels; or the extra's
+    packages are too old.
     """
     with _silence():
         try:
@@ -156,8 +154,7 @@ def some_images(data: ImageData) -> Tensor:
 def largest_difference(model: bytes, classifier: Classifier, images: Tensor) -> float:
     """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, 32, 32] in [0, 1].
 
-    Raises:
-        OnnxError: the file does not run.
+    Raises OnnxError where the file does not run.
     """
     import onnxruntime
 

@@ -26,18 +26,12 @@ SHOWN = 3  # classes named per picture
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, a file or one of the test set, as the networks see it.
-
-    Attributes:
-        pixels: uint8 [32, 32, 3].
-        size: width and height before the picture was resized.
-        right: the class that it shows; None where that is not known.
-    """
+    """A picture, a file or one of the test set, as the networks see it."""
 
     name: str
-    pixels: Tensor
-    size: tuple[int, int]
-    right: str | None = None
+    pixels: Tensor  # uint8 [32, 32, 3]
+    size: tuple[int, int]  # width and height before the picture was resized
+    right: str | None = None  # the class that it shows; None where that is not known
 
     @property
     def resized(self) -> bool:
@@ -55,8 +49,7 @@ def data_uri(pixels: Tensor) -> str:
 def read_picture(path: Path) -> Picture:
     """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32.
 
-    Raises:
-        UsageError: the file is missing, or is no image that can be read.
+    Raises UsageError where the file is missing, or is no image that can be read.
     """
     try:
         with Image.open(path) as opened:
@@ -75,8 +68,7 @@ def read_picture(path: Path) -> Picture:
 def some_of_test(data: ImageData, count: int) -> list[Picture]:
     """`count` random images of the test set, the same ones every time.
 
-    Raises:
-        UsageError: the test set has fewer.
+    Raises UsageError where the test set has fewer.
     """
     available = len(data.test_labels)
     if count > available:
@@ -158,8 +150,7 @@ def table(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> 
 def write_page(path: Path, pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> None:
     """Write one HTML file that opens offline: each picture, enlarged, with what every export says of it.
 
-    Raises:
-        DiskError: the file could not be written.
+    Raises DiskError where the file could not be written.
     """
     page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)), data_uri=data_uri)
     replace_file(path, page.encode(errors="replace"))

@@ -25,34 +25,22 @@ class WeightsNotKeptError(StudyError):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a network comes from, and on what it was trained. An export keeps all of it, under these names.
-
-    Attributes:
-        label: of a given point its label; else empty.
-        shortened: in what a given point was shortened, in words; else empty.
-        best_epoch: the epoch that the weights are of, from 1.
-        validation_accuracy: of that epoch, as a fraction.
-        data_source: where the images are found: synthetic ones by their name, any others by ``auto``.
-        group_sizes: how many trials were trained together, epoch by epoch.
-        group_places: this one's place among them, from 0. With sizes, places and threads the same machine gives the
-            same numbers again.
-        commit: of the source; empty where a package was installed.
-        versions: of the packages and kernels that decide a number.
-    """
+    """Where a network comes from, and on what it was trained. An export keeps all of it, under these names."""
 
     study: str
     trial: int
-    label: str = ""
-    shortened: str = ""
-    best_epoch: int
-    validation_accuracy: float
-    data_source: str
+    label: str = ""  # of a given point its label; else empty
+    shortened: str = ""  # in what a given point was shortened, in words; else empty
+    best_epoch: int  # the epoch that the weights are of, from 1
+    validation_accuracy: float  # of that epoch, as a fraction
+    data_source: str  # where the images are found: synthetic ones by their name, any others by ``auto``
     device: str
     threads: int
-    group_sizes: tuple[int, ...] = ()
+    group_sizes: tuple[int, ...] = ()  # how many trials were trained together, epoch by epoch
+    # This one's place among them, from 0. With sizes, places and threads the same machine gives the same numbers again.
     group_places: tuple[int, ...] = ()
-    commit: str
-    versions: Mapping[str, str]
+    commit: str  # of the source; empty where a package was installed
+    versions: Mapping[str, str]  # of the packages and kernels that decide a number
     params: Mapping[str, Value]
 
 
@@ -89,11 +77,7 @@ def classifier_of(members: Sequence[Trained], data: ImageData) -> Classifier:
 
 
 def pick(study: SweepStudy, number: int | None) -> TrialRecord:
-    """The complete trial `number`, or the best one.
-
-    Raises:
-        StudyError: there is none.
-    """
+    """The complete trial `number`, or the best one. Raises StudyError where there is none."""
     ranked = study.ranked()
     if number is None:
         if not ranked:
@@ -109,8 +93,7 @@ def pick(study: SweepStudy, number: int | None) -> TrialRecord:
 def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[TrialRecord]:
     """The complete trials with these numbers; with none, the `top` best by validation accuracy.
 
-    Raises:
-        StudyError: a number is no complete trial, or there are fewer than `top`.
+    Raises StudyError where a number is no complete trial, or there are fewer than `top`.
     """
     if numbers:
         return [pick(study, number) for number in numbers]
@@ -131,9 +114,8 @@ def check_size(members: int) -> None:
 def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> dict[str, torch.Tensor]:
     """The weights that were kept of a complete trial.
 
-    Raises:
-        WeightsNotKeptError: they were not kept, or not here.
-        StudyError: the file is not the one that was written.
+    Raises WeightsNotKeptError where they were not kept, or not here, and StudyError where the file is not the one that
+    was written.
     """
     assert trial.weights is not None
     try:

@@ -30,9 +30,8 @@ def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: 
     Returns:
         The metrics, as in ``metrics.json``. Accuracies are fractions, losses nats.
 
-    Raises:
-        DiskError: a file could not be written.
-        StudyError: a network is a user's own, and its file is not the one that it was trained with.
+    Raises DiskError where a file could not be written, and StudyError where a network is a user's own, and its file is
+    not the one that it was trained with.
     """
     beside = _own_files(members)
     classifier = classifier_of(members, data)
@@ -102,9 +101,8 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
 def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
     """The files of users' own networks that the script imports, by name.
 
-    Raises:
-        StudyError: a file is not the one that its network was trained with, or is named like one of an export.
-        UsageError: it is not to be found.
+    Raises StudyError where a file is not the one that its network was trained with, or is named like one of an export,
+    and UsageError where it is not to be found.
     """
     found = {}
     for member in members:

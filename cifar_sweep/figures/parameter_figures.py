@@ -75,23 +75,14 @@ def _powers(low: float, high: float, base: int) -> range:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where a parameter's values stand: on a plain or a logarithmic scale, or as words in a row.
+    """Where a parameter's values stand: on a plain or a logarithmic scale, or as words in a row."""
 
-    Attributes:
-        name: the parameter's.
-        words: the values of a parameter without order; empty where it has one.
-        few: whether so many trials share a value that they are drawn beside each other.
-        log: whether the scale is logarithmic.
-        low: the least value.
-        high: the greatest.
-    """
-
-    name: str
-    words: tuple[str, ...] = ()
-    few: bool = False
-    log: bool = False
-    low: float = 0.0
-    high: float = 1.0
+    name: str  # the parameter's
+    words: tuple[str, ...] = ()  # the values of a parameter without order; empty where it has one
+    few: bool = False  # whether so many trials share a value that they are drawn beside each other
+    log: bool = False  # whether the scale is logarithmic
+    low: float = 0.0  # the least value
+    high: float = 1.0  # the greatest
 
     @classmethod
     def of(cls, name: str, values: Sequence[Value], *, log: bool) -> "Axis":

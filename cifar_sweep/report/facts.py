@@ -69,21 +69,16 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ImageFindings:
-    """What the best trial's network makes of the images; None and empty where they were not at hand.
+    """What the best trial's network makes of the images; None and empty where they were not at hand."""
 
-    Attributes:
-        missing: what is not there, and why, in one sentence; empty where everything is.
-        confusion: validation images of class i (row) that were taken for class j (column).
-        mistakes: some of the most certain ones.
-    """
-
-    missing: str = ""
+    missing: str = ""  # what is not there, and why, in one sentence; empty where everything is
     validation_images: int | None = None
     test_images: int | None = None
     parameters: int | None = None
     classes: tuple[str, ...] = ()
+    # Validation images of class i (row) that were taken for class j (column).
     confusion: tuple[tuple[int, ...], ...] = ()
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()  # some of the most certain ones
 
     def most_confused(self) -> list[tuple[str, str, int, int]]:
         """The most mistaken pairs by share of the right class: right class, taken for, how many, of how many images."""
@@ -98,20 +93,14 @@ class ImageFindings:
 
 @dataclass(frozen=True)
 class Answer:
-    """The trial that validation accuracy chose.
-
-    Attributes:
-        chosen: what the sweep fixes, and what it searched: parameters by name.
-        searched: the names among them that were searched, or are the given point's own.
-        repeats: the same config under other seeds, where there are any.
-    """
+    """The trial that validation accuracy chose."""
 
     trial: TrialRecord
-    chosen: Mapping[str, Value]
-    searched: tuple[str, ...]
+    chosen: Mapping[str, Value]  # what the sweep fixes, and what it searched: parameters by name
+    searched: tuple[str, ...]  # the names among them that were searched, or are the given point's own
     validation: Accuracy
     test: Accuracy | None
-    repeats: Repeats | None
+    repeats: Repeats | None  # the same config under other seeds, where there are any
 
 
 @dataclass(frozen=True)
@@ -125,33 +114,23 @@ class ByHand:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report says of a study.
-
-    Attributes:
-        data: name and fingerprint of its images.
-        ranked: the complete trials, the best first.
-        counts: how many trials are in each state.
-        shortened: in what the sweep is less than a whole one; empty where it is whole.
-        answer: None before any trial is complete.
-        by_hand: None on synthetic images.
-        parameters: the names of all that were searched or given.
-    """
+    """Everything that a report says of a study."""
 
     study: SweepStudy
-    data: str
+    data: str  # name and fingerprint of its images
     synthetic: bool
     trials: Sequence[TrialRecord]
-    ranked: Sequence[TrialRecord]
-    counts: Mapping[str, int]
+    ranked: Sequence[TrialRecord]  # the complete trials, the best first
+    counts: Mapping[str, int]  # how many trials are in each state
     seconds: float
-    shortened: str
-    answer: Answer | None
-    by_hand: ByHand | None
+    shortened: str  # in what the sweep is less than a whole one; empty where it is whole
+    answer: Answer | None  # None before any trial is complete
+    by_hand: ByHand | None  # None on synthetic images
     saved: Saved
     importances: Importances
     findings: ImageFindings
     reproduction: Reproduction
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...]  # the names of all that were searched or given
 
 
 def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy | None = None) -> Report:

@@ -19,9 +19,7 @@ from cifar_sweep.study.study import SweepStudy, data_words
 def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
     """Write the learning curves of the `curves` best trials, and accuracy by learning rate, as a page.
 
-    Raises:
-        StudyError: no trial has finished an epoch.
-        DiskError: the file could not be written.
+    Raises StudyError where no trial has finished an epoch, and DiskError where the file could not be written.
     """
     trials = [trial for trial in study.trials() if trial.curve]
     if not trials:
@@ -57,19 +55,12 @@ def comparison_page(path: Path, rows: Sequence[HandRow]) -> None:
 
 
 def figure_page(
-    path: Path,
-    figures: Sequence[tuple[str, str, go.Figure]],
-    *,
-    title: str,
-    facts: Mapping[str, str],
-    remark: str = "",
+    path: Path, figures: Sequence[tuple[str, str, go.Figure]], *, title: str, facts: Mapping[str, str], remark: str = ""
 ) -> None:
     """Write figures, each with its title and an explanation, as one page.
 
     `facts` say what the numbers are of, by name, empty ones are left out; `remark` is what a reader must know first.
-
-    Raises:
-        DiskError: the file could not be written; what stood there before still stands.
+    Raises DiskError where the file could not be written; what stood there before still stands.
     """
     drawings = {f"figure-{place}": html.drawing(figure) for place, (*_, figure) in enumerate(figures, start=1)}
     titles = [(heading, words) for heading, words, _ in figures]
