@@ -76,7 +76,7 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
     replace_file(folder / NAME, model)
     digest = hashlib.sha256(model).hexdigest()
     noted = {"file": NAME, "sha256": digest, "largest_difference": difference, "images": len(images)}
-    replace_file(metrics_file, (json.dumps(metrics | {"onnx": noted}, indent=2) + "\n").encode())
+    replace_file(metrics_file, json.dumps(metrics | {"onnx": noted}, indent=2) + "\n")
     return noted
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cifar_sweep.errors import UsageError
 from cifar_sweep.exports.exported import Exported
-from cifar_sweep.exports.rendering import render
 from cifar_sweep.files import replace_file
+from cifar_sweep.pages import rendered
 from cifar_sweep.training.images.data import ImageData
 
 SIDE = 32
@@ -152,5 +152,6 @@ def write_page(path: Path, pictures: Sequence[Picture], said: Sequence[Sequence[
 
     Raises DiskError where the file could not be written.
     """
-    page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)), data_uri=data_uri)
-    replace_file(path, page.encode(errors="replace"))
+    rows = list(zip(pictures, said, strict=True))
+    page = rendered("exports", "predictions.html.jinja", rows=rows, data_uri=data_uri)
+    replace_file(path, f"{page}\n")

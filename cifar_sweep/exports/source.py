@@ -8,7 +8,7 @@ from pprint import pformat
 from torch import nn
 
 from cifar_sweep.config import TrialConfig, is_own
-from cifar_sweep.exports.rendering import render
+from cifar_sweep.pages import rendered
 from cifar_sweep.training.images.data import ImageData
 
 SCRIPT = "predict.py"
@@ -62,7 +62,8 @@ def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, dat
     It says of image files what `cifar-sweep predict` says, and gives ``classify`` to programs that import it. Raises
     ValueError as `network_source` does.
     """
-    return render(
+    text = rendered(
+        "exports",
         "predict.py.jinja",
         own_modules=sorted({own_module(config) for config in configs if is_own(config.shape.model)}),
         classes=pformat(list(data.classes), width=LINE_WIDTH, compact=True),
@@ -71,3 +72,4 @@ def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, dat
         shapes=[config.shape for config in configs],
         networks=[network_source(config, network) for config, network in zip(configs, networks, strict=True)],
     )
+    return f"{text}\n"

@@ -15,10 +15,10 @@ import torch
 from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict, resident
-from cifar_sweep.exports.rendering import render
 from cifar_sweep.exports.source import SCRIPT, own_module, script
 from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
 from cifar_sweep.files import replace_file
+from cifar_sweep.pages import rendered
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models.own import fingerprint, source_of
@@ -40,7 +40,9 @@ def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: 
     config = config_toml(members, data=data, sha256=hashlib.sha256(weights).hexdigest())
     texts = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
-        "MODEL_CARD.md": render("MODEL_CARD.md.jinja", configs=classifier.configs, metrics=metrics, data=data),
+        "MODEL_CARD.md": rendered(
+            "exports", "MODEL_CARD.md.jinja", configs=classifier.configs, metrics=metrics, data=data
+        ),
         SCRIPT: script(classifier.configs, list(classifier.members), data=data),
         "config.toml": config,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from cifar_sweep.report.words import templates
+from cifar_sweep.pages import rendered
 from cifar_sweep.version import __version__
 
 SIGNIFICANT_DIGITS = 6
@@ -46,18 +46,10 @@ def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0, top: in
 
 def render(template: str, *, title: str, **facts: Any) -> str:
     """A page from a template with these facts."""
-    return (
-        templates()
-        .get_template(template)
-        .render(
-            title=title,
-            version=__version__,
-            written=datetime.now(UTC),
-            # Its few other characters would make a browser hold all of it in two bytes a character: slower to read.
-            plotly=get_plotlyjs().encode("ascii", "backslashreplace").decode(),
-            **facts,
-        )
-    )
+    # Its few other characters would make a browser hold all of it in two bytes a character: slower to read.
+    plotly = get_plotlyjs().encode("ascii", "backslashreplace").decode()
+    now = datetime.now(UTC)
+    return rendered("report", template, title=title, version=__version__, written=now, plotly=plotly, **facts)
 
 
 def in_script(value: Any) -> str:

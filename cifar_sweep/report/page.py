@@ -15,9 +15,10 @@ from cifar_sweep.figures.trial_figures import front, history, pruned_when, secon
 from cifar_sweep.report import html
 from cifar_sweep.report.facts import Accuracy, Report
 from cifar_sweep.report.html import Drawing, drawing
-from cifar_sweep.report.words import HandCard, counts_text, furthest_text, hand_card, plain
+from cifar_sweep.report.words import HandCard, told
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.sweep.sweep import Range
+from cifar_sweep.words import plain
 
 CURVES_IN_DETAIL = 3  # with four lines each
 AXIS_PIXELS = 88  # of the parallel coordinates: below that, names lie on each other
@@ -27,22 +28,19 @@ PAIR_PIXELS = 340  # the height of figures beside each other
 
 def render(report: Report) -> str:
     """The page."""
-    hand = hand_card(report)
-    marks = _marks(report, hand)
+    facts = told(report)
+    marks = _marks(report, facts["hand"])
     return html.render(
         "report.html",
         title=f"Study {report.study.name}",
-        report=report,
         drawings=_drawings(report),
         comparable=_comparable(report),
         names=_by_importance(report),
         most_curves=MOST_CURVES,
-        counts=counts_text(report),
-        furthest=furthest_text(report),
-        hand=hand,
         marks=marks,
         scale=_scale(marks.values()),
         table=html.in_script(table_of(report)),
+        **facts,
     )
 
 

@@ -9,9 +9,9 @@ from cifar_sweep.errors import StudyError
 from cifar_sweep.figures.curve_figures import learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured
 from cifar_sweep.figures.search_figures import accuracy_by_learning_rate
+from cifar_sweep.files import replace_file
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.report import html
-from cifar_sweep.report.words import write
 from cifar_sweep.study.record import SYNTHETIC_REMARK, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 
@@ -36,7 +36,7 @@ def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
 
 
 def comparison_page(path: Path, rows: Sequence[HandRow]) -> None:
-    """Write what was claimed of each hand run beside what was measured, as a page. Raises DiskError as `write` does."""
+    """Write what was claimed of each hand run beside what was measured, as a page. Raises DiskError."""
     words = (
         "A line joins the test accuracy on CIFAR-10 that a report claims of a run and the one measured here with the "
         "same settings."
@@ -65,4 +65,4 @@ def figure_page(
     drawings = {f"figure-{place}": html.drawing(figure) for place, (*_, figure) in enumerate(figures, start=1)}
     titles = [(heading, words) for heading, words, _ in figures]
     page = html.render("figures.html", title=title, figures=titles, drawings=drawings, facts=facts, remark=remark)
-    write(path, page)
+    replace_file(path, page)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from cifar_sweep.config import Value
+from cifar_sweep.pages import rendered
 from cifar_sweep.report.facts import Report
-from cifar_sweep.report.words import counts_text, furthest_text, hand_card, templates
+from cifar_sweep.report.words import told
 from cifar_sweep.study.record import TrialRecord
 
 TOP_TRIALS = 10
@@ -16,18 +17,8 @@ TOP_TRIALS = 10
 def markdown(report: Report) -> str:
     """The answer, the best trials, what pruning saved, what mattered, and how to get the numbers again."""
     top = report.ranked[:TOP_TRIALS]
-    return (
-        templates()
-        .get_template("report.md")
-        .render(
-            report=report,
-            top=top,
-            names=[name for name in report.parameters if any(name in trial.params for trial in top)],
-            counts=counts_text(report),
-            furthest=furthest_text(report),
-            hand=hand_card(report),
-        )
-    )
+    names = [name for name in report.parameters if any(name in trial.params for trial in top)]
+    return rendered("report", "report.md", **told(report), top=top, names=names)
 
 
 def _moment(moment: datetime | None) -> str | None:

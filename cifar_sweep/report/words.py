@@ -1,73 +1,31 @@
-"""Words that a report's page and its text share, and the templates that both are written with."""
+"""Words that a report's page and its text share."""
 
-import re
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-from cifar_sweep.config import Value
-from cifar_sweep.files import replace_file
+from cifar_sweep.figures.style import best_of, with_accuracy
+from cifar_sweep.pages import rendered
 from cifar_sweep.report.facts import Report
-from cifar_sweep.words import duration
-
-_MARKED_UP = re.compile(r"([\\`*_\[\]<>|~&$])")
+from cifar_sweep.words import counted, percent
 
 
-@cache
-def templates() -> Environment:
-    """The report's templates. Values are escaped in HTML; Markdown has the filter `md` for others' texts."""
-    environment = Environment(
-        loader=PackageLoader("cifar_sweep.report"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent, "duration": duration, "plain": plain, "counted": counted, "md": escaped,
-        "date": "{:%Y-%m-%d %H:%M}".format,
-    }  # fmt: skip
-    return environment
+def told(report: Report) -> dict[str, Any]:
+    """What both templates are given: the report, and words about it.
 
-
-def escaped(text: str) -> str:
-    """A text on one line that Markdown shows as it is."""
-    return _MARKED_UP.sub(r"\\\1", " ".join(text.split()))
-
-
-def percent(share: float) -> str:
-    """A fraction in percent, without the sign."""
-    return f"{100 * share:.2f}"
-
-
-def plain(value: Value) -> str:
-    """A parameter's value for people."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def furthest_text(report: Report) -> str:
-    """A sentence about the best value so far, for a study without a complete trial; empty where there is no value."""
-    known = [(trial.accuracy, -trial.number, trial) for trial in report.trials if trial.accuracy is not None]
-    if not known:
-        return ""
-    accuracy, _, best = max(known)
-    reached = f"{percent(accuracy)} % after {counted(best.epochs_done, 'epoch')}"
-    return f"The best value so far is that of trial {best.number}, {best.state}: {reached}."
-
-
-def counts_text(report: Report) -> str:
-    """How many trials are in each state; empty where all are complete."""
+    `counts` says how many trials are in each state, where not all are complete. `furthest` is a sentence about the best
+    value so far, for a study without a complete trial. `hand` is a `HandCard`.
+    """
     counts = {name: count for name, count in report.counts.items() if count}
-    return "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
+    in_words = "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
+    return {"report": report, "counts": in_words, "furthest": _furthest_text(report), "hand": hand_card(report)}
+
+
+def _furthest_text(report: Report) -> str:
+    best = best_of(with_accuracy(report.trials))
+    if best is None:
+        return ""
+    reached = f"{percent(best.accuracy or 0)} % after {counted(best.epochs_done, 'epoch')}"
+    return f"The best value so far is that of trial {best.number}, {best.state}: {reached}."
 
 
 @dataclass(frozen=True)
@@ -90,10 +48,5 @@ def hand_card(report: Report) -> HandCard | None:
         best = hand.search and (hand.search.claimed_model or hand.search.claimed_all)
         title = f"Reports' best by hand, with {'this' if hand.search and hand.search.claimed_model else 'any'} network"
         claim = best.accuracy if best else None
-    words = templates().get_template("hand.txt").render(run=hand.run, search=hand.search)
+    words = rendered("report", "hand.txt", run=hand.run, search=hand.search)
     return None if claim is None else HandCard(title, claim, " ".join(words.split()))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a report. Raises DiskError as `replace_file` does."""
-    replace_file(path, text.encode(errors="replace"))
