@@ -9,14 +9,12 @@ import torch
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError
 from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.curve import EpochResult, best_epoch
-from cifar_sweep.errors import StudyError, UsageError
+from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
-
-FEWEST_MEMBERS = 2  # of an ensemble
 
 
 class WeightsNotKeptError(StudyError):
@@ -68,22 +66,16 @@ class Trained:
 
 def classifier_of(members: Sequence[Trained], data: ImageData) -> Classifier:
     """The trained networks as one, for images like `data`."""
-    return Classifier(
-        [member.config for member in members],
-        [member.weights for member in members],
-        mean=data.channel_mean,
-        std=data.channel_std,
-    )
+    configs, weights = [member.config for member in members], [member.weights for member in members]
+    return Classifier(configs, weights, mean=data.channel_mean, std=data.channel_std)
 
 
 def pick(study: SweepStudy, number: int | None) -> TrialRecord:
     """The complete trial `number`, or the best one. Raises StudyError where there is none."""
     ranked = study.ranked()
-    if number is None:
-        if not ranked:
-            raise StudyError(f"study {study.name!r} has no finished trial to export; run it first.")
-        return ranked[0]
-    chosen = next((trial for trial in ranked if trial.number == number), None)
+    if number is None and not ranked:
+        raise StudyError(f"study {study.name!r} has no finished trial to export; run it first.")
+    chosen = next((trial for trial in ranked if number in (None, trial.number)), None)
     if chosen is None:
         there = ", ".join(str(trial.number) for trial in ranked) or "none"
         raise StudyError(f"study {study.name!r} has no complete trial {number}; complete are: {there}.")
@@ -101,14 +93,6 @@ def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[Trial
     if len(ranked) < top:
         raise StudyError(f"study {study.name!r} has {len(ranked)} complete trials, fewer than the {top} asked for.")
     return ranked[:top]
-
-
-def check_size(members: int) -> None:
-    """Raise UsageError for an ensemble of fewer than two members."""
-    if members < FEWEST_MEMBERS:
-        raise UsageError(
-            f"an ensemble of {members}: accepted: from {FEWEST_MEMBERS} members, by --top, --trials or --seeds."
-        )
 
 
 def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> dict[str, torch.Tensor]:

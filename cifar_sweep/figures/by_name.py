@@ -20,6 +20,6 @@ FIGURES: dict[str, Callable[[SweepStudy], go.Figure]] = {
     "accuracy_by_learning_rate": lambda study: accuracy_by_learning_rate(study.trials(), data=data_words(study)),
     "learning_rate_by_batch": lambda study: learning_rate_by_batch(study.trials(), data=data_words(study)),
     "seconds_by_trial": lambda study: seconds_by_trial(study.trials(), data=data_words(study)),
-    "accuracy_by_time": lambda study: front(study.trials(), size=False),
+    "accuracy_by_time": lambda study: front(study.trials()),
     "timeline": lambda study: timeline(study.trials()),
 }

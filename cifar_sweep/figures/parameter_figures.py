@@ -14,6 +14,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from cifar_sweep.config import PARAMETERS, Value
 from cifar_sweep.figures.style import BEST, MEASURED, QUIET, add_trials, best_of, finish, marker, thinned, with_accuracy
 from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.words import plain
 
 # Of more lines or points no single one can be seen, and a browser takes seconds to draw them.
 MOST_PARALLEL = 300
@@ -55,34 +56,24 @@ def _slice(trials: Sequence[TrialRecord], axis: "Axis", best: TrialRecord | None
     add_trials(
         figure, at_best, lambda trial: axis.raw(trial.params[name]), marker=ring, hovertemplate=None, hoverinfo="skip"
     )
-    figure.update_xaxes(**axis.layout())
-    figure.update_yaxes(ticksuffix=" %")
+    figure.update_xaxes(**axis.layout()).update_yaxes(ticksuffix=" %")
     return finish(figure, height=230, showlegend=False)
 
 
 def _value_text(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
-
-
-def _powers(low: float, high: float, base: int) -> range:
-    """The exponents of the powers from `low` to `high`."""
-    # Rounded, so that the logarithm of a power is whole.
-    first, last = (round(math.log(number, base), 9) for number in (low, high))
-    return range(math.ceil(first), math.floor(last) + 1)
+    return escape(plain(value, 3))
 
 
 @dataclass(frozen=True)
 class Axis:
     """Where a parameter's values stand: on a plain or a logarithmic scale, or as words in a row."""
 
-    name: str  # the parameter's
+    name: str
     words: tuple[str, ...] = ()  # the values of a parameter without order; empty where it has one
     few: bool = False  # whether so many trials share a value that they are drawn beside each other
     log: bool = False  # whether the scale is logarithmic
-    low: float = 0.0  # the least value
-    high: float = 1.0  # the greatest
+    low: float = 0.0
+    high: float = 1.0
 
     @classmethod
     def of(cls, name: str, values: Sequence[Value], *, log: bool) -> "Axis":
@@ -126,16 +117,16 @@ class Axis:
         ticks = [(self.share(end), f"{end:{form}}") for end in dict.fromkeys((self.low, self.high))]
         if self.log:
             base = 2 if self.name == "batch_size" else 10
-            powers = [float(base) ** k for k in _powers(self.low, self.high, base)]
+            first, last = (round(math.log(end, base), 9) for end in (self.low, self.high))  # whole where it is a power
+            powers = [float(base) ** k for k in range(math.ceil(first), math.floor(last) + 1)]
             ticks += [(self.share(power), f"{power:g}") for power in powers if 0.07 < self.share(power) < 0.93]
         return ticks if self.high > self.low else ticks[:1]
 
     def layout(self) -> dict[str, Any]:
         """Plotly's settings of the axis."""
-        if self.words:
-            places = list(range(len(self.words)))
-            edge = [-0.6, len(self.words) - 0.4]
-            return {"tickvals": places, "ticktext": list(self.words), "range": edge, "showgrid": False}
+        if count := len(self.words):
+            ticks = {"tickvals": list(range(count)), "ticktext": list(self.words)}
+            return ticks | {"range": [-0.6, count - 0.4], "showgrid": False}
         if self.name == "batch_size" and self.log:
             sizes = [2**k for k in range(math.floor(math.log2(self.low)), math.ceil(math.log2(self.high)) + 1)]
             return {"type": "log", "tickvals": sizes, "ticktext": [str(size) for size in sizes]}

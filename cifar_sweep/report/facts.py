@@ -6,7 +6,7 @@ Accuracies are fractions, but for the reports' claims, which are in percent; tim
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cifar_sweep.config import PARAMETERS, Value, applies
@@ -46,15 +46,6 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
     scale = 1 + z * z / images
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Validation accuracies of complete trials that differ in their seeds alone, one for each seed."""
-
-    numbers: tuple[int, ...]
-    mean: float
-    deviation: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,6 @@ class Answer:
     searched: tuple[str, ...]  # the names among them that were searched, or are the given point's own
     validation: Accuracy
     test: Accuracy | None
-    repeats: Repeats | None  # the same config under other seeds, where there are any
 
 
 @dataclass(frozen=True)
@@ -171,25 +161,7 @@ def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFin
         searched=tuple(name for name in names if name in best.params),
         validation=Accuracy(float(best.value or 0), images),
         test=None if test is None else Accuracy(test, findings.test_images or study.data.get("test_images")),
-        repeats=_repeats(best, ranked),
     )
-
-
-def _repeats(best: TrialRecord, complete: Iterable[TrialRecord]) -> Repeats | None:
-    """The trials that differ from `best` in their seeds alone, it included; None where there is no other."""
-    by_seed: dict[Value, TrialRecord] = {}  # the first trial of each seed
-    for trial in sorted(complete, key=lambda trial: trial.number):
-        if _but_seeds(trial) == _but_seeds(best):
-            by_seed.setdefault(trial.settings["seed"], trial)
-    if len(by_seed) < 2:
-        return None
-    values = [float(trial.value or 0) for trial in by_seed.values()]
-    numbers = tuple(trial.number for trial in by_seed.values())
-    return Repeats(numbers, statistics.mean(values), statistics.stdev(values))
-
-
-def _but_seeds(trial: TrialRecord) -> dict[str, Value]:
-    return {name: value for name, value in trial.settings.items() if name not in ("seed", "data_seed")}
 
 
 def _by_hand(study: SweepStudy, best: TrialRecord | None, reports: SweepStudy | None) -> ByHand | None:

@@ -61,7 +61,9 @@ def _drawings(report: Report) -> dict[str, Drawing]:
         drawn["detail-plot"] = drawing(learning_curves(report.ranked[:CURVES_IN_DETAIL], data=data))
     if any(trial.ended and trial.curve for trial in trials):
         drawn["time-plot"] = drawing(timeline(trials))
-    return drawn | _beside_hand(report) | _fronts(report) | (_parameters(report) if _comparable(report) else {})
+    if any(trial.seconds for trial in report.ranked):
+        drawn["seconds-front"] = drawing(front(trials))
+    return drawn | _beside_hand(report) | (_parameters(report) if _comparable(report) else {})
 
 
 def _comparable(report: Report) -> bool:
@@ -83,15 +85,6 @@ def _beside_hand(report: Report) -> dict[str, Drawing]:
         return {"hand-plot": drawing(claimed_against_measured(claims))}
     figure = hand_beside_search(report.trials, claims, data=report.data)
     return {"hand-plot": drawing(figure, height=400, least_width=HAND_PIXELS)}
-
-
-def _fronts(report: Report) -> dict[str, Drawing]:
-    timed = [trial for trial in report.ranked if trial.seconds]
-    if not timed:
-        return {}
-    sizes = {trial.weights.size for trial in timed if trial.weights}
-    fronts = {"seconds-front": drawing(front(report.trials, size=False))}
-    return fronts | ({"size-front": drawing(front(report.trials, size=True))} if len(sizes) > 1 else {})
 
 
 def _parameters(report: Report) -> dict[str, Drawing]:

@@ -81,17 +81,13 @@ def test_curves_are_few_and_the_best_stand_out() -> None:
     assert max(x for trace in few.data for x in trace.x if x is not None) == 100
 
 
-def test_the_front_by_time_and_by_size() -> None:
+def test_the_front_by_time() -> None:
     trials = [made_up(SWEEP, n, accuracy=share) for n, share in enumerate([0.5, 0.6, 0.55, 0.55, 0.4])]
-    known = zip(trials, [2.0, 3.0, 1.0, 1.5, 4.0], [5e6, 1e6, 9e6, 9e6, 10e6], strict=True)
-    for trial, seconds, size in known:
+    for trial, seconds in zip(trials, [2.0, 3.0, 1.0, 1.5, 4.0], strict=True):
         for point in trial.user_attrs["curve"]:
             point["seconds"] = seconds / 10
-        trial.user_attrs["weights"]["size"] = size
-    rows = records([*trials, made_up(SWEEP, 5, TrialState.PRUNED)])
-    time, size = front(rows, size=False).data[1], front(rows, size=True).data[1]
+    time = front(records([*trials, made_up(SWEEP, 5, TrialState.PRUNED)])).data[1]
     assert (list(time.customdata), list(time.x)) == ([2, 1], [1, 3])
-    assert (list(size.customdata), list(size.x)) == ([1], [1])
 
 
 # Parameters
