@@ -1,10 +1,7 @@
-"""Figures over the searched parameters: accuracy by each of them, and all of them at once.
-
-What many trials would make slow is thinned out evenly.
-"""
+"""Accuracy by each searched parameter."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -12,14 +9,12 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from cifar_sweep.config import PARAMETERS, Value
-from cifar_sweep.figures.style import BEST, MEASURED, QUIET, add_trials, best_of, finish, marker, thinned, with_accuracy
+from cifar_sweep.figures.style import BEST, add_trials, best_of, finish, marker, thinned, with_accuracy
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.words import plain
 
-# Of more lines or points no single one can be seen, and a browser takes seconds to draw them.
-MOST_PARALLEL = 300
-MOST_PARALLEL_BEST = 60
-MOST_SLICE_POINTS = 6000  # of all parameters together
+# Of all parameters together: of more points no single one can be seen, and a browser takes seconds to draw them.
+MOST_SLICE_POINTS = 6000
 FEW_VALUES = 12  # so few values have room for the trials of each beside each other
 
 
@@ -28,18 +23,12 @@ def slices(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: 
     shown = with_accuracy(trials)
     best = best_of([trial for trial in shown if trial.state == "complete"])
     most = MOST_SLICE_POINTS // max(len(names), 1)
-    axes = _axes(shown, names, logarithmic).values()
-    return [_slice([trial for trial in shown if axis.name in trial.params], axis, best, most) for axis in axes]
+    having = {name: [trial for trial in shown if name in trial.params] for name in names}
+    return [_slice(trials, name, best, most, log=name in logarithmic) for name, trials in having.items()]
 
 
-def _axes(trials: Sequence[TrialRecord], names: Sequence[str], logarithmic: Collection[str]) -> dict[str, "Axis"]:
-    """Each parameter's axis, by name."""
-    values = {name: [trial.params[name] for trial in trials if name in trial.params] for name in names}
-    return {name: Axis.of(name, values[name], log=name in logarithmic) for name in names}
-
-
-def _slice(trials: Sequence[TrialRecord], axis: "Axis", best: TrialRecord | None, most: int) -> go.Figure:
-    name = axis.name
+def _slice(trials: Sequence[TrialRecord], name: str, best: TrialRecord | None, most: int, *, log: bool) -> go.Figure:
+    axis = Axis.of(name, [trial.params[name] for trial in trials], log=log)
     figure = go.Figure()
     for state in ("pruned", "failed", "running", "waiting", "complete"):
         members = thinned([trial for trial in trials if trial.state == state], most)
@@ -102,26 +91,6 @@ class Axis:
             return place
         return place * 2 ** (0.4 * jitter) if self.log else place + 0.03 * (self.high - self.low) * jitter
 
-    def share(self, value: Value) -> float:
-        """The place of a value between the least (0) and the greatest (1)."""
-        if self.words:
-            return (self.raw(value) + 0.5) / len(self.words)
-        low, high, place = (math.log(x) if self.log else x for x in (self.low, self.high, float(value)))
-        return (place - low) / (high - low) if high > low else 0.5
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Places from 0 to 1 with their words."""
-        if self.words:
-            return [(self.share(word), word) for word in self.words]
-        form = ".0f" if PARAMETERS[self.name].kind is int else ".2g"
-        ticks = [(self.share(end), f"{end:{form}}") for end in dict.fromkeys((self.low, self.high))]
-        if self.log:
-            base = 2 if self.name == "batch_size" else 10
-            first, last = (round(math.log(end, base), 9) for end in (self.low, self.high))  # whole where it is a power
-            powers = [float(base) ** k for k in range(math.ceil(first), math.floor(last) + 1)]
-            ticks += [(self.share(power), f"{power:g}") for power in powers if 0.07 < self.share(power) < 0.93]
-        return ticks if self.high > self.low else ticks[:1]
-
     def layout(self) -> dict[str, Any]:
         """Plotly's settings of the axis."""
         if count := len(self.words):
@@ -131,57 +100,3 @@ class Axis:
             sizes = [2**k for k in range(math.floor(math.log2(self.low)), math.ceil(math.log2(self.high)) + 1)]
             return {"type": "log", "tickvals": sizes, "ticktext": [str(size) for size in sizes]}
         return {"type": "log", "exponentformat": "power", "dtick": 1} if self.log else {}
-
-
-def parallel(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: Collection[str]) -> go.Figure:
-    """A line for each trial through its parameters to its validation accuracy: the best tenth, the others, the best."""
-    shown = sorted(with_accuracy(trials), key=lambda trial: trial.accuracy or 0)
-    complete = [trial for trial in shown if trial.state == "complete"]
-    top = complete[-max(1, math.ceil(len(complete) / 10)) :]
-    numbers = {trial.number for trial in top}
-    others = [trial for trial in shown if trial.number not in numbers]
-    axes = _axes(shown, names, logarithmic)
-    ends = (shown[0].accuracy or 0, shown[-1].accuracy or 0) if shown else (0.0, 1.0)
-    room = MOST_PARALLEL - min(len(top), MOST_PARALLEL_BEST)
-    figure = go.Figure()
-    for name, members, line, opacity in (
-        ("others", thinned(others, room), {"color": QUIET, "width": 1}, 0.35),
-        ("best tenth", thinned(top[:-1], MOST_PARALLEL_BEST), {"color": MEASURED, "width": 1.8}, 0.8),
-        ("best", top[-1:], {"color": BEST, "width": 3.5}, 1.0),
-    ):
-        if members:
-            hover = "trial %{customdata}<extra></extra>"
-            lines = _polylines(members, axes, ends)
-            figure.add_scatter(**lines, mode="lines", name=name, line=line, opacity=opacity, hovertemplate=hover)
-    _draw_axes(figure, axes, ends)
-    return finish(figure, height=420, margin={"l": 30, "r": 30, "t": 40, "b": 10})
-
-
-def _polylines(
-    trials: Iterable[TrialRecord], axes: Mapping[str, Axis], ends: tuple[float, float]
-) -> dict[str, list[float | None]]:
-    """One line for each trial, with gaps between them. A parameter that a trial does not have is passed over."""
-    low, high = ends
-    points: list[tuple[float | None, float | None, float | None]] = []
-    for trial in trials:
-        own = [(k, axis) for k, axis in enumerate(axes.values()) if axis.name in trial.params]
-        points += [(k, round(axis.share(trial.params[axis.name]), 4), trial.number) for k, axis in own]
-        share = ((trial.accuracy or 0) - low) / (high - low) if high > low else 0.5
-        points += [(len(axes), round(share, 4), trial.number), (None, None, None)]
-    x, y, numbers = map(list, zip(*points, strict=True))
-    return {"x": x, "y": y, "customdata": numbers}
-
-
-def _draw_axes(figure: go.Figure, axes: Mapping[str, Axis], ends: tuple[float, float]) -> None:
-    low, high = (f"{100 * end:.1f} %" for end in ends)
-    accuracies = [(0.0, low), (1.0, high)] if ends[1] > ends[0] else [(0.5, high)]
-    columns = [*((name, axis.ticks()) for name, axis in axes.items()), ("accuracy", accuracies)]
-    for place, (name, ticks) in enumerate(columns):
-        figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": QUIET, "width": 1.5})
-        words = escape(name.replace("_", " "))
-        figure.add_annotation(x=place, y=1, yshift=26, text=f"<b>{words}</b>", showarrow=False)
-        for share, text in ticks:
-            shift = {"yshift": 10 if share > 0.5 else -10} if share in (0.0, 1.0) else {"xshift": 5, "xanchor": "left"}
-            figure.add_annotation(x=place, y=share, text=escape(text), showarrow=False, font={"size": 11}, **shift)
-    figure.update_xaxes(visible=False, range=[-0.45, len(columns) - 0.55], fixedrange=True)
-    figure.update_yaxes(visible=False, range=[-0.08, 1.1], fixedrange=True)

@@ -29,15 +29,15 @@ class Drawing:
     least_width: int = 0
 
 
-def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0, top: int = 10) -> Drawing:
+def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0) -> Drawing:
     """A figure for a page: without its title, which the page has above it, and with its numbers rounded.
 
-    Lengths are in pixels. `height` is the figure's own where it is not given; `top` is the upper margin.
+    Lengths are in pixels. `height` is the figure's own where it is not given.
     """
     plain = figure.to_dict()
     layout = plain["layout"]
     layout.pop("title", None)
-    layout["margin"]["t"] = top
+    layout["margin"]["t"] = 10
     layout["autosize"] = True
     own = int(layout.pop("height", 400))
     short = json.loads(json.dumps(plain), parse_float=lambda digits: rounded(float(digits)))

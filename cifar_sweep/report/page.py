@@ -7,7 +7,7 @@ from typing import Any
 from cifar_sweep.config import Value
 from cifar_sweep.figures.curve_figures import MOST_CURVES, curves, learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured, hand_beside_search
-from cifar_sweep.figures.parameter_figures import parallel, slices
+from cifar_sweep.figures.parameter_figures import slices
 from cifar_sweep.figures.search_figures import importance, learning_rate_by_batch
 from cifar_sweep.figures.style import in_percent
 from cifar_sweep.figures.timeline import timeline
@@ -21,7 +21,6 @@ from cifar_sweep.sweep.sweep import Range
 from cifar_sweep.words import plain
 
 CURVES_IN_DETAIL = 3  # with four lines each
-AXIS_PIXELS = 88  # of the parallel coordinates: below that, names lie on each other
 HAND_PIXELS = 620  # below that, the names of the best lie on each other
 PAIR_PIXELS = 340  # the height of figures beside each other
 
@@ -98,10 +97,6 @@ def _parameters(report: Report) -> dict[str, Drawing]:
         drawn["heat-plot"] = drawing(heat, height=height)
     each = slices(report.trials, names, logarithmic=logarithmic)
     drawn |= {f"slice-{k}": drawing(figure) for k, figure in enumerate(each)}
-    if len(names) > 1:
-        # What matters most stands beside the accuracy.
-        lines = parallel(report.trials, names[::-1], logarithmic=logarithmic)
-        drawn["parallel-plot"] = drawing(lines, least_width=AXIS_PIXELS * (len(names) + 1), top=40)
     return drawn
 
 
