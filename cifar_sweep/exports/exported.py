@@ -104,19 +104,12 @@ class Exported:
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
 
-    def trained(self) -> list[Trained]:
-        """The members as trainings, to make another ensemble of.
-
-        Raises StudyError where the weights are missing or damaged.
-        """
-        return [
-            Trained(member.config, weights, member.origin)
-            for member, weights in zip(self.members, self.weights(), strict=True)
-        ]
-
 
 def joined(exports: Sequence[Exported]) -> list[Trained]:
-    """The members of several exports, in order. Raises UsageError where they were trained on different data."""
+    """The members of several exports, in order, to make another ensemble of.
+
+    Raises UsageError where they were trained on different data, and StudyError as `Exported.weights` does.
+    """
     for other in exports[1:]:
         second, first = other.origin, exports[0].origin
         if second.data_fingerprint != first.data_fingerprint:
@@ -124,7 +117,11 @@ def joined(exports: Sequence[Exported]) -> list[Trained]:
                 f"{other.folder}: trained on {second.data} ({second.data_fingerprint}), not as {exports[0].folder} on "
                 f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
             )
-    return [member for export in exports for member in export.trained()]
+    return [
+        Trained(member.config, weights, member.origin)
+        for export in exports
+        for member, weights in zip(export.members, export.weights(), strict=True)
+    ]
 
 
 def is_export(path: Path) -> bool:

@@ -92,11 +92,6 @@ class Prediction:
     wrong: bool
 
     @property
-    def best(self) -> str:
-        """The most probable class."""
-        return next(iter(self.probabilities))
-
-    @property
     def words(self) -> str:
         """The most probable classes with their probabilities."""
         return ", ".join(f"{name} {share:.1%}" for name, share in islice(self.probabilities.items(), SHOWN))
@@ -128,7 +123,10 @@ def as_json(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -
                 "size": list(picture.size),
                 "resized": picture.resized,
                 "right": picture.right,
-                "predictions": {one.export: {"class": one.best, "probabilities": one.probabilities} for one in row},
+                "predictions": {
+                    one.export: {"class": next(iter(one.probabilities)), "probabilities": one.probabilities}
+                    for one in row
+                },
             }
             for picture, row in zip(pictures, said, strict=True)
         ]

@@ -36,7 +36,9 @@ def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: 
     beside = _own_files(members)
     classifier = classifier_of(members, data)
     metrics = _metrics(members, classifier, data=data, device=device)
-    weights = checkpoint.pack(_named_weights(members))
+    # Of an ensemble each tensor has its member's number before its name, as in `0.weight`.
+    named = [(f"{k}." if len(members) > 1 else "", member.weights) for k, member in enumerate(members)]
+    weights = checkpoint.pack({f"{begin}{name}": value for begin, own in named for name, value in own.items()})
     config = config_toml(members, data=data, sha256=hashlib.sha256(weights).hexdigest())
     texts = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
@@ -54,13 +56,6 @@ def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: 
     for name, content in {**beside, **encoded}.items():
         replace_file(folder / name, content)
     return metrics
-
-
-def _named_weights(members: Sequence[Trained]) -> dict[str, torch.Tensor]:
-    """All tensors by name; of an ensemble each has its member's number before it, as in ``0.weight``."""
-    if len(members) == 1:
-        return dict(members[0].weights)
-    return {f"{k}.{name}": value for k, member in enumerate(members) for name, value in member.weights.items()}
 
 
 def _metrics(

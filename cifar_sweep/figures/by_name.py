@@ -5,8 +5,12 @@ from collections.abc import Callable
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from cifar_sweep.figures.curve_figures import learning_curves
-from cifar_sweep.figures.importance import importances_of
-from cifar_sweep.figures.search_figures import accuracy_by_learning_rate, importance, learning_rate_by_batch
+from cifar_sweep.figures.search_figures import (
+    accuracy_by_learning_rate,
+    importance,
+    importances_of,
+    learning_rate_by_batch,
+)
 from cifar_sweep.figures.timeline import timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
 from cifar_sweep.study.study import SweepStudy, data_words

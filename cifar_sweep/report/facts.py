@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cifar_sweep.config import PARAMETERS, Value, applies
-from cifar_sweep.figures.importance import Importances, importances_of
+from cifar_sweep.figures.search_figures import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of

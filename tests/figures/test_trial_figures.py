@@ -8,9 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_sweep.figures.curve_figures import curves
-from cifar_sweep.figures.importance import Importances
-from cifar_sweep.figures.parameter_figures import Axis, slices
-from cifar_sweep.figures.search_figures import importance
+from cifar_sweep.figures.search_figures import Axis, Importances, importance, slices
 from cifar_sweep.figures.style import thinned
 from cifar_sweep.figures.timeline import lanes_of, spans_of, timeline, without_pauses
 from cifar_sweep.figures.trial_figures import front, history, pruned_when

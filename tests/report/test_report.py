@@ -21,13 +21,12 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.exports.classifier import Predictions
-from cifar_sweep.figures.importance import importances_of
+from cifar_sweep.figures.search_figures import importances_of
 from cifar_sweep.report import mistakes as looking
 from cifar_sweep.report.facts import ImageFindings, Mistake, Report, collect, wilson
 from cifar_sweep.report.page import render, table_of
 from cifar_sweep.report.reproduction import reproduction_of, sweep_toml
-from cifar_sweep.report.text import markdown, trials_csv
-from cifar_sweep.report.words import hand_card
+from cifar_sweep.report.text import hand_card, markdown, trials_csv
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import open_storage
