@@ -110,7 +110,7 @@ def dashboard(
             port=port,
             allow_write=allow_write,
             stop=stop,
-            on_ready=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
+            say=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
         )
 
 

@@ -75,10 +75,7 @@ class Exported:
         return "; ".join(sorted({member.origin.shortened for member in self.members} - {""}))
 
     def weights(self) -> list[dict[str, Tensor]]:
-        """The members' state dicts, in order.
-
-        Raises StudyError where the file is missing or damaged, or belongs to another export.
-        """
+        """The members' state dicts, in order. Raises StudyError where the file is missing or damaged."""
         path = self.folder / "weights.safetensors"
         try:
             tensors = checkpoint.load(path, sha256=self.sha256)
@@ -94,10 +91,7 @@ class Exported:
         ]
 
     def classifier(self) -> Classifier:
-        """The trained networks.
-
-        Raises StudyError where the weights are missing or damaged, or do not fit the config.
-        """
+        """The trained networks. Raises StudyError where the weights are missing or damaged, or do not fit."""
         configs, weights = [member.config for member in self.members], self.weights()
         try:
             return Classifier(configs, weights, mean=self.origin.channel_mean, std=self.origin.channel_std)
@@ -130,10 +124,7 @@ def is_export(path: Path) -> bool:
 
 
 def read(path: Path) -> Exported:
-    """The export at `path`, a folder or its ``config.toml``.
-
-    Raises UsageError where there is no such file, or the file is no export's.
-    """
+    """The export at `path`, a folder or its ``config.toml``. Raises UsageError where there is none that can be read."""
     file = path / "config.toml" if path.is_dir() else path
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))

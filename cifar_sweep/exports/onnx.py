@@ -152,10 +152,7 @@ def some_images(data: ImageData) -> Tensor:
 
 
 def largest_difference(model: bytes, classifier: Classifier, images: Tensor) -> float:
-    """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, 32, 32] in [0, 1].
-
-    Raises OnnxError where the file does not run.
-    """
+    """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, 32, 32] in [0, 1]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

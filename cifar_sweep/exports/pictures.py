@@ -47,10 +47,7 @@ def data_uri(pixels: Tensor) -> str:
 
 
 def read_picture(path: Path) -> Picture:
-    """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32.
-
-    Raises UsageError where the file is missing, or is no image that can be read.
-    """
+    """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32. Raises UsageError."""
     try:
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
@@ -66,10 +63,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def some_of_test(data: ImageData, count: int) -> list[Picture]:
-    """`count` random images of the test set, the same ones every time.
-
-    Raises UsageError where the test set has fewer.
-    """
+    """`count` random images of the test set, the same ones every time. Raises UsageError where it has fewer."""
     available = len(data.test_labels)
     if count > available:
         raise UsageError(f"--test {count}: {data.name} has {available:,} test images.")
@@ -146,10 +140,7 @@ def table(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> 
 
 
 def write_page(path: Path, pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> None:
-    """Write one HTML file that opens offline: each picture, enlarged, with what every export says of it.
-
-    Raises DiskError where the file could not be written.
-    """
+    """Write one HTML file that opens offline: each picture, enlarged, with what every export says of it."""
     rows = list(zip(pictures, said, strict=True))
     page = rendered("exports", "predictions.html.jinja", rows=rows, data_uri=data_uri)
     replace_file(path, f"{page}\n")

@@ -83,10 +83,7 @@ def pick(study: SweepStudy, number: int | None) -> TrialRecord:
 
 
 def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[TrialRecord]:
-    """The complete trials with these numbers; with none, the `top` best by validation accuracy.
-
-    Raises StudyError where a number is no complete trial, or there are fewer than `top`.
-    """
+    """The complete trials with these numbers; with none, the `top` best by validation accuracy. Raises StudyError."""
     if numbers:
         return [pick(study, number) for number in numbers]
     ranked = study.ranked()
@@ -96,11 +93,7 @@ def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[Trial
 
 
 def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> dict[str, torch.Tensor]:
-    """The weights that were kept of a complete trial.
-
-    Raises WeightsNotKeptError where they were not kept, or not here, and StudyError where the file is not the one that
-    was written.
-    """
+    """The weights kept of a complete trial. Raises WeightsNotKeptError, and StudyError where they are damaged."""
     assert trial.weights is not None
     try:
         return checkpoint.unpack(artifacts.get(trial.weights))

@@ -53,10 +53,7 @@ def render(template: str, *, title: str, **facts: Any) -> str:
 
 
 def in_script(value: Any) -> str:
-    """Plain data as JSON that can stand in a page's script, whatever its texts are.
-
-    Raises ValueError where a number is not finite.
-    """
+    """Plain data as JSON that can stand in a page's script, whatever its texts are. Raises ValueError for NaN."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_IN_SCRIPT)
 
 

@@ -17,10 +17,7 @@ from cifar_sweep.study.study import SweepStudy, data_words
 
 
 def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
-    """Write the learning curves of the `curves` best trials, and accuracy by learning rate, as a page.
-
-    Raises StudyError where no trial has finished an epoch, and DiskError where the file could not be written.
-    """
+    """Write the best trials' learning curves, and accuracy by learning rate, as a page. Raises StudyError."""
     trials = [trial for trial in study.trials() if trial.curve]
     if not trials:
         raise StudyError(f"study {study.name!r} has no trial with a finished epoch to draw; run it first.")
