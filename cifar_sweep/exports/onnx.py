@@ -52,15 +52,10 @@ def check_installed() -> None:
 
 
 def add(folder: Path, data: ImageData) -> dict[str, Any]:
-    """Write an export's ``model.onnx``, and note it in ``metrics.json``.
+    """Write an export's ``model.onnx``, and note it in ``metrics.json``. Returns what is noted.
 
-    The file is only written where it gives the networks' probabilities for some test images of `data`.
-
-    Returns:
-        What is noted: the file's SHA-256, and the largest difference of a probability from the networks'.
-
-    Raises OnnxError where the file cannot be written, or gives other probabilities, and CifarSweepError where the
-    export is not whole, or the disk is at fault.
+    The file is only written where it gives the networks' probabilities for some test images of `data`. Raises OnnxError
+    where it does not, or cannot be made, and CifarSweepError where the export is not whole.
     """
     export = read(folder)
     metrics_file = folder / "metrics.json"
@@ -70,9 +65,8 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
     images = some_images(data)
     difference = largest_difference(model, classifier, images)
     if not difference <= TOLERANCE:
-        raise OnnxError(
-            f"{folder / NAME} is not written: its probabilities would be {difference:.2g} away from the network's."
-        )
+        away = f"its probabilities would be {difference:.2g} away from the network's"
+        raise OnnxError(f"{folder / NAME} is not written: {away}.")
     replace_file(folder / NAME, model)
     digest = hashlib.sha256(model).hexdigest()
     noted = {"file": NAME, "sha256": digest, "largest_difference": difference, "images": len(images)}
@@ -81,11 +75,7 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
 
 
 def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
-    """A classifier on the CPU as an ONNX file, with its weights inside.
-
-    Raises OnnxError where ONNX lacks an operation of the network, or an operation depends on the pixels; or the extra's
-    packages are too old.
-    """
+    """A classifier on the CPU as an ONNX file, with its weights inside. Raises OnnxError where ONNX cannot say it."""
     with _silence():
         try:
             program = torch.onnx.export(

@@ -27,11 +27,8 @@ from cifar_sweep.training.models.own import fingerprint, source_of
 def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device) -> dict[str, Any]:
     """Measure the test set, once, in float32, and write the folder: of one network, or of several as an ensemble.
 
-    Returns:
-        The metrics, as in ``metrics.json``. Accuracies are fractions, losses nats.
-
-    Raises DiskError where a file could not be written, and StudyError where a network is a user's own, and its file is
-    not the one that it was trained with.
+    Returns the metrics, as in ``metrics.json``: accuracies are fractions, losses nats. Raises StudyError where a
+    network is a user's own, and its file is not the one that it was trained with.
     """
     beside = _own_files(members)
     classifier = classifier_of(members, data)
@@ -76,18 +73,13 @@ def _metrics(
         curve = [asdict(result) for result in members[0].curve]
         return {"validation_accuracy": first.validation_accuracy, **common, **_origin(first), "curve": curve}
     validation = predict(classifier, batches.validation(), device=device)
-    accuracies = [
-        {
-            "validation_accuracy": accuracy(validation.probabilities[k], validation.labels),
-            "test_accuracy": accuracy(test.probabilities[k], test.labels),
-        }
-        for k in range(len(members))
+    each = [
+        _origin(member.provenance)
+        | {"validation_accuracy": accuracy(validation.probabilities[k], validation.labels)}
+        | {"test_accuracy": accuracy(test.probabilities[k], test.labels)}
+        for k, member in enumerate(members)
     ]
-    return {
-        "validation_accuracy": accuracy(validation.mean, validation.labels),
-        **common,
-        "members": [_origin(member.provenance) | found for member, found in zip(members, accuracies, strict=True)],
-    }
+    return {"validation_accuracy": accuracy(validation.mean, validation.labels), **common, "members": each}
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
@@ -96,11 +88,7 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
 
 
 def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
-    """The files of users' own networks that the script imports, by name.
-
-    Raises StudyError where a file is not the one that its network was trained with, or is named like one of an export,
-    and UsageError where it is not to be found.
-    """
+    """The files of users' own networks that the script imports, by name."""
     found = {}
     for member in members:
         model, provenance = member.config.shape.model, member.provenance

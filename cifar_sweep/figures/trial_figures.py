@@ -46,12 +46,10 @@ def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.F
     heights: Counter[int] = Counter()
     for name, colour in (("pruned", style.STATE_COLOURS["pruned"]), ("diverged", style.STATE_COLOURS["failed"])):
         stopped = [trial for trial in begun if trial.state == "pruned" and trial.diverged == (name == "diverged")]
-        counts = Counter(
-            step * (STEPS_OF_A_SCHEDULE * trial.epochs_done // (trial.epochs or 1))
-            if epochs_searched
-            else trial.epochs_done
-            for trial in stopped
-        )
+        if epochs_searched:
+            counts = Counter(step * (STEPS_OF_A_SCHEDULE * t.epochs_done // (t.epochs or 1)) for t in stopped)
+        else:
+            counts = Counter(trial.epochs_done for trial in stopped)
         heights += counts
         if counts:
             figure.add_bar(

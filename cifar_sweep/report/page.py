@@ -71,8 +71,7 @@ def _comparable(report: Report) -> bool:
 
 def _by_importance(report: Report) -> list[str]:
     """The searched parameters, what matters most first; in their usual order where that is not known."""
-    known = [name for name, _ in report.importances.shares]
-    return known + [name for name in report.parameters if name not in known]
+    return list(dict.fromkeys([*(name for name, _ in report.importances.shares), *report.parameters]))
 
 
 def _beside_hand(report: Report) -> dict[str, Drawing]:
@@ -136,7 +135,7 @@ def table_of(report: Report) -> dict[str, Any]:
         add("of_epochs", lambda trial: trial.epochs, title="of", figure=True)
     add("seconds", lambda trial: round(trial.seconds, 1), figure=True, digits=1)
     for name in report.parameters:
-        number = all(_is_number(trial.params[name]) for trial in trials if name in trial.params)
+        number = all(type(trial.params[name]) in (int, float) for trial in trials if name in trial.params)
         add(name, lambda trial, name=name: trial.params.get(name), title=name.replace("_", " "), figure=number)  # type: ignore[misc]
     add("label", lambda trial: trial.label, least=1, title="by hand", long=True)
     add("worker", lambda trial: trial.worker, least=2)
@@ -150,7 +149,3 @@ def _cell(value: Value | None) -> Value | None:
     if isinstance(value, bool):
         return plain(value)
     return html.rounded(value) if isinstance(value, float) else value if value != "" else None
-
-
-def _is_number(value: Value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

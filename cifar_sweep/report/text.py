@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from cifar_sweep.config import Value
@@ -67,10 +66,6 @@ def markdown(report: Report) -> str:
     return rendered("report", "report.md", **told(report), top=top, names=names)
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
-
-
 BEFORE: Mapping[str, Callable[[TrialRecord], Value | None]] = {
     "trial": lambda trial: trial.number,
     "state": lambda trial: trial.state,
@@ -84,8 +79,8 @@ AFTER: Mapping[str, Callable[[TrialRecord], Value | None]] = {
     "device": lambda trial: trial.device,
     "worker": lambda trial: trial.worker,
     "seed": lambda trial: trial.settings.get("seed"),
-    "started": lambda trial: _moment(trial.started),
-    "ended": lambda trial: _moment(trial.ended),
+    "started": lambda trial: trial.started.isoformat(timespec="seconds") if trial.started else None,
+    "ended": lambda trial: trial.ended.isoformat(timespec="seconds") if trial.ended else None,
     "reason": lambda trial: trial.reason,
 }
 
