@@ -8,7 +8,7 @@ from pathlib import Path
 from cifar_sweep.errors import DiskError
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | str) -> None:
     """Write `content` beside `path` and rename it into place, so that a reader sees the old file or the new one.
 
     Raises:
@@ -19,7 +19,7 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            file.write(content)
+            file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -87,14 +87,14 @@ def ensemble(
     options: ImageOptions,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.exports.trained import check_size
     from cifar_sweep.training.device import prepare_process, resolve_device
     from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     on = resolve_device(options.device)
     members, name, images = _members(sources or [], top, trials, options)
-    check_size(len(members) * (seeds or 1))
+    if (count := len(members) * (seeds or 1)) < 2:
+        raise UsageError(f"an ensemble of {count}: accepted: from 2 members, by --top, --trials or --seeds.")
     folder = output.out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:

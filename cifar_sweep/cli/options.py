@@ -235,14 +235,9 @@ def say(lines: str) -> None:
 
 def say_of(template: str, **facts: Any) -> None:
     """Print the lines that a file in `templates/` makes of these facts."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from cifar_sweep.pages import rendered
 
-    from cifar_sweep.words import duration
-
-    loader = PackageLoader("cifar_sweep.cli")
-    texts = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
-    texts.filters |= {"duration": duration}
-    say(texts.get_template(f"{template}.txt").render(facts).rstrip())
+    say(rendered("cli", f"{template}.txt", **facts).rstrip())
 
 
 def quiet(_: str) -> None:

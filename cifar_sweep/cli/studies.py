@@ -110,7 +110,7 @@ def dashboard(
             port=port,
             allow_write=allow_write,
             stop=stop,
-            on_ready=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
+            say=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
         )
 
 
@@ -133,9 +133,9 @@ def report(
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
+    from cifar_sweep.files import replace_file
     from cifar_sweep.report import page, text
     from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
-    from cifar_sweep.report.words import write
     from cifar_sweep.study.opening import load, load_all
 
     storage = options.open()
@@ -150,7 +150,7 @@ def report(
         sys.stdout.buffer.flush()
         return
     path = Path(out) if out else Path(f"{told.name}-report.{form}")
-    write(path, written)
+    replace_file(path, written)
     say(f"written: {path}")
 
 

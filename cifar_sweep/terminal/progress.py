@@ -8,10 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -20,6 +18,7 @@ from rich.text import Text
 
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
+from cifar_sweep.pages import rendered
 from cifar_sweep.study.outage import is_outage
 from cifar_sweep.study.record import TrialRecord, ranked, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
@@ -183,31 +182,22 @@ def _live_text(
     now = datetime.now()
     costs = noted_costs(study)
     best = next(iter(ranked(trials)), None)
-    return (
-        _templates()
-        .get_template("live.txt")
-        .render(
-            summary,
-            halted=HALTED,
-            paused=PAUSED,
-            done=_done(summary),
-            left=left,
-            soon=SOON_SECONDS,
-            clock=[f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in left or ()],
-            idle=(costs.workers if costs else 0) - len(at_work(trials, now)),
-            setting=best.setting if best else "",
-            ago=(now - best.ended).total_seconds() if best and best.ended else None,
-            saved=saved_by_pruning(trials),
-            duration=duration,
-            span=span,
-        )
+    return rendered(
+        "terminal",
+        "live.txt",
+        **summary,
+        halted=HALTED,
+        paused=PAUSED,
+        done=_done(summary),
+        left=left,
+        soon=SOON_SECONDS,
+        clock=[f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in left or ()],
+        idle=(costs.workers if costs else 0) - len(at_work(trials, now)),
+        setting=best.setting if best else "",
+        ago=(now - best.ended).total_seconds() if best and best.ended else None,
+        saved=saved_by_pruning(trials),
+        span=span,
     )
-
-
-@cache
-def _templates() -> Environment:
-    loader = PackageLoader("cifar_sweep.terminal")
-    return Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - text for a terminal
 
 
 def worker_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
