@@ -57,34 +57,19 @@ class Artifacts(ABC):
 
     A file's name is relative, with ``/`` between its parts, and leads nowhere else; all methods raise ValueError for
     any other name.
-
-    Attributes:
-        shown: the address for people; it never holds credentials.
-        address: the address by which a worker elsewhere finds the same files; of a folder the absolute path.
-        root: the folder; None for S3.
     """
 
-    shown: str
-    address: str
-    root: Path | None = None
+    shown: str  # the address for people; it never holds credentials
+    address: str  # by which a worker elsewhere finds the same files; of a folder the absolute path
+    root: Path | None = None  # the folder; None for S3
 
     def put(self, name: str, content: bytes) -> Stored:
-        """Write a file whole or not at all, in place of one of the same name.
-
-        Raises:
-            DiskError: the file could not be written; what stood there before still stands.
-        """
+        """Write a file in place of one of the same name. After a DiskError what stood there before still stands."""
         self._write(_checked(name), content)
         return Stored(name, hashlib.sha256(content).hexdigest(), len(content))
 
     def get(self, stored: Stored) -> bytes:
-        """A file's content, exactly as it was put.
-
-        Raises:
-            MissingArtifactError: there is no such file.
-            DamagedArtifactError: its size or checksum is not the noted one.
-            DiskError: it could not be read.
-        """
+        """A file's content, exactly as it was put; else MissingArtifactError, DamagedArtifactError, or DiskError."""
         where = f"{self.address}/{stored.name}"
         try:
             content = self._read(_checked(stored.name))
@@ -104,11 +89,7 @@ class Artifacts(ABC):
             self._remove(_checked(name))
 
     def names(self, folder: str) -> list[str]:
-        """The names of all files in a folder and below it; what a killed writer left is among them.
-
-        Raises:
-            DiskError: they could not be listed.
-        """
+        """The names of all files in a folder and below it, or DiskError; what a killed writer left is among them."""
         return sorted(name for name in self._names(_checked(folder)) if _is_name(name))
 
     @abstractmethod
@@ -126,18 +107,15 @@ def open_artifacts(address: str) -> Artifacts:
 
     Nothing is written, and nothing asked of S3, before the first file. Credentials come from boto3's own places;
     ``AWS_ENDPOINT_URL`` names another server that speaks S3. To another process the files' `address` can be sent.
-
-    Raises:
-        UsageError: the address is neither, or holds credentials; boto3 is missing or set up wrongly.
+    Raises UsageError where the address is neither, or holds credentials; boto3 is missing or set up wrongly.
     """
     if re.match(r"([^/]*://)?[^/]*:[^/]*@", address):
         raise UsageError(f"artifacts: an address holds no credentials ({OWN_WAYS}); accepted: {ACCEPTED}.")
-    scheme = re.match(r"[a-z][a-z0-9+.-]*://|s3:", address, re.IGNORECASE)
-    if scheme is None:
-        return _Folder(address)
     if address.startswith("s3://"):
         return _Bucket(address)
-    raise UsageError(f"artifacts: not an address of a known kind ({scheme[0]}); accepted: {ACCEPTED}.")
+    if scheme := re.match(r"[a-z][a-z0-9+.-]*://|s3:", address, re.IGNORECASE):
+        raise UsageError(f"artifacts: not an address of a known kind ({scheme[0]}); accepted: {ACCEPTED}.")
+    return _Folder(address)
 
 
 def _is_name(name: str) -> bool:
@@ -148,9 +126,6 @@ def _checked(name: str) -> str:
     if not _is_name(name):
         raise ValueError(f"{name!r} is no name of a stored file; accepted: a relative one, without ..")
     return name
-
-
-# A folder
 
 
 class _Folder(Artifacts):
@@ -171,13 +146,12 @@ class _Folder(Artifacts):
         for left in reversed(range(FOLDER_ATTEMPTS)):
             try:
                 replace_file(self.root / name, content)
-                break
+                return
             except DiskError as error:
                 # Another process may remove a folder that is empty for a moment, before the file is in it.
-                if left and isinstance(error.__cause__, FileNotFoundError | FileExistsError):
-                    continue
-                self._remove_empty_folders(name)
-                raise
+                if not (left and isinstance(error.__cause__, FileNotFoundError | FileExistsError)):
+                    self._remove_empty_folders(name)
+                    raise
 
     def _remove(self, name: str) -> None:
         (self.root / name).unlink()
@@ -199,9 +173,6 @@ def _raise_unless_gone(error: OSError) -> None:
         raise DiskError(f"{error.filename}: the folder could not be listed: {error.strerror or error}.") from error
 
 
-# S3
-
-
 def _s3_client() -> Any:
     """A client with boto3's own credentials and endpoint, with patience for a slow network."""
     try:
@@ -215,11 +186,8 @@ def _s3_client() -> Any:
     try:
         session = botocore.session.get_session()
         attempts = session.get_config_variable("max_attempts") or REQUEST_ATTEMPTS
-        patience = Config(
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-        )
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        patience = Config(retries=retries, connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS)
         client = boto3.Session(botocore_session=session).client("s3", config=patience)
     except (ProfileNotFound, PartialCredentialsError, ConfigParseError) as error:
         raise UsageError(f"artifacts: boto3 is set up wrongly: {str(error).rstrip('.')}.") from None
@@ -264,9 +232,8 @@ class _Bucket(Artifacts):
 
     def _names(self, folder: str) -> list[str]:
         with self._explained(folder, "the files could not be listed"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/"
-            )
+            list_all = self.client.get_paginator("list_objects_v2").paginate
+            pages = list_all(Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/")
             return [found["Key"].removeprefix(self._prefix) for page in pages for found in page.get("Contents", [])]
 
     @contextmanager

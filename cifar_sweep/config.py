@@ -4,12 +4,11 @@ A parameter is in `Shape` when it changes a tensor's size or the stream of batch
 number per trial. Trials with equal shapes can share one training group.
 """
 
-import dataclasses
 import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from cifar_sweep.errors import UsageError, nearest
@@ -20,20 +19,16 @@ DEFAULT_STORAGE = "sqlite:///studies.db"
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a parameter of a trial may be. `low` and `high` are inclusive; `high` is exclusive where it says so.
-
-    `pattern` is of further texts besides `choices`, and `pattern_words` says in words what they are.
-    """
+    """What a parameter of a trial may be."""
 
     kind: type
     default: Value
-    low: float = 0
+    low: float = 0  # inclusive, as is `high`, unless `high_is_open`
     high: float | None = None
     choices: tuple[Value, ...] = ()
     high_is_open: bool = False
-    pattern: str = ""
-    pattern_words: str = ""
-    help: str = ""
+    pattern: str = ""  # of further texts besides `choices`
+    pattern_words: str = ""  # what they are
 
     def accepted(self) -> str:
         """The accepted values, in words."""
@@ -70,44 +65,32 @@ class Parameter:
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", *VGG_MODELS)
+OWN_WORDS = "a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 PARAMETERS: dict[str, Parameter] = {
-    "model": Parameter(
-        str,
-        "cnn3",
-        choices=MODEL_NAMES,
-        pattern=OWN_MODEL,
-        pattern_words="a function of your own as my_module:build",
-        help="network",
-    ),
-    "activation": Parameter(str, "relu", choices=("relu", "leaky_relu", "sigmoid", "tanh"), help="activation function"),
-    "batch_norm": Parameter(bool, False, help="batch normalisation"),
-    "norm_position": Parameter(
-        str,
-        "before_activation",
-        choices=("before_activation", "after_activation"),
-        help="where batch normalisation stands: after_activation is layer, activation, dropout, norm",
-    ),
-    "hidden_units": Parameter(int, 100, low=1, high=65536, help="width of the last hidden fully connected layer"),
-    "padding_mode": Parameter(str, "zeros", choices=("zeros", "reflect"), help="padding of the first convolution"),
-    "init": Parameter(str, "default", choices=("default", "xavier"), help="initial weights"),
-    "softmax": Parameter(bool, False, help="a softmax before the cross-entropy loss, the mistake of two reports"),
-    "normalize": Parameter(bool, False, help="subtract the training images' channel mean, divide by their deviation"),
-    "optimizer": Parameter(str, "adam", choices=("sgd", "adam", "rmsprop"), help="optimizer"),
-    "batch_size": Parameter(int, 64, low=1, high=65536, help="images per step"),
-    "epochs": Parameter(int, 30, low=1, high=100_000, help="passes over the training images"),
-    "train_images": Parameter(int, 0, low=0, help="training images used, class by class alike; 0 is all"),
-    "validation_images": Parameter(
-        int, 0, low=0, help="validation images used, class by class alike, the same for all trials; 0 is all"
-    ),
-    "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16"), help="arithmetic of the forward pass"),
-    "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000, help="step size"),
-    "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True, help="momentum of sgd and rmsprop"),
-    "weight_decay": Parameter(float, 0.0, low=0, high=1000, help="L2 penalty, added to the gradient"),
-    "dropout": Parameter(float, 0.0, low=0, high=1, high_is_open=True, help="share of activations zeroed"),
-    "step_size": Parameter(int, 20, low=1, high=100_000, help="StepLR: epochs between decays"),
-    "gamma": Parameter(float, 1.0, low=1e-6, high=1, help="StepLR: factor of each decay; 1 is none"),
+    "model": Parameter(str, "cnn3", choices=MODEL_NAMES, pattern=OWN_MODEL, pattern_words=OWN_WORDS),
+    "activation": Parameter(str, "relu", choices=("relu", "leaky_relu", "sigmoid", "tanh")),
+    "batch_norm": Parameter(bool, False),
+    # Where batch normalisation stands: after_activation is layer, activation, dropout, norm.
+    "norm_position": Parameter(str, "before_activation", choices=("before_activation", "after_activation")),
+    "hidden_units": Parameter(int, 100, low=1, high=65536),  # width of the last hidden fully connected layer
+    "padding_mode": Parameter(str, "zeros", choices=("zeros", "reflect")),  # of the first convolution
+    "init": Parameter(str, "default", choices=("default", "xavier")),  # initial weights
+    "softmax": Parameter(bool, False),  # a softmax before the cross-entropy loss, the mistake of two reports
+    "normalize": Parameter(bool, False),  # subtract the training images' channel mean, divide by their deviation
+    "optimizer": Parameter(str, "adam", choices=("sgd", "adam", "rmsprop")),
+    "batch_size": Parameter(int, 64, low=1, high=65536),  # images per step
+    "epochs": Parameter(int, 30, low=1, high=100_000),  # passes over the training images
+    "train_images": Parameter(int, 0, low=0),  # training images used, class by class alike; 0 is all
+    "validation_images": Parameter(int, 0, low=0),  # likewise; the same for all trials
+    "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16")),  # arithmetic of the forward pass
+    "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000),
+    "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True),  # of sgd and rmsprop
+    "weight_decay": Parameter(float, 0.0, low=0, high=1000),  # L2 penalty, added to the gradient
+    "dropout": Parameter(float, 0.0, low=0, high=1, high_is_open=True),  # share of activations zeroed
+    "step_size": Parameter(int, 20, low=1, high=100_000),  # StepLR: epochs between decays
+    "gamma": Parameter(float, 1.0, low=1e-6, high=1),  # StepLR: factor of each decay; 1 is none
 }
 
 _ALL = frozenset(PARAMETERS)
@@ -150,8 +133,7 @@ def applies(name: str, values: Mapping[str, Value]) -> bool:
 
     It does not where the model lacks it, momentum for adam, and the place of batch norm where there is none.
     """
-    model = str(values.get("model", PARAMETERS["model"].default))
-    has, defaults = traits(model)
+    has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
     if name == "momentum":
         return values.get("optimizer", PARAMETERS["optimizer"].default) != "adam"
     if name == "norm_position":
@@ -162,7 +144,7 @@ def applies(name: str, values: Mapping[str, Value]) -> bool:
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that changes a tensor's size or the stream of batches. The parameters' help is in `PARAMETERS`.
+    """Everything that changes a tensor's size or the stream of batches. `PARAMETERS` says what each is.
 
     `classes` is the data's; `data_seed` orders the batches; `precision` is resolved (fp32 or bf16), never auto;
     `train_images` 0 means all of the training part, `validation_images` 0 all of the validation part.
@@ -217,13 +199,10 @@ class TrialConfig:
         several models, say) falls back to its default, so that equal networks get equal configs.
 
         `precision`, fp32 or bf16, stands where `params` says ``auto`` or nothing. For the rest see `Shape` and `Knobs`.
-
-        Raises:
-            UsageError: a parameter is unknown or out of range.
+        Raises UsageError where a parameter is unknown or out of range.
         """
         given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
-        model = str(given.get("model", PARAMETERS["model"].default))
-        has, defaults = traits(model)
+        has, defaults = traits(str(given.get("model", PARAMETERS["model"].default)))
         values: dict[str, Value] = {name: parameter.default for name, parameter in PARAMETERS.items()} | defaults
         complete = values | given
         values |= {name: value for name, value in given.items() if applies(name, complete)}
@@ -247,20 +226,17 @@ class TrialConfig:
             raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(known)}.")
         for name, least in (("classes", 2), ("data_seed", 0), ("seed", 0)):
             if type(values[name]) is not int or values[name] < least:
-                raise UsageError(
-                    f"trial config: {name} = {values[name]!r} is not accepted; a whole number from {least}."
-                )
+                fault = f"{name} = {values[name]!r}"
+                raise UsageError(f"trial config: {fault} is not accepted; a whole number from {least}.")
         for name, value in values.items():
             if name in PARAMETERS and not (name == "hidden_units" and value == 0):
                 check_parameter(name, value, where="trial config")
-        return cls(
-            Shape(**{field.name: values[field.name] for field in fields(Shape)}),
-            Knobs(**{field.name: values[field.name] for field in fields(Knobs)}),
-        )
+        shape, knobs = ({field.name: values[field.name] for field in fields(part)} for part in (Shape, Knobs))
+        return cls(Shape(**shape), Knobs(**knobs))
 
     def to_dict(self) -> dict[str, Value]:
         """All values, flat, as plain data."""
-        return dataclasses.asdict(self.shape) | dataclasses.asdict(self.knobs)
+        return asdict(self.shape) | asdict(self.knobs)
 
 
 def derive_seed(*path: int | str) -> int:

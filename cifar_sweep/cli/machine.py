@@ -6,19 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from cifar_sweep.cli.options import (
-    Data,
-    Device,
-    FileOptions,
-    SweepOptions,
-    WorkerOptions,
-    echo_json,
-    load_data,
-    quiet,
-    say,
-    say_of,
-    terminal,
-)
+from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
+from cifar_sweep.cli.options import Data, Device, echo_json, quiet, say, say_of, terminal
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,14 +67,13 @@ def list_sweeps() -> None:
     from cifar_sweep.sweep.file import load, names
     from cifar_sweep.words import duration
 
-    sweeps, faults = {}, []
+    view, faults = Table("sweep", "trials", "rough time", "searches", "what for", box=None), []
     for name, path in names().items():
         try:
-            sweeps[name] = load(path)
+            sweep = load(path)
         except UsageError as error:
             faults.append(error)
-    view = Table("sweep", "trials", "rough time", "searches", "what for", box=None)
-    for name, sweep in sweeps.items():
+            continue
         searched = "given runs" if sweep.given else ", ".join(sweep.space)
         seconds = rough_seconds(sweep)
         rough = f"about {duration(seconds)}" if seconds is not None else "not known"
@@ -137,9 +125,8 @@ def _surroundings(device: str) -> dict[str, Any]:
 def _bench_table(rows: "Sequence[Row]") -> "Table":
     from rich.table import Table
 
-    view = Table(
-        "network", "batch", "images/s", "plain", "times", "plain, 2 processes", "times", "of the peak", "plan", box=None
-    )
+    plain = "images/s", "plain", "times", "plain, 2 processes", "times"
+    view = Table("network", "batch", *plain, "of the peak", "plan", box=None)
     for row in rows:
         view.add_row(
             row.model,
@@ -163,7 +150,7 @@ def doctor(data: Data = "auto", *, place: FileOptions) -> None:
 
     findings = examine(storage=place.storage, data=data, artifacts=place.artifacts or "artifacts")
     view = Table.grid(padding=(0, 2))
-    for finding in findings:
-        view.add_row("ok" if finding.well else "FAULT", finding.subject, finding.found)
+    for subject, well, found in findings:
+        view.add_row("ok" if well else "FAULT", subject, found)
     terminal().print(view, highlight=False, soft_wrap=True)
-    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+    raise typer.Exit(0 if all(well for _, well, _ in findings) else 1)

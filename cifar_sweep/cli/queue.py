@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.options import DATABASE_HELP, FileOptions, StorageOptions, say, without_password
+from cifar_sweep.cli.bundles import FileOptions, StorageOptions
+from cifar_sweep.cli.options import DATABASE, say, without_password
 from cifar_sweep.errors import UsageError
 
 Studies = Annotated[list[str] | None, Argument(metavar="[STUDY]...", help="These alone; all that are open.")]
+KEEP_FILES = "Leave checkpoints and weights: a copy in another database has them, too."
 OneStudy = Annotated[str, Argument(metavar="STUDY", help="The study.")]
 
 
@@ -43,9 +45,7 @@ def delete(
     study: OneStudy,
     *,
     yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
-    keep_files: Annotated[
-        bool, Option("--keep-files", help="Leave checkpoints and weights: a copy in another database has them, too.")
-    ] = False,
+    keep_files: Annotated[bool, Option("--keep-files", help=KEEP_FILES)] = False,
     place: FileOptions,
 ) -> None:
     """Delete a study with all its trials, checkpoints and weights. Exports stay."""
@@ -70,7 +70,7 @@ def _confirmed(question: str) -> bool:
 
 
 def copy(
-    source: Annotated[str, Argument(metavar="FROM", callback=without_password, help=DATABASE_HELP)],
+    source: Annotated[str, Argument(metavar="FROM", callback=without_password, help=DATABASE)],
     target: Annotated[str, Argument(metavar="TO", callback=without_password, help="Likewise; made if needed.")],
     studies: Studies = None,
 ) -> None:

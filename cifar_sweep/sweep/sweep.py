@@ -47,10 +47,8 @@ class Range(_Table):
         if (self.log or self.base2) and self.low <= 0:
             raise ValueError(f"low = {self.low} has no logarithm; a log or base2 range starts above 0")
         if self.base2 and not (_is_power_of_two(self.low) and _is_power_of_two(self.high)):
-            raise ValueError(
-                f"low = {self.low} and high = {self.high} are not both powers of two; "
-                "a base2 range starts and ends at one, such as 16 and 256"
-            )
+            fault = f"low = {self.low} and high = {self.high} are not both powers of two"
+            raise ValueError(f"{fault}; a base2 range starts and ends at one, such as 16 and 256")
         if sum((self.log, self.base2, self.step is not None)) > 1:
             raise ValueError("log, base2 and step exclude each other; a range takes one of them or none")
         if self.step is not None and (self.high - self.low) % self.step:
@@ -163,12 +161,8 @@ class Point(_Table):
     @property
     def shortened(self) -> str:
         """In what the point was cut short, as in "3 of 30 epochs"; empty where it was not."""
-        has = self.params()
-        words = []
-        for name, noun in SHORTENS.items():
-            if name in self.whole:
-                words.append(f"{has[name]:,} of {format(self.whole[name], ',') if self.whole[name] else 'all'} {noun}")
-        return ", ".join(words)
+        has, whole = self.params(), {name: f"{count:,}" if count else "all" for name, count in self.whole.items()}
+        return ", ".join(f"{has[name]:,} of {whole[name]} {noun}" for name, noun in SHORTENS.items() if name in whole)
 
 
 class ClaimedEnsemble(_Table):

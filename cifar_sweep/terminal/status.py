@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cifar_sweep.forecast.time_left import at_work, seconds_left
 from cifar_sweep.study.record import saved_by_pruning
@@ -28,10 +28,8 @@ def glance(study: SweepStudy) -> dict[str, Any]:
 
 def table(glances: Sequence[Mapping[str, Any]]) -> Table:
     """Several studies, a line for each, in 100 columns."""
-    view = Table(
-        "study", "state", "trials", "best", "time left", "pruning saved", "kept", box=None, padding=(0, 2, 0, 0)
-    )
-    view.columns[0].overflow = "fold"  # a name is needed whole
+    name = Column("study", overflow="fold")  # it is needed whole
+    view = Table(name, "state", "trials", "best", "time left", "pruning saved", "kept", box=None, padding=(0, 2, 0, 0))
     for each in glances:
         best, saved = each["best"], each["saved_by_pruning"]
         view.add_row(
