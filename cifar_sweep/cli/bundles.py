@@ -6,6 +6,7 @@ from dataclasses import dataclass, is_dataclass
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, Option
 
 from cifar_sweep.cli.options import Address, Data, Device, SameData, Threads, say, settings_of
@@ -26,6 +27,13 @@ PREVIEW_IMAGES = "synthetic:10000"  # drawn in a second; 60,000 take five
 SETTINGS = "Fix a parameter (batch_size=32) or a key (pruner=none)."
 ARTIFACTS = """Where checkpoints and kept weights are: a folder, or s3://BUCKET/PREFIX. The study's if not given, which
 is artifacts/ at first."""
+
+
+def number_or_auto(parameter: typer.CallbackParam, text: str) -> str:
+    """Raise UsageError for anything else than auto, or a whole number from 1."""
+    if text != "auto" and not (text.isascii() and text.isdecimal() and int(text)):
+        raise UsageError(f"--{parameter.name} {text}: accepted: auto, or a whole number from 1.")
+    return text
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,23 +92,20 @@ class SweepOptions:
 class WorkerOptions:
     """How the machine is shared out among workers: of `run`, `plan` and `worker`."""
 
-    workers: Annotated[str, Option(envvar="CIFAR_SWEEP_WORKERS", help=WORKERS)] = "auto"
-    group: Annotated[str, Option(envvar="CIFAR_SWEEP_GROUP", help=GROUP)] = "auto"
+    workers: Annotated[str, Option(envvar="CIFAR_SWEEP_WORKERS", callback=number_or_auto, help=WORKERS)] = "auto"
+    group: Annotated[str, Option(envvar="CIFAR_SWEEP_GROUP", callback=number_or_auto, help=GROUP)] = "auto"
     threads: Threads = 0
     device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        _ = self.processes, self.at_once  # a wrong number is refused before anything is made
 
     @property
     def processes(self) -> int:
         """The number of workers; 0 is auto."""
-        return _number_or_auto("--workers", self.workers)
+        return 0 if self.workers == "auto" else int(self.workers)
 
     @property
     def at_once(self) -> int:
         """How many trials each worker trains at once; 0 is auto."""
-        return _number_or_auto("--group", self.group)
+        return 0 if self.group == "auto" else int(self.group)
 
     def choose(self, sweeps: "Sequence[Sweep]", **rest: Any) -> "Plan":
         """The plan for these sweeps, as `machine.plan.choose` makes it; what is auto is measured."""
@@ -162,15 +167,6 @@ class ImageOptions(FileOptions):
         images = load_data(self.data or study.data["source"], quiet=quiet)
         study.check_data(name=images.name, fingerprint=images.fingerprint)
         return images
-
-
-def _number_or_auto(option: str, text: str) -> int:
-    """The value of an option that takes a whole number from 1, or auto, which is 0."""
-    if text == "auto":
-        return 0
-    if not (text.isascii() and text.isdecimal() and int(text)):
-        raise UsageError(f"{option} {text}: accepted: auto, or a whole number from 1.")
-    return int(text)
 
 
 def load_data(source: str, *, quiet: bool = False) -> "ImageData":

@@ -1,7 +1,7 @@
 """This machine and what a sweep takes on it: `plan`, `list`, `bench`, `doctor`."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -9,13 +9,6 @@ from typer import Option
 from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
 from cifar_sweep.cli.options import Data, Device, echo_json, quiet, say, say_of, terminal
 from cifar_sweep.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.table import Table
-
-    from cifar_sweep.machine.bench import Row
 
 
 def plan(
@@ -96,7 +89,7 @@ def bench(
     from dataclasses import asdict
 
     from cifar_sweep.config import check_parameter
-    from cifar_sweep.machine.bench import CASES, measure
+    from cifar_sweep.machine.bench import CASES, measure, table
     from cifar_sweep.training.device import resolve_device
 
     cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
@@ -107,7 +100,7 @@ def bench(
     if as_json:
         echo_json({"rows": [asdict(row) for row in rows], "data": images.name, **surroundings})
         return
-    terminal().print(_bench_table(rows))
+    terminal().print(table(rows))
     where, torch = surroundings["device"], surroundings["versions"]["torch"]
     say(f"{where}; {images.name}; medians of {turns} turns (lowest to highest); torch {torch}; validation in none")
 
@@ -120,26 +113,6 @@ def _surroundings(device: str) -> dict[str, Any]:
     where = resolve_device(device)
     shown = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
     return {"device": shown, "versions": versions() | {"kernels": kernels_name(where)}, "commit": commit()}
-
-
-def _bench_table(rows: "Sequence[Row]") -> "Table":
-    from rich.table import Table
-
-    plain = "images/s", "plain", "times", "plain, 2 processes", "times"
-    view = Table("network", "batch", *plain, "of the peak", "plan", box=None)
-    for row in rows:
-        view.add_row(
-            row.model,
-            str(row.batch_size),
-            f"{row.images_per_second:,}",
-            f"{row.plain_images_per_second:,}",
-            "{} ({} to {})".format(row.ratio, *row.spread),
-            f"{row.two_plain_images_per_second:,}",
-            "{} ({} to {})".format(row.ratio_to_two, *row.spread_to_two),
-            f"{row.share_of_peak:.0%}",
-            f"{row.plan}, {row.precision}",
-        )
-    return view
 
 
 def doctor(data: Data = "auto", *, place: FileOptions) -> None:

@@ -111,9 +111,8 @@ def _members(
         members = joined(exports)
         return members, exports[0].folder.name, _images_of(exports[0], options.data, must_match=True)
     if len(sources) > 1:
-        raise UsageError(
-            f"{', '.join(sources)}: no export folders; accepted: one study, or folders that hold a config.toml."
-        )
+        given = ", ".join(sources)
+        raise UsageError(f"{given}: no export folders; accepted: one study, or folders that hold a config.toml.")
     study = options.load(sources[0] if sources else None)
     chosen = choose(study, top=top or 3, numbers=numbers)
     files = options.files_of(study)

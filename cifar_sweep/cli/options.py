@@ -5,7 +5,6 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,6 @@ from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
 
 _PASSWORD = re.compile(r"^[^/]*://[^/@]*:[^@]*@|[?&](ssl)?password=")
 DATABASE = "sqlite:///FILE or postgresql://USER@HOST/DATABASE."
@@ -53,14 +51,9 @@ def terminal() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-def printer(console: "Console") -> Callable[[str], None]:
-    """Prints lines as they are."""
-    return lambda lines: console.print(lines, highlight=False, markup=False, soft_wrap=True)
-
-
-def say(lines: str) -> None:
+def say(lines: str, console: "Console | None" = None) -> None:
     """Print lines as they are."""
-    printer(terminal())(lines)
+    (console or terminal()).print(lines, highlight=False, markup=False, soft_wrap=True)
 
 
 def say_of(template: str, **facts: Any) -> None:

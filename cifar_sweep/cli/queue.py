@@ -56,17 +56,14 @@ def delete(
     store, opened = place.files_of(doomed), doomed.storage
     files = f", {'but not' if keep_files else 'and'} its files from {store.shown}"
     question = f"Delete study {study} with its {len(doomed.trials())} trials from {opened.shown}{files}?"
-    if not yes and not _confirmed(question):
+    try:
+        confirmed = yes or typer.confirm(question)
+    except typer.Abort:  # the input has ended: nobody is there to answer
+        confirmed = False
+    if not confirmed:
         raise UsageError(f"study {study!r} was not deleted; accepted: y at the question, or --yes.")
     delete_study(opened, study, remove_files=lambda each: None if keep_files else remove_files(each, store))
     say(f"study {study} is deleted")
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return typer.confirm(question)
-    except typer.Abort:  # the input has ended: nobody is there to answer
-        return False
 
 
 def copy(

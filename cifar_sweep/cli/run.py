@@ -2,13 +2,14 @@
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
 from cifar_sweep.cli.bundles import FileOptions, NewStudyOptions, StorageOptions, SweepOptions, WorkerOptions
-from cifar_sweep.cli.options import MaxHours, SameData, deadline_of, printer, say, say_of, terminal
+from cifar_sweep.cli.options import MaxHours, SameData, deadline_of, say, say_of, terminal
 from cifar_sweep.cli.queue import Studies
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
@@ -54,7 +55,7 @@ def run(
 
             many: dict[str, Any] = {"workers": workers.processes, "gpus": gpus or 0.0, "group": workers.at_once}
             job = replace(job, threads=workers.threads)
-            run_on_ray(job, str(cluster), **many, stop=stop, say=printer(console))
+            run_on_ray(job, str(cluster), **many, stop=stop, say=partial(say, console=console))
     # The database may have been away in the meantime, or be so now.
     wait_out(lambda: _say_end(study, place), stop=stop, say=say)
     # Another point takes the place of a trial that failed, but never of a given one.
