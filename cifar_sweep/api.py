@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+import plotly.graph_objects as go  # type: ignore[import-untyped]
 from rich.console import Console
+from torch import nn
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
@@ -37,6 +39,7 @@ from cifar_sweep.terminal.progress import shown
 from cifar_sweep.terminal.status import glance
 from cifar_sweep.training.device import prepare_process, resolve_device
 from cifar_sweep.training.images import data as images
+from cifar_sweep.training.models import build
 from cifar_sweep.work.signals import stop_on_signals
 from cifar_sweep.work.submit import submit
 from cifar_sweep.work.worker import Job, run_workers
@@ -46,10 +49,6 @@ _COLUMNS = (
     "number", "state", "value", "accuracy", "epochs_done", "epochs", "seconds", "label", "device", "worker", "started",
     "ended", "seed", "weights_bytes", "reason",
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go  # type: ignore[import-untyped]
-    from torch import nn
 
 
 def load_sweep(
@@ -106,7 +105,8 @@ def run_sweep(
     """
     chosen = sweep if isinstance(sweep, Sweep) else load_sweep(sweep)
     resolve_device(device)
-    source, storage = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto")), _storage(storage)
+    source = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto"))
+    storage = storage or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)
     console = Console(quiet=not progress)
     loaded = images.load(source, on_progress=console.print if progress else None)
     folder = str(artifacts) if artifacts is not None else None
@@ -123,13 +123,9 @@ def run_sweep(
     return load_study(made.name, storage=storage, artifacts=artifacts)
 
 
-def _storage(address: str | None) -> str:
-    return address or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)
-
-
 def load_study(name: str | None = None, *, storage: str | None = None, artifacts: str | Path | None = None) -> "Study":
     """A study by name; without one the only one of the database. Raises StudyError where there is none, or several."""
-    found = opening.load(open_existing(_storage(storage)), name)
+    found = opening.load(open_existing(storage or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)), name)
     return Study(found, open_artifacts(str(artifacts) if artifacts is not None else found.artifacts))
 
 
@@ -177,7 +173,7 @@ class Study:
         """A complete trial by number. Raises StudyError where there is none."""
         return Trial(self._study, self._artifacts, trained.pick(self._study, number))
 
-    def figure(self, name: str) -> "go.Figure":
+    def figure(self, name: str) -> go.Figure:
         """A plotly figure: one of `cifar_sweep.figures.by_name.FIGURES`; StudyError before an epoch has ended."""
         if name not in FIGURES:
             raise UsageError(f"figure {name!r}: {nearest(name, FIGURES)}.")
@@ -218,14 +214,12 @@ class Trial:
         assert self._trial.config is not None  # of a complete trial
         return self._trial.config
 
-    def network(self) -> "nn.Module":
+    def network(self) -> nn.Module:
         """The network with its best weights, on the CPU in evaluation mode.
 
         From images [n, 3, 32, 32] in [0, 1], normalised where its config says so, to logits [n, classes]. Raises
         StudyError where its weights were not kept, or the file is damaged.
         """
-        from cifar_sweep.training.models import build
-
         network = build(self.config.shape, seed=0)
         network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
         return network.eval()

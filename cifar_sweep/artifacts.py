@@ -239,26 +239,21 @@ class _Bucket(Artifacts):
     @contextmanager
     def _explained(self, name: str, what: str) -> Iterator[None]:
         """Turn boto3's errors into one sentence without its words, which may repeat a secret."""
-        from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
+        from botocore import exceptions
 
-        where = f"{self.address}/{name}: {what}"
+        where, host = f"{self.address}/{name}: {what}", urlsplit(self.client.meta.endpoint_url).netloc
         try:
             yield
-        except FlexibleChecksumError:
+            return
+        except exceptions.FlexibleChecksumError:
             raise DamagedArtifactError(f"{where}: it does not fit the checksum that S3 keeps of it.") from None
-        except (BotoCoreError, ClientError) as error:
-            raise DiskError(f"{where}: {_reason(error, urlsplit(self.client.meta.endpoint_url).netloc)}.") from None
-
-
-def _reason(error: Exception, host: str) -> str:
-    """Why a request failed, without a full stop."""
-    from botocore import exceptions
-
-    if isinstance(error, exceptions.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", "no code"))
-        return f"{REFUSALS.get(code, f'{host} refused')} ({code})"
-    if isinstance(error, exceptions.NoCredentialsError):
-        return f"there are no credentials; {OWN_WAYS}"
-    if isinstance(error, exceptions.ConnectionError | exceptions.ReadTimeoutError):
-        return f"{host} does not answer ({type(error).__name__})"
-    return type(error).__name__
+        except exceptions.ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", "no code"))
+            reason = f"{REFUSALS.get(code, f'{host} refused')} ({code})"
+        except exceptions.NoCredentialsError:
+            reason = f"there are no credentials; {OWN_WAYS}"
+        except (exceptions.ConnectionError, exceptions.ReadTimeoutError) as error:
+            reason = f"{host} does not answer ({type(error).__name__})"
+        except exceptions.BotoCoreError as error:
+            reason = type(error).__name__
+        raise DiskError(f"{where}: {reason}.") from None

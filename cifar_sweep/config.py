@@ -1,8 +1,4 @@
-"""What one trial trains, as frozen data. Standard library only: both columns of the project import it.
-
-A parameter is in `Shape` when it changes a tensor's size or the stream of batches, and in `Knobs` when it is a plain
-number per trial. Trials with equal shapes can share one training group.
-"""
+"""What one trial trains, as frozen data. Standard library only: both columns of the project import it."""
 
 import hashlib
 import math
@@ -111,10 +107,7 @@ def is_own(model: str) -> bool:
 
 
 def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
-    """The parameters that a model has, and its own defaults where they differ from those of `PARAMETERS`.
-
-    What a network of a user's own makes of its shape is its own affair: it has all parameters.
-    """
+    """The parameters that a model has (a user's own has all), and its defaults where those of `PARAMETERS` differ."""
     return (_ALL, {}) if is_own(model) else MODEL_TRAITS[model]
 
 
@@ -129,10 +122,7 @@ def check_parameter(name: str, value: Any, *, where: str) -> Value:
 
 
 def applies(name: str, values: Mapping[str, Value]) -> bool:
-    """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default.
-
-    It does not where the model lacks it, momentum for adam, and the place of batch norm where there is none.
-    """
+    """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default."""
     has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
     if name == "momentum":
         return values.get("optimizer", PARAMETERS["optimizer"].default) != "adam"
@@ -144,7 +134,7 @@ def applies(name: str, values: Mapping[str, Value]) -> bool:
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that changes a tensor's size or the stream of batches. `PARAMETERS` says what each is.
+    """Everything that changes a tensor's size or the stream of batches. Trials of equal shapes can form one group.
 
     `classes` is the data's; `data_seed` orders the batches; `precision` is resolved (fp32 or bf16), never auto;
     `train_images` 0 means all of the training part, `validation_images` 0 all of the validation part.
@@ -196,10 +186,8 @@ class TrialConfig:
         """Complete `params` with the defaults of their model.
 
         A parameter that the model or the optimizer does not have (dropout's place in the space of a sweep over
-        several models, say) falls back to its default, so that equal networks get equal configs.
-
-        `precision`, fp32 or bf16, stands where `params` says ``auto`` or nothing. For the rest see `Shape` and `Knobs`.
-        Raises UsageError where a parameter is unknown or out of range.
+        several models, say) falls back to its default, so that equal networks get equal configs. `precision`, fp32 or
+        bf16, stands where `params` says ``auto`` or nothing. Raises UsageError for what is unknown or out of range.
         """
         given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
         has, defaults = traits(str(given.get("model", PARAMETERS["model"].default)))
@@ -218,11 +206,9 @@ class TrialConfig:
         """Rebuild a config from `to_dict`'s result; UsageError if a value is missing, unknown, or out of range."""
         known = [field.name for part in (Shape, Knobs) for field in fields(part)]
         values = {"validation_images": 0} | dict(values)  # what was stored before there was a choice
-        for name in values:
-            if name not in known:
-                raise UsageError(f"trial config: there is no value {name!r}; {nearest(name, known)}.")
-        missing = [name for name in known if name not in values]
-        if missing:
+        if unknown := [name for name in values if name not in known]:
+            raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], known)}.")
+        if missing := [name for name in known if name not in values]:
             raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(known)}.")
         for name, least in (("classes", 2), ("data_seed", 0), ("seed", 0)):
             if type(values[name]) is not int or values[name] < least:

@@ -1,7 +1,7 @@
 """This machine and what a sweep takes on it: `plan`, `list`, `bench`, `doctor`."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Option
@@ -90,29 +90,22 @@ def bench(
 
     from cifar_sweep.config import check_parameter
     from cifar_sweep.machine.bench import CASES, measure, table
-    from cifar_sweep.training.device import resolve_device
-
-    cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
-    resolve_device(device)
-    images = load_data(data, quiet=as_json)
-    rows = list(measure(cases, device=device, source=data, turns=turns, say=quiet if as_json else say))
-    surroundings = _surroundings(device)
-    if as_json:
-        echo_json({"rows": [asdict(row) for row in rows], "data": images.name, **surroundings})
-        return
-    terminal().print(table(rows))
-    where, torch = surroundings["device"], surroundings["versions"]["torch"]
-    say(f"{where}; {images.name}; medians of {turns} turns (lowest to highest); torch {torch}; validation in none")
-
-
-def _surroundings(device: str) -> dict[str, Any]:
     from cifar_sweep.study.provenance import commit, versions
     from cifar_sweep.training.device import available_cores, device_name, resolve_device
     from cifar_sweep.training.lanes import kernels_name
 
+    cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
     where = resolve_device(device)
-    shown = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
-    return {"device": shown, "versions": versions() | {"kernels": kernels_name(where)}, "commit": commit()}
+    images = load_data(data, quiet=as_json)
+    rows = list(measure(cases, device=device, source=data, turns=turns, say=quiet if as_json else say))
+    on = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
+    known, facts = versions() | {"kernels": kernels_name(where)}, {"data": images.name, "device": on}
+    if as_json:
+        echo_json({"rows": [asdict(row) for row in rows], **facts, "versions": known, "commit": commit()})
+        return
+    terminal().print(table(rows))
+    turned = f"medians of {turns} turns (lowest to highest)"
+    say(f"{on}; {images.name}; {turned}; torch {known['torch']}; validation in none")
 
 
 def doctor(data: Data = "auto", *, place: FileOptions) -> None:

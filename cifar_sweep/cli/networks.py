@@ -144,7 +144,7 @@ def evaluate(export: ExportFolder, device: Device = "auto", data: SameData = Non
         return
     terminal().print(table(evaluation))
     measured = f"{evaluation['test_accuracy']:.2%} ({evaluation['test_images']:,} images of {images.name})"
-    say(f"\n{export}: test accuracy {measured}" + _shortened_words(chosen.shortened))
+    say(f"\n{export}: test accuracy {measured}" + (f"; shortened: {chosen.shortened}" if chosen.shortened else ""))
 
 
 def predict(
@@ -177,7 +177,7 @@ def predict(
     terminal().print(looks.table(pictures, said), soft_wrap=True)
     for name, each in exports.items():
         if each.shortened:
-            say(name + _shortened_words(each.shortened))
+            say(f"{name}; shortened: {each.shortened}")
     if page is not None:
         say(f"written: {page}")
 
@@ -206,8 +206,7 @@ def train(
         trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
     metrics = _write(folder, trained, images, resolve_device(kind))
     discard_unfinished(folder)
-    known = known_test_accuracy(export.folder)
-    if known is not None:
+    if (known := known_test_accuracy(export.folder)) is not None:
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
         say(f"test accuracy compared with the export's: {same}")
@@ -288,7 +287,3 @@ def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
         return
     same = f"the same probabilities on {noted['images']} test images, to {noted['largest_difference']:.1g}"
     say(f"{folder / onnx.NAME}: {same}")
-
-
-def _shortened_words(shortened: str) -> str:
-    return f"; shortened: {shortened}" if shortened else ""

@@ -1,7 +1,4 @@
-"""Claimed against measured, for people and programs: the hand runs, and what the sweeps found beside the best of them.
-
-Claims and differences are in percent and points, measured accuracies are fractions; tables show percent throughout.
-"""
+"""Claimed against measured: the hand runs, and what the sweeps found beside the best of them."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -184,7 +181,6 @@ def tables(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> list[Table]:
 
 
 def _known(value: float | None, form: str, *, factor: int = 1) -> str:
-    """A number, or nothing where it is not known."""
     return "" if value is None else f"{factor * value:{form}}"
 
 

@@ -1,8 +1,4 @@
-"""The hand runs of a sweep of given points: what their source claims, and what was measured here.
-
-The claims stand in the sweep file and are the reports' own, on CIFAR-10; everything else is read from the study.
-Claims and differences are in percent and points, measured accuracies are fractions, times are seconds.
-"""
+"""The hand runs of a sweep of given points: what their source claims, on CIFAR-10, and what was measured here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +19,7 @@ class HandRow:
     label: str
     model: str  # the network's name, or the members of an ensemble
     claimed: float | None = None  # the report's test accuracy, in percent
-    claimed_seconds: float | None = None
+    claimed_seconds: float | None = None  # the report's
     note: str = ""  # what the sweep file says besides; then why the trial ended early, if it did
     epochs: int | None = None  # of the trial; of the run where there is none
     trial: int | None = None

@@ -144,7 +144,5 @@ def _check_change_of_given(sweep: Sweep, key: str, *, where: str) -> None:
     if key in SHORTENS and key not in sweep.space:
         raise UsageError(f"{where}: {key} is not in [space] of {name}, so its given points cannot be shortened.")
     if key in PARAMETERS and key not in (*SHORTENS, "precision", "validation_images"):
-        raise UsageError(
-            f"{where}: sweep {name} runs its given points as they are; accepted: epochs and train_images, "
-            "which shorten them, precision and validation_images."
-        )
+        accepted = "epochs and train_images, which shorten them, precision and validation_images"
+        raise UsageError(f"{where}: sweep {name} runs its given points as they are; accepted: {accepted}.")

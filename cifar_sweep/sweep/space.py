@@ -1,8 +1,4 @@
-"""Between a sweep's space and Optuna's parameters.
-
-A `base2` range is searched as its exponent, an integer parameter named ``log2_<name>``: ordered and evenly spaced for
-the sampler, and free to be widened later, which a categorical one is not.
-"""
+"""Between a sweep's space and Optuna's parameters."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,6 +10,8 @@ from cifar_sweep.config import PARAMETERS, TrialConfig, Value, applies, derive_s
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep
 
+# A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
+# widened later, which a categorical one is not.
 EXPONENT = "log2_"
 
 
@@ -56,9 +54,8 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 
 def decode(params: Mapping[str, Any]) -> dict[str, Value]:
     """A trial's Optuna parameters under their own names: ``log2_batch_size = 5`` is ``batch_size = 32``."""
-    return {
-        name.removeprefix(EXPONENT): 2**value if name.startswith(EXPONENT) else value for name, value in params.items()
-    }
+    known = ((name, 2**value if name.startswith(EXPONENT) else value) for name, value in params.items())
+    return {name.removeprefix(EXPONENT): value for name, value in known}
 
 
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""What a person sees while a sweep runs: one live view in a terminal, plain lines elsewhere.
-
-Everything comes from the database, so that the view is right whoever trains.
-"""
+"""What a person sees while a sweep runs, whoever trains: one live view in a terminal, plain lines elsewhere."""
 
 import threading
 import time
@@ -92,11 +89,6 @@ class _LiveView:
         self.drawn: RenderableType = Text(study.name, style="bold")
         self.seen = time.monotonic()
 
-    def refresh(self) -> None:
-        self.drawn = self.draw()
-        self.seen = time.monotonic()
-        self.live.update(self.drawn, refresh=True)
-
     def miss(self, error: Exception) -> None:
         """Show what was last seen, and say that it is old, where the database does not answer."""
         if is_outage(error):
@@ -104,8 +96,8 @@ class _LiveView:
             notice = f"the database has not answered for {since}; trials go on, and are reported when it does"
             self.live.update(Group(self.drawn, Text(notice, style="yellow")), refresh=True)
 
-    def draw(self) -> RenderableType:
-        """The view, in at most 80 columns."""
+    def refresh(self) -> None:
+        """Draw the view, in at most 80 columns."""
         trials = self.study.asked()
         summary = self.study.summary(trials)
         bar = Table.grid(padding=(0, 1))
@@ -122,7 +114,8 @@ class _LiveView:
         for label, line in lines:
             facts.add_row(label, Text(line, overflow="ellipsis", no_wrap=True))
         title = Text.assemble((summary["name"], "bold"), f" on {summary['data']}", overflow="ellipsis", no_wrap=True)
-        return Group(title, facts)
+        self.drawn, self.seen = Group(title, facts), time.monotonic()
+        self.live.update(self.drawn, refresh=True)
 
 
 class _Lines:
