@@ -7,7 +7,6 @@ when it is written, and verified when it is read. boto3 is loaded when an S3 add
 import hashlib
 import os
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,27 +51,29 @@ class Stored:
     size: int
 
 
-class Artifacts(ABC):
+class Artifacts:
     """An open address for files.
 
     A file's name is relative, with ``/`` between its parts, and leads nowhere else; all methods raise ValueError for
     any other name.
     """
 
-    shown: str  # the address for people; it never holds credentials
-    address: str  # by which a worker elsewhere finds the same files; of a folder the absolute path
-    root: Path | None = None  # the folder; None for S3
+    def __init__(self, place: "Folder | Bucket") -> None:
+        self.place = place
+        self.shown = place.shown  # the address for people; it never holds credentials
+        self.address = place.address  # by which a worker elsewhere finds the same files; of a folder the absolute path
+        self.root: Path | None = place.root  # the folder; None for S3
 
     def put(self, name: str, content: bytes) -> Stored:
         """Write a file in place of one of the same name. After a DiskError what stood there before still stands."""
-        self._write(_checked(name), content)
+        self.place.write(_checked(name), content)
         return Stored(name, hashlib.sha256(content).hexdigest(), len(content))
 
     def get(self, stored: Stored) -> bytes:
         """A file's content, exactly as it was put; else MissingArtifactError, DamagedArtifactError, or DiskError."""
         where = f"{self.address}/{stored.name}"
         try:
-            content = self._read(_checked(stored.name))
+            content = self.place.read(_checked(stored.name))
         except FileNotFoundError:
             raise MissingArtifactError(f"{where}: there is no such file.") from None
         except OSError as error:
@@ -86,20 +87,11 @@ class Artifacts(ABC):
     def remove(self, name: str) -> None:
         """Remove a file. A file that is not there, or that cannot be removed, is no error."""
         with suppress(OSError, DiskError):
-            self._remove(_checked(name))
+            self.place.remove(_checked(name))
 
     def names(self, folder: str) -> list[str]:
         """The names of all files in a folder and below it, or DiskError; what a killed writer left is among them."""
-        return sorted(name for name in self._names(_checked(folder)) if _is_name(name))
-
-    @abstractmethod
-    def _read(self, name: str) -> bytes: ...
-    @abstractmethod
-    def _write(self, name: str, content: bytes) -> None: ...
-    @abstractmethod
-    def _remove(self, name: str) -> None: ...
-    @abstractmethod
-    def _names(self, folder: str) -> list[str]: ...
+        return sorted(name for name in self.place.names(_checked(folder)) if _is_name(name))
 
 
 def open_artifacts(address: str) -> Artifacts:
@@ -112,10 +104,10 @@ def open_artifacts(address: str) -> Artifacts:
     if re.match(r"([^/]*://)?[^/]*:[^/]*@", address):
         raise UsageError(f"artifacts: an address holds no credentials ({OWN_WAYS}); accepted: {ACCEPTED}.")
     if address.startswith("s3://"):
-        return _Bucket(address)
+        return Artifacts(Bucket(address))
     if scheme := re.match(r"[a-z][a-z0-9+.-]*://|s3:", address, re.IGNORECASE):
         raise UsageError(f"artifacts: not an address of a known kind ({scheme[0]}); accepted: {ACCEPTED}.")
-    return _Folder(address)
+    return Artifacts(Folder(address))
 
 
 def _is_name(name: str) -> bool:
@@ -128,10 +120,8 @@ def _checked(name: str) -> str:
     return name
 
 
-class _Folder(Artifacts):
+class Folder:
     """A folder, made with its first file. Folders inside go with their last file."""
-
-    root: Path
 
     def __init__(self, address: str) -> None:
         self.root = Path(address).absolute()
@@ -139,10 +129,10 @@ class _Folder(Artifacts):
         if not address or (os.path.exists(self.root) and not os.path.isdir(self.root)):
             raise UsageError(f"artifacts: {address!r} is no folder; accepted: {ACCEPTED}.")
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         for left in reversed(range(FOLDER_ATTEMPTS)):
             try:
                 replace_file(self.root / name, content)
@@ -153,11 +143,11 @@ class _Folder(Artifacts):
                     self._remove_empty_folders(name)
                     raise
 
-    def _remove(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         (self.root / name).unlink()
         self._remove_empty_folders(name)
 
-    def _names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         below = os.walk(self.root / folder, onerror=_raise_unless_gone)
         return [Path(inner, file).relative_to(self.root).as_posix() for inner, _, files in below for file in files]
 
@@ -200,7 +190,7 @@ def _s3_client() -> Any:
     return client
 
 
-class _Bucket(Artifacts):
+class Bucket:
     """A part of an S3 bucket: the keys that begin with a prefix, which is empty or ends in a slash."""
 
     def __init__(self, address: str) -> None:
@@ -214,23 +204,24 @@ class _Bucket(Artifacts):
         self.client = _s3_client()
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self.shown = self.address = f"s3://{bucket}/{prefix}".rstrip("/")
+        self.root = None
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         with self._explained(name, "the file could not be read"):
             try:
                 return bytes(self.client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read())
             except self.client.exceptions.NoSuchKey:
                 raise FileNotFoundError(name) from None
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         with self._explained(name, "the file could not be written"):
             self.client.upload_fileobj(BytesIO(content), self._bucket, self._prefix + name)
 
-    def _remove(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         with self._explained(name, "the file could not be removed"):
             self.client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
-    def _names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         with self._explained(folder, "the files could not be listed"):
             list_all = self.client.get_paginator("list_objects_v2").paginate
             pages = list_all(Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/")

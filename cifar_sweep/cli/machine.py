@@ -7,7 +7,7 @@ import typer
 from typer import Option
 
 from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
-from cifar_sweep.cli.options import Data, Device, echo_json, quiet, say, say_of, terminal
+from cifar_sweep.cli.options import Data, Device, echo_json, say, say_of, terminal
 from cifar_sweep.errors import UsageError
 
 
@@ -32,7 +32,7 @@ def plan(
     source, images = asked.images(quiet=as_json)
     check_submission(chosen.name, chosen, images)
     many = len(split(images.train_labels)[0])
-    made = workers.choose([chosen], train_images=many, always=True, say=quiet if as_json else say)
+    made = workers.choose([chosen], train_images=many, always=True, say=(lambda _: None) if as_json else say)
     precision, _ = resolve_precision(where)
     pace = rehearse(
         chosen, made, source=source, device=device, precision=precision, classes=len(images.classes), started=started
@@ -97,7 +97,7 @@ def bench(
     cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
     where = resolve_device(device)
     images = load_data(data, quiet=as_json)
-    rows = list(measure(cases, device=device, source=data, turns=turns, say=quiet if as_json else say))
+    rows = list(measure(cases, device=device, source=data, turns=turns, say=(lambda _: None) if as_json else say))
     on = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
     known, facts = versions() | {"kernels": kernels_name(where)}, {"data": images.name, "device": on}
     if as_json:

@@ -68,10 +68,6 @@ def say_of(template: str, **facts: Any) -> None:
     say(texts.get_template(f"{template}.txt").render(facts).rstrip())
 
 
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
 def echo_json(plain: Any) -> None:
     """Print plain data as JSON."""
     typer.echo(json.dumps(plain, indent=2))

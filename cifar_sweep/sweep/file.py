@@ -17,10 +17,8 @@ _SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "sampler", "pru
 
 def names() -> dict[str, Path]:
     """Every sweep that can be run by name: those of ``sweeps/`` here, then those that come with the package."""
-    found: dict[str, Path] = {}
-    for folder in (Path("sweeps"), *SHIPPED):
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
+    folders = (*reversed(SHIPPED), Path("sweeps"))  # of one name the last file counts
+    found = {path.stem: path for folder in folders for path in folder.glob("*.toml")}
     return dict(sorted(found.items()))
 
 

@@ -101,13 +101,12 @@ def _check_used(sweep: Sweep, *, where: str) -> None:
     """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
     models = values_of(sweep, "model")
     has = frozenset[str]().union(*(traits(str(model))[0] for model in models))
-    for table, names_in_table in (("fixed", sweep.fixed), ("space", sweep.space)):
-        for name in names_in_table:
-            if name not in has:
-                place = f"{where}: [{table}]"
-                raise UsageError(f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has))}.")
-            if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
-                raise UsageError(f"{where}: [{table}]: momentum does nothing for adam; it belongs to sgd and rmsprop.")
+    for name in [*sweep.fixed, *sweep.space]:
+        place = f"{where}: [{'fixed' if name in sweep.fixed else 'space'}]"
+        if name not in has:
+            raise UsageError(f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has))}.")
+        if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
+            raise UsageError(f"{place}: momentum does nothing for adam; it belongs to sgd and rmsprop.")
 
 
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:

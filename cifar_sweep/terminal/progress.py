@@ -71,7 +71,7 @@ class _TimeLeft:
         if begun >= self._next:
             self._range = seconds_left(self._study, trials, starting=True)
             self._reckoned = time.monotonic()
-            self._next = self._reckoned + max(1.0, 50 * (self._reckoned - begun))
+            self._next = self._reckoned + max(1.0, 50 * (self._reckoned - begun))  # 2 % of the time
         if self._range is None:
             return None
         passed = time.monotonic() - self._reckoned
@@ -89,6 +89,10 @@ class _LiveView:
         self.drawn: RenderableType = Text(study.name, style="bold")
         self.seen = time.monotonic()
 
+    def refresh(self) -> None:
+        self.drawn, self.seen = self.draw(), time.monotonic()
+        self.live.update(self.drawn, refresh=True)
+
     def miss(self, error: Exception) -> None:
         """Show what was last seen, and say that it is old, where the database does not answer."""
         if is_outage(error):
@@ -96,8 +100,8 @@ class _LiveView:
             notice = f"the database has not answered for {since}; trials go on, and are reported when it does"
             self.live.update(Group(self.drawn, Text(notice, style="yellow")), refresh=True)
 
-    def refresh(self) -> None:
-        """Draw the view, in at most 80 columns."""
+    def draw(self) -> RenderableType:
+        """The view, in at most 80 columns."""
         trials = self.study.asked()
         summary = self.study.summary(trials)
         bar = Table.grid(padding=(0, 1))
@@ -114,8 +118,7 @@ class _LiveView:
         for label, line in lines:
             facts.add_row(label, Text(line, overflow="ellipsis", no_wrap=True))
         title = Text.assemble((summary["name"], "bold"), f" on {summary['data']}", overflow="ellipsis", no_wrap=True)
-        self.drawn, self.seen = Group(title, facts), time.monotonic()
-        self.live.update(self.drawn, refresh=True)
+        return Group(title, facts)
 
 
 class _Lines:
