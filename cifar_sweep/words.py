@@ -33,9 +33,8 @@ def counted(number: int, noun: str) -> str:
 
 def params_text(params: Mapping[str, Any]) -> str:
     """Parameters on one line, floats with three significant digits."""
-    return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
-    )
+    shown = ((name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in params.items())
+    return " ".join(f"{name}={value}" for name, value in shown)
 
 
 def duration(seconds: float) -> str:

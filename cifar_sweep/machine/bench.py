@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
@@ -214,3 +215,22 @@ class PlainTraining:
         self.optimizer.step()
         self.loss += loss.item() * len(labels)
         self.right += (outputs.argmax(dim=1) == labels).sum().item()
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows for a terminal."""
+    plain = "images/s", "plain", "times", "plain, 2 processes", "times"
+    view = Table("network", "batch", *plain, "of the peak", "plan", box=None)
+    for row in rows:
+        view.add_row(
+            row.model,
+            str(row.batch_size),
+            f"{row.images_per_second:,}",
+            f"{row.plain_images_per_second:,}",
+            "{} ({} to {})".format(row.ratio, *row.spread),
+            f"{row.two_plain_images_per_second:,}",
+            "{} ({} to {})".format(row.ratio_to_two, *row.spread_to_two),
+            f"{row.share_of_peak:.0%}",
+            f"{row.plan}, {row.precision}",
+        )
+    return view
