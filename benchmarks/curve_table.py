@@ -2,8 +2,9 @@
 
 The same rules hold for every strategy, ours and the peers':
 
-- A strategy proposes a point of the table's space. It trains the nearest setting that this search has not trained yet
-  (`Table.nearest`), so nobody is given a setting twice.
+- A strategy proposes any point of the table's space. What it trains is the nearest setting of the table: of those with
+  the same shape (optimizer, batch norm, batch size, epochs) the one with the nearest learning rate and other numbers.
+  The strategy is told what comes of it as if it were the point it proposed, and it may propose the same one again.
 - A setting with several seeds gives one of them, by lot. A diverged curve goes on at the accuracy of chance.
 - The strategy's choice at any time is the trial with the best validation accuracy among those trained to their last
   epoch: only they have weights that somebody could take away.
@@ -15,7 +16,7 @@ import gzip
 import json
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 NEAR = 0.10  # settings no further below the best are those that the choice is between: their noise counts
+EXACT = ("optimizer", "batch_norm", "batch_size", "epochs")  # a point's setting has the same
 RATE_COUNTS = 4.0  # a rate's whole range is four decades, and so far apart as four other ranges
 
 
@@ -42,6 +44,7 @@ class Table:
         self.fixed: dict[str, Any] = stored["fixed"]
         self.space: dict[str, Any] = stored["space"]
         self.classes: int = stored.get("classes", 10)
+        self.exact = [name for name in EXACT if name in self.space]
         self.rows: dict[int, list[dict[str, Any]]] = {}
         for row in stored["rows"]:
             self.rows.setdefault(row["setting"], []).append(row)
@@ -93,66 +96,81 @@ class Table:
             scale = math.log if domain.get("log") or domain.get("base2") else float
             low, high = scale(domain["low"]), scale(domain["high"])
             # Momentum does nothing for Adam, whatever was proposed.
-            share = 0.5 if value is None or (name == "momentum" and params.get("optimizer") == "adam") else (scale(value) - low) / (high - low)  # fmt: skip
+            idle = value is None or (name == "momentum" and params.get("optimizer") == "adam")
+            share = 0.5 if idle else (scale(value) - low) / (high - low)
             placed.append(share * (RATE_COUNTS if name == "learning_rate" else 1.0))
         return placed
 
-    def nearest(self, params: Mapping[str, Any], tried: Collection[int], *, held: Collection[str] = ()) -> int | None:
-        """The nearest setting not in `tried`, of those equal in the parameters `held`; None where there is none."""
-        free = [
-            k
-            for k, setting in enumerate(self.settings)
-            if k not in tried and all(setting.get(name) == params.get(name) for name in held)
-        ]
-        if not free:
-            return None
-        distances = np.square(self._coordinates[free] - np.array(self.coordinates(params))).sum(axis=1)
-        return free[int(distances.argmin())]
+    def nearest(self, params: Mapping[str, Any]) -> int:
+        """The setting that stands for this point."""
+        shape = tuple(params.get(name) for name in self.exact)
+        alike = self._by_shape[shape]
+        distances = np.square(self._coordinates[alike] - np.array(self.coordinates(params))).sum(axis=1)
+        return alike[int(distances.argmin())]
+
+    @cached_property
+    def _by_shape(self) -> dict[tuple[Any, ...], list[int]]:
+        by_shape: dict[tuple[Any, ...], list[int]] = {}
+        for k, setting in enumerate(self.settings):
+            by_shape.setdefault(tuple(setting.get(name) for name in self.exact), []).append(k)
+        return by_shape
 
 
 @dataclass
 class Search:
     """One search of a table: what it trained, what that cost, and what it would choose.
 
-    A peer calls `begin` for each new trial and `epoch` for each epoch of it, in the order in which it trains them.
+    A strategy calls `begin` for each new trial and `epoch` for each epoch of it, in the order in which it trains them.
+
+    Attributes:
+        settings: the setting that each trial trains; trials are numbered from 0.
+        trained: the epochs of each trial.
+        spent: epochs trained in all.
+        seconds: simulated; only replays with workers and groups set it.
+        chosen: the best complete trial's validation accuracy, and the trial.
+        events: after each complete trial the epochs and seconds so far, and the choice's true mean.
     """
 
     table: Table
     seed: int
-    spent: int = 0  # epochs trained
-    seconds: float = 0.0  # simulated; only replays with workers and groups set it
-    trained: dict[int, int] = field(default_factory=dict)  # epochs, by setting
-    chosen: tuple[float, int] | None = None  # the best complete trial's validation accuracy, and its setting
-    events: list[tuple[int, float, float]] = field(default_factory=list)  # epochs, seconds, the choice's true mean
+    settings: list[int] = field(default_factory=list)
+    trained: list[int] = field(default_factory=list)
+    spent: int = 0
+    seconds: float = 0.0
+    chosen: tuple[float, int] | None = None
+    events: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.generator = np.random.default_rng(self.seed)
-        self._curves: dict[int, list[float]] = {}
+        self._generator = np.random.default_rng(self.seed)
+        self._curves: list[list[float]] = []
 
-    def begin(self, params: Mapping[str, Any], *, held: Collection[str] = ()) -> int | None:
-        """The setting that a new trial with these parameters trains; None where the table has no more."""
-        setting = self.table.nearest(params, self.trained, held=held)
-        if setting is not None:
-            curves = self.table.curves[setting]
-            self._curves[setting] = curves[int(self.generator.integers(len(curves)))]
-            self.trained[setting] = 0
-        return setting
+    def begin(self, params: Mapping[str, Any]) -> int:
+        """The number of a new trial at these parameters."""
+        setting = self.table.nearest(params)
+        curves = self.table.curves[setting]
+        self._curves.append(curves[int(self._generator.integers(len(curves)))])
+        self.settings.append(setting)
+        self.trained.append(0)
+        return len(self.trained) - 1
 
-    def epoch(self, setting: int) -> float:
-        """Train a setting for one more epoch: its validation accuracy then."""
+    def epochs(self, trial: int) -> int:
+        """How long the trial's whole schedule is."""
+        return len(self._curves[trial])
+
+    def epoch(self, trial: int) -> float:
+        """Train a trial for one more epoch: its validation accuracy then."""
         self.spent += 1
-        self.trained[setting] += 1
-        done, curve = self.trained[setting], self._curves[setting]
-        if done == len(curve) and (self.chosen is None or max(curve) > self.chosen[0]):
-            self.chosen = max(curve), setting
+        self.trained[trial] += 1
+        done, curve = self.trained[trial], self._curves[trial]
         if done == len(curve):
-            assert self.chosen is not None
-            self.events.append((self.spent, self.seconds, self.table.true[self.chosen[1]]))
+            if self.chosen is None or max(curve) > self.chosen[0]:
+                self.chosen = max(curve), trial
+            self.events.append((self.spent, self.seconds, self.table.true[self.settings[self.chosen[1]]]))
         return curve[done - 1]
 
-    def is_done(self, setting: int) -> bool:
+    def is_done(self, trial: int) -> bool:
         """Whether it was trained to its last epoch."""
-        return self.trained[setting] == len(self._curves[setting])
+        return self.trained[trial] == self.epochs(trial)
 
     def short(self) -> float:
         """How far the choice's true mean is below the best; infinity before there is a choice."""
