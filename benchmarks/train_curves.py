@@ -1,6 +1,6 @@
 """Train the tables of curves in `benchmarks/curves/`, which `benchmarks/replay.py` searches in seconds.
 
-    python benchmarks/train_curves.py --data FOLDER --out WORK [--tables joint lr_batch schedule cnn3 five] [--workers 2]
+    python benchmarks/train_curves.py --data FOLDER --out WORK [--tables joint lr_batch] [--workers 2]
     python benchmarks/train_curves.py --data FOLDER --out WORK --pack benchmarks/curves
 
 A table is a space and settings in it, each trained once and some under three seeds. Trials of one shape train as one
@@ -35,6 +35,7 @@ from cifar_sweep.training.train import Run
 LANES = 8  # members of a group: the compiled kernels are full
 SIZES = {"batch_size": {"low": 16, "high": 256, "base2": True}}
 RATE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}}
+SHORT = {"epochs": 12, "train_images": 10_000, "validation_images": 5_000}
 NORMED = {"activation": "leaky_relu", "batch_norm": True}
 
 
@@ -61,7 +62,7 @@ class Table:
 
 
 JOINT = {
-    "fixed": {"model": "convnet", "activation": "leaky_relu", "epochs": 12, "train_images": 10_000, "validation_images": 5_000},
+    "fixed": {"model": "convnet", "activation": "leaky_relu", **SHORT},
     "space": {
         "optimizer": {"choices": ["sgd", "adam", "rmsprop"]},
         "batch_norm": {"choices": [False, True]},
@@ -73,13 +74,17 @@ JOINT = {
         "step_size": {"low": 2, "high": 8},
         "gamma": {"low": 0.1, "high": 1.0},
     },
-    "shapes": {"optimizer": ["sgd", "adam", "rmsprop"], "batch_norm": [False, True], "batch_size": [16, 32, 64, 128, 256]},
+    "shapes": {
+        "optimizer": ["sgd", "adam", "rmsprop"],
+        "batch_norm": [False, True],
+        "batch_size": [16, 32, 64, 128, 256],
+    },
 }  # fmt: skip
 TABLES = {
     "joint": Table(**JOINT, each=8, best=48, others=16),
     "lr_batch": Table(
         {"model": "convnet", "optimizer": "adam", "dropout": 0.2, "step_size": 8, "gamma": 0.2, **NORMED}
-        | {"epochs": 12, "train_images": 10_000, "validation_images": 5_000},
+        | SHORT,
         {**RATE, **SIZES},
         {"batch_size": [16, 32, 64, 128, 256]},
         each=16, best=12, others=4,
@@ -87,13 +92,15 @@ TABLES = {
     "schedule": Table(
         {"model": "convnet", "optimizer": "adam", "dropout": 0.2, "batch_size": 64, **NORMED}
         | {"train_images": 10_000, "validation_images": 5_000},
-        {**RATE, "epochs": {"choices": [4, 8, 16, 32]}, "step_size": {"low": 2, "high": 16}, "gamma": {"low": 0.1, "high": 1.0}},
+        RATE
+        | {"epochs": {"choices": [4, 8, 16, 32]}}
+        | {"step_size": {"low": 2, "high": 16}, "gamma": {"low": 0.1, "high": 1.0}},
         {"epochs": [4, 8, 16, 32]},
         each=16, best=12, others=4,
     ),
     "cnn3": Table(
         {"model": "cnn3", "optimizer": "adam", "dropout": 0.2, "step_size": 8, "gamma": 0.2, **NORMED}
-        | {"norm_position": "after_activation", "epochs": 12, "train_images": 10_000, "validation_images": 5_000},
+        | {"norm_position": "after_activation", **SHORT},
         {**RATE, **SIZES},
         {"batch_size": [16, 32, 64, 128, 256]},
         each=12, best=12, others=4,
@@ -132,7 +139,9 @@ def _at(domain: Mapping[str, Any], share: float) -> Any:
     return float(f"{low + share * (high - low):.6g}")
 
 
-def config(table: Table, params: Mapping[str, Any], *, classes: int, precision: str, setting: int, seed: int) -> TrialConfig:
+def config(
+    table: Table, params: Mapping[str, Any], *, classes: int, precision: str, setting: int, seed: int
+) -> TrialConfig:
     return TrialConfig.from_params(
         dict(table.fixed) | dict(params),
         classes=classes,
@@ -157,7 +166,11 @@ class Job:
 def first_jobs(name: str) -> list[Job]:
     """Every setting once."""
     each, count = TABLES[name].each, len(settings(name))
-    bounds = [(at, min(at + LANES, start + each)) for start in range(0, count, each) for at in range(start, start + each, LANES)]
+    bounds = [
+        (at, min(at + LANES, start + each))
+        for start in range(0, count, each)
+        for at in range(start, start + each, LANES)
+    ]
     return [Job(name, tuple((k, 0) for k in range(*bound))) for bound in bounds]
 
 
@@ -171,7 +184,9 @@ def seed_jobs(name: str, out: Path) -> list[Job]:
     for k in sorted([*best[: table.best], *(int(k) for k in lot[: table.others])]):
         by_shape.setdefault(tuple(drawn[k][name] for name in table.shapes), []).extend([(k, 1), (k, 2)])
     return [
-        Job(name, tuple(members[at : at + LANES])) for members in by_shape.values() for at in range(0, len(members), LANES)
+        Job(name, tuple(members[at : at + LANES]))
+        for members in by_shape.values()
+        for at in range(0, len(members), LANES)
     ]
 
 
@@ -235,11 +250,15 @@ def work(queue: Any, options: argparse.Namespace) -> None:
         classes = TABLES[job.table].classes
         if classes not in data:
             with tempfile.TemporaryDirectory() as at:
-                source = options.data if classes is None else str(few_classes(options.data, classes, Path(at) / "images"))
+                source = (
+                    options.data if classes is None else str(few_classes(options.data, classes, Path(at) / "images"))
+                )
                 data[classes] = images.load(source)
         rows = train(job, data[classes], options.precision)
         part = options.out / (job.file + f".{os.getpid()}")
-        part.write_text(json.dumps({"fingerprint": data[classes].fingerprint, "data": data[classes].name, "rows": rows}))
+        part.write_text(
+            json.dumps({"fingerprint": data[classes].fingerprint, "data": data[classes].name, "rows": rows})
+        )
         part.rename(options.out / job.file)
         best = max((max(row["validation_accuracy"], default=0.0) for row in rows), default=0.0)
         print(f"{job.table}: {len(rows)} trials, best {best:.2%}", flush=True)
@@ -270,11 +289,22 @@ def pack(name: str, options: argparse.Namespace) -> None:
     """Write a table from its groups' files."""
     table, jobs = TABLES[name], [*first_jobs(name), *seed_jobs(name, options.out)]
     about = json.loads((options.out / jobs[0].file).read_text())
-    rows = sorted((row for job in jobs for row in read(options.out / job.file)), key=lambda row: (row["setting"], row["seed"]))
+    rows = sorted(
+        (row for job in jobs for row in read(options.out / job.file)), key=lambda row: (row["setting"], row["seed"])
+    )
     whole = {
-        "format": 1, "name": name, "data": about["data"], "fingerprint": about["fingerprint"], "fixed": dict(table.fixed),
-        "space": dict(table.space), "precision": options.precision, "commit": commit(), "versions": versions(), "rows": rows,
-    }  # fmt: skip
+        "format": 1,
+        "name": name,
+        "data": about["data"],
+        "fingerprint": about["fingerprint"],
+        "classes": table.classes or 10,
+        "fixed": dict(table.fixed),
+        "space": dict(table.space),
+        "precision": options.precision,
+        "commit": commit(),
+        "versions": versions(),
+        "rows": rows,
+    }
     path = options.pack / f"{name}.json.gz"
     path.write_bytes(gzip.compress(json.dumps(whole).encode(), mtime=0))
     print(f"{path}: {len(rows)} curves, {path.stat().st_size / 1e3:.0f} kB")

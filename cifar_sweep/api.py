@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+import plotly.graph_objects as go  # type: ignore[import-untyped]
 from rich.console import Console
+from torch import nn
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
@@ -37,6 +39,7 @@ from cifar_sweep.terminal.progress import shown
 from cifar_sweep.terminal.status import glance
 from cifar_sweep.training.device import prepare_process, resolve_device
 from cifar_sweep.training.images import data as images
+from cifar_sweep.training.models import build
 from cifar_sweep.work.signals import stop_on_signals
 from cifar_sweep.work.submit import submit
 from cifar_sweep.work.worker import Job, run_workers
@@ -47,10 +50,6 @@ _COLUMNS = (
     "ended", "seed", "weights_bytes", "reason",
 )  # fmt: skip
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go  # type: ignore[import-untyped]
-    from torch import nn
-
 
 def load_sweep(
     source: str | Path | Mapping[str, Any],
@@ -59,16 +58,13 @@ def load_sweep(
     preview: bool = False,
     only: Sequence[str] = (),
 ) -> Sweep:
-    """A sweep to run.
+    """A sweep to run; UsageError where there is none, or a key or value is not accepted.
 
     Args:
         source: its name (as `cifar-sweep list` shows them), the path of a TOML file, or what such a file would hold.
         settings: as the command line's ``--set``: ``{"trials": 20, "epochs": 5, "batch_size": 32, "pruner": "none"}``.
         preview: the same sweep at a small part of its cost.
         only: of a sweep of given runs, these labels.
-
-    Raises:
-        UsageError: there is no such sweep, or a key or value is not accepted; the message says where.
     """
     options: dict[str, Any] = {"changes": settings, "preview": preview, "only": only}
     if isinstance(source, Mapping):
@@ -92,6 +88,8 @@ def run_sweep(
 ) -> "Study":
     """Run a sweep, or continue it, as ``cifar-sweep run`` does; Ctrl-C ends it early, and the next call goes on.
 
+    Raises CifarSweepError, in one sentence, where the sweep, the data, the device, the storage or the disk is at fault.
+
     Args:
         sweep: what `load_sweep` gives or takes.
         study: name of the study; the sweep's if not given.
@@ -104,13 +102,11 @@ def run_sweep(
         storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE; CIFAR_SWEEP_STORAGE, or studies.db, if not given.
         artifacts: where checkpoints and weights go; where the study has them if not given, artifacts/ at first.
         progress: whether to show how far it is.
-
-    Raises:
-        CifarSweepError: the sweep, the data, the device, the storage or the disk is at fault, in one sentence.
     """
     chosen = sweep if isinstance(sweep, Sweep) else load_sweep(sweep)
     resolve_device(device)
-    source, storage = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto")), _storage(storage)
+    source = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto"))
+    storage = storage or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)
     console = Console(quiet=not progress)
     loaded = images.load(source, on_progress=console.print if progress else None)
     folder = str(artifacts) if artifacts is not None else None
@@ -127,18 +123,9 @@ def run_sweep(
     return load_study(made.name, storage=storage, artifacts=artifacts)
 
 
-def _storage(address: str | None) -> str:
-    return address or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)
-
-
 def load_study(name: str | None = None, *, storage: str | None = None, artifacts: str | Path | None = None) -> "Study":
-    """A study by name; the only one of the database, if none is given.
-
-    Raises:
-        StudyError: there is no such study, or no name was given and there are several.
-        StorageError: the database cannot be read.
-    """
-    found = opening.load(open_existing(_storage(storage)), name)
+    """A study by name; without one the only one of the database. Raises StudyError where there is none, or several."""
+    found = opening.load(open_existing(storage or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)), name)
     return Study(found, open_artifacts(str(artifacts) if artifacts is not None else found.artifacts))
 
 
@@ -169,9 +156,8 @@ class Study:
 
     def trials(self) -> pd.DataFrame:
         """A row for each trial, by number: its state, value (the best validation accuracy), parameters, and more."""
-        rows = [
-            {name: getattr(trial, name) for name in _COLUMNS} | dict(trial.params) for trial in self._study.trials()
-        ]
+        trials = self._study.trials()
+        rows = [{name: getattr(trial, name) for name in _COLUMNS} | dict(trial.params) for trial in trials]
         return pd.DataFrame(rows).set_index("number") if rows else pd.DataFrame()
 
     def curves(self) -> pd.DataFrame:
@@ -180,24 +166,15 @@ class Study:
         return pd.DataFrame(points).set_index(["trial", "epoch"]) if points else pd.DataFrame()
 
     def best(self) -> "Trial":
-        """The complete trial of the best validation accuracy.
-
-        Raises:
-            StudyError: no trial is complete.
-        """
+        """The complete trial of the best validation accuracy. Raises StudyError where no trial is complete."""
         return self.trial(None)
 
     def trial(self, number: int | None) -> "Trial":
         """A complete trial by number. Raises StudyError where there is none."""
         return Trial(self._study, self._artifacts, trained.pick(self._study, number))
 
-    def figure(self, name: str) -> "go.Figure":
-        """A plotly figure: one of `cifar_sweep.figures.by_name.FIGURES`.
-
-        Raises:
-            UsageError: there is no such figure.
-            StudyError: no trial has finished an epoch.
-        """
+    def figure(self, name: str) -> go.Figure:
+        """A plotly figure: one of `cifar_sweep.figures.by_name.FIGURES`; StudyError before an epoch has ended."""
         if name not in FIGURES:
             raise UsageError(f"figure {name!r}: {nearest(name, FIGURES)}.")
         if not any(trial.curve for trial in self._study.trials()):
@@ -237,16 +214,12 @@ class Trial:
         assert self._trial.config is not None  # of a complete trial
         return self._trial.config
 
-    def network(self) -> "nn.Module":
+    def network(self) -> nn.Module:
         """The network with its best weights, on the CPU in evaluation mode.
 
-        From images [n, 3, 32, 32] in [0, 1], normalised where its config says so, to logits [n, classes].
-
-        Raises:
-            StudyError: its weights were not kept, or the file is damaged.
+        From images [n, 3, 32, 32] in [0, 1], normalised where its config says so, to logits [n, classes]. Raises
+        StudyError where its weights were not kept, or the file is damaged.
         """
-        from cifar_sweep.training.models import build
-
         network = build(self.config.shape, seed=0)
         network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
         return network.eval()
@@ -254,10 +227,8 @@ class Trial:
     def export(self, folder: str | Path, *, data: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
         """Write config, weights, metrics and model card, as ``cifar-sweep export`` does. Returns the metrics.
 
-        The test set is read for it. `data` is where the images are, if not where the study found them.
-
-        Raises:
-            StudyError: the weights were not kept, or these are other images.
+        The test set is read for it. `data` is where the images are, if not where the study found them. Raises
+        StudyError where the weights were not kept, or these are other images.
         """
         network = trained.trained_trial(self._study, self._trial, self._artifacts)
         loaded = images.load(str(data or self._study.data["source"]))

@@ -7,7 +7,6 @@ when it is written, and verified when it is read. boto3 is loaded when an S3 add
 import hashlib
 import os
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,42 +51,29 @@ class Stored:
     size: int
 
 
-class Artifacts(ABC):
+class Artifacts:
     """An open address for files.
 
     A file's name is relative, with ``/`` between its parts, and leads nowhere else; all methods raise ValueError for
     any other name.
-
-    Attributes:
-        shown: the address for people; it never holds credentials.
-        address: the address by which a worker elsewhere finds the same files; of a folder the absolute path.
-        root: the folder; None for S3.
     """
 
-    shown: str
-    address: str
-    root: Path | None = None
+    def __init__(self, place: "Folder | Bucket") -> None:
+        self.place = place
+        self.shown = place.shown  # the address for people; it never holds credentials
+        self.address = place.address  # by which a worker elsewhere finds the same files; of a folder the absolute path
+        self.root: Path | None = place.root  # the folder; None for S3
 
     def put(self, name: str, content: bytes) -> Stored:
-        """Write a file whole or not at all, in place of one of the same name.
-
-        Raises:
-            DiskError: the file could not be written; what stood there before still stands.
-        """
-        self._write(_checked(name), content)
+        """Write a file in place of one of the same name. After a DiskError what stood there before still stands."""
+        self.place.write(_checked(name), content)
         return Stored(name, hashlib.sha256(content).hexdigest(), len(content))
 
     def get(self, stored: Stored) -> bytes:
-        """A file's content, exactly as it was put.
-
-        Raises:
-            MissingArtifactError: there is no such file.
-            DamagedArtifactError: its size or checksum is not the noted one.
-            DiskError: it could not be read.
-        """
+        """A file's content, exactly as it was put; else MissingArtifactError, DamagedArtifactError, or DiskError."""
         where = f"{self.address}/{stored.name}"
         try:
-            content = self._read(_checked(stored.name))
+            content = self.place.read(_checked(stored.name))
         except FileNotFoundError:
             raise MissingArtifactError(f"{where}: there is no such file.") from None
         except OSError as error:
@@ -101,24 +87,11 @@ class Artifacts(ABC):
     def remove(self, name: str) -> None:
         """Remove a file. A file that is not there, or that cannot be removed, is no error."""
         with suppress(OSError, DiskError):
-            self._remove(_checked(name))
+            self.place.remove(_checked(name))
 
     def names(self, folder: str) -> list[str]:
-        """The names of all files in a folder and below it; what a killed writer left is among them.
-
-        Raises:
-            DiskError: they could not be listed.
-        """
-        return sorted(name for name in self._names(_checked(folder)) if _is_name(name))
-
-    @abstractmethod
-    def _read(self, name: str) -> bytes: ...
-    @abstractmethod
-    def _write(self, name: str, content: bytes) -> None: ...
-    @abstractmethod
-    def _remove(self, name: str) -> None: ...
-    @abstractmethod
-    def _names(self, folder: str) -> list[str]: ...
+        """The names of all files in a folder and below it, or DiskError; what a killed writer left is among them."""
+        return sorted(name for name in self.place.names(_checked(folder)) if _is_name(name))
 
 
 def open_artifacts(address: str) -> Artifacts:
@@ -126,18 +99,15 @@ def open_artifacts(address: str) -> Artifacts:
 
     Nothing is written, and nothing asked of S3, before the first file. Credentials come from boto3's own places;
     ``AWS_ENDPOINT_URL`` names another server that speaks S3. To another process the files' `address` can be sent.
-
-    Raises:
-        UsageError: the address is neither, or holds credentials; boto3 is missing or set up wrongly.
+    Raises UsageError where the address is neither, or holds credentials; boto3 is missing or set up wrongly.
     """
     if re.match(r"([^/]*://)?[^/]*:[^/]*@", address):
         raise UsageError(f"artifacts: an address holds no credentials ({OWN_WAYS}); accepted: {ACCEPTED}.")
-    scheme = re.match(r"[a-z][a-z0-9+.-]*://|s3:", address, re.IGNORECASE)
-    if scheme is None:
-        return _Folder(address)
     if address.startswith("s3://"):
-        return _Bucket(address)
-    raise UsageError(f"artifacts: not an address of a known kind ({scheme[0]}); accepted: {ACCEPTED}.")
+        return Artifacts(Bucket(address))
+    if scheme := re.match(r"[a-z][a-z0-9+.-]*://|s3:", address, re.IGNORECASE):
+        raise UsageError(f"artifacts: not an address of a known kind ({scheme[0]}); accepted: {ACCEPTED}.")
+    return Artifacts(Folder(address))
 
 
 def _is_name(name: str) -> bool:
@@ -150,13 +120,8 @@ def _checked(name: str) -> str:
     return name
 
 
-# A folder
-
-
-class _Folder(Artifacts):
+class Folder:
     """A folder, made with its first file. Folders inside go with their last file."""
-
-    root: Path
 
     def __init__(self, address: str) -> None:
         self.root = Path(address).absolute()
@@ -164,26 +129,25 @@ class _Folder(Artifacts):
         if not address or (os.path.exists(self.root) and not os.path.isdir(self.root)):
             raise UsageError(f"artifacts: {address!r} is no folder; accepted: {ACCEPTED}.")
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         for left in reversed(range(FOLDER_ATTEMPTS)):
             try:
                 replace_file(self.root / name, content)
-                break
+                return
             except DiskError as error:
                 # Another process may remove a folder that is empty for a moment, before the file is in it.
-                if left and isinstance(error.__cause__, FileNotFoundError | FileExistsError):
-                    continue
-                self._remove_empty_folders(name)
-                raise
+                if not (left and isinstance(error.__cause__, FileNotFoundError | FileExistsError)):
+                    self._remove_empty_folders(name)
+                    raise
 
-    def _remove(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         (self.root / name).unlink()
         self._remove_empty_folders(name)
 
-    def _names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         below = os.walk(self.root / folder, onerror=_raise_unless_gone)
         return [Path(inner, file).relative_to(self.root).as_posix() for inner, _, files in below for file in files]
 
@@ -199,9 +163,6 @@ def _raise_unless_gone(error: OSError) -> None:
         raise DiskError(f"{error.filename}: the folder could not be listed: {error.strerror or error}.") from error
 
 
-# S3
-
-
 def _s3_client() -> Any:
     """A client with boto3's own credentials and endpoint, with patience for a slow network."""
     try:
@@ -215,11 +176,8 @@ def _s3_client() -> Any:
     try:
         session = botocore.session.get_session()
         attempts = session.get_config_variable("max_attempts") or REQUEST_ATTEMPTS
-        patience = Config(
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-        )
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        patience = Config(retries=retries, connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS)
         client = boto3.Session(botocore_session=session).client("s3", config=patience)
     except (ProfileNotFound, PartialCredentialsError, ConfigParseError) as error:
         raise UsageError(f"artifacts: boto3 is set up wrongly: {str(error).rstrip('.')}.") from None
@@ -232,7 +190,7 @@ def _s3_client() -> Any:
     return client
 
 
-class _Bucket(Artifacts):
+class Bucket:
     """A part of an S3 bucket: the keys that begin with a prefix, which is empty or ends in a slash."""
 
     def __init__(self, address: str) -> None:
@@ -246,52 +204,47 @@ class _Bucket(Artifacts):
         self.client = _s3_client()
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self.shown = self.address = f"s3://{bucket}/{prefix}".rstrip("/")
+        self.root = None
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         with self._explained(name, "the file could not be read"):
             try:
                 return bytes(self.client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read())
             except self.client.exceptions.NoSuchKey:
                 raise FileNotFoundError(name) from None
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         with self._explained(name, "the file could not be written"):
             self.client.upload_fileobj(BytesIO(content), self._bucket, self._prefix + name)
 
-    def _remove(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         with self._explained(name, "the file could not be removed"):
             self.client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
-    def _names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         with self._explained(folder, "the files could not be listed"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/"
-            )
+            list_all = self.client.get_paginator("list_objects_v2").paginate
+            pages = list_all(Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/")
             return [found["Key"].removeprefix(self._prefix) for page in pages for found in page.get("Contents", [])]
 
     @contextmanager
     def _explained(self, name: str, what: str) -> Iterator[None]:
         """Turn boto3's errors into one sentence without its words, which may repeat a secret."""
-        from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
+        from botocore import exceptions
 
-        where = f"{self.address}/{name}: {what}"
+        where, host = f"{self.address}/{name}: {what}", urlsplit(self.client.meta.endpoint_url).netloc
         try:
             yield
-        except FlexibleChecksumError:
+            return
+        except exceptions.FlexibleChecksumError:
             raise DamagedArtifactError(f"{where}: it does not fit the checksum that S3 keeps of it.") from None
-        except (BotoCoreError, ClientError) as error:
-            raise DiskError(f"{where}: {_reason(error, urlsplit(self.client.meta.endpoint_url).netloc)}.") from None
-
-
-def _reason(error: Exception, host: str) -> str:
-    """Why a request failed, without a full stop."""
-    from botocore import exceptions
-
-    if isinstance(error, exceptions.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", "no code"))
-        return f"{REFUSALS.get(code, f'{host} refused')} ({code})"
-    if isinstance(error, exceptions.NoCredentialsError):
-        return f"there are no credentials; {OWN_WAYS}"
-    if isinstance(error, exceptions.ConnectionError | exceptions.ReadTimeoutError):
-        return f"{host} does not answer ({type(error).__name__})"
-    return type(error).__name__
+        except exceptions.ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", "no code"))
+            reason = f"{REFUSALS.get(code, f'{host} refused')} ({code})"
+        except exceptions.NoCredentialsError:
+            reason = f"there are no credentials; {OWN_WAYS}"
+        except (exceptions.ConnectionError, exceptions.ReadTimeoutError) as error:
+            reason = f"{host} does not answer ({type(error).__name__})"
+        except exceptions.BotoCoreError as error:
+            reason = type(error).__name__
+        raise DiskError(f"{where}: {reason}.") from None

@@ -1,15 +1,10 @@
-"""What one trial trains, as frozen data. Standard library only: both columns of the project import it.
+"""What one trial trains, as frozen data. Standard library only: both columns of the project import it."""
 
-A parameter is in `Shape` when it changes a tensor's size or the stream of batches, and in `Knobs` when it is a plain
-number per trial. Trials with equal shapes can share one training group.
-"""
-
-import dataclasses
 import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from cifar_sweep.errors import UsageError, nearest
@@ -20,20 +15,16 @@ DEFAULT_STORAGE = "sqlite:///studies.db"
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a parameter of a trial may be. `low` and `high` are inclusive; `high` is exclusive where it says so.
-
-    `pattern` is of further texts besides `choices`, and `pattern_words` says in words what they are.
-    """
+    """What a parameter of a trial may be."""
 
     kind: type
     default: Value
-    low: float = 0
+    low: float = 0  # inclusive, as is `high`, unless `high_is_open`
     high: float | None = None
     choices: tuple[Value, ...] = ()
     high_is_open: bool = False
-    pattern: str = ""
-    pattern_words: str = ""
-    help: str = ""
+    pattern: str = ""  # of further texts besides `choices`
+    pattern_words: str = ""  # what they are
 
     def accepted(self) -> str:
         """The accepted values, in words."""
@@ -70,44 +61,32 @@ class Parameter:
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", *VGG_MODELS)
+OWN_WORDS = "a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 PARAMETERS: dict[str, Parameter] = {
-    "model": Parameter(
-        str,
-        "cnn3",
-        choices=MODEL_NAMES,
-        pattern=OWN_MODEL,
-        pattern_words="a function of your own as my_module:build",
-        help="network",
-    ),
-    "activation": Parameter(str, "relu", choices=("relu", "leaky_relu", "sigmoid", "tanh"), help="activation function"),
-    "batch_norm": Parameter(bool, False, help="batch normalisation"),
-    "norm_position": Parameter(
-        str,
-        "before_activation",
-        choices=("before_activation", "after_activation"),
-        help="where batch normalisation stands: after_activation is layer, activation, dropout, norm",
-    ),
-    "hidden_units": Parameter(int, 100, low=1, high=65536, help="width of the last hidden fully connected layer"),
-    "padding_mode": Parameter(str, "zeros", choices=("zeros", "reflect"), help="padding of the first convolution"),
-    "init": Parameter(str, "default", choices=("default", "xavier"), help="initial weights"),
-    "softmax": Parameter(bool, False, help="a softmax before the cross-entropy loss, the mistake of two reports"),
-    "normalize": Parameter(bool, False, help="subtract the training images' channel mean, divide by their deviation"),
-    "optimizer": Parameter(str, "adam", choices=("sgd", "adam", "rmsprop"), help="optimizer"),
-    "batch_size": Parameter(int, 64, low=1, high=65536, help="images per step"),
-    "epochs": Parameter(int, 30, low=1, high=100_000, help="passes over the training images"),
-    "train_images": Parameter(int, 0, low=0, help="training images used, class by class alike; 0 is all"),
-    "validation_images": Parameter(
-        int, 0, low=0, help="validation images used, class by class alike, the same for all trials; 0 is all"
-    ),
-    "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16"), help="arithmetic of the forward pass"),
-    "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000, help="step size"),
-    "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True, help="momentum of sgd and rmsprop"),
-    "weight_decay": Parameter(float, 0.0, low=0, high=1000, help="L2 penalty, added to the gradient"),
-    "dropout": Parameter(float, 0.0, low=0, high=1, high_is_open=True, help="share of activations zeroed"),
-    "step_size": Parameter(int, 20, low=1, high=100_000, help="StepLR: epochs between decays"),
-    "gamma": Parameter(float, 1.0, low=1e-6, high=1, help="StepLR: factor of each decay; 1 is none"),
+    "model": Parameter(str, "cnn3", choices=MODEL_NAMES, pattern=OWN_MODEL, pattern_words=OWN_WORDS),
+    "activation": Parameter(str, "relu", choices=("relu", "leaky_relu", "sigmoid", "tanh")),
+    "batch_norm": Parameter(bool, False),
+    # Where batch normalisation stands: after_activation is layer, activation, dropout, norm.
+    "norm_position": Parameter(str, "before_activation", choices=("before_activation", "after_activation")),
+    "hidden_units": Parameter(int, 100, low=1, high=65536),  # width of the last hidden fully connected layer
+    "padding_mode": Parameter(str, "zeros", choices=("zeros", "reflect")),  # of the first convolution
+    "init": Parameter(str, "default", choices=("default", "xavier")),  # initial weights
+    "softmax": Parameter(bool, False),  # a softmax before the cross-entropy loss, the mistake of two reports
+    "normalize": Parameter(bool, False),  # subtract the training images' channel mean, divide by their deviation
+    "optimizer": Parameter(str, "adam", choices=("sgd", "adam", "rmsprop")),
+    "batch_size": Parameter(int, 64, low=1, high=65536),  # images per step
+    "epochs": Parameter(int, 30, low=1, high=100_000),  # passes over the training images
+    "train_images": Parameter(int, 0, low=0),  # training images used, class by class alike; 0 is all
+    "validation_images": Parameter(int, 0, low=0),  # likewise; the same for all trials
+    "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16")),  # arithmetic of the forward pass
+    "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000),
+    "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True),  # of sgd and rmsprop
+    "weight_decay": Parameter(float, 0.0, low=0, high=1000),  # L2 penalty, added to the gradient
+    "dropout": Parameter(float, 0.0, low=0, high=1, high_is_open=True),  # share of activations zeroed
+    "step_size": Parameter(int, 20, low=1, high=100_000),  # StepLR: epochs between decays
+    "gamma": Parameter(float, 1.0, low=1e-6, high=1),  # StepLR: factor of each decay; 1 is none
 }
 
 _ALL = frozenset(PARAMETERS)
@@ -128,10 +107,7 @@ def is_own(model: str) -> bool:
 
 
 def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
-    """The parameters that a model has, and its own defaults where they differ from those of `PARAMETERS`.
-
-    What a network of a user's own makes of its shape is its own affair: it has all parameters.
-    """
+    """The parameters that a model has (a user's own has all), and its defaults where those of `PARAMETERS` differ."""
     return (_ALL, {}) if is_own(model) else MODEL_TRAITS[model]
 
 
@@ -146,12 +122,8 @@ def check_parameter(name: str, value: Any, *, where: str) -> Value:
 
 
 def applies(name: str, values: Mapping[str, Value]) -> bool:
-    """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default.
-
-    It does not where the model lacks it, momentum for adam, and the place of batch norm where there is none.
-    """
-    model = str(values.get("model", PARAMETERS["model"].default))
-    has, defaults = traits(model)
+    """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default."""
+    has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
     if name == "momentum":
         return values.get("optimizer", PARAMETERS["optimizer"].default) != "adam"
     if name == "norm_position":
@@ -162,7 +134,7 @@ def applies(name: str, values: Mapping[str, Value]) -> bool:
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that changes a tensor's size or the stream of batches. The parameters' help is in `PARAMETERS`.
+    """Everything that changes a tensor's size or the stream of batches. Trials of equal shapes can form one group.
 
     `classes` is the data's; `data_seed` orders the batches; `precision` is resolved (fp32 or bf16), never auto;
     `train_images` 0 means all of the training part, `validation_images` 0 all of the validation part.
@@ -214,16 +186,11 @@ class TrialConfig:
         """Complete `params` with the defaults of their model.
 
         A parameter that the model or the optimizer does not have (dropout's place in the space of a sweep over
-        several models, say) falls back to its default, so that equal networks get equal configs.
-
-        `precision`, fp32 or bf16, stands where `params` says ``auto`` or nothing. For the rest see `Shape` and `Knobs`.
-
-        Raises:
-            UsageError: a parameter is unknown or out of range.
+        several models, say) falls back to its default, so that equal networks get equal configs. `precision`, fp32 or
+        bf16, stands where `params` says ``auto`` or nothing. Raises UsageError for what is unknown or out of range.
         """
         given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
-        model = str(given.get("model", PARAMETERS["model"].default))
-        has, defaults = traits(model)
+        has, defaults = traits(str(given.get("model", PARAMETERS["model"].default)))
         values: dict[str, Value] = {name: parameter.default for name, parameter in PARAMETERS.items()} | defaults
         complete = values | given
         values |= {name: value for name, value in given.items() if applies(name, complete)}
@@ -239,28 +206,23 @@ class TrialConfig:
         """Rebuild a config from `to_dict`'s result; UsageError if a value is missing, unknown, or out of range."""
         known = [field.name for part in (Shape, Knobs) for field in fields(part)]
         values = {"validation_images": 0} | dict(values)  # what was stored before there was a choice
-        for name in values:
-            if name not in known:
-                raise UsageError(f"trial config: there is no value {name!r}; {nearest(name, known)}.")
-        missing = [name for name in known if name not in values]
-        if missing:
+        if unknown := [name for name in values if name not in known]:
+            raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], known)}.")
+        if missing := [name for name in known if name not in values]:
             raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(known)}.")
         for name, least in (("classes", 2), ("data_seed", 0), ("seed", 0)):
             if type(values[name]) is not int or values[name] < least:
-                raise UsageError(
-                    f"trial config: {name} = {values[name]!r} is not accepted; a whole number from {least}."
-                )
+                fault = f"{name} = {values[name]!r}"
+                raise UsageError(f"trial config: {fault} is not accepted; a whole number from {least}.")
         for name, value in values.items():
             if name in PARAMETERS and not (name == "hidden_units" and value == 0):
                 check_parameter(name, value, where="trial config")
-        return cls(
-            Shape(**{field.name: values[field.name] for field in fields(Shape)}),
-            Knobs(**{field.name: values[field.name] for field in fields(Knobs)}),
-        )
+        shape, knobs = ({field.name: values[field.name] for field in fields(part)} for part in (Shape, Knobs))
+        return cls(Shape(**shape), Knobs(**knobs))
 
     def to_dict(self) -> dict[str, Value]:
         """All values, flat, as plain data."""
-        return dataclasses.asdict(self.shape) | dataclasses.asdict(self.knobs)
+        return asdict(self.shape) | asdict(self.knobs)
 
 
 def derive_seed(*path: int | str) -> int:

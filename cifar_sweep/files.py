@@ -8,18 +8,17 @@ from pathlib import Path
 from cifar_sweep.errors import DiskError
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | str) -> None:
     """Write `content` beside `path` and rename it into place, so that a reader sees the old file or the new one.
 
-    Raises:
-        DiskError: the file could not be written; what stood there before still stands.
+    After a DiskError what stood there before still stands.
     """
     # Not the process id: threads share it, and so do containers that share a folder.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            file.write(content)
+            file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -1,14 +1,40 @@
-"""Numbers in words: parameters on a line, lengths of time, ranges of time."""
+"""Values and numbers in words."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from cifar_sweep.config import Value
+
+_MARKED_UP = re.compile(r"([\\`*_\[\]<>|~&$])")
+
+
+def in_markdown(text: str) -> str:
+    """A text on one line that Markdown shows as it is."""
+    return _MARKED_UP.sub(r"\\\1", " ".join(text.split()))
+
+
+def percent(share: float) -> str:
+    """A fraction in percent, without the sign."""
+    return f"{100 * share:.2f}"
+
+
+def plain(value: Value, digits: int = 4) -> str:
+    """A parameter's value for people, floats with so many significant digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def params_text(params: Mapping[str, Any]) -> str:
     """Parameters on one line, floats with three significant digits."""
-    return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
-    )
+    shown = ((name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in params.items())
+    return " ".join(f"{name}={value}" for name, value in shown)
 
 
 def duration(seconds: float) -> str:

@@ -603,7 +603,7 @@ def test_opening_asks_the_server_for_nothing(amazon: None, monkeypatch: pytest.M
 
 
 def client_of(address: str) -> Any:
-    return open_artifacts(address).client  # type: ignore[attr-defined]
+    return open_artifacts(address).place.client  # type: ignore[union-attr]
 
 
 def test_the_client_is_patient(amazon: None, monkeypatch: pytest.MonkeyPatch) -> None:

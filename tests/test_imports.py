@@ -19,6 +19,7 @@ ALLOWED = {
     "version": set(),
     "curve": set(),
     "words": {"config"},
+    "pages": {"words"},
     "files": {"errors"},
     "config": {"errors"},
     "artifacts": {"files", "errors"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "training": {"curve", "config", "files", "errors"},
     "forecast": {"study", "sweep", "config"},
     "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
-    "exports": {"study", "artifacts", "curve", "training", "config", "files", "version", "errors"},
+    "exports": {"study", "artifacts", "curve", "training", "config", "files", "pages", "version", "errors"},
     "work": {
         "machine", "exports", "study", "sweep", "artifacts", "training", "curve", "config", "files", "version",
         "errors",
@@ -35,14 +36,14 @@ ALLOWED = {
     "hand": {"exports", "study", "sweep", "training", "artifacts", "words", "config", "errors"},
     "figures": {"hand", "study", "sweep", "curve", "words", "config", "files", "errors"},
     "report": {
-        "figures", "hand", "exports", "study", "sweep", "training", "artifacts", "words", "config", "files", "version",
-        "errors",
+        "figures", "hand", "exports", "study", "sweep", "training", "artifacts", "words", "config", "files", "pages",
+        "version", "errors",
     },
-    "dashboard": {"figures", "hand", "study", "sweep", "artifacts", "words", "config", "errors"},
-    "terminal": {"forecast", "study", "sweep", "training", "artifacts", "words", "config", "errors"},
+    "dashboard": {"figures", "hand", "study", "sweep", "artifacts", "words", "config", "pages", "errors"},
+    "terminal": {"forecast", "study", "sweep", "training", "artifacts", "words", "config", "pages", "errors"},
     "cli": {
         "dashboard", "report", "terminal", "figures", "hand", "work", "machine", "forecast", "exports", "study",
-        "sweep", "training", "artifacts", "words", "config", "errors",
+        "sweep", "training", "artifacts", "words", "config", "files", "pages", "errors",
     },
     "api": {
         "terminal", "figures", "work", "machine", "forecast", "exports", "study", "sweep", "training", "artifacts",

@@ -6,14 +6,13 @@ Each command is one short function: parse, call, print. Heavy modules are import
 
 import atexit
 import gc
-import itertools
 import logging
 import sys
 from collections.abc import Callable
 
 import typer
 
-from cifar_sweep.cli import machine, networks, options, queue, run, studies
+from cifar_sweep.cli import bundles, machine, networks, queue, run, studies
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -24,15 +23,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-COMMANDS: tuple[tuple[Callable[..., None], ...], ...] = (  # in the order of `--help`
-    (machine.plan, run.run, run.submit, run.worker, studies.status),
-    (queue.pause, queue.resume, queue.cancel, queue.delete, queue.copy),
-    (machine.list_sweeps, machine.bench, studies.compare, studies.plot, studies.report),
-    (networks.export, networks.ensemble, networks.evaluate, networks.predict, networks.train, networks.model),
-    (studies.dashboard, machine.doctor),
-)
-for command in itertools.chain(*COMMANDS):
-    app.command(name="list" if command is machine.list_sweeps else None)(options.spread(command))
+COMMANDS: tuple[Callable[..., None], ...] = (
+    machine.plan, run.run, run.submit, run.worker, studies.status,
+    queue.pause, queue.resume, queue.cancel, queue.delete, queue.copy,
+    machine.list_sweeps, machine.bench, studies.compare, studies.plot, studies.report,
+    networks.export, networks.ensemble, networks.evaluate, networks.predict, networks.train, networks.model,
+    studies.dashboard, machine.doctor,
+)  # fmt: skip
+for command in COMMANDS:  # in the order of `--help`
+    app.command(name="list" if command is machine.list_sweeps else None)(bundles.spread(command))
 
 
 def main(arguments: list[str] | None = None) -> None:

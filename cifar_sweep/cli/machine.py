@@ -1,32 +1,14 @@
 """This machine and what a sweep takes on it: `plan`, `list`, `bench`, `doctor`."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Option
 
-from cifar_sweep.cli.options import (
-    Data,
-    Device,
-    FileOptions,
-    SweepOptions,
-    WorkerOptions,
-    echo_json,
-    load_data,
-    quiet,
-    say,
-    say_of,
-    terminal,
-)
+from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
+from cifar_sweep.cli.options import Data, Device, echo_json, say, say_of, terminal
 from cifar_sweep.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.table import Table
-
-    from cifar_sweep.machine.bench import Row
 
 
 def plan(
@@ -50,7 +32,7 @@ def plan(
     source, images = asked.images(quiet=as_json)
     check_submission(chosen.name, chosen, images)
     many = len(split(images.train_labels)[0])
-    made = workers.choose([chosen], train_images=many, always=True, say=quiet if as_json else say)
+    made = workers.choose([chosen], train_images=many, always=True, say=(lambda _: None) if as_json else say)
     precision, _ = resolve_precision(where)
     pace = rehearse(
         chosen, made, source=source, device=device, precision=precision, classes=len(images.classes), started=started
@@ -78,14 +60,13 @@ def list_sweeps() -> None:
     from cifar_sweep.sweep.file import load, names
     from cifar_sweep.words import duration
 
-    sweeps, faults = {}, []
+    view, faults = Table("sweep", "trials", "rough time", "searches", "what for", box=None), []
     for name, path in names().items():
         try:
-            sweeps[name] = load(path)
+            sweep = load(path)
         except UsageError as error:
             faults.append(error)
-    view = Table("sweep", "trials", "rough time", "searches", "what for", box=None)
-    for name, sweep in sweeps.items():
+            continue
         searched = "given runs" if sweep.given else ", ".join(sweep.space)
         seconds = rough_seconds(sweep)
         rough = f"about {duration(seconds)}" if seconds is not None else "not known"
@@ -108,51 +89,23 @@ def bench(
     from dataclasses import asdict
 
     from cifar_sweep.config import check_parameter
-    from cifar_sweep.machine.bench import CASES, measure
-    from cifar_sweep.training.device import resolve_device
-
-    cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
-    resolve_device(device)
-    images = load_data(data, quiet=as_json)
-    rows = list(measure(cases, device=device, source=data, turns=turns, say=quiet if as_json else say))
-    surroundings = _surroundings(device)
-    if as_json:
-        echo_json({"rows": [asdict(row) for row in rows], "data": images.name, **surroundings})
-        return
-    terminal().print(_bench_table(rows))
-    where, torch = surroundings["device"], surroundings["versions"]["torch"]
-    say(f"{where}; {images.name}; medians of {turns} turns (lowest to highest); torch {torch}; validation in none")
-
-
-def _surroundings(device: str) -> dict[str, Any]:
+    from cifar_sweep.machine.bench import CASES, measure, table
     from cifar_sweep.study.provenance import commit, versions
     from cifar_sweep.training.device import available_cores, device_name, resolve_device
     from cifar_sweep.training.lanes import kernels_name
 
+    cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
     where = resolve_device(device)
-    shown = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
-    return {"device": shown, "versions": versions() | {"kernels": kernels_name(where)}, "commit": commit()}
-
-
-def _bench_table(rows: "Sequence[Row]") -> "Table":
-    from rich.table import Table
-
-    view = Table(
-        "network", "batch", "images/s", "plain", "times", "plain, 2 processes", "times", "of the peak", "plan", box=None
-    )
-    for row in rows:
-        view.add_row(
-            row.model,
-            str(row.batch_size),
-            f"{row.images_per_second:,}",
-            f"{row.plain_images_per_second:,}",
-            "{} ({} to {})".format(row.ratio, *row.spread),
-            f"{row.two_plain_images_per_second:,}",
-            "{} ({} to {})".format(row.ratio_to_two, *row.spread_to_two),
-            f"{row.share_of_peak:.0%}",
-            f"{row.plan}, {row.precision}",
-        )
-    return view
+    images = load_data(data, quiet=as_json)
+    rows = list(measure(cases, device=device, source=data, turns=turns, say=(lambda _: None) if as_json else say))
+    on = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
+    known, facts = versions() | {"kernels": kernels_name(where)}, {"data": images.name, "device": on}
+    if as_json:
+        echo_json({"rows": [asdict(row) for row in rows], **facts, "versions": known, "commit": commit()})
+        return
+    terminal().print(table(rows))
+    turned = f"medians of {turns} turns (lowest to highest)"
+    say(f"{on}; {images.name}; {turned}; torch {known['torch']}; validation in none")
 
 
 def doctor(data: Data = "auto", *, place: FileOptions) -> None:
@@ -163,7 +116,7 @@ def doctor(data: Data = "auto", *, place: FileOptions) -> None:
 
     findings = examine(storage=place.storage, data=data, artifacts=place.artifacts or "artifacts")
     view = Table.grid(padding=(0, 2))
-    for finding in findings:
-        view.add_row("ok" if finding.well else "FAULT", finding.subject, finding.found)
+    for subject, well, found in findings:
+        view.add_row("ok" if well else "FAULT", subject, found)
     terminal().print(view, highlight=False, soft_wrap=True)
-    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+    raise typer.Exit(0 if all(well for _, well, _ in findings) else 1)

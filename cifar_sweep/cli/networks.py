@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.options import (
-    Device,
-    ImageOptions,
-    SameData,
-    StudyName,
-    Threads,
-    data_of_export,
-    echo_json,
-    say,
-    say_of,
-    settings_of,
-    terminal,
-)
+from cifar_sweep.cli.bundles import ImageOptions, load_data
+from cifar_sweep.cli.options import Device, SameData, StudyName, Threads, echo_json, say, say_of, settings_of, terminal
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,12 +16,14 @@ if TYPE_CHECKING:
 
     import torch
 
+    from cifar_sweep.exports.exported import Exported
     from cifar_sweep.exports.trained import Trained
     from cifar_sweep.training.images.data import ImageData
     from cifar_sweep.work.signals import StopRequest
 
 ExportFolder = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
+SOURCES = Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
 OUT = "Folder to write; one named after what is in it if not given."
 ONNX = "Write model.onnx, too, or do not; where the extra onnx is installed, if not given."
 
@@ -75,9 +66,7 @@ def export(
 
 
 def ensemble(
-    sources: Annotated[
-        list[str] | None, Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
-    ] = None,
+    sources: Annotated[list[str] | None, SOURCES] = None,
     top: Annotated[int | None, Option(min=1, help="So many of the study's best trials; 3 if not given.")] = None,
     trials: Annotated[str | None, Option(help="These trials of the study instead, as in 3,5,8.")] = None,
     seeds: Annotated[int, Option(min=0, help="Train each again under so many other seeds; 0 takes its weights.")] = 0,
@@ -87,14 +76,14 @@ def ensemble(
     options: ImageOptions,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.exports.trained import check_size
     from cifar_sweep.training.device import prepare_process, resolve_device
     from cifar_sweep.work.retrain import Retraining, discard_unfinished
     from cifar_sweep.work.signals import stop_on_signals
 
     on = resolve_device(options.device)
     members, name, images = _members(sources or [], top, trials, options)
-    check_size(len(members) * (seeds or 1))
+    if (count := len(members) * (seeds or 1)) < 2:
+        raise UsageError(f"an ensemble of {count}: accepted: from 2 members, by --top, --trials or --seeds.")
     folder = output.out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
@@ -120,11 +109,10 @@ def _members(
             raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
         exports = [read(Path(source)) for source in sources]
         members = joined(exports)
-        return members, exports[0].folder.name, data_of_export(exports[0], options.data, must_match=True)
+        return members, exports[0].folder.name, _images_of(exports[0], options.data, must_match=True)
     if len(sources) > 1:
-        raise UsageError(
-            f"{', '.join(sources)}: no export folders; accepted: one study, or folders that hold a config.toml."
-        )
+        given = ", ".join(sources)
+        raise UsageError(f"{given}: no export folders; accepted: one study, or folders that hold a config.toml.")
     study = options.load(sources[0] if sources else None)
     chosen = choose(study, top=top or 3, numbers=numbers)
     files = options.files_of(study)
@@ -148,7 +136,7 @@ def evaluate(export: ExportFolder, device: Device = "auto", data: SameData = Non
 
     chosen = read(export)
     on = resolve_device(device)
-    images = data_of_export(chosen, data, quiet=as_json)
+    images = _images_of(chosen, data, quiet=as_json)
     prepare_process(on, threads=chosen.origin.threads)
     evaluation = evaluate_export(chosen, images, device=on)
     if as_json:
@@ -156,7 +144,7 @@ def evaluate(export: ExportFolder, device: Device = "auto", data: SameData = Non
         return
     terminal().print(table(evaluation))
     measured = f"{evaluation['test_accuracy']:.2%} ({evaluation['test_images']:,} images of {images.name})"
-    say(f"\n{export}: test accuracy {measured}" + _shortened_words(chosen.shortened))
+    say(f"\n{export}: test accuracy {measured}" + (f"; shortened: {chosen.shortened}" if chosen.shortened else ""))
 
 
 def predict(
@@ -177,7 +165,7 @@ def predict(
         raise UsageError(f"--against {against}: that is the same export; accepted: another one.")
     pictures = [looks.read_picture(path) for path in images or []]
     if test:
-        pictures += looks.some_of_test(data_of_export(exports[str(export)], data, quiet=as_json), test)
+        pictures += looks.some_of_test(_images_of(exports[str(export)], data, quiet=as_json), test)
     if not pictures:
         raise UsageError("predict: give image files, or --test N for images of the test set.")
     said = looks.predictions(exports, pictures)
@@ -189,7 +177,7 @@ def predict(
     terminal().print(looks.table(pictures, said), soft_wrap=True)
     for name, each in exports.items():
         if each.shortened:
-            say(name + _shortened_words(each.shortened))
+            say(f"{name}; shortened: {each.shortened}")
     if page is not None:
         say(f"written: {page}")
 
@@ -209,7 +197,7 @@ def train(
     from cifar_sweep.work.signals import stop_on_signals
 
     export = read(config)
-    images = data_of_export(export, data)
+    images = _images_of(export, data)
     source = export.folder.absolute()
     folder = output.out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
@@ -218,8 +206,7 @@ def train(
         trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
     metrics = _write(folder, trained, images, resolve_device(kind))
     discard_unfinished(folder)
-    known = known_test_accuracy(export.folder)
-    if known is not None:
+    if (known := known_test_accuracy(export.folder)) is not None:
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
         say(f"test accuracy compared with the export's: {same}")
@@ -244,6 +231,25 @@ def model(
         echo_json(described)
     else:
         terminal().print(table(described))
+
+
+def _images_of(export: "Exported", source: str | None, *, must_match: bool = False, quiet: bool = False) -> "ImageData":
+    """The images that an export was trained on, from `source` or from where its kind is found.
+
+    Other images of as many classes are only remarked on, unless they `must_match`; not even that where `quiet`.
+    """
+    origin = export.origin
+    images = load_data(source or origin.data_source, quiet=quiet)
+    if images.fingerprint == origin.data_fingerprint:
+        return images
+    if must_match or len(images.classes) != len(origin.classes):
+        raise UsageError(
+            f"{export.folder}: trained on {origin.data} ({len(origin.classes)} classes), not on {images.name} "
+            f"({len(images.classes)} classes); name its data with --data."
+        )
+    if not quiet:
+        say(f"note: the export was trained on {origin.data}, this is {images.name}: numbers will differ.")
+    return images
 
 
 def _stopped(stop: "StopRequest") -> NoReturn:
@@ -281,7 +287,3 @@ def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
         return
     same = f"the same probabilities on {noted['images']} test images, to {noted['largest_difference']:.1g}"
     say(f"{folder / onnx.NAME}: {same}")
-
-
-def _shortened_words(shortened: str) -> str:
-    return f"; shortened: {shortened}" if shortened else ""

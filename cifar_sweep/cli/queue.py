@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.options import DATABASE_HELP, FileOptions, StorageOptions, say, without_password
+from cifar_sweep.cli.bundles import FileOptions, StorageOptions
+from cifar_sweep.cli.options import DATABASE, say, without_password
 from cifar_sweep.errors import UsageError
 
 Studies = Annotated[list[str] | None, Argument(metavar="[STUDY]...", help="These alone; all that are open.")]
+KEEP_FILES = "Leave checkpoints and weights: a copy in another database has them, too."
 OneStudy = Annotated[str, Argument(metavar="STUDY", help="The study.")]
 
 
@@ -43,9 +45,7 @@ def delete(
     study: OneStudy,
     *,
     yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
-    keep_files: Annotated[
-        bool, Option("--keep-files", help="Leave checkpoints and weights: a copy in another database has them, too.")
-    ] = False,
+    keep_files: Annotated[bool, Option("--keep-files", help=KEEP_FILES)] = False,
     place: FileOptions,
 ) -> None:
     """Delete a study with all its trials, checkpoints and weights. Exports stay."""
@@ -56,21 +56,18 @@ def delete(
     store, opened = place.files_of(doomed), doomed.storage
     files = f", {'but not' if keep_files else 'and'} its files from {store.shown}"
     question = f"Delete study {study} with its {len(doomed.trials())} trials from {opened.shown}{files}?"
-    if not yes and not _confirmed(question):
+    try:
+        confirmed = yes or typer.confirm(question)
+    except typer.Abort:  # the input has ended: nobody is there to answer
+        confirmed = False
+    if not confirmed:
         raise UsageError(f"study {study!r} was not deleted; accepted: y at the question, or --yes.")
     delete_study(opened, study, remove_files=lambda each: None if keep_files else remove_files(each, store))
     say(f"study {study} is deleted")
 
 
-def _confirmed(question: str) -> bool:
-    try:
-        return typer.confirm(question)
-    except typer.Abort:  # the input has ended: nobody is there to answer
-        return False
-
-
 def copy(
-    source: Annotated[str, Argument(metavar="FROM", callback=without_password, help=DATABASE_HELP)],
+    source: Annotated[str, Argument(metavar="FROM", callback=without_password, help=DATABASE)],
     target: Annotated[str, Argument(metavar="TO", callback=without_password, help="Likewise; made if needed.")],
     studies: Studies = None,
 ) -> None:

@@ -2,25 +2,14 @@
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
-from cifar_sweep.cli.options import (
-    FileOptions,
-    MaxHours,
-    NewStudyOptions,
-    SameData,
-    StorageOptions,
-    SweepOptions,
-    WorkerOptions,
-    deadline_of,
-    printer,
-    say,
-    say_of,
-    terminal,
-)
+from cifar_sweep.cli.bundles import FileOptions, NewStudyOptions, StorageOptions, SweepOptions, WorkerOptions
+from cifar_sweep.cli.options import MaxHours, SameData, deadline_of, say, say_of, terminal
 from cifar_sweep.cli.queue import Studies
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
@@ -32,18 +21,17 @@ if TYPE_CHECKING:
     from cifar_sweep.study.study import SweepStudy
     from cifar_sweep.sweep.sweep import Sweep
 
+ON_RAY = "ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says."
+GPUS = "With --on: GPUs of each worker, or a fraction of one; 0 if not given."
+
 
 def run(
     asked: SweepOptions,
     workers: WorkerOptions,
     *,
     max_hours: MaxHours = None,
-    on: Annotated[
-        str | None, Option(help="ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says.")
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None, Option(min=0, help="With --on: GPUs of each worker, or a fraction of one; 0 if not given.")
-    ] = None,
+    on: Annotated[str | None, Option(help=ON_RAY)] = None,
+    gpus_per_worker: Annotated[float | None, Option(min=0, help=GPUS)] = None,
     place: NewStudyOptions,
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
@@ -67,7 +55,7 @@ def run(
 
             many: dict[str, Any] = {"workers": workers.processes, "gpus": gpus or 0.0, "group": workers.at_once}
             job = replace(job, threads=workers.threads)
-            run_on_ray(job, str(cluster), **many, stop=stop, say=printer(console))
+            run_on_ray(job, str(cluster), **many, stop=stop, say=partial(say, console=console))
     # The database may have been away in the meantime, or be so now.
     wait_out(lambda: _say_end(study, place), stop=stop, say=say)
     # Another point takes the place of a trial that failed, but never of a given one.
@@ -166,6 +154,7 @@ def worker(
     place: FileOptions,
 ) -> None:
     """Train trials of submitted studies, the most urgent first, until told to stop."""
+    from cifar_sweep.artifacts import open_artifacts
     from cifar_sweep.study.opening import load
     from cifar_sweep.training.device import resolve_device
     from cifar_sweep.work.signals import stop_on_signals
@@ -175,7 +164,8 @@ def worker(
     deadline = deadline_of(max_hours)
     opened = place.open()
     names = tuple(load(opened, name).name for name in studies or [])
-    job = Job(place.storage, names, data=data, artifacts=place.address, device=workers.device, deadline=deadline)
+    files = None if place.artifacts is None else open_artifacts(place.artifacts).address
+    job = Job(place.storage, names, data=data, artifacts=files, device=workers.device, deadline=deadline)
 
     def plan(there: "Sequence[SweepStudy]") -> "Plan":
         made = workers.choose([study.sweep for study in there], say=say)
@@ -206,11 +196,9 @@ def _note_costs(study: "SweepStudy", plan: "Plan") -> None:
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
     from cifar_sweep.study.outage import is_outage
 
-    if plan.costs is None:
-        return
     images = study.data.get("train_images", TRAIN_IMAGES)
     try:
-        if study.costs is None:
+        if plan.costs and study.costs is None:
             note_costs(study, plan.costs.model_copy(update={"train_images": images}))
     except Exception as error:
         if not is_outage(error):

@@ -3,16 +3,23 @@
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Option
 
-from cifar_sweep.cli.options import ImageOptions, StorageOptions, StudyName, echo_json, say, terminal
+from cifar_sweep.cli.bundles import ImageOptions, StorageOptions
+from cifar_sweep.cli.options import StudyName, echo_json, say, terminal
 
 if TYPE_CHECKING:
     from cifar_sweep.report.facts import ImageFindings
     from cifar_sweep.study.study import SweepStudy
+
+HOST = "Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN."
+ALLOW_WRITE = "Let its page write notes, end trials, delete studies; else read only."
+FORMATS = "html: a page that opens offline; md: in short; csv: a row for each trial."
+OUT = "File to write, - for standard output; STUDY-report.FORMAT if not given."
+NO_IMAGES = "Measure nothing, and show no images: the database is enough."
 
 
 def status(
@@ -87,14 +94,9 @@ def plot(
 
 
 def dashboard(
-    host: Annotated[
-        str, Option(help="Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN.")
-    ] = "127.0.0.1",
+    host: Annotated[str, Option(help=HOST)] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
-    allow_write: Annotated[
-        bool,
-        Option("--allow-write", help="Let its page write notes, end trials, delete studies; else read only."),
-    ] = False,
+    allow_write: Annotated[bool, Option("--allow-write", help=ALLOW_WRITE)] = False,
     *,
     place: StorageOptions,
 ) -> None:
@@ -103,29 +105,16 @@ def dashboard(
     from cifar_sweep.work.signals import stop_on_signals
 
     opened = place.open()
+    where: dict[str, Any] = {"host": host, "port": port, "allow_write": allow_write}
     with stop_on_signals() as stop:
-        serve(
-            opened,
-            host=host,
-            port=port,
-            allow_write=allow_write,
-            stop=stop,
-            on_ready=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"),
-        )
+        serve(opened, **where, stop=stop, say=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"))
 
 
 def report(
     study: StudyName = None,
-    form: Annotated[
-        Literal["html", "md", "csv"],
-        Option("--format", help="html: a page that opens offline; md: in short; csv: a row for each trial."),
-    ] = "html",
-    out: Annotated[
-        str | None, Option(help="File to write, - for standard output; STUDY-report.FORMAT if not given.")
-    ] = None,
-    no_images: Annotated[
-        bool, Option("--no-images", help="Measure nothing, and show no images: the database is enough.")
-    ] = False,
+    form: Annotated[Literal["html", "md", "csv"], Option("--format", help=FORMATS)] = "html",
+    out: Annotated[str | None, Option(help=OUT)] = None,
+    no_images: Annotated[bool, Option("--no-images", help=NO_IMAGES)] = False,
     *,
     options: ImageOptions,
 ) -> None:
@@ -133,9 +122,9 @@ def report(
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
+    from cifar_sweep.files import replace_file
     from cifar_sweep.report import page, text
     from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
-    from cifar_sweep.report.words import write
     from cifar_sweep.study.opening import load, load_all
 
     storage = options.open()
@@ -150,7 +139,7 @@ def report(
         sys.stdout.buffer.flush()
         return
     path = Path(out) if out else Path(f"{told.name}-report.{form}")
-    write(path, written)
+    replace_file(path, written)
     say(f"written: {path}")
 
 

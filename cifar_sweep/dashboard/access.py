@@ -57,9 +57,6 @@ _NEVER = (
     (r"/api/artifacts/.*", "the files of a trial are kept by its worker alone; they go when their study is deleted."),
     (r"/incompatible-rdb-schema", "the database is brought up with `optuna storage upgrade`."),
 )
-_STUDY_PAGE = re.compile(r"/dashboard/studies/(\d+)")
-# What a study's page asks for when its script, of several megabytes, has been read: a browser may fetch it meanwhile.
-_AHEAD = "</static/bundle.js>; rel=preload; as=script, </api/studies/{}?after=0>; rel=preload; as=fetch; crossorigin"
 _NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
 
 
@@ -163,11 +160,8 @@ def _keep_own_part(environ: dict[str, Any]) -> None:
 def _own_headers(path: str) -> Headers:
     """The headers that every answer has."""
     # By its place: an answer that it has not changed names no kind, but replaces the headers that a browser keeps.
-    if not path.startswith("/dashboard"):
-        return [*_HEADERS.items(), ("Content-Security-Policy", _ANYTHING_ELSE)]
-    study = _STUDY_PAGE.match(path)
-    ahead = [("Link", _AHEAD.format(study[1]))] if study else []
-    return [*_HEADERS.items(), ("Content-Security-Policy", _PAGE), *ahead]
+    policy = _PAGE if path.startswith("/dashboard") else _ANYTHING_ELSE
+    return [*_HEADERS.items(), ("Content-Security-Policy", policy)]
 
 
 def _answer_of(app: WsgiApp, environ: dict[str, Any]) -> Answer:

@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
 
 from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.hand.rows import HandRow
+from cifar_sweep.pages import templates
 from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, ranked, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.sweep import Choices, Sweep
@@ -120,13 +120,7 @@ def _escaped(value: object) -> object:
     return value if isinstance(value, (int, Markdown)) else " ".join(str(value).split()).translate(_MARKS)
 
 
-_ENVIRONMENT = Environment(  # noqa: S701 - Markdown is escaped otherwise than HTML
-    loader=PackageLoader("cifar_sweep.dashboard"),
-    finalize=_escaped,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_ENVIRONMENT = templates("dashboard", _escaped)
 _ENVIRONMENT.globals |= {
     "config_text": _config_text,
     "params_text": params_text,

@@ -52,11 +52,7 @@ class _OneLine(logging.Handler):
 
 
 def token_for(host: str) -> str:
-    """The token that a dashboard on this address asks for; none on this machine's own.
-
-    Raises:
-        UsageError: others can reach the address, and no token is set.
-    """
+    """The token that a dashboard on this address asks for; none on this machine's own. Raises UsageError."""
     with suppress(ValueError):  # a name that is no address
         if host == "localhost" or ip_address(host).is_loopback:
             return ""
@@ -87,26 +83,20 @@ def serve(
     *,
     host: str,
     port: int,
-    allow_write: bool = False,
+    allow_write: bool,
     stop: Callable[[], bool],
-    on_ready: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> None:
-    """Serve the dashboard until `stop` says yes. `on_ready` is given the address.
-
-    Raises:
-        UsageError: others can reach it, and there is no token.
-        CifarSweepError: the address cannot be used.
-    """
+    """Serve the dashboard until `stop` says yes; `say` is given the address. Raises CifarSweepError."""
     app = application(storage, token=token_for(host), allow_write=allow_write)
     try:
         server = make_server(host, port, app, server_class=_ThreadingServer, handler_class=_QuietHandler)
     except OSError as error:
-        raise CifarSweepError(
-            f"port {port} on {host} cannot be used: {error.strerror}; choose one with --port."
-        ) from None
+        words = f"port {port} on {host} cannot be used: {error.strerror}; choose one with --port."
+        raise CifarSweepError(words) from None
     server.timeout = 0.5  # seconds between two looks at `stop`
     with server:
-        on_ready(f"http://{host}:{server.server_port}/dashboard/")
+        say(f"http://{host}:{server.server_port}/dashboard/")
         while not stop():
             server.handle_request()
 

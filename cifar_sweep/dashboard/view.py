@@ -39,11 +39,6 @@ class File:
     name: str
     stored: Stored
 
-    def attribute(self) -> tuple[str, str]:
-        """The file as optuna-dashboard expects it among a trial's system attributes."""
-        facts = {"artifact_id": self.id, "filename": self.name, "mimetype": BYTES, "encoding": None}
-        return f"artifacts:{self.id}", json.dumps(facts)
-
 
 @dataclass(frozen=True)
 class TrialView:
@@ -55,9 +50,12 @@ class TrialView:
 
     @cached_property
     def shown(self) -> Any:
-        shown = laid_over(
-            self.trial.frozen, lambda _, system: (_facts(self.trial), system | dict(map(File.attribute, self.files)))
-        )
+        kind = {"mimetype": BYTES, "encoding": None}
+        artifacts = {
+            f"artifacts:{file.id}": json.dumps({"artifact_id": file.id, "filename": file.name} | kind)
+            for file in self.files
+        }
+        shown = laid_over(self.trial.frozen, lambda _, system: (_facts(self.trial), system | artifacts))
         if not self.with_curve:
             shown.intermediate_values = {}
         return shown
@@ -171,25 +169,21 @@ def _facts(trial: TrialRecord) -> dict[str, Any]:
     }
     facts = {name: fact for name, fact in facts.items() if fact not in (None, "") and name not in trial.frozen.params}
     # What somebody has added; a traceback is too long, and its end is in the note.
-    others = {
-        name: value for name, value in trial.plain_attributes.items() if name not in facts and name != "traceback"
-    }
-    return {name: fact[:LONGEST_TEXT] if isinstance(fact, str) else fact for name, fact in (facts | others).items()}
+    others = {name: value for name, value in trial.plain_attributes.items() if name != "traceback"}
+    shown = facts | others | facts
+    return {name: fact[:LONGEST_TEXT] if isinstance(fact, str) else fact for name, fact in shown.items()}
 
 
 def _files(study: SweepStudy, trial: TrialRecord, *, kept: bool) -> tuple[File, ...]:
     """A trial's weights, if they are kept, and the checkpoints of one that is not finished."""
-    begin = f"{study.name}-{trial.number}"
-    files = [_file(f"{begin}-weights", trial.weights)] if kept and trial.weights else []
+    files = {"weights": trial.weights} if kept and trial.weights else {}
     for saved in [] if trial.is_finished else trial.checkpoints:
-        stored = Stored(saved["name"], saved["sha256"], saved["size"])
-        files.append(_file(f"{begin}-checkpoint-{saved['epoch']:04d}", stored))
-    return tuple(files)
-
-
-def _file(name: str, stored: Stored) -> File:
-    digest = hashlib.sha256(f"{stored.name}:{stored.sha256}".encode()).hexdigest()
-    return File(digest[:32], f"{name}.safetensors", stored)
+        files[f"checkpoint-{saved['epoch']:04d}"] = Stored(saved["name"], saved["sha256"], saved["size"])
+    digests = [hashlib.sha256(f"{stored.name}:{stored.sha256}".encode()).hexdigest() for stored in files.values()]
+    return tuple(
+        File(digest[:32], f"{study.name}-{trial.number}-{kind}.safetensors", stored)
+        for digest, (kind, stored) in zip(digests, files.items(), strict=True)
+    )
 
 
 def _claims(study: SweepStudy) -> list[HandRow]:

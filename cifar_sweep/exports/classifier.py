@@ -29,8 +29,7 @@ class Classifier(nn.Module):
     ) -> None:
         """Build the networks and load the state dicts `weights`. `mean` and `std` are the channels', of [0, 1].
 
-        Raises:
-            RuntimeError: a member's weights do not fit its config.
+        Raises RuntimeError where a member's weights do not fit its config.
         """
         super().__init__()
         self.configs = tuple(configs)

@@ -75,11 +75,7 @@ class Exported:
         return "; ".join(sorted({member.origin.shortened for member in self.members} - {""}))
 
     def weights(self) -> list[dict[str, Tensor]]:
-        """The members' state dicts, in order.
-
-        Raises:
-            StudyError: the file is missing or damaged, or belongs to another export.
-        """
+        """The members' state dicts, in order. Raises StudyError where the file is missing or damaged."""
         path = self.folder / "weights.safetensors"
         try:
             tensors = checkpoint.load(path, sha256=self.sha256)
@@ -95,34 +91,18 @@ class Exported:
         ]
 
     def classifier(self) -> Classifier:
-        """The trained networks.
-
-        Raises:
-            StudyError: the weights are missing or damaged, or do not fit the config.
-        """
+        """The trained networks. Raises StudyError where the weights are missing or damaged, or do not fit."""
         configs, weights = [member.config for member in self.members], self.weights()
         try:
             return Classifier(configs, weights, mean=self.origin.channel_mean, std=self.origin.channel_std)
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
 
-    def trained(self) -> list[Trained]:
-        """The members as trainings, to make another ensemble of.
-
-        Raises:
-            StudyError: the weights are missing or damaged.
-        """
-        return [
-            Trained(member.config, weights, member.origin)
-            for member, weights in zip(self.members, self.weights(), strict=True)
-        ]
-
 
 def joined(exports: Sequence[Exported]) -> list[Trained]:
-    """The members of several exports, in order.
+    """The members of several exports, in order, to make another ensemble of.
 
-    Raises:
-        UsageError: they were trained on different data.
+    Raises UsageError where they were trained on different data, and StudyError as `Exported.weights` does.
     """
     for other in exports[1:]:
         second, first = other.origin, exports[0].origin
@@ -131,7 +111,11 @@ def joined(exports: Sequence[Exported]) -> list[Trained]:
                 f"{other.folder}: trained on {second.data} ({second.data_fingerprint}), not as {exports[0].folder} on "
                 f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
             )
-    return [member for export in exports for member in export.trained()]
+    return [
+        Trained(member.config, weights, member.origin)
+        for export in exports
+        for member, weights in zip(export.members, export.weights(), strict=True)
+    ]
 
 
 def is_export(path: Path) -> bool:
@@ -140,11 +124,7 @@ def is_export(path: Path) -> bool:
 
 
 def read(path: Path) -> Exported:
-    """The export at `path`, a folder or its ``config.toml``.
-
-    Raises:
-        UsageError: there is no such file, or the file is no export's.
-    """
+    """The export at `path`, a folder or its ``config.toml``. Raises UsageError where there is none that can be read."""
     file = path / "config.toml" if path.is_dir() else path
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))

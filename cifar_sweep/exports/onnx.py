@@ -52,16 +52,10 @@ def check_installed() -> None:
 
 
 def add(folder: Path, data: ImageData) -> dict[str, Any]:
-    """Write an export's ``model.onnx``, and note it in ``metrics.json``.
+    """Write an export's ``model.onnx``, and note it in ``metrics.json``. Returns what is noted.
 
-    The file is only written where it gives the networks' probabilities for some test images of `data`.
-
-    Returns:
-        What is noted: the file's SHA-256, and the largest difference of a probability from the networks'.
-
-    Raises:
-        OnnxError: the file cannot be written, or gives other probabilities.
-        CifarSweepError: the export is not whole, or the disk is at fault.
+    The file is only written where it gives the networks' probabilities for some test images of `data`. Raises OnnxError
+    where it does not, or cannot be made, and CifarSweepError where the export is not whole.
     """
     export = read(folder)
     metrics_file = folder / "metrics.json"
@@ -71,23 +65,17 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
     images = some_images(data)
     difference = largest_difference(model, classifier, images)
     if not difference <= TOLERANCE:
-        raise OnnxError(
-            f"{folder / NAME} is not written: its probabilities would be {difference:.2g} away from the network's."
-        )
+        away = f"its probabilities would be {difference:.2g} away from the network's"
+        raise OnnxError(f"{folder / NAME} is not written: {away}.")
     replace_file(folder / NAME, model)
     digest = hashlib.sha256(model).hexdigest()
     noted = {"file": NAME, "sha256": digest, "largest_difference": difference, "images": len(images)}
-    replace_file(metrics_file, (json.dumps(metrics | {"onnx": noted}, indent=2) + "\n").encode())
+    replace_file(metrics_file, json.dumps(metrics | {"onnx": noted}, indent=2) + "\n")
     return noted
 
 
 def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
-    """A classifier on the CPU as an ONNX file, with its weights inside.
-
-    Raises:
-        OnnxError: ONNX lacks an operation of the network, or an operation depends on the pixels; or the extra's
-            packages are too old.
-    """
+    """A classifier on the CPU as an ONNX file, with its weights inside. Raises OnnxError where ONNX cannot say it."""
     with _silence():
         try:
             program = torch.onnx.export(
@@ -154,11 +142,7 @@ def some_images(data: ImageData) -> Tensor:
 
 
 def largest_difference(model: bytes, classifier: Classifier, images: Tensor) -> float:
-    """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, 32, 32] in [0, 1].
-
-    Raises:
-        OnnxError: the file does not run.
-    """
+    """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, 32, 32] in [0, 1]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

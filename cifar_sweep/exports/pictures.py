@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cifar_sweep.errors import UsageError
 from cifar_sweep.exports.exported import Exported
-from cifar_sweep.exports.rendering import render
 from cifar_sweep.files import replace_file
+from cifar_sweep.pages import rendered
 from cifar_sweep.training.images.data import ImageData
 
 SIDE = 32
@@ -26,18 +26,12 @@ SHOWN = 3  # classes named per picture
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, a file or one of the test set, as the networks see it.
-
-    Attributes:
-        pixels: uint8 [32, 32, 3].
-        size: width and height before the picture was resized.
-        right: the class that it shows; None where that is not known.
-    """
+    """A picture, a file or one of the test set, as the networks see it."""
 
     name: str
-    pixels: Tensor
-    size: tuple[int, int]
-    right: str | None = None
+    pixels: Tensor  # uint8 [32, 32, 3]
+    size: tuple[int, int]  # width and height before the picture was resized
+    right: str | None = None  # the class that it shows; None where that is not known
 
     @property
     def resized(self) -> bool:
@@ -53,11 +47,7 @@ def data_uri(pixels: Tensor) -> str:
 
 
 def read_picture(path: Path) -> Picture:
-    """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32.
-
-    Raises:
-        UsageError: the file is missing, or is no image that can be read.
-    """
+    """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32. Raises UsageError."""
     try:
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
@@ -73,11 +63,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def some_of_test(data: ImageData, count: int) -> list[Picture]:
-    """`count` random images of the test set, the same ones every time.
-
-    Raises:
-        UsageError: the test set has fewer.
-    """
+    """`count` random images of the test set, the same ones every time. Raises UsageError where it has fewer."""
     available = len(data.test_labels)
     if count > available:
         raise UsageError(f"--test {count}: {data.name} has {available:,} test images.")
@@ -98,11 +84,6 @@ class Prediction:
     export: str
     probabilities: Mapping[str, float]
     wrong: bool
-
-    @property
-    def best(self) -> str:
-        """The most probable class."""
-        return next(iter(self.probabilities))
 
     @property
     def words(self) -> str:
@@ -136,7 +117,10 @@ def as_json(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -
                 "size": list(picture.size),
                 "resized": picture.resized,
                 "right": picture.right,
-                "predictions": {one.export: {"class": one.best, "probabilities": one.probabilities} for one in row},
+                "predictions": {
+                    one.export: {"class": next(iter(one.probabilities)), "probabilities": one.probabilities}
+                    for one in row
+                },
             }
             for picture, row in zip(pictures, said, strict=True)
         ]
@@ -156,10 +140,7 @@ def table(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> 
 
 
 def write_page(path: Path, pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> None:
-    """Write one HTML file that opens offline: each picture, enlarged, with what every export says of it.
-
-    Raises:
-        DiskError: the file could not be written.
-    """
-    page = render("predictions.html.jinja", rows=list(zip(pictures, said, strict=True)), data_uri=data_uri)
-    replace_file(path, page.encode(errors="replace"))
+    """Write one HTML file that opens offline: each picture, enlarged, with what every export says of it."""
+    rows = list(zip(pictures, said, strict=True))
+    page = rendered("exports", "predictions.html.jinja", rows=rows, data_uri=data_uri)
+    replace_file(path, f"{page}\n")

@@ -8,7 +8,7 @@ from pprint import pformat
 from torch import nn
 
 from cifar_sweep.config import TrialConfig, is_own
-from cifar_sweep.exports.rendering import render
+from cifar_sweep.pages import rendered
 from cifar_sweep.training.images.data import ImageData
 
 SCRIPT = "predict.py"
@@ -18,10 +18,8 @@ LINE_WIDTH = 120
 def network_source(config: TrialConfig, network: nn.Module) -> str:
     """The expression that makes `config`'s network without its weights.
 
-    A user's own network is made by the user's module, which lies beside the script.
-
-    Raises:
-        ValueError: it is neither a user's own nor a chain of PyTorch's layers.
+    A user's own network is made by the user's module, which lies beside the script. Raises ValueError where it is
+    neither a user's own nor a chain of PyTorch's layers.
     """
     if is_own(config.shape.model):
         made = f"{own_module(config)}.{config.shape.model.partition(':')[2]}(SimpleNamespace(**{asdict(config.shape)}))"
@@ -44,10 +42,8 @@ def own_module(config: TrialConfig) -> str:
 def layer_source(layer: nn.Module) -> str:
     """The expression that makes one of PyTorch's layers with a bias, with ``from torch import nn``.
 
-    Only what is not PyTorch's default is said: other versions may not know all of the rest.
-
-    Raises:
-        ValueError: it is not one of PyTorch's, or has layers inside.
+    Only what is not PyTorch's default is said: other versions may not know all of the rest. Raises ValueError where it
+    is not one of PyTorch's, or has layers inside.
     """
     if not hasattr(nn, type(layer).__name__) or list(layer.children()):
         raise ValueError(f"no source is known for {layer}")
@@ -63,12 +59,11 @@ def layer_source(layer: nn.Module) -> str:
 def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, data: ImageData) -> str:
     """The text of ``predict.py``, for one network or for an ensemble.
 
-    It says of image files what `cifar-sweep predict` says, and gives ``classify`` to programs that import it.
-
-    Raises:
-        ValueError: as `network_source` does.
+    It says of image files what `cifar-sweep predict` says, and gives ``classify`` to programs that import it. Raises
+    ValueError as `network_source` does.
     """
-    return render(
+    text = rendered(
+        "exports",
         "predict.py.jinja",
         own_modules=sorted({own_module(config) for config in configs if is_own(config.shape.model)}),
         classes=pformat(list(data.classes), width=LINE_WIDTH, compact=True),
@@ -77,3 +72,4 @@ def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, dat
         shapes=[config.shape for config in configs],
         networks=[network_source(config, network) for config, network in zip(configs, networks, strict=True)],
     )
+    return f"{text}\n"

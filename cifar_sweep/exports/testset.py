@@ -36,10 +36,8 @@ class TestSet:
     def accuracy(self, trials: Sequence[TrialRecord]) -> float | None:
         """Test accuracy (a fraction) of the trials' mean probabilities, in float32, as an export measures it.
 
-        None where a trial is not complete, its weights were not kept, or, with a warning, its file is damaged.
-
-        Raises:
-            StudyError: the data is not the study's.
+        None where a trial is not complete, its weights were not kept, or, with a warning, its file is damaged. Raises
+        StudyError where the data is not the study's.
         """
         numbers = [trial.number for trial in trials]
         known = self.study.test_accuracy(numbers)

@@ -9,14 +9,12 @@ import torch
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError
 from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.curve import EpochResult, best_epoch
-from cifar_sweep.errors import StudyError, UsageError
+from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
-
-FEWEST_MEMBERS = 2  # of an ensemble
 
 
 class WeightsNotKeptError(StudyError):
@@ -25,34 +23,22 @@ class WeightsNotKeptError(StudyError):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a network comes from, and on what it was trained. An export keeps all of it, under these names.
-
-    Attributes:
-        label: of a given point its label; else empty.
-        shortened: in what a given point was shortened, in words; else empty.
-        best_epoch: the epoch that the weights are of, from 1.
-        validation_accuracy: of that epoch, as a fraction.
-        data_source: where the images are found: synthetic ones by their name, any others by ``auto``.
-        group_sizes: how many trials were trained together, epoch by epoch.
-        group_places: this one's place among them, from 0. With sizes, places and threads the same machine gives the
-            same numbers again.
-        commit: of the source; empty where a package was installed.
-        versions: of the packages and kernels that decide a number.
-    """
+    """Where a network comes from, and on what it was trained. An export keeps all of it, under these names."""
 
     study: str
     trial: int
-    label: str = ""
-    shortened: str = ""
-    best_epoch: int
-    validation_accuracy: float
-    data_source: str
+    label: str = ""  # of a given point its label; else empty
+    shortened: str = ""  # in what a given point was shortened, in words; else empty
+    best_epoch: int  # the epoch that the weights are of, from 1
+    validation_accuracy: float  # of that epoch, as a fraction
+    data_source: str  # where the images are found: synthetic ones by their name, any others by ``auto``
     device: str
     threads: int
-    group_sizes: tuple[int, ...] = ()
+    group_sizes: tuple[int, ...] = ()  # how many trials were trained together, epoch by epoch
+    # This one's place among them, from 0. With sizes, places and threads the same machine gives the same numbers again.
     group_places: tuple[int, ...] = ()
-    commit: str
-    versions: Mapping[str, str]
+    commit: str  # of the source; empty where a package was installed
+    versions: Mapping[str, str]  # of the packages and kernels that decide a number
     params: Mapping[str, Value]
 
 
@@ -80,26 +66,16 @@ class Trained:
 
 def classifier_of(members: Sequence[Trained], data: ImageData) -> Classifier:
     """The trained networks as one, for images like `data`."""
-    return Classifier(
-        [member.config for member in members],
-        [member.weights for member in members],
-        mean=data.channel_mean,
-        std=data.channel_std,
-    )
+    configs, weights = [member.config for member in members], [member.weights for member in members]
+    return Classifier(configs, weights, mean=data.channel_mean, std=data.channel_std)
 
 
 def pick(study: SweepStudy, number: int | None) -> TrialRecord:
-    """The complete trial `number`, or the best one.
-
-    Raises:
-        StudyError: there is none.
-    """
+    """The complete trial `number`, or the best one. Raises StudyError where there is none."""
     ranked = study.ranked()
-    if number is None:
-        if not ranked:
-            raise StudyError(f"study {study.name!r} has no finished trial to export; run it first.")
-        return ranked[0]
-    chosen = next((trial for trial in ranked if trial.number == number), None)
+    if number is None and not ranked:
+        raise StudyError(f"study {study.name!r} has no finished trial to export; run it first.")
+    chosen = next((trial for trial in ranked if number in (None, trial.number)), None)
     if chosen is None:
         there = ", ".join(str(trial.number) for trial in ranked) or "none"
         raise StudyError(f"study {study.name!r} has no complete trial {number}; complete are: {there}.")
@@ -107,11 +83,7 @@ def pick(study: SweepStudy, number: int | None) -> TrialRecord:
 
 
 def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[TrialRecord]:
-    """The complete trials with these numbers; with none, the `top` best by validation accuracy.
-
-    Raises:
-        StudyError: a number is no complete trial, or there are fewer than `top`.
-    """
+    """The complete trials with these numbers; with none, the `top` best by validation accuracy. Raises StudyError."""
     if numbers:
         return [pick(study, number) for number in numbers]
     ranked = study.ranked()
@@ -120,21 +92,8 @@ def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[Trial
     return ranked[:top]
 
 
-def check_size(members: int) -> None:
-    """Raise UsageError for an ensemble of fewer than two members."""
-    if members < FEWEST_MEMBERS:
-        raise UsageError(
-            f"an ensemble of {members}: accepted: from {FEWEST_MEMBERS} members, by --top, --trials or --seeds."
-        )
-
-
 def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> dict[str, torch.Tensor]:
-    """The weights that were kept of a complete trial.
-
-    Raises:
-        WeightsNotKeptError: they were not kept, or not here.
-        StudyError: the file is not the one that was written.
-    """
+    """The weights kept of a complete trial. Raises WeightsNotKeptError, and StudyError where they are damaged."""
     assert trial.weights is not None
     try:
         return checkpoint.unpack(artifacts.get(trial.weights))

@@ -15,10 +15,10 @@ import torch
 from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict, resident
-from cifar_sweep.exports.rendering import render
 from cifar_sweep.exports.source import SCRIPT, own_module, script
 from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
 from cifar_sweep.files import replace_file
+from cifar_sweep.pages import rendered
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models.own import fingerprint, source_of
@@ -27,21 +27,21 @@ from cifar_sweep.training.models.own import fingerprint, source_of
 def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device) -> dict[str, Any]:
     """Measure the test set, once, in float32, and write the folder: of one network, or of several as an ensemble.
 
-    Returns:
-        The metrics, as in ``metrics.json``. Accuracies are fractions, losses nats.
-
-    Raises:
-        DiskError: a file could not be written.
-        StudyError: a network is a user's own, and its file is not the one that it was trained with.
+    Returns the metrics, as in ``metrics.json``: accuracies are fractions, losses nats. Raises StudyError where a
+    network is a user's own, and its file is not the one that it was trained with.
     """
     beside = _own_files(members)
     classifier = classifier_of(members, data)
     metrics = _metrics(members, classifier, data=data, device=device)
-    weights = checkpoint.pack(_named_weights(members))
+    # Of an ensemble each tensor has its member's number before its name, as in `0.weight`.
+    named = [(f"{k}." if len(members) > 1 else "", member.weights) for k, member in enumerate(members)]
+    weights = checkpoint.pack({f"{begin}{name}": value for begin, own in named for name, value in own.items()})
     config = config_toml(members, data=data, sha256=hashlib.sha256(weights).hexdigest())
     texts = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
-        "MODEL_CARD.md": render("MODEL_CARD.md.jinja", configs=classifier.configs, metrics=metrics, data=data),
+        "MODEL_CARD.md": rendered(
+            "exports", "MODEL_CARD.md.jinja", configs=classifier.configs, metrics=metrics, data=data
+        ),
         SCRIPT: script(classifier.configs, list(classifier.members), data=data),
         "config.toml": config,
     }
@@ -53,13 +53,6 @@ def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: 
     for name, content in {**beside, **encoded}.items():
         replace_file(folder / name, content)
     return metrics
-
-
-def _named_weights(members: Sequence[Trained]) -> dict[str, torch.Tensor]:
-    """All tensors by name; of an ensemble each has its member's number before it, as in ``0.weight``."""
-    if len(members) == 1:
-        return dict(members[0].weights)
-    return {f"{k}.{name}": value for k, member in enumerate(members) for name, value in member.weights.items()}
 
 
 def _metrics(
@@ -80,18 +73,13 @@ def _metrics(
         curve = [asdict(result) for result in members[0].curve]
         return {"validation_accuracy": first.validation_accuracy, **common, **_origin(first), "curve": curve}
     validation = predict(classifier, batches.validation(), device=device)
-    accuracies = [
-        {
-            "validation_accuracy": accuracy(validation.probabilities[k], validation.labels),
-            "test_accuracy": accuracy(test.probabilities[k], test.labels),
-        }
-        for k in range(len(members))
+    each = [
+        _origin(member.provenance)
+        | {"validation_accuracy": accuracy(validation.probabilities[k], validation.labels)}
+        | {"test_accuracy": accuracy(test.probabilities[k], test.labels)}
+        for k, member in enumerate(members)
     ]
-    return {
-        "validation_accuracy": accuracy(validation.mean, validation.labels),
-        **common,
-        "members": [_origin(member.provenance) | found for member, found in zip(members, accuracies, strict=True)],
-    }
+    return {"validation_accuracy": accuracy(validation.mean, validation.labels), **common, "members": each}
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
@@ -100,12 +88,7 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
 
 
 def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
-    """The files of users' own networks that the script imports, by name.
-
-    Raises:
-        StudyError: a file is not the one that its network was trained with, or is named like one of an export.
-        UsageError: it is not to be found.
-    """
+    """The files of users' own networks that the script imports, by name."""
     found = {}
     for member in members:
         model, provenance = member.config.shape.model, member.provenance

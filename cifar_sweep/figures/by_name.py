@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
+from cifar_sweep.figures import search_figures as search
 from cifar_sweep.figures.curve_figures import learning_curves
-from cifar_sweep.figures.importance import importances_of
-from cifar_sweep.figures.search_figures import accuracy_by_learning_rate, importance, learning_rate_by_batch
 from cifar_sweep.figures.timeline import timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
 from cifar_sweep.study.study import SweepStudy, data_words
@@ -16,10 +15,10 @@ FIGURES: dict[str, Callable[[SweepStudy], go.Figure]] = {
     "history": lambda study: history(study.trials()),
     "learning_curves": lambda study: learning_curves(study.ranked()[:CURVES], data=data_words(study)),
     "pruned_when": lambda study: pruned_when(study.trials(), epochs_searched="epochs" in study.sweep.space),
-    "importance": lambda study: importance(importances_of(study.trials())),
-    "accuracy_by_learning_rate": lambda study: accuracy_by_learning_rate(study.trials(), data=data_words(study)),
-    "learning_rate_by_batch": lambda study: learning_rate_by_batch(study.trials(), data=data_words(study)),
+    "importance": lambda study: search.importance(search.importances_of(study.trials())),
+    "accuracy_by_learning_rate": lambda study: search.accuracy_by_learning_rate(study.trials(), data=data_words(study)),
+    "learning_rate_by_batch": lambda study: search.learning_rate_by_batch(study.trials(), data=data_words(study)),
     "seconds_by_trial": lambda study: seconds_by_trial(study.trials(), data=data_words(study)),
-    "accuracy_by_time": lambda study: front(study.trials(), size=False),
+    "accuracy_by_time": lambda study: front(study.trials()),
     "timeline": lambda study: timeline(study.trials()),
 }

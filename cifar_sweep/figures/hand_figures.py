@@ -26,24 +26,18 @@ def claimed_against_measured(rows: Sequence[HandRow]) -> go.Figure:
     figure = go.Figure()
     for row in shown:
         if row.claimed is not None and row.test is not None:
-            ends = [row.claimed, 100 * row.test]
-            line = {
-                "color": style.QUIET,
-                "width": 1 if row.shortened else 3,
-                "dash": "dot" if row.shortened else "solid",
-            }
+            ends, (width, dash) = [row.claimed, 100 * row.test], (1, "dot") if row.shortened else (3, "solid")
+            line = {"color": style.QUIET, "width": width, "dash": dash}
             figure.add_scatter(x=ends, y=[_place(row)] * 2, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     claims = [(row, row.claimed) for row in shown if row.claimed is not None]
     measured = [(row, 100 * row.test) for row in shown if row.test is not None]
-    whole = [(row, accuracy) for row, accuracy in measured if not row.shortened]
-    short = [(row, accuracy) for row, accuracy in measured if row.shortened]
     for name, colour, symbol, runs in (
         ("claimed by the report", style.CLAIM, "diamond", claims),
-        ("measured here", style.MEASURED, "circle", whole),
-        ("measured here, shortened run", style.MEASURED, "circle-open", short),
+        ("measured here", style.MEASURED, "circle", [run for run in measured if not run[0].shortened]),
+        ("measured here, shortened run", style.MEASURED, "circle-open", [run for run in measured if run[0].shortened]),
     ):
-        words = [_row_words(row) for row, _ in runs]
-        _add_marks(figure, name, [x for _, x in runs], [_place(row) for row, _ in runs], words, colour, symbol)
+        points = [(accuracy, _place(row), _row_words(row)) for row, accuracy in runs]
+        _add_marks(figure, name, points, colour, symbol)
     places = [_place(row) for row in shown]
     figure.update_yaxes(categoryorder="array", categoryarray=places, range=[len(places) - 0.5, -0.5])
     figure.update_xaxes(title="test accuracy, %")
@@ -74,19 +68,13 @@ def _remark(data: Sequence[str]) -> str:
 
 
 def _add_marks(
-    figure: go.Figure,
-    name: str,
-    x: Sequence[float],
-    y: Sequence[str],
-    words: Sequence[str],
-    colour: str,
-    symbol: str,
-    **settings: Any,
+    figure: go.Figure, name: str, points: Sequence[tuple[float, str, str]], colour: str, symbol: str, **settings: Any
 ) -> None:
-    """Markers at accuracies in percent, with words beside the pointer; `settings` are those of plotly's scatter."""
-    look = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2, "color": colour}}
-    marks = {"mode": "markers", "marker": look, "hoverinfo": "text", "hovertext": words, "cliponaxis": False}
-    if x:
+    """Markers at accuracies in percent, on lines, with words beside the pointer; `settings` are plotly's scatter's."""
+    if points:
+        x, y, words = map(list, zip(*points, strict=True))
+        look = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2, "color": colour}}
+        marks = {"mode": "markers", "marker": look, "hoverinfo": "text", "hovertext": words, "cliponaxis": False}
         figure.add_scatter(x=x, y=y, name=name, **marks | settings)
 
 
@@ -101,10 +89,9 @@ def hand_beside_search(trials: Sequence[TrialRecord], claims: Sequence[HandRow],
     _add_spread(figure, COMPLETE, complete, colour=style.MEASURED)
     if best := style.best_of(complete):
         accuracy = 100 * (best.value or 0)
-        named = {"mode": "markers+text", "textposition": "middle left"}
         text = [f"{accuracy:.2f} %, trial {best.number}  "]
-        words = [style.trial_words(best)]
-        _add_marks(figure, BEST, [accuracy], [BEST], words, style.MEASURED, "star", text=text, **named)
+        named = {"mode": "markers+text", "text": text, "textposition": "middle left"}
+        _add_marks(figure, BEST, [(accuracy, BEST, style.trial_words(best))], style.MEASURED, "star", **named)
     _add_claims(figure, ALIKE, [row for row in claimed if row.model in networks], "diamond")
     _add_claims(figure, DIFFERENT, [row for row in claimed if row.model not in networks], "diamond-open")
     lines = [line for line in LINES if any(trace.name == line for trace in figure.data)]
@@ -139,5 +126,5 @@ def _add_claims(figure: go.Figure, name: str, claims: Sequence[HandRow], symbol:
     best = accuracies.index(max(accuracies)) if claims else -1
     text = [f"{claim.claimed:.2f} %, {escape(claim.label)}" if k == best else "" for k, claim in enumerate(claims)]
     named = {"mode": "markers+text", "text": text, "textposition": "top left"}
-    words = [_row_words(claim) for claim in claims]
-    _add_marks(figure, name, accuracies, [name] * len(claims), words, style.CLAIM, symbol, **named)
+    points = [(claim.claimed or 0, name, _row_words(claim)) for claim in claims]
+    _add_marks(figure, name, points, style.CLAIM, symbol, **named)

@@ -1,18 +1,29 @@
-"""Figures of where in the space a search was good: accuracy by learning rate and batch size, and what matters."""
+"""Figures of where in the space a search was good: accuracy by its parameters, and which of them matter."""
 
 import math
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from typing import Any
 
+import optuna
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
+from cifar_sweep.config import PARAMETERS, Value
 from cifar_sweep.figures import style
-from cifar_sweep.figures.importance import Importances
 from cifar_sweep.study.record import STATE_NAMES, TrialRecord
+from cifar_sweep.sweep import space
+from cifar_sweep.words import plain
 
 BINS_PER_DECADE = 3  # cells about as wide as the step from one batch size to the next
 MOST_BATCH_ROWS = 12  # the powers of two from 1 to 2048
+# Of all parameters together: of more points no single one can be seen, and a browser takes seconds to draw them.
+MOST_SLICE_POINTS = 6000
+# PED-ANOVA compares the best tenth, and no fewer than two trials, with all.
+FEWEST_TRIALS = 10
+FEW_VALUES = 12  # so few values have room for the trials of each beside each other
 # Paul Tol's "iridescent", every third step: it grows darker evenly, for readers of every colour vision.
 SCALE = (
     "#FEFBE9", "#F5F3C1", "#DDECBF", "#C2E3D2", "#A8D8DC", "#8DCBE4",
@@ -131,6 +142,42 @@ def _cell_words(trials: Sequence[TrialRecord], row: str, place: int) -> str:
     ])  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Importances:
+    """How much each parameter decides whether a trial is among the best tenth; empty, with a reason, where unknown."""
+
+    shares: tuple[tuple[str, float], ...]
+    trials: int
+    reason: str = ""
+
+
+def importances_of(trials: Sequence[TrialRecord]) -> Importances:
+    """Optuna's PED-ANOVA importances over the complete trials, by the parameters' own names, the greatest first.
+
+    They answer one question: which parameters set the best tenth of the complete trials apart from all of them.
+    """
+    complete = [trial.frozen for trial in trials if trial.state == "complete"]
+    reason = ""
+    if len(complete) < FEWEST_TRIALS:
+        there = "is 1 complete trial" if len(complete) == 1 else f"are {len(complete)} complete trials"
+        reason = f"there {there}, and it takes {FEWEST_TRIALS}"
+    elif len({name for trial in complete for name in trial.params}) < 2:
+        reason = "it compares parameters, and fewer than two were searched"
+    elif len({trial.value for trial in complete}) == 1:
+        reason = "all complete trials have the same accuracy"
+    if reason:
+        return Importances((), len(complete), reason)
+    # In memory, without their curves: the study's own storage would be read again.
+    study = optuna.create_study(direction="maximize")
+    for trial in complete:
+        study.add_trial(optuna.create_trial(value=trial.value, params=trial.params, distributions=trial.distributions))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it remarks on parameters that few trials have
+        found = optuna.importance.get_param_importances(study)
+    shares = [(name.removeprefix(space.EXPONENT), share) for name, share in found.items()]
+    return Importances(tuple(sorted(shares, key=lambda entry: -entry[1])), len(complete))
+
+
 def importance(found: Importances) -> go.Figure:
     """A bar for each parameter, the greatest on top."""
     names, shares = zip(*found.shares[::-1], strict=True) if found.shares else ((), ())
@@ -147,3 +194,87 @@ def importance(found: Importances) -> go.Figure:
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1.15 * max(shares, default=1)])
     return style.finish(figure, height=110 + 32 * len(names), bargap=0.45)
+
+
+def slices(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: Collection[str]) -> list[go.Figure]:
+    """For each parameter the validation accuracy of the trials by its value."""
+    shown = style.with_accuracy(trials)
+    best = style.best_of([trial for trial in shown if trial.state == "complete"])
+    most = MOST_SLICE_POINTS // max(len(names), 1)
+    having = {name: [trial for trial in shown if name in trial.params] for name in names}
+    return [_slice(trials, name, best, most, log=name in logarithmic) for name, trials in having.items()]
+
+
+def _slice(trials: Sequence[TrialRecord], name: str, best: TrialRecord | None, most: int, *, log: bool) -> go.Figure:
+    axis = Axis.of(name, [trial.params[name] for trial in trials], log=log)
+    figure = go.Figure()
+    for state in ("pruned", "failed", "running", "waiting", "complete"):
+        members = style.thinned([trial for trial in trials if trial.state == state], most)
+        style.add_trials(
+            figure,
+            members,
+            lambda trial: axis.beside(trial.params[name], trial.number),
+            marker=style.marker(state, size=6) | {"opacity": 0.85},
+            text=[_value_text(trial.params[name]) for trial in members],
+            hovertemplate=f"trial %{{customdata}}, {state}: %{{y:.2f}} %<br>{name} %{{text}}<extra></extra>",
+        )
+    ring = {"symbol": "circle-open", "size": 14, "color": style.BEST, "line": {"width": 2.5}}
+    at_best = [best] if best is not None and name in best.params else []
+    style.add_trials(
+        figure, at_best, lambda trial: axis.raw(trial.params[name]), marker=ring, hovertemplate=None, hoverinfo="skip"
+    )
+    figure.update_xaxes(**axis.layout()).update_yaxes(ticksuffix=" %")
+    return style.finish(figure, height=230, showlegend=False)
+
+
+def _value_text(value: Value) -> str:
+    return escape(plain(value, 3))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a parameter's values stand: on a plain or a logarithmic scale, or as words in a row."""
+
+    name: str
+    words: tuple[str, ...] = ()  # the values of a parameter without order; empty where it has one
+    few: bool = False  # whether so many trials share a value that they are drawn beside each other
+    log: bool = False  # whether the scale is logarithmic
+    low: float = 0.0
+    high: float = 1.0
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Value], *, log: bool) -> "Axis":
+        """The axis of these values; logarithmic where `log` says so and they have logarithms."""
+        if PARAMETERS[name].kind in (str, bool) or not all(isinstance(value, (int, float)) for value in values):
+            found = {_value_text(value) for value in values}
+            known = [_value_text(choice) for choice in PARAMETERS[name].choices or (False, True)]
+            return cls(name, words=(*(word for word in known if word in found), *sorted(found - set(known))))
+        numbers = [float(value) for value in values]
+        low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+        distinct = len(set(numbers))
+        few = distinct <= FEW_VALUES and len(numbers) >= 3 * distinct
+        return cls(name, few=few, log=log and low > 0, low=low, high=high)
+
+    def raw(self, value: Value) -> float:
+        """The place of a value on an axis with `layout`."""
+        return float(self.words.index(_value_text(value)) if self.words else value)
+
+    def beside(self, value: Value, number: int) -> float:
+        """As `raw`; where many trials share a value, a little beside it, by the trial's number."""
+        place = self.raw(value)
+        jitter = number * 0.618034 % 1 - 0.5  # the golden ratio: neighbours are far apart
+        if self.words:
+            return round(place + 0.5 * jitter, 3)
+        if not self.few:
+            return place
+        return place * 2 ** (0.4 * jitter) if self.log else place + 0.03 * (self.high - self.low) * jitter
+
+    def layout(self) -> dict[str, Any]:
+        """Plotly's settings of the axis."""
+        if count := len(self.words):
+            ticks = {"tickvals": list(range(count)), "ticktext": list(self.words)}
+            return ticks | {"range": [-0.6, count - 0.4], "showgrid": False}
+        if self.name == "batch_size" and self.log:
+            sizes = [2**k for k in range(math.floor(math.log2(self.low)), math.ceil(math.log2(self.high)) + 1)]
+            return {"type": "log", "tickvals": sizes, "ticktext": [str(size) for size in sizes]}
+        return {"type": "log", "exponentformat": "power", "dtick": 1} if self.log else {}

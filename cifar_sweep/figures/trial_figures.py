@@ -1,7 +1,7 @@
 """Figures of a study's trials: how good they were, how they ended, what they cost."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -11,8 +11,6 @@ from cifar_sweep.figures import style
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.sweep.strategy import STEPS_OF_A_SCHEDULE
 from cifar_sweep.words import duration
-
-MOST_BARS = 200  # thousands take a browser seconds
 
 
 def history(trials: Sequence[TrialRecord]) -> go.Figure:
@@ -48,12 +46,10 @@ def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.F
     heights: Counter[int] = Counter()
     for name, colour in (("pruned", style.STATE_COLOURS["pruned"]), ("diverged", style.STATE_COLOURS["failed"])):
         stopped = [trial for trial in begun if trial.state == "pruned" and trial.diverged == (name == "diverged")]
-        counts = Counter(
-            step * (STEPS_OF_A_SCHEDULE * trial.epochs_done // (trial.epochs or 1))
-            if epochs_searched
-            else trial.epochs_done
-            for trial in stopped
-        )
+        if epochs_searched:
+            counts = Counter(step * (STEPS_OF_A_SCHEDULE * t.epochs_done // (t.epochs or 1)) for t in stopped)
+        else:
+            counts = Counter(trial.epochs_done for trial in stopped)
         heights += counts
         if counts:
             figure.add_bar(
@@ -74,81 +70,52 @@ def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.F
 def seconds_by_trial(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
     """A bar for each trial: how long it was trained on its device, coloured by how it ended.
 
-    A trial of a group has its share of the group's time. Of many trials, a bar stands for several that followed each
-    other, as wide as they are. `data` names the images.
+    A trial of a group has its share of the group's time. `data` names the images.
     """
     drawn = [trial for trial in trials if trial.curve]
-    numbers = [trial.number for trial in drawn]
-    width = math.ceil((max(numbers) + 1 - min(numbers)) / MOST_BARS) if drawn else 1
-    bars: dict[tuple[str, int], list[TrialRecord]] = defaultdict(list)
-    for trial in drawn:
-        bars[trial.state, trial.number // width * width].append(trial)
-    unit, factor = style.time_unit(max(map(_seconds, bars.values()), default=0.0))
+    unit, factor = style.time_unit(max((trial.seconds for trial in drawn), default=0.0))
     figure = go.Figure()
     for state, colour in style.STATE_COLOURS.items():
-        own = {place: members for (ended, place), members in bars.items() if ended == state}
-        if own:
+        if own := [trial for trial in drawn if trial.state == state]:
             figure.add_bar(
-                x=[place + (width - 1) / 2 for place in own],
-                y=[_seconds(members) / factor for members in own.values()],
-                width=0.85 * width,
+                x=[trial.number for trial in own],
+                y=[trial.seconds / factor for trial in own],
+                width=0.85,
                 name=state,
                 marker={"color": colour, "line": {"width": 0}},
                 hoverinfo="text",
-                hovertext=[_bar_words(members, place, width) for place, members in own.items()],
+                hovertext=[_time_words(trial) for trial in own],
             )
-    figure.update_xaxes(title="trial" if width == 1 else f"trial, {width} to a bar")
+    figure.update_xaxes(title="trial")
     figure.update_yaxes(title=f"training time, {unit}", rangemode="tozero")
-    title = f"training on {_devices(drawn) or 'no device yet'}: {duration(_seconds(drawn))} in all; {data}"
+    devices = "; ".join(sorted({trial.device or "an unknown device" for trial in drawn})) or "no device yet"
+    title = f"training on {devices}: {duration(sum(trial.seconds for trial in drawn))} in all; {data}"
     return style.finish(figure, title, height=380, barmode="stack", legend_traceorder="normal")
 
 
-def _seconds(trials: Sequence[TrialRecord]) -> float:
-    return sum(trial.seconds for trial in trials)
+def _time_words(trial: TrialRecord) -> str:
+    time = f"{duration(trial.seconds)} on {trial.device or 'an unknown device'}"
+    pace = f"{trial.epochs_done} of {trial.epochs} epochs, {trial.seconds / trial.epochs_done:.3g} s each"
+    return style.hover_text([f"{style.trial_name(trial)}, {trial.state}", time, pace])
 
 
-def _devices(trials: Sequence[TrialRecord]) -> str:
-    return "; ".join(sorted({trial.device or "an unknown device" for trial in trials}))
-
-
-def _bar_words(trials: Sequence[TrialRecord], place: int, width: int) -> str:
-    """What a bar says: of its trial, or of those of several trials that ended alike."""
-    first, spent = trials[0], _seconds(trials)
-    time = f"{duration(spent)} on {_devices(trials)}"
-    if width > 1:
-        return style.hover_text([f"{len(trials)} {first.state} of the trials {place} to {place + width - 1}", time])
-    pace = f"{first.epochs_done} of {first.epochs} epochs, {spent / first.epochs_done:.3g} s each"
-    return style.hover_text([f"{style.trial_name(first)}, {first.state}", time, pace])
-
-
-def front(trials: Sequence[TrialRecord], *, size: bool) -> go.Figure:
-    """Validation accuracy of the complete trials by training time, or by the `size` of their weights.
-
-    A line joins the trials that no other trial beats in both.
-    """
-    cost = {trial.number: _cost(trial, size) for trial in trials if trial.state == "complete"}
-    shown = [trial for trial in trials if cost.get(trial.number)]
-    shown.sort(key=lambda trial: (cost[trial.number], -(trial.value or 0)))
+def front(trials: Sequence[TrialRecord]) -> go.Figure:
+    """Validation accuracy of the complete trials by training time; a line joins those that none beats in both."""
+    shown = [trial for trial in trials if trial.state == "complete" and trial.seconds]
+    shown.sort(key=lambda trial: (trial.seconds, -(trial.value or 0)))
     records = accumulate((trial.value or 0 for trial in shown), max, initial=-math.inf)
     best = [trial for trial, before in zip(shown, records, strict=False) if (trial.value or 0) > before]
     figure = go.Figure()
-    hover = f"trial %{{customdata}}: %{{y:.2f}} %, %{{x:.4g}} {'MB' if size else 's'}<extra></extra>"
+    hover = "trial %{customdata}: %{y:.2f} %, %{x:.4g} s<extra></extra>"
     line = {"shape": "hv", "color": style.BEST, "width": 2}
     for name, members, mode, look in (
         ("complete trials", shown, "markers", {"size": 6, "color": style.STATE_COLOURS["complete"]}),
         ("none is better for less", best, "lines+markers", {"size": 9, "color": style.BEST}),
     ):
         settings = {"name": name, "mode": mode, "marker": look, "line": line, "hovertemplate": hover}
-        style.add_trials(figure, members, lambda trial: round(cost[trial.number], 4), **settings)
-    figure.update_xaxes(title="weights, MB" if size else "training time, s")
-    if shown and cost[shown[-1].number] >= 10 * cost[shown[0].number]:
+        style.add_trials(figure, members, lambda trial: round(trial.seconds, 4), **settings)
+    figure.update_xaxes(title="training time, s")
+    if shown and shown[-1].seconds >= 10 * shown[0].seconds:
         figure.update_xaxes(type="log", dtick="D2")
     figure.update_yaxes(title="validation accuracy, %")
     return style.finish(figure, height=360)
-
-
-def _cost(trial: TrialRecord, size: bool) -> float:
-    """Its training time in seconds, or the `size` of its weights in megabytes; 0 where that is not known."""
-    if size:
-        return trial.weights.size / 1e6 if trial.weights else 0.0
-    return trial.seconds

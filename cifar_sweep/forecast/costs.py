@@ -30,8 +30,6 @@ REPORT_SECONDS = 0.015
 FLAT_SECONDS = 1e-3
 # From the last trial's end to the command's.
 END_SECONDS = 1.0
-
-
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -56,20 +54,13 @@ def per_image(timed: Mapping[int, Speed], batch: int, size: int) -> float:
 
 
 class NetworkCosts(BaseModel):
-    """Costs of one network.
-
-    Attributes:
-        image: seconds of a member of a group for each image, by the group's size.
-        step: seconds of a member for each batch, likewise.
-        sizes: how many trials train at once, by batch size.
-        checkpoint: seconds to keep a member's checkpoint.
-    """
+    """Costs of one network, in seconds."""
 
     model_config = ConfigDict(frozen=True)
-    image: dict[int, float]
-    step: dict[int, float]
-    sizes: dict[int, int]
-    checkpoint: float = Field(default=0.01, ge=0)
+    image: dict[int, float]  # of a member of a group for each image, by the group's size
+    step: dict[int, float]  # of a member for each batch, likewise
+    sizes: dict[int, int]  # how many trials train at once, by batch size
+    checkpoint: float = Field(default=0.01, ge=0)  # to keep a member's checkpoint
 
     def per_image(self, batch: int, size: int) -> float:
         """Seconds per image of a member of a group of this size."""
@@ -77,30 +68,18 @@ class NetworkCosts(BaseModel):
 
 
 class Costs(BaseModel):
-    """Wall seconds of a worker while all workers are at work.
-
-    Attributes:
-        networks: what was timed, by `network_name`; any other network takes `FLAT_SECONDS` an image.
-        workers: how many there are to be.
-        fixed: whether the size of groups was asked for, and is not limited by what has finished.
-        rough: whether nothing was timed here, so that the costs may be off by a factor of two.
-        largest: the size of a group of a network that is not in `networks`.
-        train_images: of the data.
-        start: from the command to the first epoch.
-        trial: to claim, build and complete a trial, besides its epochs.
-        report: to report a trial's epoch.
-    """
+    """Wall seconds of a worker while all workers are at work."""
 
     model_config = ConfigDict(frozen=True)
-    networks: dict[str, NetworkCosts] = Field(default_factory=dict)
-    workers: int = Field(default=1, ge=1)
-    fixed: bool = False
-    rough: bool = False
-    largest: int = Field(default=1, ge=1)
-    train_images: int = Field(default=TRAIN_IMAGES, ge=1)
-    start: float = Field(default=START_SECONDS, ge=0)
-    trial: float = Field(default=TRIAL_SECONDS, ge=0)
-    report: float = Field(default=REPORT_SECONDS, ge=0)
+    networks: dict[str, NetworkCosts] = Field(default_factory=dict)  # by `network_name`; others take `FLAT_SECONDS`
+    workers: int = Field(default=1, ge=1)  # how many there are to be
+    fixed: bool = False  # whether the size of groups was asked for, and is not limited by what has finished
+    rough: bool = False  # whether nothing was timed here, so that the costs may be off by a factor of two
+    largest: int = Field(default=1, ge=1)  # the size of a group of a network that is not in `networks`
+    train_images: int = Field(default=TRAIN_IMAGES, ge=1)  # of the data
+    start: float = Field(default=START_SECONDS, ge=0)  # from the command to the first epoch
+    trial: float = Field(default=TRIAL_SECONDS, ge=0)  # to claim, build and complete a trial, besides its epochs
+    report: float = Field(default=REPORT_SECONDS, ge=0)  # to report a trial's epoch
 
     def size(self, shape: Shape) -> int:
         """How many trials of this shape train at once."""
@@ -135,17 +114,11 @@ def network_name(shape: Shape) -> str:
 
 @dataclass(frozen=True)
 class Pace:
-    """Costs, corrected by one factor.
+    """Costs, corrected by one factor."""
 
-    Attributes:
-        costs: as they were reckoned.
-        factor: how many times as long everything takes in truth.
-        doubt: how sure the factor is, as the standard deviation of its logarithm.
-    """
-
-    costs: Costs
-    factor: float = 1.0
-    doubt: float = 0.15
+    costs: Costs  # as they were reckoned
+    factor: float = 1.0  # how many times as long everything takes in truth
+    doubt: float = 0.15  # how sure the factor is, as the standard deviation of its logarithm
     _epochs: dict[tuple[Shape, int], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def epoch(self, shape: Shape, members: int) -> float:
@@ -154,10 +127,6 @@ class Pace:
             seconds = self.costs.epoch(shape, members) + self.costs.between(shape, members)
             self._epochs[shape, members] = self.factor * seconds
         return self._epochs[shape, members]
-
-    def begin(self, members: int) -> float:
-        """Wall seconds of so many trials besides their epochs."""
-        return self.factor * self.costs.trial * members
 
 
 def noted_costs(study: "SweepStudy") -> Costs | None:

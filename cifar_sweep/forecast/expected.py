@@ -12,10 +12,7 @@ DRAWS = 200
 
 
 def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]]:
-    """How many trials of each shape to expect; the counts add up to the sweep's number of trials.
-
-    The points that are tried first count once each. The other trials are the mean over random draws from the space.
-    """
+    """How many trials of each shape to expect: first points once each, others as the mean over draws from the space."""
     queued = [(1.0, shape) for shape in queued_shapes(sweep, precision=precision)]
     searched = possible_shapes(sweep, precision=precision)
     left = sweep.size - len(queued)
@@ -35,8 +32,7 @@ def _first_points(sweep: Sweep) -> list[dict[str, Value]]:
     firsts: list[dict[str, Value]] = []
     for point in sweep.enqueue:
         chosen = {name: value for name, value in point.params().items() if name in sweep.space}
-        if chosen and chosen not in firsts:
-            firsts.append(chosen)
+        firsts += [chosen] if chosen and chosen not in firsts else []
     return firsts[: sweep.trials]
 
 
@@ -77,7 +73,7 @@ def _draw(domain: Range | Choices, kind: type, generator: random.Random) -> Valu
         value = math.exp(generator.uniform(math.log(low - margin), math.log(high + margin)))
         value = min(max(value, low), high)
         return round(value) if kind is int else value
+    if kind is not int:
+        return generator.uniform(low, high)
     step = domain.step or 1
-    return (
-        int(low) + step * generator.randint(0, int(high - low) // step) if kind is int else generator.uniform(low, high)
-    )
+    return int(low) + step * generator.randint(0, int(high - low) // step)

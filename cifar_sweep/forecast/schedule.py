@@ -42,28 +42,17 @@ class UnderWay:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a sweep stands.
+    """Where a sweep stands."""
 
-    Attributes:
-        waiting: the trials that wait, each with its `Shape`; what a point leaves open is drawn.
-        finished: trials that are complete or pruned; of them `complete`.
-        under_way: what is being trained, one group for each worker.
-        best: the shapes of the best trials so far, which the sampler takes for examples.
-        idle: workers that are there, or will be, and train nothing.
-        delay: seconds until those begin.
-        strictness: how many times as many epochs the pruner saves as `expected_survival` has it.
-        judged: how many trials that is known from.
-    """
-
-    waiting: Sequence[Waiting] = ()
-    finished: int = 0
+    waiting: Sequence[Waiting] = ()  # the trials that wait, each with its `Shape`; what a point leaves open is drawn
+    finished: int = 0  # trials that are complete or pruned
     complete: int = 0
-    under_way: Sequence[UnderWay] = ()
-    best: Sequence[Shape] = ()
-    idle: int = 0
-    delay: float = 0.0
-    strictness: float = 1.0
-    judged: int = 0
+    under_way: Sequence[UnderWay] = ()  # what is being trained, one group for each worker
+    best: Sequence[Shape] = ()  # the shapes of the best trials so far, which the sampler takes for examples
+    idle: int = 0  # workers that are there, or will be, and train nothing
+    delay: float = 0.0  # seconds until those begin
+    strictness: float = 1.0  # how many times as many epochs the pruner saves as `expected_survival` has it
+    judged: int = 0  # how many trials that is known from
 
     def unpruned(self) -> "Start":
         """The same, where every trial is trained to its end."""
@@ -81,9 +70,8 @@ def shortened(shape: Shape, share: float) -> Shape:
 
 def beginning(sweep: Sweep, *, workers: int, delay: float) -> Start:
     """Where a sweep stands when its command is given; its workers begin after `delay` seconds."""
-    return Start(
-        [Waiting(number, shape) for number, shape in enumerate(queued_shapes(sweep))], idle=workers, delay=delay
-    )
+    waiting = [Waiting(number, shape) for number, shape in enumerate(queued_shapes(sweep))]
+    return Start(waiting, idle=workers, delay=delay)
 
 
 @dataclass(frozen=True)
@@ -91,10 +79,6 @@ class Forecast:
     """Layouts of a sweep: of each the seconds until its trials end, in order."""
 
     layouts: Sequence[Sequence[float]]
-
-    def quantile(self, share: float) -> float:
-        """The seconds until the last trial's end that are enough in this share of the cases."""
-        return _quantile(self._lengths, share)
 
     @property
     def _lengths(self) -> list[float]:
@@ -108,12 +92,12 @@ class Forecast:
     @property
     def likely(self) -> float:
         """The seconds that are enough in half of the cases."""
-        return self.quantile(0.5)
+        return _quantile(self._lengths, 0.5)
 
     @property
     def range(self) -> tuple[float, float]:
         """Seconds that hold the end in 19 of 20 cases if all guesses are true: in eight of ten real ones."""
-        return self.quantile(0.025), self.quantile(0.975)
+        return _quantile(self._lengths, 0.025), _quantile(self._lengths, 0.975)
 
     def finished(self, seconds: float) -> int:
         """How many more trials are over by then, in half of the cases."""
@@ -157,18 +141,15 @@ class _Layout:
             self._running -= ended
             self._finished += ended
             self._complete += complete
-            claimed = self._next_group()
-            if claimed is not None:
-                self._train(now + self._slowness * self._pace.begin(claimed.members), claimed)
+            queue = Queue(self._sweep, self._finished, self._running, self._waiting)
+            if (first := queue.first()) is not None:
+                claimed = self._next_group(queue, first)
+                begin = self._slowness * self._pace.factor * self._pace.costs.trial * claimed.members
+                self._train(now + begin, claimed)
         return sorted(self._ends)
 
-    def _next_group(self) -> UnderWay | None:
-        queue = Queue(self._sweep, self._finished, self._running, self._waiting)
-        first = queue.first()
-        if first is None:
-            return None
-        shape = first.shape or self._sampled()
-        costs = self._pace.costs
+    def _next_group(self, queue: Queue, first: Waiting) -> UnderWay:
+        shape, costs = first.shape or self._sampled(), self._pace.costs
         workers = None if costs.fixed else costs.workers
         taken = next_group(queue, first, size=costs.size(shape), workers=workers)
         gone = {trial.number for trial in taken.waiting}

@@ -35,21 +35,16 @@ _LEAST_DOUBT = 0.05
 _LATEST_GROUPS = 16
 # How many trials the guess of what the pruner saves counts like.
 _GUESSED_TRIALS = 4
+Trials = Sequence[TrialRecord]
 
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Trials that a worker trained, or trains, together.
+    """Trials that a worker trained, or trains, together."""
 
-    Attributes:
-        owner: the worker's token.
-        trials: in the order of their start.
-        is_first: whether it is the worker's first group, which also waits for libraries to be loaded.
-    """
-
-    owner: str
-    trials: Sequence[TrialRecord]
-    is_first: bool
+    owner: str  # the worker's token
+    trials: Trials  # in the order of their start
+    is_first: bool  # whether it is the worker's first group, which also waits for libraries to be loaded
 
     @property
     def running(self) -> list[TrialRecord]:
@@ -64,8 +59,8 @@ class WorkerGroup:
     @property
     def ended(self) -> datetime | None:
         """When its last trial ended; None while one runs."""
-        ends = [trial.ended for trial in self.trials]
-        return None if None in ends else max(end for end in ends if end is not None)
+        ends = [trial.ended for trial in self.trials if trial.ended]
+        return max(ends) if len(ends) == len(self.trials) else None
 
     @property
     def shape(self) -> Shape:
@@ -86,33 +81,24 @@ class WorkerGroup:
         return math.fsum(seconds for _, seconds in self.epochs)
 
 
-def groups_of(trials: Sequence[TrialRecord]) -> list[WorkerGroup]:
+def groups_of(trials: Trials) -> list[WorkerGroup]:
     """The groups that the trials were trained in, as far as their workers are known, in the order of their start."""
-    by_owner: dict[str, list[TrialRecord]] = defaultdict(list)
+    by_owner: dict[str, list[list[TrialRecord]]] = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: trial.started or datetime.min):
         if trial.owner and trial.started and trial.config:
-            by_owner[trial.owner.token].append(trial)
+            own = by_owner[trial.owner.token]
+            # A worker takes new trials when all of its last ones have ended.
+            if own and any(other.ended is None or other.ended > trial.started for other in own[-1]):
+                own[-1].append(trial)
+            else:
+                own.append([trial])
     groups = [
-        WorkerGroup(owner, group, is_first=k == 0)
-        for owner, own in by_owner.items()
-        for k, group in enumerate(_one_after_another(own))
+        WorkerGroup(owner, group, is_first=not k) for owner, own in by_owner.items() for k, group in enumerate(own)
     ]
     return sorted(groups, key=lambda group: group.begun)
 
 
-def _one_after_another(trials: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
-    """A worker's trials by group: a worker takes new ones when all of its last ones have ended."""
-    groups: list[list[TrialRecord]] = []
-    for trial in trials:
-        assert trial.started is not None
-        if groups and any(other.ended is None or other.ended > trial.started for other in groups[-1]):
-            groups[-1].append(trial)
-        else:
-            groups.append([trial])
-    return groups
-
-
-def at_work(trials: Sequence[TrialRecord], now: datetime) -> set[str]:
+def at_work(trials: Trials, now: datetime) -> set[str]:
     """The tokens of the workers that train, or have just ended a group."""
     return {
         group.owner
@@ -122,21 +108,13 @@ def at_work(trials: Sequence[TrialRecord], now: datetime) -> set[str]:
 
 
 def seconds_left(
-    study: SweepStudy,
-    trials: Sequence[TrialRecord] | None = None,
-    *,
-    now: datetime | None = None,
-    starting: bool = False,
+    study: SweepStudy, trials: Trials | None = None, *, now: datetime | None = None, starting: bool = False
 ) -> tuple[float, float] | None:
     """A range that holds the remaining time in about eight cases of ten.
 
-    None where nobody works on the study, or where nothing is known of its costs and no epoch has ended yet.
-
-    Args:
-        study: the study.
-        trials: the records that its budget counts; read from it if not given.
-        now: the time, on the clock of `datetime.now()`.
-        starting: its workers are being started now, if none is at work yet.
+    None where nobody works on the study, or where nothing is known of its costs and no epoch has ended yet. `trials`
+    are the records that its budget counts, `now` is the time on the clock of `datetime.now()`, and `starting` says that
+    its workers are being started now, if none is at work yet.
     """
     found = forecast_rest(study, trials, now=now, starting=starting)
     if found is None:
@@ -146,11 +124,7 @@ def seconds_left(
 
 
 def forecast_rest(
-    study: SweepStudy,
-    trials: Sequence[TrialRecord] | None = None,
-    *,
-    now: datetime | None = None,
-    starting: bool = False,
+    study: SweepStudy, trials: Trials | None = None, *, now: datetime | None = None, starting: bool = False
 ) -> Forecast | None:
     """How the rest of the study may go; None, and with the arguments, as in `seconds_left`."""
     trials = study.asked() if trials is None else trials
@@ -165,11 +139,10 @@ def forecast_rest(
         return None
     costs = noted or Costs(largest=max(sizes), workers=max(len(working), 1), rough=True)
     pace = pace_of(groups, costs)
-    start = _start(study, trials, groups, pace, now)
-    return forecast(study.sweep, start, pace, possible_shapes(study.sweep))
+    return forecast(study.sweep, _start(study, trials, groups, pace, now), pace, possible_shapes(study.sweep))
 
 
-def _finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _finished(trials: Trials) -> list[TrialRecord]:
     return [trial for trial in trials if trial.state in ("complete", "pruned")]
 
 
@@ -199,9 +172,7 @@ def _besides(group: WorkerGroup, costs: Costs) -> float:
     return costs.trial * len(group.trials) + math.fsum(costs.between(group.shape, size) for size, _ in group.epochs)
 
 
-def _start(
-    study: SweepStudy, trials: Sequence[TrialRecord], groups: Sequence[WorkerGroup], pace: Pace, now: datetime
-) -> Start:
+def _start(study: SweepStudy, trials: Trials, groups: Sequence[WorkerGroup], pace: Pace, now: datetime) -> Start:
     # Workers begin one after another: until all are there, those are counted that there are to be.
     young = all((now - group.begun).total_seconds() < STARTED_SECONDS for group in groups)
     workers = max(len(at_work(trials, now)), pace.costs.workers if young else 0, 1)
@@ -211,16 +182,11 @@ def _start(
     strictness, judged = _strictness(study, groups, complete)
     generator = random.Random(0)  # noqa: S311 - no secret
     return Start(
-        waiting=queue_of(trials, study.sweep, shape_of=partial(_waiting_shape, study.sweep, generator)).waiting,
-        finished=len(finished),
-        complete=len(complete),
-        under_way=under_way,
-        best=[trial.config.shape for trial in best if trial.config],
-        idle=max(workers - len(under_way), 0),
-        delay=pace.costs.start / 2 if young and not under_way else 0.0,
-        strictness=strictness,
-        judged=judged,
-    )
+        queue_of(trials, study.sweep, shape_of=partial(_waiting_shape, study.sweep, generator)).waiting,
+        len(finished), len(complete), under_way, [trial.config.shape for trial in best if trial.config],
+        idle=max(workers - len(under_way), 0), delay=pace.costs.start / 2 if young and not under_way else 0.0,
+        strictness=strictness, judged=judged,
+    )  # fmt: skip
 
 
 def _under_way(group: WorkerGroup, pace: Pace, now: datetime) -> UnderWay:
@@ -230,7 +196,7 @@ def _under_way(group: WorkerGroup, pace: Pace, now: datetime) -> UnderWay:
     return UnderWay(group.shape, len(group.running), len(group.epochs), since)
 
 
-def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Sequence[TrialRecord]) -> tuple[float, int]:
+def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Trials) -> tuple[float, int]:
     """What the pruner saved over what it was expected to save, and by how many trials that is known.
 
     The guess counts like `_GUESSED_TRIALS` trials. Only groups count that began after the first trials were complete,

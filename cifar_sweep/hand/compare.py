@@ -1,7 +1,4 @@
-"""Claimed against measured, for people and programs: the hand runs, and what the sweeps found beside the best of them.
-
-Claims and differences are in percent and points, measured accuracies are fractions; tables show percent throughout.
-"""
+"""Claimed against measured: the hand runs, and what the sweeps found beside the best of them."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from cifar_sweep.artifacts import Artifacts
@@ -27,7 +24,6 @@ if TYPE_CHECKING:  # what compares without measuring loads no torch
 
     from cifar_sweep.training.images.data import ImageData
 
-
 log = logging.getLogger(__name__)
 Row = TypeVar("Row", HandRow, "SweepRow")
 
@@ -42,41 +38,25 @@ class Best:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """The best trial of a searched study, chosen by validation accuracy, beside the best by hand.
-
-    Attributes:
-        data: name and fingerprint of its data.
-        finished: trials complete or pruned.
-        budget: trials asked for.
-        shortened: in what the sweep is less than a whole one, as in "preview, 3 of 30 epochs"; empty where it is whole.
-        trial: the best trial's number; None, as all about it, before any is complete.
-        params: its searched parameters, on one line.
-        validation: its validation accuracy, a fraction.
-        test: its test accuracy, a fraction.
-        claimed_model: the reports' best claim for the same network, in percent.
-        claimed_all: as `claimed_model`, over all networks and ensembles.
-        measured_model: test accuracy of the unshortened hand run of the same network on the same data that is best by
-            validation, a fraction.
-        measured_all: as `measured_model`, over all networks.
-        difference: `test` minus `claimed_model`, in points; None where shortened or either is missing.
-    """
+    """The best trial of a searched study, chosen by validation accuracy, beside the best by hand."""
 
     study: str
-    data: str
-    finished: int
-    budget: int
-    shortened: str
-    trial: int | None = None
+    data: str  # name and fingerprint
+    finished: int  # trials complete or pruned
+    budget: int  # trials asked for
+    shortened: str  # in what it is less than a whole sweep, as in "preview, 3 of 30 epochs"; empty where it is whole
+    trial: int | None = None  # the best trial's number; None, as all about it, before any is complete
     model: str = ""
     epochs: int | None = None
-    params: str = ""
-    validation: float | None = None
-    test: float | None = None
-    claimed_model: Best | None = None
-    claimed_all: Best | None = None
+    params: str = ""  # its searched parameters, on one line
+    validation: float | None = None  # its validation accuracy, a fraction
+    test: float | None = None  # its test accuracy, a fraction
+    claimed_model: Best | None = None  # the reports' best claim for the same network, in percent
+    claimed_all: Best | None = None  # the same over all networks and ensembles
+    # Test accuracy of the unshortened hand run of the same network and data that is best by validation, a fraction.
     measured_model: Best | None = None
-    measured_all: Best | None = None
-    difference: float | None = None
+    measured_all: Best | None = None  # the same over all networks
+    difference: float | None = None  # test minus claimed_model, in points; None where shortened or either is missing
 
 
 def collect(
@@ -90,10 +70,7 @@ def collect(
     """Everything to compare: the hand runs of study `hand`, and the best trial of each study that searches.
 
     What has no test accuracy yet is measured, once (see `TestSet`). A study whose images are not at hand is shown
-    without, with a warning.
-
-    Raises:
-        UsageError: `hand` is a study that searches, or there is no sweep file of its name.
+    without, with a warning. Raises UsageError where `hand` searches, or there is no sweep file of its name.
     """
     from cifar_sweep.exports.testset import TestSet
 
@@ -186,10 +163,8 @@ def _best_claim(rows: Iterable[HandRow]) -> Best | None:
 
 def _best_measured(rows: Iterable[HandRow], data: str) -> Best | None:
     """Of whole runs on this data, the one of the best validation accuracy."""
-    measured = [
-        row for row in rows if row.test is not None and not row.shortened and row.data == data and row.validation
-    ]
-    best = max(measured, key=lambda row: row.validation or 0, default=None)
+    whole = (row for row in rows if row.test is not None and row.validation and not row.shortened and row.data == data)
+    best = max(whole, key=lambda row: row.validation or 0, default=None)
     return None if best is None else Best(best.label, best.test or 0)
 
 
@@ -206,7 +181,6 @@ def tables(hand: Sequence[HandRow], sweeps: Sequence[SweepRow]) -> list[Table]:
 
 
 def _known(value: float | None, form: str, *, factor: int = 1) -> str:
-    """A number, or nothing where it is not known."""
     return "" if value is None else f"{factor * value:{form}}"
 
 
@@ -254,10 +228,9 @@ def _table(title: str, columns: Mapping[str, Callable[[Row], str]], rows: Sequen
     if shortened:
         title += f" ({shortened} of {len(rows)} rows shortened)"
         facts.append("a shortened training is not compared with a claim")
-    view = Table(title=Text(title), caption=Text("; ".join(facts)), box=None, title_justify="left")
-    view.caption_justify = "left"
-    for name in columns:
-        view.add_column(name, overflow="fold")  # a number or a name is needed whole
+    headers = (Column(name, overflow="fold") for name in columns)  # a number or a name is needed whole
+    view = Table(*headers, title=Text(title), caption=Text("; ".join(facts)), box=None)
+    view.title_justify = view.caption_justify = "left"
     for row in rows:
         # As plain text: labels, names and notes are others' words, not markup.
         view.add_row(*(Text(words(row) or "-") for words in columns.values()))

@@ -1,8 +1,4 @@
-"""The hand runs of a sweep of given points: what their source claims, and what was measured here.
-
-The claims stand in the sweep file and are the reports' own, on CIFAR-10; everything else is read from the study.
-Claims and differences are in percent and points, measured accuracies are fractions, times are seconds.
-"""
+"""The hand runs of a sweep of given points: what their source claims, on CIFAR-10, and what was measured here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,38 +14,24 @@ CIFAR_CLASSES = 10
 
 @dataclass(frozen=True)
 class HandRow:
-    """One training of a hand run, or the run alone where it was not trained here.
-
-    Attributes:
-        model: the network's name, or the members of an ensemble.
-        claimed: the report's test accuracy, in percent.
-        note: what the sweep file says besides; then why the trial ended early, if it did.
-        epochs: of the trial; of the run where there is none.
-        state: the trial's, in Optuna's words; else "not run", or "see members" of an ensemble.
-        validation: best validation accuracy of a complete trial, a fraction.
-        test: measured test accuracy, a fraction.
-        seconds: training time here.
-        shortened: in what the trial is not the run of the sweep file, as in "3 of 30 epochs"; empty where it is.
-        difference: measured minus claimed test accuracy, in points; None where shortened or either is missing.
-        data: name and fingerprint of the data it was trained and measured on; empty where there is no trial.
-    """
+    """One training of a hand run, or the run alone where it was not trained here."""
 
     label: str
-    model: str
-    claimed: float | None = None
-    claimed_seconds: float | None = None
-    note: str = ""
-    epochs: int | None = None
+    model: str  # the network's name, or the members of an ensemble
+    claimed: float | None = None  # the report's test accuracy, in percent
+    claimed_seconds: float | None = None  # the report's
+    note: str = ""  # what the sweep file says besides; then why the trial ended early, if it did
+    epochs: int | None = None  # of the trial; of the run where there is none
     trial: int | None = None
-    state: str = "not run"
-    validation: float | None = None
-    test: float | None = None
-    seconds: float | None = None
-    shortened: str = ""
-    difference: float | None = None
+    state: str = "not run"  # the trial's, in Optuna's words; "see members" of an ensemble
+    validation: float | None = None  # best validation accuracy of a complete trial, a fraction
+    test: float | None = None  # measured test accuracy, a fraction
+    seconds: float | None = None  # training time here
+    shortened: str = ""  # in what the trial is not the run of the sweep file, as in "3 of 30 epochs"; empty where it is
+    difference: float | None = None  # measured minus claimed, in points; None where shortened or either is missing
     commit: str | None = None
     device: str | None = None
-    data: str = ""
+    data: str = ""  # name and fingerprint of the data it was trained and measured on; empty where there is no trial
 
 
 def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
@@ -61,14 +43,8 @@ def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
     rows: list[HandRow] = []
     for point in sweep.enqueue:
         asked = _settings(sweep.fixed | point.params())
-        bare = HandRow(
-            label=point.label,
-            model=str(asked["model"]),
-            claimed=point.claimed,
-            claimed_seconds=point.claimed_seconds,
-            note=point.note,
-            epochs=int(asked["epochs"]),
-        )
+        said = point.claimed, point.claimed_seconds, point.note
+        bare = HandRow(point.label, str(asked["model"]), *said, epochs=int(asked["epochs"]))
         own = [trial for trial in trials if trial.label == point.label]
         rows += [_trial_row(bare, asked, study, trial) for trial in own if study] or [bare]
     return rows + [_ensemble_row(claim, study) for claim in sweep.ensemble]
@@ -81,7 +57,7 @@ def _settings(params: Mapping[str, Any]) -> dict[str, Value]:
 
 def _trial_row(bare: HandRow, asked: Mapping[str, Value], study: SweepStudy, trial: TrialRecord) -> HandRow:
     """The row of a trial of the point that `bare` is of."""
-    test = study.test_accuracy([trial.number])
+    test, environment = study.test_accuracy([trial.number]), trial.environment
     # A trial that nobody has claimed yet has no config.
     own = trial.settings or _settings(study.sweep.fixed | dict(trial.params))
     shortened = _departures(own, asked, train_images=study.data.get("train_images"))
@@ -96,8 +72,8 @@ def _trial_row(bare: HandRow, asked: Mapping[str, Value], study: SweepStudy, tri
         seconds=trial.seconds if trial.curve else None,
         shortened=shortened,
         difference=points(test, bare.claimed, study=study, shortened=shortened),
-        commit=trial.environment.commit if trial.environment else None,
-        device=trial.environment.device if trial.environment else None,
+        commit=environment.commit if environment else None,
+        device=environment.device if environment else None,
         data=data_words(study),
     )
 
@@ -110,18 +86,13 @@ def whole_members(claim: ClaimedEnsemble, study: SweepStudy) -> list[TrialRecord
 
 def _ensemble_row(claim: ClaimedEnsemble, study: SweepStudy | None) -> HandRow:
     """Only whole members are measured together, so that nothing here is shortened."""
+    bare = HandRow(claim.label, " + ".join(claim.members), claim.claimed, note=claim.note, state="see members")
     members = whole_members(claim, study) if study else []
     test = study.test_accuracy([trial.number for trial in members]) if study and members else None
-    return HandRow(
-        label=claim.label,
-        model=" + ".join(claim.members),
-        claimed=claim.claimed,
-        note=claim.note,
-        state="see members",
-        test=test,
-        difference=points(test, claim.claimed, study=study, shortened="") if study else None,
-        data=data_words(study) if study and test is not None else "",
-    )
+    if study is None or test is None:
+        return bare
+    difference = points(test, claim.claimed, study=study, shortened="")
+    return replace(bare, test=test, difference=difference, data=data_words(study))
 
 
 def points(test: float | None, claimed: float | None, *, study: SweepStudy, shortened: str) -> float | None:

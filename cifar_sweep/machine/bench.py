@@ -10,10 +10,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
+from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
@@ -23,7 +25,7 @@ from cifar_sweep.machine.plan import Plan, choose
 from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
-from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision, wait_for
 from cifar_sweep.training.images import data
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs
@@ -31,27 +33,23 @@ from cifar_sweep.training.train import Run
 
 CASES = (("convnet", 16), ("convnet", 128), ("cnn3", 16), ("vgg11", 64))
 SECONDS = 1.5
+Step = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network at one batch size; rates in training images per second, medians over the turns.
-
-    `ratio` is ours over plain, `ratio_to_two` over plain in two processes, each the median of the turns' ratios, with
-    the lowest and highest in `spread` and `spread_to_two`. `share_of_peak` is ours in multiply-accumulates over what
-    the machine does in matrix products of the same precision.
-    """
+    """One network at one batch size; rates in training images per second, medians over the turns."""
 
     model: str
     batch_size: int
     images_per_second: float
     plain_images_per_second: float
-    two_plain_images_per_second: float
-    ratio: float
+    two_plain_images_per_second: float  # in two processes
+    ratio: float  # ours over plain, the median of the turns' ratios
     ratio_to_two: float
-    spread: tuple[float, float]
+    spread: tuple[float, float]  # the lowest and the highest ratio
     spread_to_two: tuple[float, float]
-    share_of_peak: float
+    share_of_peak: float  # our multiply-accumulates over the machine's in matrix products of the same precision
     precision: str
     plan: str
     turns: int
@@ -75,19 +73,12 @@ def our_rate(
     run = Run([config] * members, data.load(source), device=device)
     run.start_epoch(1)
     epochs = (run.batches.train(config.shape.batch_size, seed=0, epoch=epoch) for epoch in itertools.count(1))
-
-    def wait() -> None:
-        run.train_figures(1)  # reads from the device
-
+    wait = partial(wait_for, device)
     return members * _rate(run.step, itertools.chain.from_iterable(epochs), seconds=seconds, wait=wait)
 
 
 def _rate(
-    step: Callable[[torch.Tensor, torch.Tensor], None],
-    batches: Iterator[Sequence[torch.Tensor]],
-    *,
-    seconds: float,
-    wait: Callable[[], None] = lambda: None,
+    step: Step, batches: Iterator[Sequence[torch.Tensor]], *, seconds: float, wait: Callable[[], None] = lambda: None
 ) -> float:
     """Images per second, after two steps to warm up."""
     for images, labels in itertools.islice(batches, 2):
@@ -158,23 +149,14 @@ def _row(
     taken = [turn() for _ in range(turns)]
     product = {"precision": config.shape.precision, "threads": threads}
     peak = sum(ours.together(product_rate, *(product | {"device": each} for each in places[:workers])))
-    mine, one, two = (statistics.median(side) for side in zip(*taken, strict=True))
+    rates = [statistics.median(side) for side in zip(*taken, strict=True)]
     (ratio, spread), (to_two, spread_to_two) = (_ratios(taken, side) for side in (1, 2))
+    share = round(rates[0] * training_macs(config) / peak, 3)
+    shown = f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)"
     return Row(
-        model=model,
-        batch_size=batch,
-        images_per_second=round(mine),
-        plain_images_per_second=round(one),
-        two_plain_images_per_second=round(two),
-        ratio=ratio,
-        ratio_to_two=to_two,
-        spread=spread,
-        spread_to_two=spread_to_two,
-        share_of_peak=round(mine * training_macs(config) / peak, 3),
-        precision=config.shape.precision,
-        plan=f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)",
-        turns=turns,
-    )
+        model, batch, round(rates[0]), round(rates[1]), round(rates[2]), ratio, to_two, spread, spread_to_two, share,
+        config.shape.precision, shown, turns,
+    )  # fmt: skip
 
 
 def _ratios(taken: Sequence[tuple[float, ...]], side: int) -> tuple[float, tuple[float, float]]:
@@ -189,10 +171,7 @@ def _config(model: str, batch: int, *, precision: str, device: torch.device) -> 
 
 
 def training_macs(config: TrialConfig) -> int:
-    """Multiply-accumulates of a training step for one image: forward, and twice that backward.
-
-    But for the first layer's input, whose gradient nobody needs.
-    """
+    """Multiply-accumulates of a training step for one image: forward, and twice that backward, but for the pixels."""
     network = build(config.shape, seed=0)
     first = next(network.children())
     assert isinstance(first, nn.Conv2d)
@@ -216,20 +195,15 @@ class PilImages(Dataset[tuple[torch.Tensor, int]]):
 
 
 class PlainTraining:
-    """One trial as the reports train it: the network in float32, Adam, and ``.item()`` in each step.
-
-    Attributes:
-        loss: the sum of the images' losses so far.
-        right: how many images were named right so far.
-    """
+    """One trial as the reports train it: the network in float32, Adam, and ``.item()`` in each step."""
 
     def __init__(self, config: TrialConfig, *, device: torch.device) -> None:
         self.device = device
         self.network = build(config.shape, seed=0).to(device).train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.knobs.learning_rate)
         self.criterion = nn.CrossEntropyLoss()
-        self.loss = 0.0
-        self.right = 0.0
+        self.loss = 0.0  # the sum of the images' losses so far
+        self.right = 0.0  # how many images were named right so far
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         """Train on one batch."""
@@ -241,3 +215,22 @@ class PlainTraining:
         self.optimizer.step()
         self.loss += loss.item() * len(labels)
         self.right += (outputs.argmax(dim=1) == labels).sum().item()
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows for a terminal."""
+    plain = "images/s", "plain", "times", "plain, 2 processes", "times"
+    view = Table("network", "batch", *plain, "of the peak", "plan", box=None)
+    for row in rows:
+        view.add_row(
+            row.model,
+            str(row.batch_size),
+            f"{row.images_per_second:,}",
+            f"{row.plain_images_per_second:,}",
+            "{} ({} to {})".format(row.ratio, *row.spread),
+            f"{row.two_plain_images_per_second:,}",
+            "{} ({} to {})".format(row.ratio_to_two, *row.spread_to_two),
+            f"{row.share_of_peak:.0%}",
+            f"{row.plan}, {row.precision}",
+        )
+    return view

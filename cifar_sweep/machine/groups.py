@@ -20,29 +20,22 @@ _FILE = "@"
 _SMALL_MODELS = ("lenet", "convnet", "cnn3")
 # Multiply-accumulates of an image; the deeper VGGs are not timed.
 VGG_MACS = {
-    "vgg11": 153_025_416,
-    "vgg13": 228_522_888,
-    "vgg16": 313_457_544,
-    "vgg19": 398_392_200,
-    "vgg16-short": 266_271_624,
-    "vgg19-short": 351_206_280,
-}
+    "vgg11": 153_025_416, "vgg13": 228_522_888, "vgg16": 313_457_544, "vgg19": 398_392_200,
+    "vgg16-short": 266_271_624, "vgg19-short": 351_206_280,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Groups:
     """How many trials of a shape a worker trains at once.
 
-    Attributes:
-        largest: never more.
-        speeds: by network, and by group size, the speed of one worker while all of them work. A network that is not
-            there is trained one at a time; without any, all are trained in groups of `largest`.
-        free_bytes: what one worker's groups may take of the device's memory; None where that is not known.
+    `speeds` are those of one worker while all of them work. A network that is not there is trained one at a time;
+    without any, all are trained in groups of `largest`.
     """
 
     largest: int
     speeds: Speeds = field(default_factory=dict)
-    free_bytes: int | None = None
+    free_bytes: int | None = None  # what one worker's groups may take of the device's memory, as far as that is known
 
     @property
     def fixed(self) -> bool:

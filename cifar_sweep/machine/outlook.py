@@ -1,6 +1,7 @@
 """What is to be said before a sweep is run: how long it takes, and what of it fits into so many hours."""
 
 import bisect
+from dataclasses import asdict
 from typing import Any
 
 from cifar_sweep.forecast.costs import END_SECONDS, Pace
@@ -14,11 +15,9 @@ from cifar_sweep.sweep.sweep import Sweep
 def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = None) -> dict[str, Any]:
     """How a sweep that was not yet run will go at this pace of this machine, as plain data.
 
-    Returns:
-        ``sweep``, ``trials``, ``epochs`` (of the longest trial), ``plan``, ``pruner``, ``start_seconds``, and from the
-        command to its end ``seconds_unpruned`` and ``seconds_pruned`` (None where no pruner could end a trial). With
-        `hours` also ``hours``: how many trials are likely to be finished by then, and ``epochs_that_fit``, the epochs
-        that the longest trial may have so that all trials fit unpruned, 0 where not even one does.
+    ``epochs`` are the longest trial's, ``seconds_pruned`` is None where no pruner could end a trial. With `hours` also
+    ``hours``: how many trials are likely to be finished by then, and ``epochs_that_fit``, the epochs that the longest
+    trial may have so that all trials fit unpruned, 0 where not even one does.
     """
     start = beginning(sweep, workers=pace.costs.workers, delay=pace.costs.start)
     possible = possible_shapes(sweep)
@@ -29,12 +28,7 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
         "sweep": sweep.name,
         "trials": sweep.size,
         "epochs": longest,
-        "plan": {
-            "workers": plan.split.workers,
-            "threads": plan.split.threads,
-            "group": plan.usual,
-            "gain": round(plan.gain, 2) if plan.gain else None,
-        },
+        "plan": asdict(plan.split) | {"group": plan.usual, "gain": round(plan.gain, 2) if plan.gain else None},
         "pruner": sweep.pruner.name,
         "seconds_unpruned": _seconds(unpruned),
         "seconds_pruned": _seconds(pruned) if pruned else None,
@@ -60,6 +54,5 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
 
 def _seconds(found: Forecast) -> dict[str, float]:
     """The seconds from the command to its end: the likely ones, and a range for eight cases of ten."""
-    low, high = found.range
-    named = {"likely": found.likely, "low": low, "high": high}
-    return {name: round(seconds + END_SECONDS, 1) for name, seconds in named.items()}
+    named = zip(("likely", "low", "high"), (found.likely, *found.range), strict=True)
+    return {name: round(seconds + END_SECONDS, 1) for name, seconds in named}

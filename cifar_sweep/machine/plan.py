@@ -6,7 +6,7 @@ What that depends on is measured, with all workers at work, once for each networ
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,23 +33,14 @@ SHORT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How a sweep is to be run.
-
-    Attributes:
-        split: how many workers, of how many threads.
-        groups: how many trials of a shape each trains at once.
-        usual: the group size of most trials.
-        seconds: the expected wall seconds of the sweep if nothing is pruned; None where speeds are not known.
-        gain: how many times as fast as one trial at a time on the whole machine; None where nothing was measured.
-        costs: what the sweep's parts are reckoned to cost; None where speeds are not known.
-    """
+    """How a sweep is to be run. Seconds and costs are None where speeds are not known."""
 
     split: Split
     groups: Groups
-    usual: int
-    seconds: float | None = None
-    gain: float | None = None
-    costs: Costs | None = None
+    usual: int  # the group size of most trials
+    seconds: float | None = None  # the expected wall seconds of the sweep if nothing is pruned
+    gain: float | None = None  # how many times as fast as one trial at a time on the whole machine, where measured
+    costs: Costs | None = None  # what the sweep's parts are reckoned to cost
 
     def __str__(self) -> str:
         workers, size = self.split.workers, self.usual
@@ -71,10 +62,6 @@ class _Task:
     def shapes(self) -> list[tuple[float, Shape]]:
         return [counted for _, shapes in self.expected for counted in shapes]
 
-    @property
-    def networks(self) -> set[str]:
-        return {network_of(shape) for _, shape in self.shapes}
-
     def plan(self, split: Split, speeds: Speeds) -> Plan:
         """The plan under this split; a worker's groups take its part of a device's free memory at most."""
         free = free_memory(self.where)
@@ -84,18 +71,18 @@ class _Task:
         usual = _usual(*self.expected[0], split, groups)
         if not speeds:
             return Plan(split, groups, usual)
-        costs = costs_of(self.shapes, split, groups, speeds, train_images=self.train_images)
+        costs = costs_of(self.shapes, split, groups, speeds, self.train_images)
         seconds = math.fsum(unpruned_seconds(sweep, costs) for sweep, _ in self.expected)
         return Plan(split, groups, usual, seconds, costs=costs)
 
     def one_at_a_time(self, split: Split, speeds: Speeds) -> float:
         """Seconds of all trials, one after the other."""
-        costs = costs_of(self.shapes, split, Groups(1), speeds, train_images=self.train_images)
+        costs = costs_of(self.shapes, split, Groups(1), speeds, self.train_images)
         return math.fsum(count * costs.alone(shape) for count, shape in self.shapes)
 
-    def rough(self, split: Split) -> Plan | None:
+    def rough(self, split: Split, networks: Collection[str]) -> Plan | None:
         """The plan by typical speeds, where the sweep is so short that measuring does not pay; otherwise None."""
-        speeds = typical(self.networks) if self.where.type == "cpu" else None
+        speeds = typical(networks) if self.where.type == "cpu" else None
         plan = self.plan(split, speeds) if speeds else None
         if not (plan and plan.costs and plan.seconds) or plan.seconds > SHORT_SECONDS:
             return None
@@ -114,22 +101,12 @@ def choose(
     always: bool = False,
     train_images: int = TRAIN_IMAGES,
 ) -> Plan:
-    """The plan for these sweeps on this machine; of `workers`, `threads` and `group`, what is 0 is chosen.
+    """The plan for these sweeps, run one after the other on this machine.
 
-    Args:
-        sweeps: what is to be run, one after the other.
-        device: auto, cpu, cuda or cuda:N.
-        workers: processes.
-        threads: of each of them, on the CPU.
-        group: trials at once in each of them.
-        say: gets one sentence where networks have to be timed first, which happens once on a machine.
-        cache: the folder of what was measured before.
-        always: measure, too, where there is nothing to choose or little time to win.
-        train_images: of the data, for the time that it takes.
-
-    Raises:
-        DeviceError: there is no such device here.
-        UsageError: the sweep's parameters are no complete config.
+    Of `workers`, the `threads` of each on the CPU, and the trials at once in each of them (`group`), what is 0 is
+    chosen. `say` gets one sentence where networks have to be timed first, which happens once on a machine; `cache` is
+    the folder of what was measured before. Where there is nothing to choose or little time to win, only `always`
+    measures. Raises DeviceError if there is no such device here.
     """
     where = resolve_device(device)
     trials = sum(sweep.size for sweep in sweeps)
@@ -143,14 +120,12 @@ def choose(
         return task.plan(splits[0], {})
     alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
     timer, considered = Timer(device, precision, cache), [*splits, alone]
-    if not always and timer.missing(task.networks, considered) and (rough := task.rough(splits[0])):
+    networks = {network_of(shape) for _, shape in task.shapes}
+    if not always and timer.missing(networks, considered) and (rough := task.rough(splits[0], networks)):
         return rough
     if where.type == "cpu":
         prepare_kernels()  # while the measuring processes start
-    return _fastest(task, splits, timer.measure(task.networks, considered, say=say))
-
-
-def _fastest(task: _Task, splits: Sequence[Split], measured: dict[Split, Speeds]) -> Plan:
+    measured = timer.measure(networks, considered, say=say)
     best = min((task.plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
     usual = min(task.one_at_a_time(split, speeds) for split, speeds in measured.items())

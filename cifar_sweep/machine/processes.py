@@ -18,11 +18,7 @@ class ProcessPool:
         self._connections = connections
 
     def together(self, function: Callable[..., Any], *calls: dict[str, Any]) -> list[Any]:
-        """The results of these calls of `function`, by keyword, each in a process of its own, all begun at once.
-
-        Raises:
-            StudyError: a process ended, or raised.
-        """
+        """The results of calls of `function`, begun at once, each in its process; StudyError if one ended or raised."""
         try:
             for connection, call in zip(self._connections[: len(calls)], calls, strict=True):
                 connection.send((function, call))

@@ -7,14 +7,14 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.config import Shape, TrialConfig, Value
 from cifar_sweep.files import replace_file
 from cifar_sweep.forecast.costs import OPEN_SECONDS, Costs, Pace, network_name
 from cifar_sweep.forecast.expected import draw
@@ -34,6 +34,8 @@ EPOCH_SECONDS = 0.7
 LIKELY_DRAWS = 300
 # How far off a rehearsed pace is, as a standard deviation of a logarithm: a shared machine differs so from run to run.
 DOUBT = 0.08
+# What a process that has just started is tried on, so that it has loaded all.
+FIRST: dict[str, Value] = {"model": "lenet", "batch_size": 2, "train_images": 2, "validation_images": 2}
 
 
 class GroupSeconds(NamedTuple):
@@ -47,36 +49,31 @@ class GroupSeconds(NamedTuple):
 def rehearse(
     sweep: Sweep, plan: Plan, *, source: str, device: str, precision: str, classes: int, started: float
 ) -> Pace:
-    """The pace at which this machine will run `sweep` by `plan`.
+    """The pace at which this machine will run `sweep` by `plan`, of whose costs the steps were timed.
 
-    Args:
-        sweep: the sweep.
-        plan: how, with its costs as they were reckoned.
-        source: where its images are.
-        device: as in `choose`.
-        precision: the faster one here.
-        classes: of the data.
-        started: seconds that a command takes until it starts its workers.
-
-    Raises:
-        StudyError: a measuring process ended, or raised.
+    `precision` is the faster one here; `started` are the seconds that a command takes until it starts its workers.
+    Raises StudyError if a measuring process ended, or raised.
     """
     assert plan.costs is not None
-    costs, split = plan.costs, plan.split
-    places = [resolve_device(device, worker=k) for k in range(split.workers)]
+    places = [resolve_device(device, worker=k) for k in range(plan.split.workers)]
     timed: list[tuple[Shape, int, GroupSeconds]] = []
-    with tempfile.TemporaryDirectory(prefix="cifar-sweep-") as folder, process_pool(split.workers) as pool:
+    with tempfile.TemporaryDirectory(prefix="cifar-sweep-") as folder, process_pool(len(places)) as pool:
         begun = time.perf_counter()
-        common = {"source": source, "threads": split.threads}
-        pool.together(get_ready, *(common | {"device": place} for place in places))
+        call = {"source": source, "folder": folder, "threads": plan.split.threads}
+        first = [_config(FIRST, precision=precision, classes=classes)]
+        pool.together(group_seconds, *(call | {"device": place, "configs": first} for place in places))
         ready = time.perf_counter()
         for configs in _groups(sweep, plan, precision=precision, classes=classes):
             if timed and time.perf_counter() - ready > LONGEST_SECONDS:
                 break
-            calls = [common | {"device": place, "configs": configs, "folder": folder} for place in places]
-            taken = map(statistics.fmean, zip(*pool.together(group_seconds, *calls), strict=True))
+            answers = pool.together(group_seconds, *(call | {"device": place, "configs": configs} for place in places))
+            taken = map(statistics.fmean, zip(*answers, strict=True))
             timed.append((configs[0].shape, len(configs), GroupSeconds(*taken)))
-    return Pace(_corrected(costs, timed, start=started + ready - begun + OPEN_SECONDS), doubt=DOUBT)
+    return Pace(_corrected(plan.costs, timed, start=started + ready - begun + OPEN_SECONDS), doubt=DOUBT)
+
+
+def _config(params: Mapping[str, Value], *, precision: str, classes: int, seed: int = 0) -> TrialConfig:
+    return TrialConfig.from_params(params, classes=classes, precision=precision, data_seed=0, seed=seed)
 
 
 def _groups(sweep: Sweep, plan: Plan, *, precision: str, classes: int) -> list[list[TrialConfig]]:
@@ -87,7 +84,7 @@ def _groups(sweep: Sweep, plan: Plan, *, precision: str, classes: int) -> list[l
     points += [sweep.fixed | draw(sweep.space, generator) for _ in range(0 if sweep.given else LIKELY_DRAWS)]
     alike: dict[tuple[str, int], list[TrialConfig]] = defaultdict(list)
     for seed, params in enumerate(points):
-        config = TrialConfig.from_params(params, classes=classes, precision=precision, data_seed=0, seed=seed)
+        config = _config(params, precision=precision, classes=classes, seed=seed)
         alike[network_name(config.shape), config.shape.batch_size].append(config)
     seconds = {key: math.fsum(plan.costs.alone(config.shape) for config in alike[key]) for key in alike}
     longest = sorted(alike, key=lambda key: -seconds[key])[:MOST_GROUPS]
@@ -120,24 +117,10 @@ def _corrected(costs: Costs, timed: Sequence[tuple[Shape, int, GroupSeconds]], *
     return costs.model_copy(update={"networks": networks, "start": start, "trial": building + costs.trial})
 
 
-def get_ready(*, source: str, threads: int, device: torch.device) -> None:
-    """What a worker does before its first epoch, in a process that has just started."""
-    prepare_process(device, threads=threads)
-    loaded = images.load(source)
-    config = TrialConfig.from_params(
-        {"model": "lenet", "batch_size": 2}, classes=len(loaded.classes), precision="fp32", data_seed=0, seed=0
-    )
-    run = Run([config], loaded, device=device)
-    run.step(*next(run.batches.train(2, seed=0, epoch=1)))
-
-
 def group_seconds(
     configs: Sequence[TrialConfig], *, source: str, folder: str, threads: int, device: torch.device
 ) -> GroupSeconds:
-    """Time a group's second epoch on the images of `source`, and a checkpoint in `folder`.
-
-    Sets this process's threads.
-    """
+    """Time a group's second epoch on the images of `source`, and a checkpoint in `folder`. Sets the threads."""
     prepare_process(device, threads=threads)
     loaded = images.load(source)
     start = time.perf_counter()

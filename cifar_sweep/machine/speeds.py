@@ -63,24 +63,23 @@ TYPICAL: Speeds = {
 _STORED = TypeAdapter(dict[str, dict[str, dict[int, Speed]]])
 
 
-def speeds_file(cache: Path | None) -> Path:
-    """Where timed speeds are kept."""
+def _file(cache: Path | None) -> Path:
     return (cache or default_cache()) / "speeds.json"
 
 
-def read_speeds(path: Path) -> dict[str, dict[str, dict[int, Speed]]]:
-    """The stored speeds by key, network and group size; none where there is no such file or it is not ours."""
+def read_speeds(cache: Path | None) -> dict[str, dict[str, dict[int, Speed]]]:
+    """The speeds timed before by key, network and group size; none where there is no file of them or it is not ours."""
     with suppress(OSError, ValidationError):
-        found = _STORED.validate_json(path.read_bytes())
+        found = _STORED.validate_json(_file(cache).read_bytes())
         if all(1 in sizes for entry in found.values() for sizes in entry.values()):
             return found
     return {}
 
 
-def write_speeds(path: Path, everything: Mapping[str, Speeds]) -> None:
+def write_speeds(cache: Path | None, everything: Mapping[str, Speeds]) -> None:
     """Store speeds as `read_speeds` reads them."""
     with suppress(DiskError):  # a read-only home: measured again next time
-        replace_file(path, json.dumps(everything, indent=2).encode())
+        replace_file(_file(cache), json.dumps(everything, indent=2).encode())
 
 
 def speeds_of(networks: Iterable[str], timed: Speeds) -> Speeds:
@@ -93,12 +92,7 @@ def speeds_of(networks: Iterable[str], timed: Speeds) -> Speeds:
 
 
 def costs_of(
-    expected: Sequence[tuple[float, Shape]],
-    split: Split,
-    groups: Groups,
-    speeds: Speeds,
-    *,
-    train_images: int = TRAIN_IMAGES,
+    expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups, speeds: Speeds, train_images: int
 ) -> Costs:
     """What the parts of sweeps of these shapes cost under this split, in these groups, at these speeds."""
     shapes: dict[str, dict[int, Shape]] = defaultdict(dict)
@@ -138,12 +132,12 @@ def rough_seconds(sweep: Sweep, *, cache: Path | None = None) -> float | None:
         return None
     networks = {network_of(shape) for _, shape in expected}
     found: dict[Split, Speeds] = {}
-    for key, entry in read_speeds(speeds_file(cache)).items():
+    for key, entry in read_speeds(cache).items():
         split = re.search(r", (\d+) x (\d+) threads, ", key)
         if split and all(stand_in(network)[0] in entry for network in networks):
             found[Split(int(split[1]), int(split[2]))] = speeds_of(networks, entry)
     seconds = [
-        unpruned_seconds(sweep, costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds))
+        unpruned_seconds(sweep, costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds, TRAIN_IMAGES))
         for split, speeds in (found or {Split(2, 1): speeds_of(networks, TYPICAL)}).items()
     ]
     return min(seconds)

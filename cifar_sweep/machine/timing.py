@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,16 +12,8 @@ import torch
 from cifar_sweep.forecast.costs import Speed
 from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Speeds, config_of, stand_in
 from cifar_sweep.machine.processes import ProcessPool, process_pool
-from cifar_sweep.machine.speeds import (
-    TIMED_BATCHES,
-    Split,
-    read_speeds,
-    speed_between,
-    speeds_file,
-    speeds_of,
-    write_speeds,
-)
-from cifar_sweep.training.device import device_name, prepare_process, resolve_device
+from cifar_sweep.machine.speeds import TIMED_BATCHES, Split, read_speeds, speed_between, speeds_of, write_speeds
+from cifar_sweep.training.device import device_name, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, stages_of
 from cifar_sweep.training.models import build
@@ -36,10 +27,7 @@ _FULL_GROUP = 8
 def step_seconds(
     network: str, *, batch: int, members: int, threads: int, device: torch.device, precision: str
 ) -> float:
-    """The least time of a training step of a group, on random images, after one to warm up.
-
-    Sets this process's threads.
-    """
+    """The least time of a training step of a group, on random images, after one to warm up. Sets the threads."""
     prepare_process(device, threads=threads)
     run = Run([config_of(network, precision=precision)] * members, None, device=device)
     run.start_epoch(1)
@@ -49,13 +37,12 @@ def step_seconds(
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     run.step(images, labels)
-    wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < _TIMED_SECONDS:
-        wait()
+        wait_for(device)
         start = time.perf_counter()
         run.step(images, labels)
-        wait()
+        wait_for(device)
         taken.append(time.perf_counter() - start)
     return min(taken)
 
@@ -77,21 +64,15 @@ def devices(device: torch.device, named: str) -> int:
 
 @dataclass(frozen=True)
 class Timer:
-    """Times networks and keeps what it finds in the cache folder, by split, device, precision and version of torch.
+    """Times networks and keeps what it finds in the cache folder, by split, device, precision and version of torch."""
 
-    Attributes:
-        device: as it was named: auto, cpu, cuda or cuda:N.
-        precision: fp32 or bf16.
-        cache: the folder; None is the user's own.
-    """
-
-    device: str
-    precision: str
-    cache: Path | None = None
+    device: str  # as it was named: auto, cpu, cuda or cuda:N
+    precision: str  # fp32 or bf16
+    cache: Path | None = None  # None is the user's own
 
     def missing(self, networks: Collection[str], splits: Sequence[Split]) -> list[tuple[Split, str]]:
         """What `measure` would have to time. Deeper VGGs are taken from vgg11 by their multiply-accumulates."""
-        everything = read_speeds(speeds_file(self.cache))
+        everything = read_speeds(self.cache)
         timed = {stand_in(network)[0] for network in networks}
         return [(split, each) for split in splits for each in sorted(timed - set(everything.get(self._key(split), {})))]
 
@@ -103,17 +84,15 @@ class Timer:
         Under the first split group sizes are tried until one gains nothing; under the others one at a time and the
         best. `say` gets a sentence where something has to be timed.
         """
-        path = speeds_file(self.cache)
-        everything = read_speeds(path)
-        missing = self.missing(networks, splits)
-        if missing:
+        everything = read_speeds(self.cache)
+        if missing := self.missing(networks, splits):
             say("timing a training step of each network, once on this machine")
             with process_pool(max(split.workers for split, _ in missing)) as pool:
                 for split, network in missing:
                     first = everything.get(self._key(splits[0]), {}).get(network)
                     sizes = self._best(pool, split, network, first) if first else self._ladder(pool, split, network)
                     everything.setdefault(self._key(split), {})[network] = sizes
-            write_speeds(path, everything)
+            write_speeds(self.cache, everything)
         return {split: speeds_of(networks, everything[self._key(split)]) for split in splits}
 
     def _key(self, split: Split) -> str:
@@ -126,10 +105,8 @@ class Timer:
     def _ladder(self, pool: ProcessPool, split: Split, network: str) -> dict[int, Speed]:
         """Larger and larger groups, until the next is no faster, and they are trained as large ones are."""
         found: dict[int, Speed] = {}
-        least = smallest_representative_group(
-            network, threads=split.threads, device=resolve_device(self.device), precision=self.precision
-        )
-        before = math.inf
+        where, before = resolve_device(self.device), math.inf
+        least = smallest_representative_group(network, threads=split.threads, device=where, precision=self.precision)
         for size in GROUP_SIZES:
             found[size] = self._speed(pool, split, network, size)
             now = found[size].per_image(TIMED_BATCHES[0])
@@ -146,9 +123,9 @@ class Timer:
     def _speed(self, pool: ProcessPool, split: Split, network: str, size: int) -> Speed:
         """The speed of a member, as the mean over workers that all train such a group."""
         call = {"network": network, "members": size, "threads": split.threads, "precision": self.precision}
+        places = [resolve_device(self.device, worker=k) for k in range(split.workers)]
         each_image = []
         for batch in TIMED_BATCHES:
-            places = [resolve_device(self.device, worker=k) for k in range(split.workers)]
             seconds = pool.together(step_seconds, *(call | {"batch": batch, "device": place} for place in places))
             each_image.append(statistics.fmean(seconds) / batch / size)
         return speed_between(*each_image)

@@ -6,11 +6,11 @@ Accuracies are fractions, but for the reports' claims, which are in percent; tim
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cifar_sweep.config import PARAMETERS, Value, applies
-from cifar_sweep.figures.importance import Importances, importances_of
+from cifar_sweep.figures.search_figures import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
@@ -49,15 +49,6 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """Validation accuracies of complete trials that differ in their seeds alone, one for each seed."""
-
-    numbers: tuple[int, ...]
-    mean: float
-    deviation: float
-
-
-@dataclass(frozen=True)
 class Mistake:
     """A validation image that was taken for something else, with the probability of that; a PNG as a data URI."""
 
@@ -69,21 +60,16 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ImageFindings:
-    """What the best trial's network makes of the images; None and empty where they were not at hand.
+    """What the best trial's network makes of the images; None and empty where they were not at hand."""
 
-    Attributes:
-        missing: what is not there, and why, in one sentence; empty where everything is.
-        confusion: validation images of class i (row) that were taken for class j (column).
-        mistakes: some of the most certain ones.
-    """
-
-    missing: str = ""
+    missing: str = ""  # what is not there, and why, in one sentence; empty where everything is
     validation_images: int | None = None
     test_images: int | None = None
     parameters: int | None = None
     classes: tuple[str, ...] = ()
+    # Validation images of class i (row) that were taken for class j (column).
     confusion: tuple[tuple[int, ...], ...] = ()
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()  # some of the most certain ones
 
     def most_confused(self) -> list[tuple[str, str, int, int]]:
         """The most mistaken pairs by share of the right class: right class, taken for, how many, of how many images."""
@@ -98,20 +84,13 @@ class ImageFindings:
 
 @dataclass(frozen=True)
 class Answer:
-    """The trial that validation accuracy chose.
-
-    Attributes:
-        chosen: what the sweep fixes, and what it searched: parameters by name.
-        searched: the names among them that were searched, or are the given point's own.
-        repeats: the same config under other seeds, where there are any.
-    """
+    """The trial that validation accuracy chose."""
 
     trial: TrialRecord
-    chosen: Mapping[str, Value]
-    searched: tuple[str, ...]
+    chosen: Mapping[str, Value]  # what the sweep fixes, and what it searched: parameters by name
+    searched: tuple[str, ...]  # the names among them that were searched, or are the given point's own
     validation: Accuracy
     test: Accuracy | None
-    repeats: Repeats | None
 
 
 @dataclass(frozen=True)
@@ -125,33 +104,23 @@ class ByHand:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report says of a study.
-
-    Attributes:
-        data: name and fingerprint of its images.
-        ranked: the complete trials, the best first.
-        counts: how many trials are in each state.
-        shortened: in what the sweep is less than a whole one; empty where it is whole.
-        answer: None before any trial is complete.
-        by_hand: None on synthetic images.
-        parameters: the names of all that were searched or given.
-    """
+    """Everything that a report says of a study."""
 
     study: SweepStudy
-    data: str
+    data: str  # name and fingerprint of its images
     synthetic: bool
     trials: Sequence[TrialRecord]
-    ranked: Sequence[TrialRecord]
-    counts: Mapping[str, int]
+    ranked: Sequence[TrialRecord]  # the complete trials, the best first
+    counts: Mapping[str, int]  # how many trials are in each state
     seconds: float
-    shortened: str
-    answer: Answer | None
-    by_hand: ByHand | None
+    shortened: str  # in what the sweep is less than a whole one; empty where it is whole
+    answer: Answer | None  # None before any trial is complete
+    by_hand: ByHand | None  # None on synthetic images
     saved: Saved
     importances: Importances
     findings: ImageFindings
     reproduction: Reproduction
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...]  # the names of all that were searched or given
 
 
 def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy | None = None) -> Report:
@@ -192,25 +161,7 @@ def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFin
         searched=tuple(name for name in names if name in best.params),
         validation=Accuracy(float(best.value or 0), images),
         test=None if test is None else Accuracy(test, findings.test_images or study.data.get("test_images")),
-        repeats=_repeats(best, ranked),
     )
-
-
-def _repeats(best: TrialRecord, complete: Iterable[TrialRecord]) -> Repeats | None:
-    """The trials that differ from `best` in their seeds alone, it included; None where there is no other."""
-    by_seed: dict[Value, TrialRecord] = {}  # the first trial of each seed
-    for trial in sorted(complete, key=lambda trial: trial.number):
-        if _but_seeds(trial) == _but_seeds(best):
-            by_seed.setdefault(trial.settings["seed"], trial)
-    if len(by_seed) < 2:
-        return None
-    values = [float(trial.value or 0) for trial in by_seed.values()]
-    numbers = tuple(trial.number for trial in by_seed.values())
-    return Repeats(numbers, statistics.mean(values), statistics.stdev(values))
-
-
-def _but_seeds(trial: TrialRecord) -> dict[str, Value]:
-    return {name: value for name, value in trial.settings.items() if name not in ("seed", "data_seed")}
 
 
 def _by_hand(study: SweepStudy, best: TrialRecord | None, reports: SweepStudy | None) -> ByHand | None:

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from cifar_sweep.report.words import templates
+from cifar_sweep.pages import rendered
 from cifar_sweep.version import __version__
 
 SIGNIFICANT_DIGITS = 6
@@ -29,15 +29,15 @@ class Drawing:
     least_width: int = 0
 
 
-def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0, top: int = 10) -> Drawing:
+def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0) -> Drawing:
     """A figure for a page: without its title, which the page has above it, and with its numbers rounded.
 
-    Lengths are in pixels. `height` is the figure's own where it is not given; `top` is the upper margin.
+    Lengths are in pixels. `height` is the figure's own where it is not given.
     """
     plain = figure.to_dict()
     layout = plain["layout"]
     layout.pop("title", None)
-    layout["margin"]["t"] = top
+    layout["margin"]["t"] = 10
     layout["autosize"] = True
     own = int(layout.pop("height", 400))
     short = json.loads(json.dumps(plain), parse_float=lambda digits: rounded(float(digits)))
@@ -46,26 +46,14 @@ def drawing(figure: go.Figure, *, height: int = 0, least_width: int = 0, top: in
 
 def render(template: str, *, title: str, **facts: Any) -> str:
     """A page from a template with these facts."""
-    return (
-        templates()
-        .get_template(template)
-        .render(
-            title=title,
-            version=__version__,
-            written=datetime.now(UTC),
-            # Its few other characters would make a browser hold all of it in two bytes a character: slower to read.
-            plotly=get_plotlyjs().encode("ascii", "backslashreplace").decode(),
-            **facts,
-        )
-    )
+    # Its few other characters would make a browser hold all of it in two bytes a character: slower to read.
+    plotly = get_plotlyjs().encode("ascii", "backslashreplace").decode()
+    now = datetime.now(UTC)
+    return rendered("report", template, title=title, version=__version__, written=now, plotly=plotly, **facts)
 
 
 def in_script(value: Any) -> str:
-    """Plain data as JSON that can stand in a page's script, whatever its texts are.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
+    """Plain data as JSON that can stand in a page's script, whatever its texts are. Raises ValueError for NaN."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_IN_SCRIPT)
 
 

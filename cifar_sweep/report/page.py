@@ -7,42 +7,38 @@ from typing import Any
 from cifar_sweep.config import Value
 from cifar_sweep.figures.curve_figures import MOST_CURVES, curves, learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured, hand_beside_search
-from cifar_sweep.figures.parameter_figures import parallel, slices
-from cifar_sweep.figures.search_figures import importance, learning_rate_by_batch
+from cifar_sweep.figures.search_figures import importance, learning_rate_by_batch, slices
 from cifar_sweep.figures.style import in_percent
 from cifar_sweep.figures.timeline import timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
 from cifar_sweep.report import html
 from cifar_sweep.report.facts import Accuracy, Report
 from cifar_sweep.report.html import Drawing, drawing
-from cifar_sweep.report.words import HandCard, counts_text, furthest_text, hand_card, plain
+from cifar_sweep.report.text import HandCard, told
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.sweep.sweep import Range
+from cifar_sweep.words import plain
 
 CURVES_IN_DETAIL = 3  # with four lines each
-AXIS_PIXELS = 88  # of the parallel coordinates: below that, names lie on each other
 HAND_PIXELS = 620  # below that, the names of the best lie on each other
 PAIR_PIXELS = 340  # the height of figures beside each other
 
 
 def render(report: Report) -> str:
     """The page."""
-    hand = hand_card(report)
-    marks = _marks(report, hand)
+    facts = told(report)
+    marks = _marks(report, facts["hand"])
     return html.render(
         "report.html",
         title=f"Study {report.study.name}",
-        report=report,
         drawings=_drawings(report),
         comparable=_comparable(report),
         names=_by_importance(report),
         most_curves=MOST_CURVES,
-        counts=counts_text(report),
-        furthest=furthest_text(report),
-        hand=hand,
         marks=marks,
         scale=_scale(marks.values()),
         table=html.in_script(table_of(report)),
+        **facts,
     )
 
 
@@ -63,7 +59,9 @@ def _drawings(report: Report) -> dict[str, Drawing]:
         drawn["detail-plot"] = drawing(learning_curves(report.ranked[:CURVES_IN_DETAIL], data=data))
     if any(trial.ended and trial.curve for trial in trials):
         drawn["time-plot"] = drawing(timeline(trials))
-    return drawn | _beside_hand(report) | _fronts(report) | (_parameters(report) if _comparable(report) else {})
+    if any(trial.seconds for trial in report.ranked):
+        drawn["seconds-front"] = drawing(front(trials))
+    return drawn | _beside_hand(report) | (_parameters(report) if _comparable(report) else {})
 
 
 def _comparable(report: Report) -> bool:
@@ -73,8 +71,7 @@ def _comparable(report: Report) -> bool:
 
 def _by_importance(report: Report) -> list[str]:
     """The searched parameters, what matters most first; in their usual order where that is not known."""
-    known = [name for name, _ in report.importances.shares]
-    return known + [name for name in report.parameters if name not in known]
+    return list(dict.fromkeys([*(name for name, _ in report.importances.shares), *report.parameters]))
 
 
 def _beside_hand(report: Report) -> dict[str, Drawing]:
@@ -85,15 +82,6 @@ def _beside_hand(report: Report) -> dict[str, Drawing]:
         return {"hand-plot": drawing(claimed_against_measured(claims))}
     figure = hand_beside_search(report.trials, claims, data=report.data)
     return {"hand-plot": drawing(figure, height=400, least_width=HAND_PIXELS)}
-
-
-def _fronts(report: Report) -> dict[str, Drawing]:
-    timed = [trial for trial in report.ranked if trial.seconds]
-    if not timed:
-        return {}
-    sizes = {trial.weights.size for trial in timed if trial.weights}
-    fronts = {"seconds-front": drawing(front(report.trials, size=False))}
-    return fronts | ({"size-front": drawing(front(report.trials, size=True))} if len(sizes) > 1 else {})
 
 
 def _parameters(report: Report) -> dict[str, Drawing]:
@@ -107,10 +95,6 @@ def _parameters(report: Report) -> dict[str, Drawing]:
         drawn["heat-plot"] = drawing(heat, height=height)
     each = slices(report.trials, names, logarithmic=logarithmic)
     drawn |= {f"slice-{k}": drawing(figure) for k, figure in enumerate(each)}
-    if len(names) > 1:
-        # What matters most stands beside the accuracy.
-        lines = parallel(report.trials, names[::-1], logarithmic=logarithmic)
-        drawn["parallel-plot"] = drawing(lines, least_width=AXIS_PIXELS * (len(names) + 1), top=40)
     return drawn
 
 
@@ -151,7 +135,7 @@ def table_of(report: Report) -> dict[str, Any]:
         add("of_epochs", lambda trial: trial.epochs, title="of", figure=True)
     add("seconds", lambda trial: round(trial.seconds, 1), figure=True, digits=1)
     for name in report.parameters:
-        number = all(_is_number(trial.params[name]) for trial in trials if name in trial.params)
+        number = all(type(trial.params[name]) in (int, float) for trial in trials if name in trial.params)
         add(name, lambda trial, name=name: trial.params.get(name), title=name.replace("_", " "), figure=number)  # type: ignore[misc]
     add("label", lambda trial: trial.label, least=1, title="by hand", long=True)
     add("worker", lambda trial: trial.worker, least=2)
@@ -165,7 +149,3 @@ def _cell(value: Value | None) -> Value | None:
     if isinstance(value, bool):
         return plain(value)
     return html.rounded(value) if isinstance(value, float) else value if value != "" else None
-
-
-def _is_number(value: Value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -9,20 +9,15 @@ from cifar_sweep.errors import StudyError
 from cifar_sweep.figures.curve_figures import learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured
 from cifar_sweep.figures.search_figures import accuracy_by_learning_rate
+from cifar_sweep.files import replace_file
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.report import html
-from cifar_sweep.report.words import write
 from cifar_sweep.study.record import SYNTHETIC_REMARK, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 
 
 def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
-    """Write the learning curves of the `curves` best trials, and accuracy by learning rate, as a page.
-
-    Raises:
-        StudyError: no trial has finished an epoch.
-        DiskError: the file could not be written.
-    """
+    """Write the best trials' learning curves, and accuracy by learning rate, as a page. Raises StudyError."""
     trials = [trial for trial in study.trials() if trial.curve]
     if not trials:
         raise StudyError(f"study {study.name!r} has no trial with a finished epoch to draw; run it first.")
@@ -38,7 +33,7 @@ def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
 
 
 def comparison_page(path: Path, rows: Sequence[HandRow]) -> None:
-    """Write what was claimed of each hand run beside what was measured, as a page. Raises DiskError as `write` does."""
+    """Write what was claimed of each hand run beside what was measured, as a page. Raises DiskError."""
     words = (
         "A line joins the test accuracy on CIFAR-10 that a report claims of a run and the one measured here with the "
         "same settings."
@@ -57,21 +52,14 @@ def comparison_page(path: Path, rows: Sequence[HandRow]) -> None:
 
 
 def figure_page(
-    path: Path,
-    figures: Sequence[tuple[str, str, go.Figure]],
-    *,
-    title: str,
-    facts: Mapping[str, str],
-    remark: str = "",
+    path: Path, figures: Sequence[tuple[str, str, go.Figure]], *, title: str, facts: Mapping[str, str], remark: str = ""
 ) -> None:
     """Write figures, each with its title and an explanation, as one page.
 
     `facts` say what the numbers are of, by name, empty ones are left out; `remark` is what a reader must know first.
-
-    Raises:
-        DiskError: the file could not be written; what stood there before still stands.
+    Raises DiskError where the file could not be written; what stood there before still stands.
     """
     drawings = {f"figure-{place}": html.drawing(figure) for place, (*_, figure) in enumerate(figures, start=1)}
     titles = [(heading, words) for heading, words, _ in figures]
     page = html.render("figures.html", title=title, figures=titles, drawings=drawings, facts=facts, remark=remark)
-    write(path, page)
+    replace_file(path, page)

@@ -15,19 +15,12 @@ from cifar_sweep.sweep.sweep import Sweep
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What a reader needs to get the numbers again.
+    """What a reader needs to get the numbers again."""
 
-    Attributes:
-        commands: each with what it does.
-        file: the name under which the first command expects `sweep`; empty where it names a sweep by its name.
-        sweep: the sweep as it was run, in TOML.
-        facts: versions, commit, data, devices and seeds, by name.
-    """
-
-    commands: tuple[tuple[str, str], ...]
-    file: str
-    sweep: str
-    facts: Mapping[str, str]
+    commands: tuple[tuple[str, str], ...]  # each with what it does
+    file: str  # the name under which the first command expects `sweep`; empty where it names a sweep by its name
+    sweep: str  # the sweep as it was run, in TOML
+    facts: Mapping[str, str]  # versions, commit, data, devices and seeds, by name
 
 
 def reproduction_of(study: SweepStudy, best: TrialRecord | None) -> Reproduction:

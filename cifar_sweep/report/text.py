@@ -1,37 +1,69 @@
-"""A report as text: short Markdown for a pull request, and every trial as CSV."""
+"""A report as text: words that its page says, too, short Markdown for a pull request, and every trial as CSV."""
 
 import csv
 import io
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from typing import Any
 
 from cifar_sweep.config import Value
+from cifar_sweep.figures.style import best_of, with_accuracy
+from cifar_sweep.pages import rendered
 from cifar_sweep.report.facts import Report
-from cifar_sweep.report.words import counts_text, furthest_text, hand_card, templates
 from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.words import counted, percent
 
 TOP_TRIALS = 10
+
+
+def told(report: Report) -> dict[str, Any]:
+    """What both templates are given: the report, and words about it.
+
+    `counts` says how many trials are in each state, where not all are complete. `furthest` is a sentence about the best
+    value so far, for a study without a complete trial. `hand` is a `HandCard`.
+    """
+    counts = {name: count for name, count in report.counts.items() if count}
+    in_words = "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
+    return {"report": report, "counts": in_words, "furthest": _furthest_text(report), "hand": hand_card(report)}
+
+
+def _furthest_text(report: Report) -> str:
+    best = best_of(with_accuracy(report.trials))
+    if best is None:
+        return ""
+    reached = f"{percent(best.accuracy or 0)} % after {counted(best.epochs_done, 'epoch')}"
+    return f"The best value so far is that of trial {best.number}, {best.state}: {reached}."
+
+
+@dataclass(frozen=True)
+class HandCard:
+    """The reports' best beside the answer: a claimed test accuracy, in percent."""
+
+    title: str
+    claim: float
+    words: str
+
+
+def hand_card(report: Report) -> HandCard | None:
+    """What the reports claim, and how far the best trial is from it; None on synthetic images, or without a claim."""
+    hand = report.by_hand
+    if hand is None or report.answer is None:
+        return None
+    if hand.run is not None:
+        title, claim = "Its report claims", hand.run.claimed
+    else:
+        best = hand.search and (hand.search.claimed_model or hand.search.claimed_all)
+        title = f"Reports' best by hand, with {'this' if hand.search and hand.search.claimed_model else 'any'} network"
+        claim = best.accuracy if best else None
+    words = rendered("report", "hand.txt", run=hand.run, search=hand.search)
+    return None if claim is None else HandCard(title, claim, " ".join(words.split()))
 
 
 def markdown(report: Report) -> str:
     """The answer, the best trials, what pruning saved, what mattered, and how to get the numbers again."""
     top = report.ranked[:TOP_TRIALS]
-    return (
-        templates()
-        .get_template("report.md")
-        .render(
-            report=report,
-            top=top,
-            names=[name for name in report.parameters if any(name in trial.params for trial in top)],
-            counts=counts_text(report),
-            furthest=furthest_text(report),
-            hand=hand_card(report),
-        )
-    )
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
+    names = [name for name in report.parameters if any(name in trial.params for trial in top)]
+    return rendered("report", "report.md", **told(report), top=top, names=names)
 
 
 BEFORE: Mapping[str, Callable[[TrialRecord], Value | None]] = {
@@ -47,8 +79,8 @@ AFTER: Mapping[str, Callable[[TrialRecord], Value | None]] = {
     "device": lambda trial: trial.device,
     "worker": lambda trial: trial.worker,
     "seed": lambda trial: trial.settings.get("seed"),
-    "started": lambda trial: _moment(trial.started),
-    "ended": lambda trial: _moment(trial.ended),
+    "started": lambda trial: trial.started.isoformat(timespec="seconds") if trial.started else None,
+    "ended": lambda trial: trial.ended.isoformat(timespec="seconds") if trial.ended else None,
     "reason": lambda trial: trial.reason,
 }
 

@@ -43,10 +43,9 @@ def is_sqlite(url: URL) -> bool:
 def check_sqlite_file(url: URL) -> None:
     """Refuse a path where SQLite can keep no file."""
     path = Path(str(url.database))
-    if path.is_dir():
-        raise StorageError(f"{path}: the study database is a folder; a file is needed.")
     if path.exists() and not path.is_file():
-        raise StorageError(f"{path}: the study database is no plain file; a plain file is needed.")
+        what = ("a folder", "a file") if path.is_dir() else ("no plain file", "a plain file")
+        raise StorageError(f"{path}: the study database is {what[0]}; {what[1]} is needed.")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: the folder {path.parent} of the study database does not exist.")
     for needed in (path, path.parent):  # the folder, too: SQLite keeps its log beside the file
@@ -75,7 +74,5 @@ def check_sqlite_content(path: Path) -> None:
     if problem != "ok":
         raise StorageError(f"{path}: the study database is damaged: {problem.splitlines()[-1].rstrip('.')}.")
     if tables and not {"studies", "trials", "version_info"} <= tables:
-        raise StorageError(
-            f"{path}: this database belongs to something else (its tables: {', '.join(sorted(tables)[:5])}); "
-            "name another file with --storage."
-        )
+        theirs = f"this database belongs to something else (its tables: {', '.join(sorted(tables)[:5])})"
+        raise StorageError(f"{path}: {theirs}; name another file with --storage.")

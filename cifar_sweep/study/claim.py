@@ -42,8 +42,3 @@ class Claim:
     def number(self) -> int:
         """The trial's number in its study."""
         return self.before.number
-
-    @property
-    def checkpoints(self) -> list[dict[str, Any]]:
-        """The checkpoints that were reported before it was claimed, as `SweepStudy.report` was given them."""
-        return self.before.checkpoints

@@ -2,10 +2,11 @@
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from cifar_sweep.study.claim import Claim
 from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage
 
@@ -21,12 +22,10 @@ class Lease:
     again soon: when it is back, the others must not hear nothing of us.
     """
 
-    def __init__(self, storage: Storage, study: str, *, token: str, trial_ids: Collection[int]) -> None:
+    def __init__(self, storage: Storage, study: str, claims: Sequence[Claim]) -> None:
         self.halted = False  # whether the study was paused, cancelled or deleted since
-        self._storage = storage
-        self._study = study
-        self._token = token
-        self._held = set(trial_ids)
+        self._storage, self._study = storage, study
+        self._held = {claim.trial_id: claim.owner.token for claim in claims}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
@@ -41,21 +40,18 @@ class Lease:
     def _beat_on(self) -> None:
         pause = self._storage.heartbeat_seconds
         while not self._done.wait(pause):
+            pause = self._storage.heartbeat_seconds
             try:
-                self._beat()
-                pause = self._storage.heartbeat_seconds
+                self.halted = self._storage.is_halted(self._study)
+                for trial_id, token in list(self._held.items()):
+                    if self._storage.owner(trial_id) == token:
+                        self._storage.beat(trial_id)
+                    else:
+                        del self._held[trial_id]
             except Exception as error:
                 if not is_outage(error):
                     log.debug("a heartbeat failed: %s", error)
-                pause = min(RETRY_SECONDS, self._storage.heartbeat_seconds)
-
-    def _beat(self) -> None:
-        self.halted = self._storage.is_halted(self._study)
-        for trial_id in sorted(self._held):
-            if self._storage.owner(trial_id) == self._token:
-                self._storage.beat(trial_id)
-            else:
-                self._held.discard(trial_id)
+                pause = min(RETRY_SECONDS, pause)
 
 
 @dataclass(frozen=True)

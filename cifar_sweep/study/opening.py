@@ -16,7 +16,7 @@ from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
-from cifar_sweep.study.study import SweepStudy, stored_sweep
+from cifar_sweep.study.study import SweepStudy, not_ours, stored_sweep
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -40,32 +40,19 @@ def open_or_resume(
 ) -> SweepStudy:
     """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
 
-    Args:
-        storage: where it is.
-        name: letters, digits, dots, dashes and underscores.
-        sweep: what it searches.
-        data: `name`, `fingerprint` and `classes` (their number) of the data.
-        code: the fingerprints of users' own models, by model.
-        artifacts: where its trials' files go; None leaves it as it is, which is ./artifacts at first.
-        priority: workers take the open study of the highest first; None leaves it as it is, which is 0 at first.
-
-    Raises:
-        UsageError: the name, or the pruner in this space, is not accepted.
-        StudyError: the study is there with another space, other data or another model under the same name.
+    `data` has the `name`, `fingerprint` and `classes` (their number) of the data, `code` the fingerprints of users' own
+    models. None leaves as it is where the trials' files go, ./artifacts at first, and the priority, 0 at first; workers
+    take the open study of the highest. Raises UsageError as `check_request`, StudyError where it is there with another
+    space, other data or another model.
     """
     check_request(name, sweep)
     with storage.lock():
-        study = optuna.create_study(
-            storage=storage.optuna, study_name=name, direction=StudyDirection.MAXIMIZE, load_if_exists=True
-        )
+        study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize", load_if_exists=True)
         if study.directions != [StudyDirection.MAXIMIZE]:
             raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
-            raise StudyError(
-                f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study."
-            )
-        known = "sweep" in study.user_attrs
-        if known:
+            raise not_ours(storage, name)
+        if known := "sweep" in study.user_attrs:
             _check_same(study, sweep, data, code or {})
         if artifacts is not None or "artifacts" not in study.user_attrs:
             study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
@@ -74,23 +61,20 @@ def open_or_resume(
         if not known:
             _give_facts(study, data, code or {})
         _enqueue(study, sweep)
-        # Of a new study last: one that has it is whole.
-        study.set_user_attr("sweep", sweep.model_dump(mode="json"))
-        study.set_user_attr("reason", "")
-        study.set_user_attr("state", OPEN)
-    return load_known(storage, name)
+        # Of a new study the sweep is last: one that has it is whole.
+        for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():
+            study.set_user_attr(key, value)
+    return SweepStudy(storage, storage.load(name))
 
 
 def _give_facts(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
-    study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex[:8]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(["validation accuracy"])
-    study.set_user_attr("data", dict(data))
-    if code:
-        study.set_user_attr("code", dict(code))
-    study.set_user_attr("versions", versions())
-    study.set_user_attr("commit", commit())
+    facts = {"uid": study.user_attrs.get("uid", uuid.uuid4().hex[:8]), "data": dict(data)}
+    facts |= {"code": dict(code)} if code else {}
+    for key, value in (facts | {"versions": versions(), "commit": commit()}).items():
+        study.set_user_attr(key, value)
 
 
 def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
@@ -111,16 +95,12 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
 def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
     """Numbers that mean different things must not meet in one study."""
     name = study.study_name
-    stored = stored_sweep(study).identity()
-    asked = sweep.identity()
-    differing = [key for key in asked if asked[key] != stored[key]]
-    if differing:
-        was, now = (
-            _difference(one[differing[0]], other[differing[0]]) for one, other in ((stored, asked), (asked, stored))
-        )
+    stored, asked = stored_sweep(study).identity(), sweep.identity()
+    if differing := next((key for key in asked if asked[key] != stored[key]), None):
+        was, now = stored[differing], asked[differing]
         raise StudyError(
-            f"study {name!r} is there already with another {differing[0]}: it has {was}, this run has {now}; "
-            "run with the same settings to continue it, or name a new study with --study."
+            f"study {name!r} is there already with another {differing}: it has {_difference(was, now)}, this run has "
+            f"{_difference(now, was)}; run with the same settings to continue it, or name a new study with --study."
         )
     there = study.user_attrs["data"]
     if there["fingerprint"] != data["fingerprint"]:
@@ -152,25 +132,19 @@ def _difference(one: Any, other: Any) -> str:
 def load(storage: Storage, name: str | None = None) -> SweepStudy:
     """An existing study; with no name, the only one there is. Raises StudyError where there is no such one."""
     known = optuna.get_all_study_names(storage.optuna)
-    if name is None:
-        if len(known) != 1:
-            raise StudyError(f"{storage.shown}: name one of its studies: {', '.join(sorted(known)) or 'it has none'}.")
-        name = known[0]
+    if name is None and len(known) != 1:
+        raise StudyError(f"{storage.shown}: name one of its studies: {', '.join(sorted(known)) or 'it has none'}.")
+    name = known[0] if name is None else name
     if name not in known:
         there = nearest(name, known) if known else "it has no study"
         raise StudyError(f"{storage.shown}: there is no study {name!r}; {there}.")
-    return load_known(storage, name)
-
-
-def load_known(storage: Storage, name: str) -> SweepStudy:
-    """A study that was there a moment ago. Raises KeyError where it is gone, StudyError where it is not ours."""
     return SweepStudy(storage, storage.load(name))
 
 
 def load_all(storage: Storage) -> list[SweepStudy]:
     """Every study of ours, by name; others' studies in the same database are passed over."""
     names = sorted(name for name, attributes in storage.studies() if "sweep" in attributes)
-    return [load_known(storage, name) for name in names]
+    return [SweepStudy(storage, storage.load(name)) for name in names]
 
 
 def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[SweepStudy]:
@@ -182,7 +156,7 @@ def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[Swee
     ]
     for name, _ in sorted(known, key=lambda each: -each[1].get("priority", 0)):
         try:
-            study = load_known(storage, name)
+            study = SweepStudy(storage, storage.load(name))
         except KeyError:  # it was deleted just now
             continue
         if not study.settle():

@@ -22,27 +22,17 @@ REMINDER_SECONDS = 300
 # two transactions stood in each other's way. Class 08 besides: the connection.
 LATER = {"57P01", "57P02", "57P03", "53300", "40P01", "40001"}
 # While it connects, libpq passes on the server's words, and its own, without a code.
-NETWORK = {
-    os.strerror(code)
-    for code in (
-        errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
-        errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH,
-    )
-}  # fmt: skip
-WORDS = NETWORK | {
+NETWORK = (
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH,
+    errno.EHOSTDOWN, errno.ENETUNREACH,
+)  # fmt: skip
+WORDS = {
+    *map(os.strerror, NETWORK), "server closed the connection", "terminating connection", "EOF detected",
     "the database system is ",  # starting up, shutting down, in recovery mode, not yet accepting connections
-    "too many connections",
-    "too many clients",
-    "remaining connection slots",
-    "server closed the connection",
-    "terminating connection",
-    "EOF detected",
-    "SSL connection has been closed",
-    "accepting connections on that socket",
-    "timeout expired",
-    "failed to resolve host",  # a container's name is gone while it is
-    "could not translate host name",
-}
+    "too many connections", "too many clients", "remaining connection slots", "SSL connection has been closed",
+    "accepting connections on that socket", "timeout expired",
+    "failed to resolve host", "could not translate host name",  # a container's name is gone while it is
+}  # fmt: skip
 _ERRORS = (StorageInternalError, SQLAlchemyError, sqlite3.Error)
 T = TypeVar("T")
 
@@ -63,22 +53,18 @@ def wait_out(
     say: Callable[[str], None],
     note: Callable[[], None] = lambda: None,
 ) -> T:
-    """Do `operation`, again and again while the database does not answer.
+    """Do `operation`, again and again while the database does not answer; raise at once what is no outage.
 
     It is tried again after 0.2 s at most, then after twice as long each time, up to 5 s, for as long as it takes.
 
     Args:
         operation: what may be done twice: where the answer of the database was lost, it was done already.
-        stop: whether to give up; asked before and during each wait, every 0.2 s.
+        stop: whether to give up and raise the last outage; asked before and during each wait, every 0.2 s.
         say: told in a sentence when an outage begins, every five minutes that it lasts, and when it is over.
         note: told of each outage.
-
-    Raises:
-        Exception: what `operation` raised that is no outage, at once; also the last outage, when `stop` said yes.
     """
     began: float | None = None
-    reminded = 0.0
-    wait = FIRST_WAIT_SECONDS
+    reminded, wait = 0.0, FIRST_WAIT_SECONDS
     while True:
         try:
             result = operation()
@@ -124,18 +110,13 @@ def pause(seconds: float, stop: Callable[[], bool]) -> bool:
 def _outage(error: BaseException) -> BaseException | None:
     """The one among the causes of `error` that says that the database may answer later."""
     # A mistake made while an error of the database was handled does not pass it on.
-    if not (isinstance(error, (StorageError, *_ERRORS)) or _is_of_psycopg(error)):
+    if not (isinstance(error, (StorageError, *_ERRORS)) or hasattr(error, "sqlstate")):
         return None
     for cause in _causes(error):
         later = _says_later(cause)
         if later is not None:
             return cause if later else None
     return None
-
-
-def _is_of_psycopg(error: BaseException) -> bool:
-    # Not told by its class: to import psycopg takes a tenth of a second, and SQLite needs it not.
-    return hasattr(error, "sqlstate")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -157,11 +138,9 @@ def _says_later(error: BaseException) -> bool | None:
         return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_BUSY
     if isinstance(error, DBAPIError):
         return True if error.connection_invalidated else None
-    if _is_of_psycopg(error):
-        code: str | None = getattr(error, "sqlstate", None)
-        if code is not None:
-            return code in LATER or code.startswith("08")
-        return any(words in str(error) for words in WORDS)
+    if hasattr(error, "sqlstate"):  # psycopg's, told so: to import it takes a while, and SQLite needs it not
+        code: str | None = error.sqlstate
+        return any(word in str(error) for word in WORDS) if code is None else code in LATER or code.startswith("08")
     return None
 
 
@@ -183,12 +162,10 @@ def explain(error: BaseException) -> StorageError | None:
     """
     if isinstance(error, RuntimeError) and "table schema" in str(error):
         # Optuna names one of two commands, by whether it knows the database's version.
-        if "optuna storage upgrade" in str(error):
-            version, cure = "an older version", "bring it up with `optuna storage upgrade --storage URL`"
-        else:
-            version, cure = "an unknown version", "`pip install -U optuna` helps"
-        made = f"the database was made by {version} of Optuna, this is {optuna.__version__}"
-        return StorageError(f"storage: {made}; {cure}.")
+        is_old = "optuna storage upgrade" in str(error)
+        cure = "bring it up with `optuna storage upgrade --storage URL`" if is_old else "`pip install -U optuna` helps"
+        made = f"made by an {'older' if is_old else 'unknown'} version of Optuna, this is {optuna.__version__}"
+        return StorageError(f"storage: the database was {made}; {cure}.")
     if not isinstance(error, _ERRORS):
         return None
     causes = list(_causes(error))

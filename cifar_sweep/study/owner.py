@@ -34,7 +34,7 @@ class Owner:
     def current(cls) -> "Owner":
         """This process, with a new token."""
         pid = os.getpid()
-        return cls(socket.gethostname(), pid, process_started(pid) or "", uuid.uuid4().hex, _system())
+        return cls(socket.gethostname(), pid, process_started(pid) or "", uuid.uuid4().hex)
 
     def is_dead(self) -> bool:
         """Whether the process surely runs no longer: it is of this system, and gone."""

@@ -4,6 +4,7 @@ import abc
 import copy
 import threading
 from collections.abc import Callable, Container
+from operator import attrgetter
 from typing import Any
 
 from optuna.storages import BaseStorage
@@ -15,34 +16,22 @@ from cifar_sweep.study.storage import Storage
 
 
 class PassedOn(BaseStorage):
-    """An Optuna storage that passes everything on to another; the methods are made below."""
+    """An Optuna storage that passes everything on to another, by the methods of that."""
 
     def __init__(self, behind: BaseStorage) -> None:
         self._behind = behind
 
 
-def _passing_on(name: str) -> Callable[..., Any]:
-    def method(self: PassedOn, *arguments: Any, **options: Any) -> Any:
-        return getattr(self._behind, name)(*arguments, **options)
-
-    return method
-
-
 for _name in BaseStorage.__abstractmethods__:
-    setattr(PassedOn, _name, _passing_on(_name))
+    setattr(PassedOn, _name, property(attrgetter(f"_behind.{_name}")))
 abc.update_abstractmethods(PassedOn)  # type: ignore[type-abstract]
 
 
 def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tuple[Any, Any] | None]) -> Any:
-    """A copy of Optuna's study or trial whose user and system attributes are what `over` makes of those that it has.
-
-    Where that is None, it is the study or trial itself.
-    """
-    attributes = over(stored.user_attrs, stored.system_attrs)
-    if attributes is None:
-        return stored
+    """A copy of Optuna's study or trial with what `over` makes of its user and system attributes; None changes none."""
     shown = copy.copy(stored)
-    shown.user_attrs, shown.system_attrs = attributes
+    if attributes := over(stored.user_attrs, stored.system_attrs):
+        shown.user_attrs, shown.system_attrs = attributes
     return shown
 
 
@@ -62,16 +51,10 @@ class ReadingStorage(PassedOn):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def trials(self, study_id: int, *, most_with_reports: int | None = None) -> dict[int, FrozenTrial]:
-        """A study's trials as they stand, by their key and in the order of their numbers.
+        """A study's trials as they stand, by their key and in the order of their numbers; KeyError where it is gone.
 
-        A trial that has not changed is the same object as before.
-
-        Args:
-            study_id: the study's key.
-            most_with_reports: of more trials than these, intermediate values need not be there; None: they always are.
-
-        Raises:
-            KeyError: there is no such study.
+        A trial that has not changed is the same object as before. Of more trials than `most_with_reports` intermediate
+        values need not be there.
         """
         with self._lock:
             known = self._studies.get(study_id, {})
@@ -86,9 +69,9 @@ class ReadingStorage(PassedOn):
                 read = tables.read(connection, study_id, changed, with_reports=with_reports)
             if not rows:
                 self._behind.get_study_name_from_id(study_id)
-            for key, trial in read.items():
-                if key in known and known[key][1] == trial:
-                    read[key] = known[key][1]
-            now = {key: known[key] if key in same else (row, read[key]) for key, row in rows.items()}
+            now: dict[int, tuple[Row[Any], FrozenTrial]] = {}
+            for key, row in rows.items():
+                _, before = known.get(key, (None, None))
+                now[key] = row, before if before and (key in same or before == read[key]) else read[key]
             self._studies[study_id] = now
             return {key: trial for key, (_, trial) in now.items()}

@@ -23,12 +23,10 @@ STATE_NAMES = {
     TrialState.WAITING: "waiting",
 }
 # The user attributes of a trial that are read here; nobody else may change them.
-RESERVED = frozenset(
-    (
-        "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-        "traceback", "label", "given", "shortened", "deaths", "died_after",
-    )
-)  # fmt: skip
+RESERVED = {
+    "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
+    "traceback", "label", "given", "shortened", "deaths", "died_after",
+}  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
 T = TypeVar("T")
@@ -44,57 +42,63 @@ class Environment:
     commit: str | None
 
 
-def _of(read: Callable[[FrozenTrial], T]) -> "cached_property[T]":
-    """A property that reads Optuna's trial."""
-    return cached_property(lambda record: read(record.frozen))
+def _of(read: Callable[["TrialRecord"], T]) -> "cached_property[T]":
+    """A property that is read once."""
+    return cached_property(read)
 
 
 def _text(key: str) -> "cached_property[str]":
     """A property that is stored as a text; empty where it is not."""
-    return _of(lambda trial: str(trial.user_attrs.get(key) or ""))
+    return _of(lambda trial: str(trial.frozen.user_attrs.get(key) or ""))
 
 
 def _object(key: str, make: Callable[[Any], T]) -> "cached_property[T | None]":
     """A property that is made of what is stored; None where nothing is."""
-    return _of(lambda trial: None if (stored := trial.user_attrs.get(key)) is None else make(stored))
+    return _of(lambda trial: None if (stored := trial.frozen.user_attrs.get(key)) is None else make(stored))
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as everybody outside of `study/` reads it; `records` makes them.
+    """One trial as everybody outside of `study/` reads it; `records` makes them."""
 
-    Attributes:
-        frozen: Optuna's trial, for Optuna's own functions; nobody else reads its attributes.
-        worker: who trained it last, as in "worker 2"; empty where that is not known.
-    """
+    frozen: FrozenTrial  # Optuna's trial, for Optuna's own functions; nobody else reads its attributes
+    worker: str = ""  # who trained it last, as in "worker 2"; empty where that is not known
 
-    frozen: FrozenTrial
-    worker: str = ""
-
-    number = _of(lambda trial: trial.number)  # in its study, from 0
-    state = _of(lambda trial: STATE_NAMES[trial.state])
-    is_finished = _of(lambda trial: trial.state.is_finished())  # complete, pruned or failed
-    value = _of(lambda trial: trial.value)  # of a complete trial its best validation accuracy, of a pruned one its last
-    started = _of(lambda trial: trial.datetime_start)  # when it was last taken up, in local time
-    ended = _of(lambda trial: trial.datetime_complete)  # in local time
+    number = _of(lambda trial: trial.frozen.number)  # in its study, from 0
+    state = _of(lambda trial: STATE_NAMES[trial.frozen.state])
+    is_finished = _of(lambda trial: trial.frozen.state.is_finished())  # complete, pruned or failed
+    value = _of(lambda trial: trial.frozen.value)  # of a complete trial its best validation accuracy, else its last
+    started = _of(lambda trial: trial.frozen.datetime_start)  # when it was last taken up, in local time
+    ended = _of(lambda trial: trial.frozen.datetime_complete)  # in local time
     given = _object("given", dict[str, Value])  # the given point that it is, by its parameters' own names
     label = _text("label")  # of a point that was enqueued or given
     shortened = _text("shortened")  # in what a given point was shortened, in words
     # The parameters that it was enqueued with, as Optuna has them; what they leave out is sampled.
-    queued = _of(lambda trial: dict[str, Any](trial.system_attrs.get("fixed_params", {})))
+    queued = _of(lambda trial: dict[str, Any](trial.frozen.system_attrs.get("fixed_params", {})))
     config = _object("config", TrialConfig.from_dict)  # what it trains; None before it was first taken up
     # The process that holds it, or held it last; None where its worker's death or a release took it away.
     owner = _object("owner", lambda stored: Owner(**stored))
     environment = _object("environment", lambda stored: Environment(**stored))  # what trained it last
     weights = _object("weights", lambda stored: Stored(**stored))  # its weights' file, kept or dropped since
     # What its next epoch can be continued from, as `SweepStudy.report` was given it.
-    checkpoints = _of(lambda trial: list[dict[str, Any]](trial.user_attrs.get("checkpoints", ())))
+    checkpoints = _of(lambda trial: list[dict[str, Any]](trial.frozen.user_attrs.get("checkpoints", ())))
     # How many workers died one after the other in the epoch in which its worker died last; 0 where none did.
-    deaths = _of(lambda trial: int(trial.user_attrs.get("deaths", 0)))
+    deaths = _of(lambda trial: int(trial.frozen.user_attrs.get("deaths", 0)))
     died_after = _object("died_after", int)  # how many epochs it had when its worker died last
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
-    points = _of(lambda trial: stored_curve(trial.user_attrs))  # the curve as plain data
+    points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data
+    curve = _of(lambda trial: tuple(EpochResult(**point) for point in trial.points))  # the first epoch first
+    best = _of(lambda trial: best_epoch(trial.curve))  # its best epoch so far, of equals the first; None before any
+    epochs_done = _of(lambda trial: len(trial.points))  # how many epochs were reported
+    epochs = _of(lambda trial: trial.config.shape.epochs if trial.config else None)  # of its config
+    # The epochs of its config that it was not trained for; 0 where it has no config.
+    epochs_left = _of(lambda trial: max((trial.epochs or 0) - trial.epochs_done, 0))
+    seconds = _of(lambda trial: sum(result.seconds for result in trial.curve))  # its share of its groups' time so far
+    device = _of(lambda trial: trial.environment.device if trial.environment else "")  # that trained it last
+    weights_bytes = _of(lambda trial: trial.weights.size if trial.weights else None)  # None where there never were any
+    seed = _of(lambda trial: trial.config.knobs.seed if trial.config else None)  # its own
+    diverged = _of(lambda trial: trial.reason.startswith("diverged"))  # its loss was no longer a finite number
 
     @cached_property
     def params(self) -> Mapping[str, Value]:
@@ -107,61 +111,11 @@ class TrialRecord:
         return self.config.to_dict() if self.config else {}
 
     @property
-    def epochs(self) -> int | None:
-        """The epochs of its config; None where it has none."""
-        return self.config.shape.epochs if self.config else None
-
-    @cached_property
-    def curve(self) -> tuple[EpochResult, ...]:
-        """What was reported of each epoch, the first one first."""
-        return tuple(EpochResult(**point) for point in self.points)
-
-    @property
-    def epochs_done(self) -> int:
-        """How many epochs were reported."""
-        return len(self.points)
-
-    @property
-    def best(self) -> EpochResult | None:
-        """Its best epoch so far, of equals the first; None before there is one."""
-        return best_epoch(self.curve)
-
-    @property
     def accuracy(self) -> float | None:
         """A complete trial's best validation accuracy, any other's last one, as a fraction; None before any."""
         if self.state == "complete":
             return self.value
         return self.curve[-1].validation_accuracy if self.curve else None
-
-    @property
-    def seconds(self) -> float:
-        """Training time so far, over all its holders: its share of its groups' time."""
-        return sum(result.seconds for result in self.curve)
-
-    @property
-    def epochs_left(self) -> int:
-        """The epochs of its config that it was not trained for; 0 where it has no config."""
-        return max((self.epochs or 0) - self.epochs_done, 0)
-
-    @property
-    def device(self) -> str:
-        """The device that trained it last; empty where it never was."""
-        return self.environment.device if self.environment else ""
-
-    @property
-    def weights_bytes(self) -> int | None:
-        """The size of its weights' file, kept or dropped since; None where there never was one."""
-        return self.weights.size if self.weights else None
-
-    @property
-    def seed(self) -> int | None:
-        """Its own seed; None before it was first taken up."""
-        return self.config.knobs.seed if self.config else None
-
-    @property
-    def diverged(self) -> bool:
-        """Whether it ended because its loss was no longer a finite number."""
-        return self.reason.startswith("diverged")
 
     @property
     def plain_attributes(self) -> dict[str, str | int | float]:
@@ -247,11 +201,10 @@ def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     """
     owned = [trial for trial in trials if trial.user_attrs.get("owner") and trial.datetime_start]
     owned.sort(key=lambda trial: (trial.datetime_start or datetime.min, trial.number))
-    tokens = list(dict.fromkeys(trial.user_attrs["owner"]["token"] for trial in owned))
-    several = len({trial.user_attrs["owner"]["host"] for trial in owned}) > 1
-    names = {}
-    for trial in owned:
-        owner = trial.user_attrs["owner"]
-        where = f" on {owner['host']}" if several else ""
-        names[trial.number] = f"worker {tokens.index(owner['token']) + 1}{where}"
-    return names
+    owners = {trial.number: trial.user_attrs["owner"] for trial in owned}
+    tokens = list(dict.fromkeys(owner["token"] for owner in owners.values()))
+    several = len({owner["host"] for owner in owners.values()}) > 1
+    return {
+        number: f"worker {tokens.index(owner['token']) + 1}" + (f" on {owner['host']}" if several else "")
+        for number, owner in owners.items()
+    }

@@ -11,8 +11,8 @@ import sqlite3
 import time
 import warnings
 import weakref
-from collections.abc import Container, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Container, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import URL
 
 from cifar_sweep.errors import StorageError, UsageError
 from cifar_sweep.study import locks, tables
 from cifar_sweep.study.address import check_sqlite_content, check_sqlite_file, is_sqlite, parse_address
-from cifar_sweep.study.locks import advisory_lock, file_lock, server_lock, sqlite_lock, take_advisory_lock
+from cifar_sweep.study.locks import advisory_lock, file_lock
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.record import TrialRecord
 
@@ -35,20 +36,12 @@ BEATS_PER_LEASE = 8  # several may be lost
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
 # A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
-SERVER_OPTIONS: dict[str, Any] = {
-    # A claim whose lock was lost with its connection must fail and be done again, not go on over a new connection
-    # (docs/LOG.md, 2026-11-23).
-    "pool_pre_ping": False,
-    "connect_args": {
-        "connect_timeout": 10,
-        "keepalives_idle": 20,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 50_000,
-    },
-}
+CONNECTING = {
+    "connect_timeout": 10, "tcp_user_timeout": 50_000,
+    "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
+}  # fmt: skip
 ONLY_READS = "cifar_sweep_only_reads"
-READING_OF_A_SERVER: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+READING_OF_A_SERVER = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 class Database(RDBStorage):
@@ -56,7 +49,7 @@ class Database(RDBStorage):
 
     def reading(self) -> sqlalchemy.Connection:
         """A connection that sees one moment of the database, and holds no writer off meanwhile."""
-        options = {ONLY_READS: True} if self.engine.name == "sqlite" else READING_OF_A_SERVER
+        options: dict[str, Any] = {ONLY_READS: True} if self.engine.name == "sqlite" else READING_OF_A_SERVER
         return self.engine.connect().execution_options(**options)
 
     def _get_trials(
@@ -85,16 +78,17 @@ class Storage:
         self._cached = optuna.storages.get_storage(rdb)
         self._uids: dict[int, str] = {}
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)  # how often a worker says that it trains
-        self._lock_file = sqlite_lock(url) if is_sqlite(url) else None
         weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
 
-    def lock(self) -> AbstractContextManager[Any]:
+    def lock(self) -> AbstractContextManager[sqlalchemy.Connection | None]:
         """Hold all other workers of this database off what takes several transactions.
 
-        Raises StorageBusyError where another process has held it for `locks.LOCK_SECONDS`.
+        Raises StorageBusyError where another process has held it for `locks.LOCK_SECONDS`. On a server it is held by a
+        transaction, which is given; under the lock of a file each transaction is its own.
         """
-        return advisory_lock(self.optuna.engine) if self._lock_file is None else file_lock(self._lock_file)
+        engine = self.optuna.engine
+        return file_lock(engine.url) if is_sqlite(engine.url) else advisory_lock(engine)
 
     def give_back(self, trial_id: int) -> None:
         """Put a running trial back into the queue, with its parameters, reports and attributes, but for its owner."""
@@ -120,7 +114,7 @@ class Storage:
 
     def report(self, trial: optuna.Trial, token: str, change: tables.Change) -> bool:
         """Write a change of a trial in one transaction, if the worker of this token holds it; whether it does."""
-        with self._transaction() as connection:
+        with self.lock() as held, nullcontext(held) if held else self.optuna.engine.begin() as connection:
             if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
                 return False
             tables.write(connection, trial._trial_id, change)
@@ -132,15 +126,6 @@ class Storage:
         with self.optuna.engine.begin() as connection:
             tables.write(connection, trial._trial_id, change)
         _know(trial, change)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlalchemy.Connection]:
-        """A transaction under the lock; that of a server is held by the transaction itself, a round trip less."""
-        held = nullcontext() if self._lock_file is None else file_lock(self._lock_file)
-        with held, self.optuna.engine.begin() as connection:
-            if self._lock_file is None:
-                take_advisory_lock(connection, "pg_advisory_xact_lock")
-            yield connection
 
     def orphans(self, study: optuna.Study) -> Sequence[int]:
         """Keys of running trials that nobody trains: their process is gone, or its heartbeat is older than the lease.
@@ -184,8 +169,7 @@ class Storage:
     def studies(self) -> list[tuple[str, dict[str, Any]]]:
         """All studies, the oldest first: their names and user attributes."""
         # Not get_all_study_summaries, which reads every trial of every study.
-        there = sorted(self.optuna.get_all_studies(), key=key_of)
-        return [(each.study_name, each.user_attrs) for each in there]
+        return [(each.study_name, each.user_attrs) for each in sorted(self.optuna.get_all_studies(), key=key_of)]
 
     def close(self) -> None:
         """Give the database connections back."""
@@ -218,19 +202,16 @@ def lease_seconds() -> int:
 
 
 def open_storage(url: str) -> Storage:
-    """Open the database at `url`, made if it is not there yet.
-
-    Raises:
-        UsageError: the address is not one of a database we use.
-        StorageError: the database cannot be used; the message says why.
-    """
+    """Open the database at `url`, made if it is not there yet. Raises UsageError or StorageError."""
     parsed = parse_address(url)
     if not is_sqlite(parsed):
-        connecting = SERVER_OPTIONS["connect_args"] | {"options": f"-c lock_timeout={locks.LOCK_SECONDS}s"}
-        return _connect(parsed, SERVER_OPTIONS | {"connect_args": connecting})
+        connecting = CONNECTING | {"options": f"-c lock_timeout={locks.LOCK_SECONDS}s"}
+        # No ping: a claim whose lock was lost with its connection must fail and be done again, not go on over a new
+        # connection (docs/LOG.md, 2026-11-23).
+        return _connect(parsed, {"pool_pre_ping": False, "connect_args": connecting})
     check_sqlite_file(parsed)
     # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
-    with file_lock(sqlite_lock(parsed)):
+    with file_lock(parsed):
         check_sqlite_content(Path(str(parsed.database)))
         return _connect(parsed, {"connect_args": {"timeout": 60}})
 
@@ -251,7 +232,8 @@ def _connect(url: URL, options: dict[str, Any]) -> Storage:
     address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live view says what Optuna would log
     try:
-        with nullcontext() if is_sqlite(url) else server_lock(url, options), warnings.catch_warnings():
+        held = nullcontext() if is_sqlite(url) else advisory_lock(create_engine(url, poolclass=NullPool, **options))
+        with held, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are, and the lower bound is tested
             lease = lease_seconds()
             beat = max(1, lease // BEATS_PER_LEASE)

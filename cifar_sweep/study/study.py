@@ -39,14 +39,10 @@ class SweepStudy:
     """A sweep's study in a storage. Accuracies are fractions; the value of a trial is its best validation accuracy."""
 
     def __init__(self, storage: Storage, study: optuna.Study) -> None:
-        self.storage = storage
-        self._study = study
-        self.name = study.study_name
+        self.storage, self._study, self.name = storage, study, study.study_name
         attributes = study.user_attrs
         if "sweep" not in attributes or "data" not in attributes:
-            raise StudyError(
-                f"{storage.shown}: study {self.name!r} was not made by cifar-sweep; choose another with --study."
-            )
+            raise not_ours(storage, self.name)
         self._read_again()
         self.uid: str = attributes["uid"]
         self.data: dict[str, Any] = attributes["data"]
@@ -127,32 +123,22 @@ class SweepStudy:
     ) -> list[Claim]:
         """Hold the trials of the next group; none while all are taken.
 
-        Args:
-            worker: who takes them.
-            size: how many trials of a shape to take at most.
-            workers: how many share the study, as in `next_group`.
+        `size` says how many trials of a shape to take at most, `workers` how many share the study, as in `next_group`.
         """
         with self.storage.lock():
             if self.state != OPEN:
                 return []
             self._read_again()
-            classes = self.data["classes"]
-            claiming = Claiming(self.storage, self._study, self.sweep, classes, self.code, worker)
+            claiming = Claiming(self.storage, self._study, self.sweep, self.data["classes"], self.code, worker)
             return claiming.claim(size=size, workers=workers)
 
     def report(
         self, claim: Claim, curve: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """Store a trial's learning curve, epoch by epoch, and report the steps that Optuna has not seen yet.
+        """Store a trial's learning curve, all its epochs, and report the steps that Optuna has not seen yet.
 
-        It may come late, with several epochs at once, and be done again.
-
-        Args:
-            claim: the trial.
-            curve: all its epochs.
-            checkpoints: plain data that says where to continue it from; the next claim is given it.
-
-        Raises TrialLostError where another worker holds the trial now.
+        It may come late, with several epochs at once, and be done again. `checkpoints` is plain data that says where to
+        continue it from; the next claim is given it. Raises TrialLostError where another worker holds the trial now.
         """
         searched = "epochs" in self.sweep.space
         values = {}
@@ -162,8 +148,7 @@ class SweepStudy:
                 values[step] = point["validation_accuracy"]
         # At once: a curve must not be longer than what a trial can be continued from.
         attributes = {"checkpoints": [dict(each) for each in checkpoints]}
-        known = len(claim.curve)
-        if list(curve[:known]) == claim.curve:
+        if list(curve[: (known := len(claim.curve))]) == claim.curve:
             fresh = {epoch_key(epoch): dict(point) for epoch, point in enumerate(curve[known:], start=known + 1)}
             change = Change(attributes | fresh, values=values)
         else:  # it was continued from an earlier epoch
@@ -228,13 +213,13 @@ class SweepStudy:
     def test_accuracy(self, numbers: Sequence[int]) -> float | None:
         """The remembered test accuracy of these trials' mean probabilities, one trial being the plain case."""
         found: dict[str, float] = self._study.user_attrs.get("test_accuracy", {})
-        return found.get(_joined(numbers))
+        return found.get("+".join(map(str, numbers)))
 
     def record_test(self, numbers: Sequence[int], accuracy: float) -> None:
         """Remember a test accuracy, so that the test set is not read again; what is there already stays."""
         with self.storage.lock():
             there = self._study.user_attrs.get("test_accuracy", {})
-            self._study.set_user_attr("test_accuracy", {_joined(numbers): accuracy} | there)
+            self._study.set_user_attr("test_accuracy", {"+".join(map(str, numbers)): accuracy} | there)
 
     def kept(self, trials: Sequence[TrialRecord] | None = None) -> list[TrialRecord]:
         """The trials whose weights are kept, best first: as many as the sweep says, and as its size cap has room for.
@@ -242,13 +227,13 @@ class SweepStudy:
         The best one is always kept. One that has dropped out does not come back: a better one only takes room.
         """
         best = ranked(self.trials() if trials is None else trials)[: self.sweep.keep_weights]
-        sizes = accumulate(trial.weights.size if trial.weights else 0 for trial in best)
+        sizes = accumulate(trial.weights_bytes or 0 for trial in best)
         cap = self.sweep.keep_megabytes * 1_000_000
         return [trial for k, (trial, size) in enumerate(zip(best, sizes, strict=True)) if k == 0 or size <= cap]
 
     def stored_bytes(self, trials: Sequence[TrialRecord]) -> int:
         """What the kept weights and the checkpoints of unfinished trials take, of `trials`."""
-        weights = sum(trial.weights.size for trial in self.kept(trials) if trial.weights)
+        weights = sum(trial.weights_bytes or 0 for trial in self.kept(trials))
         checkpoints = [stored for trial in trials if not trial.is_finished for stored in trial.checkpoints]
         return weights + sum(int(stored["size"]) for stored in checkpoints)
 
@@ -281,12 +266,13 @@ class SweepStudy:
         }
 
 
+def not_ours(storage: Storage, name: str) -> StudyError:
+    """The error of a study that somebody else has made."""
+    return StudyError(f"{storage.shown}: study {name!r} was not made by cifar-sweep; choose another with --study.")
+
+
 def _lost(claim: Claim) -> TrialLostError:
     return TrialLostError(f"trial {claim.number} was taken up by another worker")
-
-
-def _joined(numbers: Sequence[int]) -> str:
-    return "+".join(map(str, numbers))
 
 
 def _epoch_keys(curve: Sequence[Any]) -> list[str]:

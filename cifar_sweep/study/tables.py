@@ -20,13 +20,16 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import FrozenTrial, TrialState
 from pydantic_core import from_json
-from sqlalchemy import ColumnElement, Connection, Row, Table, or_, select, text
+from sqlalchemy import Connection, Row, Select, Table, insert, or_, select, text
 
 FEW = 200  # trials that are asked for by their keys; more of them are read with all others of their study
 _TABLES = BaseModel.metadata.tables
 _TRIALS, _PARAMS, _VALUES = _TABLES["trials"], _TABLES["trial_params"], _TABLES["trial_values"]
 _REPORTS = _TABLES["trial_intermediate_values"]
 _USER, _SYSTEM = _TABLES["trial_user_attributes"], _TABLES["trial_system_attributes"]
+_STUDIES = _TABLES["studies"]
+_OF_STUDY = [_TABLES[f"study_{name}"] for name in ("directions", "user_attributes", "system_attributes")]
+_OF_TRIALS = [_TRIALS, _PARAMS, _VALUES, _REPORTS, _USER, _SYSTEM]
 _NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 _HOLDER = text(
     "SELECT t.state, a.value_json FROM trials t LEFT JOIN trial_user_attributes a "
@@ -54,10 +57,7 @@ def holder(connection: Connection, trial_id: int) -> tuple[TrialState | None, st
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be written of a trial: user attributes set or removed, and finite values by their step.
-
-    A step's first value stays.
-    """
+    """What is to be written of a trial: user attributes, and finite values by step, of which the first one stays."""
 
     attributes: Mapping[str, Any]
     removed: Collection[str] = ()
@@ -66,10 +66,9 @@ class Change:
 
 def write(connection: Connection, trial_id: int, change: Change) -> None:
     """Write a change of a trial."""
-    attributes = {key: json.dumps(value) for key, value in change.attributes.items()}
     for statement, rows in (
         (_REMOVE_ATTRIBUTE, [{"key": key} for key in change.removed]),
-        (_SET_ATTRIBUTE, [{"key": key, "value": value} for key, value in attributes.items()]),
+        (_SET_ATTRIBUTE, [{"key": key, "value": json.dumps(value)} for key, value in change.attributes.items()]),
         (_REPORT, [{"step": step, "value": value} for step, value in change.values.items()]),
     ):
         if rows:
@@ -80,12 +79,9 @@ def rows_of(
     connection: Connection, study_id: int, *, after: int = -1, besides: Set[int] = frozenset()
 ) -> Sequence[Row[Any]]:
     """The rows of a study's trials by number: of those with a key above `after`, and of `besides`."""
-    wanted: ColumnElement[bool] = _TRIALS.c.trial_id > after
-    if besides:
-        wanted = or_(wanted, _TRIALS.c.trial_id.in_(sorted(besides)))
-    return connection.execute(
-        select(_TRIALS).where(_TRIALS.c.study_id == study_id, wanted).order_by(_TRIALS.c.number)
-    ).all()
+    wanted = or_(_TRIALS.c.trial_id > after, _TRIALS.c.trial_id.in_(sorted(besides)))
+    query = select(_TRIALS).where(_TRIALS.c.study_id == study_id, wanted)
+    return connection.execute(query.order_by(_TRIALS.c.number)).all()
 
 
 def read(
@@ -94,20 +90,9 @@ def read(
     """The trials of these rows, by their key."""
     if not rows:
         return {}
-    keys = [row.trial_id for row in rows]
-
-    def parts(of: Table, order: str) -> dict[int, list[Row[Any]]]:
-        wanted: ColumnElement[bool] = of.c.trial_id.in_(
-            keys if len(keys) <= FEW else select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study_id)
-        )
-        found: dict[int, list[Row[Any]]] = defaultdict(list)
-        for row in connection.execute(select(of).where(wanted).order_by(of.c[order])):
-            found[row.trial_id].append(row)
-        return found
-
-    params, values = parts(_PARAMS, "param_id"), parts(_VALUES, "objective")
-    reports = parts(_REPORTS, "step") if with_reports else {}
-    user, system = parts(_USER, "trial_user_attribute_id"), parts(_SYSTEM, "trial_system_attribute_id")
+    keys = [row.trial_id for row in rows] if len(rows) <= FEW else _keys_of(study_id)
+    params, values, user, system = (_by_trial(connection, table, keys) for table in (_PARAMS, _VALUES, _USER, _SYSTEM))
+    reports = _by_trial(connection, _REPORTS, keys, order="step") if with_reports else {}
     return {
         row.trial_id: FrozenTrial(
             number=row.number,
@@ -121,8 +106,8 @@ def read(
                 for each in params[row.trial_id]
             },
             distributions={each.param_name: _distribution(each.distribution_json) for each in params[row.trial_id]},
-            user_attrs=_attributes(user[row.trial_id]),
-            system_attrs=_attributes(system[row.trial_id]),
+            user_attrs={each.key: _parsed(each.value_json) for each in user[row.trial_id]},
+            system_attrs={each.key: _parsed(each.value_json) for each in system[row.trial_id]},
             intermediate_values={
                 each.step: _number(each.intermediate_value, each.intermediate_value_type)
                 for each in reports.get(row.trial_id, ())
@@ -131,6 +116,73 @@ def read(
         )
         for row in rows
     }
+
+
+def _keys_of(study_id: int) -> Select[Any]:
+    return select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study_id)
+
+
+def _by_trial(
+    connection: Connection, table: Table, keys: Sequence[int] | Select[Any], order: str | None = None
+) -> dict[int, list[Row[Any]]]:
+    """What a table has of trials, by their key; in the order in which it was written, or that of a column."""
+    found: dict[int, list[Row[Any]]] = defaultdict(list)
+    by = table.c[order] if order else table.primary_key.columns[0]
+    for row in connection.execute(select(table).where(table.c.trial_id.in_(keys)).order_by(by)):
+        found[row.trial_id].append(row)
+    return found
+
+
+@dataclass(frozen=True)
+class StudyRows:
+    """All that the database has of a study, without its keys: rows by the name of their table, of trials by number."""
+
+    facts: Mapping[str, list[dict[str, Any]]]
+    trials: Mapping[int, Mapping[str, list[dict[str, Any]]]]
+    keys: Mapping[int, int] = field(compare=False)  # of the trials where they were read, by number
+
+    def difference(self, other: "StudyRows") -> str | None:
+        """Where `other` first differs, in short; None where all is equal."""
+        if len(self.trials) != len(other.trials):
+            return f"{len(other.trials)} trials instead of {len(self.trials)}"
+        number = next((number for number in self.trials if self.trials[number] != other.trials.get(number)), None)
+        if number is not None:
+            return f"another trial {number}"
+        return None if self == other else "other attributes"
+
+
+def study_rows(connection: Connection, study_id: int) -> StudyRows:
+    """All rows of a study."""
+    facts = {
+        table.name: _plain(connection.execute(select(table).where(table.c.study_id == study_id))) for table in _OF_STUDY
+    }
+    parts = {table.name: _by_trial(connection, table, _keys_of(study_id)) for table in _OF_TRIALS}
+    keys = {row.number: row.trial_id for row in rows_of(connection, study_id)}
+    trials = {number: {name: _plain(rows[key]) for name, rows in parts.items()} for number, key in keys.items()}
+    return StudyRows({name: sorted(rows, key=str) for name, rows in facts.items()}, trials, keys)
+
+
+def add_study(connection: Connection, name: str, rows: StudyRows) -> int:
+    """Write a study of this name with these rows. Returns its key."""
+
+    def add(table: Table, added: list[dict[str, Any]]) -> None:
+        if added:
+            connection.execute(insert(table), added)
+
+    connection.execute(insert(_STUDIES), {"study_name": name})
+    study_id: int = connection.execute(select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name)).scalar_one()
+    for table in _OF_STUDY:
+        add(table, [{"study_id": study_id} | row for row in rows.facts[table.name]])
+    add(_TRIALS, [{"study_id": study_id} | row for trial in rows.trials.values() for row in trial[_TRIALS.name]])
+    keys = {row.number: row.trial_id for row in rows_of(connection, study_id)}
+    for table in _OF_TRIALS[1:]:
+        added = [(keys[number], row) for number, trial in rows.trials.items() for row in trial[table.name]]
+        add(table, [{"trial_id": key} | row for key, row in added])
+    return study_id
+
+
+def _plain(rows: Iterable[Row[Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row._mapping.items() if not name.endswith("_id")} for row in rows]
 
 
 @lru_cache(maxsize=1000)
@@ -146,10 +198,6 @@ def _number(value: float | None, value_type: Enum) -> float:
 def _local(moment: datetime | None) -> datetime | None:
     """The database's UTC as Optuna shows it: local time that does not say so."""
     return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
-
-
-def _attributes(rows: Iterable[Row[Any]]) -> dict[str, Any]:
-    return {row.key: _parsed(row.value_json) for row in rows}
 
 
 def _parsed(text: str) -> Any:

@@ -11,42 +11,35 @@ from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import SHORTENS, Point, Sweep, listed, with_name
 
 SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
+Changes = Mapping[str, Value] | None
 _SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "sampler", "pruner")
 
 
 def names() -> dict[str, Path]:
     """Every sweep that can be run by name: those of ``sweeps/`` here, then those that come with the package."""
-    found: dict[str, Path] = {}
-    for folder in (Path("sweeps"), *SHIPPED):
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
+    folders = (*reversed(SHIPPED), Path("sweeps"))  # of one name the last file counts
+    found = {path.stem: path for folder in folders for path in folder.glob("*.toml")}
     return dict(sorted(found.items()))
 
 
 def find(name: str) -> Path:
     """The file of the sweep `name`, which may be a path. Raises UsageError where there is none."""
+    known = names()
     if name.endswith(".toml") or "/" in name:
         if Path(name).is_file():
             return Path(name)
-        raise UsageError(
-            f"{name}: there is no such sweep file; give a path to a TOML file or one of {listed(names())}."
-        )
-    known = names()
+        raise UsageError(f"{name}: there is no such sweep file; give a path to a TOML file or one of {listed(known)}.")
     if name not in known:
         raise UsageError(f"sweep {name!r} is unknown; {nearest(name, known)}; or give a path to a TOML file.")
     return known[name]
 
 
-def load(
-    path: Path, *, changes: Mapping[str, Value] | None = None, preview: bool = False, only: Sequence[str] = ()
-) -> Sweep:
+def load(path: Path, *, changes: Changes = None, preview: bool = False, only: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, apply its preview if asked, then `changes` as `--set` gives them.
 
     A change named like a parameter fixes it; any other names a key of the sweep, with a dot below a table. Of a sweep
     of given points, `only` takes those labels; `epochs` and `train_images` then shorten each point that has more.
-
-    Raises:
-        UsageError: the file is not TOML, or a key or value is not accepted; the message says where.
+    Raises UsageError where the file is not TOML, or a key or value is not accepted.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -60,22 +53,20 @@ def load(
 
 
 def from_mapping(
-    raw: Mapping[str, Any],
-    *,
-    where: str,
-    changes: Mapping[str, Value] | None = None,
-    preview: bool = False,
-    only: Sequence[str] = (),
+    raw: Mapping[str, Any], *, where: str, changes: Changes = None, preview: bool = False, only: Sequence[str] = ()
 ) -> Sweep:
     """A sweep from what a file would hold, and its name; the rest as in `load`. `where` begins every message."""
     sweep = parse(raw, where=where)
     if any(point.whole for point in sweep.enqueue):
         raise UsageError(f"{where}: [[enqueue]]: whole is written by a run that shortens a point, not in a file.")
     if sweep.given and "trials" in raw:
-        raise UsageError(
-            f"{where}: trials does nothing for sampler 'given'; it has as many trials as [[enqueue]] points."
-        )
-    _check_ensembles(sweep, where=where)
+        idle = "trials does nothing for sampler 'given'"
+        raise UsageError(f"{where}: {idle}; it has as many trials as [[enqueue]] points.")
+    labels = [point.label for point in sweep.enqueue]
+    for ensemble in sweep.ensemble:  # here, as with `only` some of its points are not there afterwards
+        for member in (label for label in ensemble.members if label not in labels):
+            place = f"{where}: [[ensemble]] {ensemble.label}"
+            raise UsageError(f"{place}: there is no point {member!r}; {nearest(member, labels)}.")
     sweep = _only(sweep, only)
     if preview:
         sweep = _previewed(sweep, where=f"{where}: [preview]")
@@ -111,16 +102,6 @@ def _previewed(sweep: Sweep, *, where: str) -> Sweep:
     return _changed(sweep.model_copy(update={"enqueue": sweep.enqueue[: sweep.preview.trials]}), fixed, where=where)
 
 
-def _check_ensembles(sweep: Sweep, *, where: str) -> None:
-    """Refuse a claimed ensemble of a point that is not there; with `--only`, some of them are not, afterwards."""
-    labels = [point.label for point in sweep.enqueue]
-    for ensemble in sweep.ensemble:
-        for member in ensemble.members:
-            if member not in labels:
-                place = f"{where}: [[ensemble]] {ensemble.label}"
-                raise UsageError(f"{place}: there is no point {member!r}; {nearest(member, labels)}.")
-
-
 def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:
     """`sweep` with parameters fixed and keys replaced."""
     raw = sweep.model_dump(mode="json", exclude_none=True)
@@ -148,22 +129,18 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
             raise UsageError(f"{where}: there is no key {key!r}; {nearest(key, [*PARAMETERS, *_SETTABLE])}.")
     fixed = raw["fixed"]
     # A hand point that contradicts what was just fixed would be a second name for another point.
-    raw["enqueue"] = [
-        point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed)
-    ]
+    agree = (point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed))
+    raw["enqueue"] = list(agree)
     return parse(raw, where=where)
 
 
 def _check_change_of_given(sweep: Sweep, key: str, *, where: str) -> None:
     """Given points are run as they are; they can be shortened, where they say how long they are."""
+    name = repr(sweep.name)
     if key == "trials":
-        raise UsageError(f"{where}: sweep {sweep.name!r} has given points; choose among them with --only.")
+        raise UsageError(f"{where}: sweep {name} has given points; choose among them with --only.")
     if key in SHORTENS and key not in sweep.space:
-        raise UsageError(
-            f"{where}: {key} is not in [space] of {sweep.name!r}, so its given points cannot be shortened."
-        )
+        raise UsageError(f"{where}: {key} is not in [space] of {name}, so its given points cannot be shortened.")
     if key in PARAMETERS and key not in (*SHORTENS, "precision", "validation_images"):
-        raise UsageError(
-            f"{where}: sweep {sweep.name!r} runs its given points as they are; accepted: epochs and train_images, "
-            "which shorten them, precision and validation_images."
-        )
+        accepted = "epochs and train_images, which shorten them, precision and validation_images"
+        raise UsageError(f"{where}: sweep {name} runs its given points as they are; accepted: {accepted}.")

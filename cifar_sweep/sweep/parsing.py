@@ -58,10 +58,9 @@ def _check_given(sweep: Sweep, *, where: str) -> None:
         if sweep.ensemble:
             raise UsageError(f"{where}: [[ensemble]] is of given points; accepted with sampler = 'given'.")
         return
-    if sweep.pruner.name != "none":
-        raise UsageError(
-            f"{where}: pruner {sweep.pruner.name!r} would end given points early; accepted: pruner = 'none'."
-        )
+    pruner = sweep.pruner.name
+    if pruner != "none":
+        raise UsageError(f"{where}: pruner {pruner!r} would end given points early; accepted: pruner = 'none'.")
     labels = [point.label for point in sweep.enqueue]
     if not labels or "" in labels or len(set(labels)) < len(labels):
         raise UsageError(f"{where}: sampler 'given' needs points in [[enqueue]], each with a label of its own.")
@@ -74,29 +73,25 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
         if name in sweep.space:
             raise UsageError(f"{where}: {name} stands in [fixed] and in [space]; it belongs in one of them.")
     if "validation_images" in sweep.space or any("validation_images" in point.params() for point in sweep.enqueue):
-        raise UsageError(
-            f"{where}: validation_images is to be the same for all trials, which are compared by them; accepted: in "
-            "[fixed] and [preview]."
-        )
+        same = "validation_images is to be the same for all trials, which are compared by them"
+        raise UsageError(f"{where}: {same}; accepted: in [fixed] and [preview].")
     for name, domain in sweep.space.items():
         for value in domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]:
             check_parameter(name, value, where=f"{where}: [space]")
         if isinstance(domain, Range) and PARAMETERS[name].kind is float and (domain.step or domain.base2):
-            raise UsageError(
-                f"{where}: [space]: {name} is no whole number, so base2 and step do not fit; accepted: low, high, log."
-            )
+            fault = f"{name} is no whole number, so base2 and step do not fit"
+            raise UsageError(f"{where}: [space]: {fault}; accepted: low, high, log.")
     for number, point in enumerate(sweep.enqueue, start=1):
         for name, value in point.params().items():
             place = f"{where}: [[enqueue]] {number}"
             check_parameter(name, value, where=place)
             if name not in sweep.space and name not in sweep.fixed:
                 raise UsageError(f"{place}: {name} is not in [space]; {nearest(name, sweep.space)}.")
-            if name in sweep.fixed and value != sweep.fixed[name]:
-                fixed = in_toml(sweep.fixed[name])
-                raise UsageError(f"{place}: {name} = {in_toml(value)} contradicts [fixed], where it is {fixed}.")
-            if name in sweep.space and not contains(sweep.space[name], value):
-                domain = sweep.space[name]
-                raise UsageError(f"{place}: {name} = {in_toml(value)} is outside of its [space]: {domain}.")
+            wrong, fixed, ranged = f"{place}: {name} = {in_toml(value)}", sweep.fixed.get(name), sweep.space.get(name)
+            if fixed is not None and value != fixed:
+                raise UsageError(f"{wrong} contradicts [fixed], where it is {in_toml(fixed)}.")
+            if ranged is not None and not contains(ranged, value):
+                raise UsageError(f"{wrong} is outside of its [space]: {ranged}.")
     for name, value in sweep.preview.fixed().items():
         check_parameter(name, value, where=f"{where}: [preview]")
     _check_used(sweep, where=where)
@@ -106,13 +101,12 @@ def _check_used(sweep: Sweep, *, where: str) -> None:
     """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
     models = values_of(sweep, "model")
     has = frozenset[str]().union(*(traits(str(model))[0] for model in models))
-    for table, names_in_table in (("fixed", sweep.fixed), ("space", sweep.space)):
-        for name in names_in_table:
-            if name not in has:
-                place = f"{where}: [{table}]"
-                raise UsageError(f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has))}.")
-            if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
-                raise UsageError(f"{where}: [{table}]: momentum does nothing for adam; it belongs to sgd and rmsprop.")
+    for name in [*sweep.fixed, *sweep.space]:
+        place = f"{where}: [{'fixed' if name in sweep.fixed else 'space'}]"
+        if name not in has:
+            raise UsageError(f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has))}.")
+        if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
+            raise UsageError(f"{place}: momentum does nothing for adam; it belongs to sgd and rmsprop.")
 
 
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:

@@ -1,30 +1,17 @@
-"""Between a sweep's space and Optuna's parameters.
-
-A `base2` range is searched as its exponent, an integer parameter named ``log2_<name>``: ordered and evenly spaced for
-the sampler, and free to be widened later, which a categorical one is not.
-"""
+"""Between a sweep's space and Optuna's parameters."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cifar_sweep.config import PARAMETERS, TrialConfig, Value, applies, derive_seed
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep
 
+# A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
+# widened later, which a categorical one is not.
 EXPONENT = "log2_"
-
-
-def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribution]:
-    if isinstance(domain, Choices):
-        return name, CategoricalDistribution(domain.choices)
-    if domain.base2:
-        return EXPONENT + name, IntDistribution(int(domain.low).bit_length() - 1, int(domain.high).bit_length() - 1)
-    if PARAMETERS[name].kind is int:
-        return name, IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=domain.step or 1)
-    return name, FloatDistribution(float(domain.low), float(domain.high), log=domain.log)
 
 
 # What decides whether others apply is suggested first.
@@ -40,25 +27,24 @@ def suggest(trial: optuna.Trial, sweep: Sweep, *, named: Collection[str] | None 
     taken: dict[str, Value] = dict(sweep.fixed)
     for name in sorted(sweep.space, key=lambda name: name not in _DECIDING):
         if applies(name, taken) and (named is None or name in named):
-            taken |= decode(_suggest(trial, *_distribution(name, sweep.space[name])))
+            taken[name] = _suggest(trial, name, sweep.space[name])
 
 
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> dict[str, Any]:
-    match distribution:
-        case CategoricalDistribution():
-            trial.suggest_categorical(name, distribution.choices)
-        case IntDistribution():
-            trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
-        case FloatDistribution():
-            trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-    return {name: trial.params[name]}
+def _suggest(trial: optuna.Trial, name: str, domain: Range | Choices) -> Any:
+    if isinstance(domain, Choices):
+        return trial.suggest_categorical(name, domain.choices)
+    low, high, log = domain.low, domain.high, domain.log
+    if domain.base2:
+        return int(2 ** trial.suggest_int(EXPONENT + name, int(low).bit_length() - 1, int(high).bit_length() - 1))
+    if PARAMETERS[name].kind is int:
+        return trial.suggest_int(name, int(low), int(high), log=log, step=domain.step or 1)
+    return trial.suggest_float(name, float(low), float(high), log=log)
 
 
 def decode(params: Mapping[str, Any]) -> dict[str, Value]:
     """A trial's Optuna parameters under their own names: ``log2_batch_size = 5`` is ``batch_size = 32``."""
-    return {
-        name.removeprefix(EXPONENT): 2**value if name.startswith(EXPONENT) else value for name, value in params.items()
-    }
+    known = ((name, 2**value if name.startswith(EXPONENT) else value) for name, value in params.items())
+    return {name.removeprefix(EXPONENT): value for name, value in known}
 
 
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:

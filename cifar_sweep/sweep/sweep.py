@@ -1,8 +1,8 @@
 """A sweep: what is searched, by which sampler and pruner, and which points are tried first."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -47,10 +47,8 @@ class Range(_Table):
         if (self.log or self.base2) and self.low <= 0:
             raise ValueError(f"low = {self.low} has no logarithm; a log or base2 range starts above 0")
         if self.base2 and not (_is_power_of_two(self.low) and _is_power_of_two(self.high)):
-            raise ValueError(
-                f"low = {self.low} and high = {self.high} are not both powers of two; "
-                "a base2 range starts and ends at one, such as 16 and 256"
-            )
+            fault = f"low = {self.low} and high = {self.high} are not both powers of two"
+            raise ValueError(f"{fault}; a base2 range starts and ends at one, such as 16 and 256")
         if sum((self.log, self.base2, self.step is not None)) > 1:
             raise ValueError("log, base2 and step exclude each other; a range takes one of them or none")
         if self.step is not None and (self.high - self.low) % self.step:
@@ -90,13 +88,15 @@ Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choi
 
 
 class _Settings(_Table):
+    """A key's description begins with the names for which the key does something."""
+
     name: Any
-    USED: ClassVar[Mapping[str, tuple[str, ...]]]  # the keys that do something, by name
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Refuse a key that was changed and would do nothing."""
-        used = self.USED.get(self.name, ())
+        described = {key: field.description or "" for key, field in type(self).model_fields.items()}
+        used = [key for key, words in described.items() if self.name in words.partition(":")[0].split(", ")]
         for key, field in type(self).model_fields.items():
             if key not in ("name", *used) and getattr(self, key) != field.default:
                 raise ValueError(f"{key} does nothing for {self.name!r}; it takes {listed(used) or 'no other key'}")
@@ -108,7 +108,6 @@ class SamplerSettings(_Settings):
 
     name: Literal["tpe", "random", "given"] = "tpe"
     startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
-    USED = {"tpe": ("startup_trials",)}
 
 
 class PrunerSettings(_Settings):
@@ -120,12 +119,6 @@ class PrunerSettings(_Settings):
     percentile: float = Field(default=25.0, gt=0, le=100, description="percentile: the best share that is kept, in %")
     min_steps: int = Field(default=1, ge=1, description="asha, hyperband: steps before the first decision")
     reduction_factor: int = Field(default=3, ge=2, description="asha, hyperband: one in so many goes on")
-    USED = {
-        "median": ("startup_trials", "warmup_steps"),
-        "percentile": ("startup_trials", "warmup_steps", "percentile"),
-        "asha": ("min_steps", "reduction_factor"),
-        "hyperband": ("min_steps", "reduction_factor"),
-    }
 
 
 class Preview(_Table):
@@ -163,12 +156,8 @@ class Point(_Table):
     @property
     def shortened(self) -> str:
         """In what the point was cut short, as in "3 of 30 epochs"; empty where it was not."""
-        has = self.params()
-        words = []
-        for name, noun in SHORTENS.items():
-            if name in self.whole:
-                words.append(f"{has[name]:,} of {format(self.whole[name], ',') if self.whole[name] else 'all'} {noun}")
-        return ", ".join(words)
+        has, whole = self.params(), {name: f"{count:,}" if count else "all" for name, count in self.whole.items()}
+        return ", ".join(f"{has[name]:,} of {whole[name]} {noun}" for name, noun in SHORTENS.items() if name in whole)
 
 
 class ClaimedEnsemble(_Table):

@@ -15,14 +15,9 @@ _IN_EVERY_MODEL = frozenset(PARAMETERS).intersection(*(has for has, _ in MODEL_T
 
 
 def describe_model(params: Mapping[str, Value]) -> dict[str, Any]:
-    """The network of a trial with these parameters, for ten classes, as plain data.
+    """The network of a trial with these parameters, for ten classes, as plain data; raises UsageError as they do.
 
-    Returns:
-        ``model``, ``parameters`` (their number), ``multiply_accumulates`` (forward, of one image), and ``layers``: for
-        each ``layer``, ``detail``, ``output_shape`` (without the batch axis) and ``parameters``.
-
-    Raises:
-        UsageError: a parameter is unknown or out of range.
+    Multiply-accumulates are of one image's forward pass, a layer's output shape is without the batch axis.
     """
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=0)
     network = build(config.shape, seed=0)
@@ -54,10 +49,7 @@ def table(description: Mapping[str, Any]) -> Table:
 def overview() -> list[dict[str, Any]]:
     """Every model with its report's own settings, as plain data.
 
-    Returns:
-        For each, ``model``, ``parameters`` (their number), ``multiply_accumulates`` (forward, of one image),
-        ``defaults`` (its settings that differ from the general ones), and ``beyond_common``: the names of the sweepable
-        parameters it has beyond those that every model has.
+    ``defaults`` are those that differ from the general ones, ``beyond_common`` the parameters that not every model has.
     """
     rows = []
     for model in MODEL_NAMES:
@@ -83,11 +75,6 @@ def overview_table(description: Mapping[str, Any]) -> Table:
     view = Table(Column("model", no_wrap=True), *numbers, "own defaults", "also takes", box=None)
     for row in description["models"]:
         defaults = " ".join(f"{name}={str(value).lower()}" for name, value in row["defaults"].items())
-        view.add_row(
-            row["model"],
-            f"{row['parameters']:,}",
-            f"{row['multiply_accumulates']:,}",
-            defaults or "-",
-            ", ".join(row["beyond_common"]) or "-",
-        )
+        counts = f"{row['parameters']:,}", f"{row['multiply_accumulates']:,}"
+        view.add_row(row["model"], *counts, defaults or "-", ", ".join(row["beyond_common"]) or "-")
     return view

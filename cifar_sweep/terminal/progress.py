@@ -1,17 +1,12 @@
-"""What a person sees while a sweep runs: one live view in a terminal, plain lines elsewhere.
-
-Everything comes from the database, so that the view is right whoever trains.
-"""
+"""What a person sees while a sweep runs, whoever trains: one live view in a terminal, plain lines elsewhere."""
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -20,6 +15,7 @@ from rich.text import Text
 
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
+from cifar_sweep.pages import rendered
 from cifar_sweep.study.outage import is_outage
 from cifar_sweep.study.record import TrialRecord, ranked, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
@@ -28,8 +24,7 @@ from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.words import duration, params_text, span
 
 REFRESH_SECONDS = 1.0
-# Workers that are shown by a line of their own.
-MOST_WORKERS = 8
+MOST_WORKERS = 8  # that are shown by a line of their own
 BAR_WIDTH = 24
 SOON_SECONDS = 300
 
@@ -65,11 +60,8 @@ def shown(study: SweepStudy, console: Console, *, live: bool = True) -> Iterator
 class _TimeLeft:
     """The range of the time left, reckoned anew as seldom as it costs little, and counted down in between."""
 
-    SHARE = 0.02
-
     def __init__(self, study: SweepStudy) -> None:
         self._study = study
-        self._began = time.monotonic()
         self._range: tuple[float, float] | None = None
         self._reckoned = self._next = -1.0
 
@@ -78,7 +70,7 @@ class _TimeLeft:
         if begun >= self._next:
             self._range = seconds_left(self._study, trials, starting=True)
             self._reckoned = time.monotonic()
-            self._next = self._reckoned + max(1.0, (self._reckoned - begun) / self.SHARE)
+            self._next = self._reckoned + max(1.0, 50 * (self._reckoned - begun))  # 2 % of the time
         if self._range is None:
             return None
         passed = time.monotonic() - self._reckoned
@@ -97,8 +89,7 @@ class _LiveView:
         self.seen = time.monotonic()
 
     def refresh(self) -> None:
-        self.drawn = self.draw()
-        self.seen = time.monotonic()
+        self.drawn, self.seen = self.draw(), time.monotonic()
         self.live.update(self.drawn, refresh=True)
 
     def miss(self, error: Exception) -> None:
@@ -114,7 +105,9 @@ class _LiveView:
         summary = self.study.summary(trials)
         bar = Table.grid(padding=(0, 1))
         progress = ProgressBar(total=max(summary["budget"], 1), completed=_done(summary), width=BAR_WIDTH)
-        bar.add_row(progress, _done_text(summary))
+        counts = ((summary["trials"][name], name) for name in ("pruned", "failed", "running", "waiting"))
+        others = ", ".join(f"{count} {name}" for count, name in counts if count)
+        bar.add_row(progress, f"{_done(summary)} of {summary['budget']} done{'; ' * bool(others)}{others}")
         told = _live_text(self.study, summary, trials, self.left.now(trials))
         lines = [*(line.partition("|")[::2] for line in told.splitlines()), *worker_lines(trials)]
         facts = Table.grid(padding=(0, 1))
@@ -170,12 +163,6 @@ def _done(summary: dict[str, Any]) -> int:
     return int(summary["trials"]["complete"] + summary["trials"]["pruned"])
 
 
-def _done_text(summary: dict[str, Any]) -> str:
-    counts = summary["trials"]
-    others = [f"{counts[name]} {name}" for name in ("pruned", "failed", "running", "waiting") if counts[name]]
-    return f"{_done(summary)} of {summary['budget']} done" + (f"; {', '.join(others)}" if others else "")
-
-
 def _live_text(
     study: SweepStudy, summary: dict[str, Any], trials: Sequence[TrialRecord], left: tuple[float, float] | None
 ) -> str:
@@ -183,41 +170,31 @@ def _live_text(
     now = datetime.now()
     costs = noted_costs(study)
     best = next(iter(ranked(trials)), None)
-    return (
-        _templates()
-        .get_template("live.txt")
-        .render(
-            summary,
-            halted=HALTED,
-            paused=PAUSED,
-            done=_done(summary),
-            left=left,
-            soon=SOON_SECONDS,
-            clock=[f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in left or ()],
-            idle=(costs.workers if costs else 0) - len(at_work(trials, now)),
-            setting=best.setting if best else "",
-            ago=(now - best.ended).total_seconds() if best and best.ended else None,
-            saved=saved_by_pruning(trials),
-            duration=duration,
-            span=span,
-        )
+    return rendered(
+        "terminal",
+        "live.txt",
+        **summary,
+        halted=HALTED,
+        paused=PAUSED,
+        done=_done(summary),
+        left=left,
+        soon=SOON_SECONDS,
+        clock=[f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in left or ()],
+        idle=(costs.workers if costs else 0) - len(at_work(trials, now)),
+        setting=best.setting if best else "",
+        ago=(now - best.ended).total_seconds() if best and best.ended else None,
+        saved=saved_by_pruning(trials),
+        span=span,
     )
-
-
-@cache
-def _templates() -> Environment:
-    loader = PackageLoader("cifar_sweep.terminal")
-    return Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - text for a terminal
 
 
 def worker_lines(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     """A line for each worker that trains, with its number in the order of their first trials, and its group."""
     running = [group for group in groups_of(trials) if group.running]
     running.sort(key=lambda group: (len(group.trials[0].worker), group.trials[0].worker))
-    lines = [_worker_line(group) for group in running[:MOST_WORKERS]]
-    if rest := running[MOST_WORKERS:]:
-        lines.append(("others", f"{len(rest)} workers with {sum(len(group.running) for group in rest)} trials"))
-    return lines
+    rest = running[MOST_WORKERS:]
+    others = ("others", f"{len(rest)} workers with {sum(len(group.running) for group in rest)} trials")
+    return [*map(_worker_line, running[:MOST_WORKERS]), *([others] if rest else [])]
 
 
 def _worker_line(group: WorkerGroup) -> tuple[str, str]:
@@ -228,20 +205,10 @@ def _worker_line(group: WorkerGroup) -> tuple[str, str]:
     best = f", best {max(accuracies):.1%}" if accuracies else ""
     since = duration((datetime.now() - group.begun).total_seconds())
     epochs = f"epoch {min(running[0].epochs_done + 1, group.shape.epochs)} of {group.shape.epochs}"
-    return worker, f"{_numbers_text(running)}: {epochs}{best}, {since}{on}{host}; {_common_text(running)}"
-
-
-def _numbers_text(trials: Sequence[TrialRecord]) -> str:
-    numbers = sorted(trial.number for trial in trials)
-    if len(numbers) == 1:
-        return f"trial {numbers[0]}"
-    together = numbers[-1] - numbers[0] == len(numbers) - 1
-    return ("" if together else f"{len(numbers)} of ") + f"trials {numbers[0]}-{numbers[-1]}"
-
-
-def _common_text(trials: Sequence[TrialRecord]) -> str:
-    """A trial's settings; of several, what decided that they are trained together."""
-    if len(trials) == 1:
-        return trials[0].setting
-    shape = {name: value for name, value in trials[0].params.items() if name in SHAPE_PARAMETERS}
-    return params_text(shape) or "of one shape"
+    numbers, common = f"trial {running[0].number}", running[0].setting
+    if len(running) > 1:
+        first, last = (end(trial.number for trial in running) for end in (min, max))
+        numbers = f"{len(running)} of " * (last - first >= len(running)) + f"trials {first}-{last}"
+        shape = {name: value for name, value in running[0].params.items() if name in SHAPE_PARAMETERS}
+        common = params_text(shape) or "of one shape"  # what decided that they are trained together
+    return worker, f"{numbers}: {epochs}{best}, {since}{on}{host}; {common}"

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cifar_sweep.forecast.time_left import at_work, seconds_left
 from cifar_sweep.study.record import saved_by_pruning
@@ -28,35 +28,24 @@ def glance(study: SweepStudy) -> dict[str, Any]:
 
 def table(glances: Sequence[Mapping[str, Any]]) -> Table:
     """Several studies, a line for each, in 100 columns."""
-    view = Table(
-        "study", "state", "trials", "best", "time left", "pruning saved", "kept", box=None, padding=(0, 2, 0, 0)
-    )
-    view.columns[0].overflow = "fold"  # a name is needed whole
+    name = Column("study", overflow="fold")  # it is needed whole
+    view = Table(name, "state", "trials", "best", "time left", "pruning saved", "kept", box=None, padding=(0, 2, 0, 0))
     for each in glances:
-        best, saved = each["best"], each["saved_by_pruning"]
+        best, saved, counts = each["best"], each["saved_by_pruning"], each["trials"]
+        priority = f" (priority {each['priority']})" if each["priority"] and each["state"] == OPEN else ""
+        reason = f": {each['reason']}" if each["reason"] else ""
+        done = f"{counts['complete'] + counts['pruned']}/{each['budget']}"
+        others = ", ".join(f"{counts[name]} {name}" for name in ("running", "failed") if counts[name])
         view.add_row(
             escape(each["name"]),
-            escape(_state_text(each)),
-            _trials_text(each),
+            escape(f"{each['state']}{priority}{reason}"),
+            f"{done} ({others})" if others else done,
             f"{best['value']:.2%}" if best else "-",
             _left_text(each),
             f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
             f"{each['stored_bytes'] / 1e6:,.1f} MB",
         )
     return view
-
-
-def _state_text(summary: Mapping[str, Any]) -> str:
-    priority = f" (priority {summary['priority']})" if summary["priority"] and summary["state"] == OPEN else ""
-    reason = f": {summary['reason']}" if summary["reason"] else ""
-    return f"{summary['state']}{priority}{reason}"
-
-
-def _trials_text(summary: Mapping[str, Any]) -> str:
-    counts = summary["trials"]
-    done = f"{counts['complete'] + counts['pruned']}/{summary['budget']}"
-    others = [f"{counts[name]} {name}" for name in ("running", "failed") if counts[name]]
-    return done + (f" ({', '.join(others)})" if others else "")
 
 
 def _left_text(each: Mapping[str, Any]) -> str:

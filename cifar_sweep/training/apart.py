@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cifar_sweep.training.rows import Masks, Rows, masks_of, parts_of
+from cifar_sweep.training.rows import Masks, Rows, masks_of
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -20,7 +20,7 @@ class Apart(Rows):
     def __init__(
         self, networks: Sequence[nn.Module], masks: Sequence[Masks], *, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(networks, parts_of(networks[0]))
+        super().__init__(networks)
         for network, mask in zip(networks, masks, strict=True):
             _own_dropout(network, mask)
         self.networks = nn.ModuleList(networks)
@@ -29,7 +29,10 @@ class Apart(Rows):
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs [K, b, classes] for images [b, 3, h, w]."""
-        self._handed = [self._hand_out(k) for k in range(self.size)]
+        grad = torch.is_grad_enabled()
+        self._handed = [
+            {part.name: part.whole(row).detach().requires_grad_(grad) for part in self.parts} for row in self.weights
+        ]
         with torch.autocast(images.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             x = images if self.dtype else images.to(self.weights.dtype)
             each = [
@@ -37,14 +40,6 @@ class Apart(Rows):
                 for network, parameters in zip(self.networks, self._handed, strict=True)
             ]
         return torch.stack(each)
-
-    def _hand_out(self, k: int) -> dict[str, Tensor]:
-        """Member `k`'s parameters, for one step."""
-        row = self.weights[k]
-        return {
-            part.name: part.of(row).view(part.shape).detach().requires_grad_(torch.is_grad_enabled())
-            for part in self.parts
-        }
 
     def gather_gradients(self) -> None:
         """Take the last backward pass's gradients into `gradients`; a parameter that was not used has none."""
@@ -56,17 +51,12 @@ class Apart(Rows):
 
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:
         """Buffers, parameters that are not trained, and trained ones under their second names."""
-        trained = {part.name: part for part in self.parts}
-        network = self.networks[k]
-        first = {id(parameter): name for name, parameter in network.named_parameters()}
-        second = {
-            name: trained[first[id(parameter)]]
-            for name, parameter in network.named_parameters(remove_duplicate=False)
-            if name not in trained and first[id(parameter)] in trained
+        state = self.networks[k].state_dict(keep_vars=True)
+        trained = {id(state.pop(part.name)): part for part in self.parts}
+        return {
+            name: trained[id(value)].whole(self.weights[k]) if id(value) in trained else value
+            for name, value in state.items()
         }
-        others = {name: value for name, value in network.state_dict().items() if name not in trained.keys() | second}
-        row = self.weights[k]
-        return others | {name: part.of(row).view(part.shape) for name, part in second.items()}
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""

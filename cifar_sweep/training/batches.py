@@ -28,16 +28,9 @@ class Batches:
     ) -> None:
         """Move the images to `device` as uint8; on the CPU they stay in the memory map.
 
-        Args:
-            data: the dataset.
-            device: where the batches lie.
-            train_images: training images to use, class by class alike; 0 is all of the training part.
-            validation_images: validation images to use, class by class alike; 0 is all of the validation part.
-            normalize: subtract the training part's channel mean and divide by its deviation; else pixels in [0, 1].
-            dtype: of the batches' images.
-
-        Raises:
-            UsageError: there are fewer than `train_images` or `validation_images`.
+        Of the training and of the validation part so many images are used, class by class alike; 0 is all. UsageError
+        if there are fewer. `normalize` subtracts the training part's channel mean and divides by its deviation; else
+        pixels are in [0, 1]. `dtype` is that of the batches' images.
         """
         train_index, validation_index = split(data.train_labels, validation_images=validation_images)
         if not 0 <= train_images <= len(train_index):
@@ -58,10 +51,9 @@ class Batches:
         # Where nothing is learnt: few calls on a GPU; what fits into the caches of a CPU (docs/LOG.md, 2026-11-22).
         self._evaluation_batch = 500 if device.type == "cuda" else 200
         self._normalize = normalize
-        self._mean = torch.tensor(data.channel_mean, dtype=self._arithmetic, device=device).view(3, 1, 1)
         # A channel that is the same everywhere has no deviation; dividing by 1 leaves it at 0.
-        deviations = [deviation or 1.0 for deviation in data.channel_std]
-        self._std = torch.tensor(deviations, dtype=self._arithmetic, device=device).view(3, 1, 1)
+        numbers = [data.channel_mean, [deviation or 1.0 for deviation in data.channel_std]]
+        self._mean, self._std = torch.tensor(numbers, dtype=self._arithmetic, device=device).view(2, 3, 1, 1)
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise UsageError when `batch_size` is below 1 or above the number of training images used."""
@@ -82,22 +74,20 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
         leaves_one = batch_size > 1 and self.train_images % batch_size == 1
         order = torch.randperm(self.train_images, generator=generator)[: self.train_images - leaves_one]
-        return self._batches(self._images, self._labels, index=self._train_index[order], batch_size=batch_size)
+        return self._batches(self._images, self._labels, self._train_index[order], batch_size)
 
     def validation(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the validation images in fixed order, as `train` does."""
-        batch_size = batch_size or self._evaluation_batch
-        return self._batches(self._images, self._labels, index=self._validation_index, batch_size=batch_size)
+        size = batch_size or self._evaluation_batch
+        return self._batches(self._images, self._labels, self._validation_index, size)
 
     def test(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all test images in fixed order, as `train` does; only this call moves them to the device."""
         images, labels = self._data.test_images.to(self.device), self._data.test_labels.to(self.device)
-        return self._batches(
-            images, labels, index=torch.arange(len(labels)), batch_size=batch_size or self._evaluation_batch
-        )
+        return self._batches(images, labels, torch.arange(len(labels)), batch_size or self._evaluation_batch)
 
     def _batches(
-        self, images: Tensor, labels: Tensor, *, index: Tensor, batch_size: int
+        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather and convert many batches at once: at small batches a step must not pay for it in tiny operations."""
         per_chunk = max(1, CHUNK_IMAGES // batch_size) * batch_size

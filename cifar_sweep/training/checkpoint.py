@@ -28,12 +28,7 @@ def unpack(content: bytes) -> dict[str, torch.Tensor]:
 
 
 def load(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Read the tensors of `path`, onto the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        StateError: the file is not whole, or its checksum is not `sha256`.
-    """
+    """Read the tensors of `path`, onto the CPU. StateError if it is not whole, or its checksum is not `sha256`."""
     content = path.read_bytes()
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise StateError(f"{path}: the file's checksum is not the one noted when it was written")

@@ -62,15 +62,20 @@ def _keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
     library = ctypes.CDLL(None)
-    library.mallopt(mmap_threshold, 32 * 1024 * 1024)  # the most that glibc takes
-    library.mallopt(trim_threshold, 2**31 - 1)
+    library.mallopt(-3, 32 * 1024 * 1024)  # M_MMAP_THRESHOLD of malloc.h: the most that glibc takes
+    library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device's memory is spent; the CPU's allocator says so in a plain RuntimeError."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def available_cores() -> int:
@@ -90,10 +95,7 @@ def device_name(device: torch.device) -> str:
 
 
 def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tuple[str, float]:
-    """``fp32`` or ``bf16``, whichever is faster here, and how many times faster bf16 trained than float32.
-
-    Measured once and remembered in the cache folder.
-    """
+    """``fp32`` or ``bf16``, whichever is faster here, and how many times faster bf16 is: measured once, remembered."""
     key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     path = (cache or default_cache()) / "precision.json"
     known: dict[str, float] = {}
@@ -117,20 +119,17 @@ def _bf16_speedup(device: torch.device) -> float:
         images = torch.rand(64, 3, 32, 32)
     network = network.to(device).to(memory_format=torch.channels_last)
     images = images.to(device).contiguous(memory_format=torch.channels_last)
-
     steps = 4 if device.type == "cuda" else 1  # on the CPU one takes a tenth of a second
 
     def seconds(bf16: bool) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = network(images).float().square().mean()
             network.zero_grad()
             loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         return time.perf_counter() - start
 
     seconds(False), seconds(True)

@@ -17,26 +17,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_sweep.training.lanes import Lanes, offer, stages_of
-from cifar_sweep.training.rows import Masks, Part, Rows, masks_of, parts_of
+from cifar_sweep.training.rows import Masks, Part, Rows, masks_of
 
 
 class Fused(Rows):
     """`networks` as one. From images [b, 3, h, w] to outputs [K, b, classes], in the members' order.
 
-    The networks are plain ones of one shape which `can_fuse`; a layer without a rule raises ValueError. `dtype` is that
-    of convolutions and linear layers; None is that of the parameters, which batch norm keeps. `layers` lie in the order
-    in which they run, by their places in the plain network. `lanes` are the compiled kernels that the last images went
-    through; None where that was PyTorch.
+    The networks are plain ones of one shape which `can_fuse`. `dtype` is that of convolutions and linear layers; None
+    is that of the parameters, which batch norm keeps. `layers` lie in the order in which they run, by their places in
+    the plain network. `lanes` are the compiled kernels that the last images went through; None where that was PyTorch.
     """
 
     def __init__(
         self, networks: Sequence[nn.Sequential], masks: Sequence[Masks], *, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(networks, parts_of(networks[0], dtypes=_dtypes(networks[0], dtype)))
+        super().__init__(networks)
         self.layers = nn.ModuleDict()
         for place in _order(networks[0]):
             layers = [network[int(place)] for network in networks]
-            self.layers[place] = _rule(layers[0]).fuse(layers, masks)
+            self.layers[place] = RULES[type(layers[0])].fuse(layers, masks)
+        self._parts_at: dict[str, dict[str, Part]] = {place: {} for place in self.layers}
+        for part in self.parts:
+            place, _, name = part.name.partition(".")
+            self._parts_at[place][name] = part
         self._handed: list[tuple[Part, Tensor]] = []
         self.dtype = dtype
         self._flat = [type(layer) for layer in networks[0]].index(nn.Flatten)
@@ -47,24 +50,25 @@ class Fused(Rows):
         """Outputs [K, b, classes] for images [b, 3, h, w]."""
         x = images.to(self.dtype or self.weights.dtype)
         self.lanes = offer(self._stages, self.weights, x, training=self.training, last=self.lanes)
-        places, parts = list(self.layers), self.parts
+        done = -1
         if self.lanes is not None:
             x = self.lanes.forward(x, self.weights, self.gradients, self.layers, training=self.training)
-            places = [place for place in places if int(place) > self._flat]
-            parts = [part for part in parts if int(part.name.partition(".")[0]) > self._flat]
-        self._handed = [(part, self._hand_out(part)) for part in parts]
-        handed = (whole for _, whole in self._handed)
-        for layer in (self.layers[place] for place in places):
-            if isinstance(layer, _Weighted):
-                x = layer(x, weight=next(handed), bias=next(handed) if layer.has_bias else None)
-            else:
-                x = layer(x)
+            done = self._flat
+        self._handed = []
+        for place, layer in self.layers.items():
+            if int(place) > done:
+                x = layer(x, **self._hand_out(place, layer))
         return x
 
-    def _hand_out(self, part: Part) -> Tensor:
-        """This parameter of all members [K * n, ...], for one step."""
-        whole = part.of(self.weights).to(part.dtype or self.weights.dtype).reshape(-1, *part.shape[1:])
-        return whole.contiguous().detach().requires_grad_(torch.is_grad_enabled())
+    def _hand_out(self, place: str, layer: nn.Module) -> dict[str, Tensor]:
+        """All members' parameters of a layer by their names in it, each [K * n, ...], for one step."""
+        dtype = None if isinstance(layer, FusedBatchNorm) else self.dtype
+        handed = {}
+        for name, part in self._parts_at[place].items():
+            whole = part.of(self.weights).to(dtype or self.weights.dtype).reshape(-1, *part.shape[1:])
+            handed[name] = whole.contiguous().detach().requires_grad_(torch.is_grad_enabled())
+            self._handed.append((part, handed[name]))
+        return handed
 
     def gather_gradients(self) -> None:
         """Take the last backward pass's gradients into `gradients`."""
@@ -110,37 +114,19 @@ def can_fuse(network: nn.Module) -> TypeGuard[nn.Sequential]:
     )
 
 
-def _rule(layer: nn.Module) -> "Rule":
-    if type(layer) not in RULES:
-        raise ValueError(f"no way is known to fuse {layer}")
-    return RULES[type(layer)]
-
-
-def _dtypes(network: nn.Sequential, dtype: torch.dtype | None) -> dict[str, torch.dtype | None]:
-    """The dtype that each parameter is wanted in; None is its own."""
-    return {
-        f"{place}.{name}": dtype if _rule(layer).in_dtype else None
-        for place, layer in network.named_children()
-        for name, _ in layer.named_parameters()
-    }
-
-
 def _order(network: nn.Sequential) -> list[str]:
-    """The places of the layers in the order in which they run: pooling first where that changes no value.
-
-    An activation of a quarter of the values is a quarter of the work.
-    """
+    """The places of the layers in the order in which they run: pooling first, for less work, where no value changes."""
     order: list[str] = []
     for place, layer in network.named_children():
         at = len(order)
-        while isinstance(layer, nn.MaxPool2d) and at and _rule(network[int(order[at - 1])]).keeps_order:
+        while isinstance(layer, nn.MaxPool2d) and at and RULES[type(network[int(order[at - 1])])].keeps_order:
             at -= 1
         order.insert(at, place)
     return order
 
 
 class FusedLayer(nn.Module):
-    """A layer of all members; its buffers have the members in front."""
+    """A layer of all members; its buffers have the members in front. `forward` is handed its parameters by name."""
 
     def keep(self, members: list[int]) -> None:
         """Go on with these members alone, in this order."""
@@ -148,13 +134,7 @@ class FusedLayer(nn.Module):
             setattr(self, name, buffer[members])
 
 
-class _Weighted(FusedLayer):
-    """A fused layer that is handed its weights in each step, and its biases if it has any."""
-
-    has_bias = True
-
-
-class FusedConv2d(_Weighted):
+class FusedConv2d(nn.Module):
     """K convolutions, from [b, K * in, h, w] or shared images [b, in, h, w] to [b, K * out, h', w']."""
 
     def __init__(self, layers: Sequence[nn.Conv2d], _masks: Sequence[Masks]) -> None:
@@ -164,9 +144,8 @@ class FusedConv2d(_Weighted):
         self.padding = (int(layer.padding[0]), int(layer.padding[1]))
         self.reflect = layer.padding_mode == "reflect"
         self.inputs = layer.in_channels
-        self.has_bias = layer.bias is not None
 
-    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         padding = self.padding
         if self.reflect:
             high, wide = padding
@@ -175,24 +154,17 @@ class FusedConv2d(_Weighted):
         return functional.conv2d(x, weight, bias, padding=padding, groups=groups, **self.strides)
 
 
-class FusedLinear(_Weighted):
+class FusedLinear(nn.Module):
     """K linear layers, from [K, b, in] to [K, b, out]."""
 
-    def __init__(self, layers: Sequence[nn.Linear], _masks: Sequence[Masks]) -> None:
-        super().__init__()
-        self.has_bias = layers[0].bias is not None
-
-    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if len(x) == 1:  # the same product, by a kernel that is faster for one
             return functional.linear(x[0], weight, bias)[None]
         return _Products.apply(x, weight.view(len(x), -1, x.shape[2]), bias)  # type: ignore[no-any-return]
 
 
 class _Products(torch.autograd.Function):
-    """K linear layers on [K, b, in], with weights [K, out, in]: their gradient comes in this order.
-
-    From autograd's own product it would come as [K, in, out], and turning it takes longer than the product.
-    """
+    """K linear layers on [K, b, in], with weights [K, out, in]: turning autograd's gradient would take very long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -208,11 +180,8 @@ class _Products(torch.autograd.Function):
         return torch.bmm(gradient, weight), torch.bmm(gradient.transpose(1, 2), x), bias
 
 
-class FusedBatchNorm(_Weighted):
-    """K batch norms, over channels [b, K * channels, h, w] or over features [K, b, features].
-
-    The buffers are running mean and variance [K, channels], and the number of batches [K].
-    """
+class FusedBatchNorm(FusedLayer):
+    """K batch norms, over channels [b, K * channels, h, w] or over features [K, b, features]."""
 
     def __init__(self, layers: Sequence[nn.BatchNorm2d | nn.BatchNorm1d], _masks: Sequence[Masks]) -> None:
         super().__init__()
@@ -225,21 +194,15 @@ class FusedBatchNorm(_Weighted):
         self.eps = layers[0].eps
         self.of_features = isinstance(layers[0], nn.BatchNorm1d)
 
-    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor) -> Tensor:
         if self.training:
             self.num_batches_tracked.add_(1)
         # Features are normalised as channels side by side, too.
         side_by_side = x.transpose(0, 1).flatten(1) if self.of_features else x
         normed = functional.batch_norm(
-            side_by_side,
-            self.running_mean.view(-1),
-            self.running_var.view(-1),
-            weight,
-            bias,
-            training=self.training,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
+            side_by_side, self.running_mean.view(-1), self.running_var.view(-1), weight, bias,
+            training=self.training, momentum=self.momentum, eps=self.eps,
+        )  # fmt: skip
         return normed.view(len(normed), len(x), -1).transpose(0, 1) if self.of_features else normed
 
 
@@ -251,23 +214,13 @@ class FusedFlatten(FusedLayer):
         self.size = len(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _GradientChannelsLast.apply(x)
+        if x.requires_grad:  # in this memory order pooling and convolutions are fast
+            last = torch.channels_last
+            x.register_hook(lambda gradient: gradient.contiguous(memory_format=last))  # type: ignore[no-untyped-call]
         return x.reshape(len(x), self.size, -1, *x.shape[2:]).transpose(0, 1).flatten(2)
 
     def keep(self, members: list[int]) -> None:
         self.size = len(members)
-
-
-class _GradientChannelsLast(torch.autograd.Function):
-    """The identity, whose gradient has the memory order in which pooling and convolutions are fast."""
-
-    @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class FusedSoftmax(nn.Module):
@@ -321,15 +274,14 @@ class Rule:
     # The greatest of a window stays the greatest, so that pooling may come before it. Of values that the layer rounds
     # to the same, the gradient then goes to the one that was greater.
     keeps_order: bool = False
-    in_dtype: bool = True  # its parameters are wanted in the dtype of the forward pass; else they stay as they are
 
 
 # By exact type: what a subclass does is not known.
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: Rule(FusedConv2d, "channels", _can_fuse_conv, before_relu=True),
-    nn.Linear: Rule(FusedLinear, "features", before_relu=True),
-    nn.BatchNorm2d: Rule(FusedBatchNorm, "channels", _can_fuse_norm, before_relu=True, in_dtype=False),
-    nn.BatchNorm1d: Rule(FusedBatchNorm, "features", _can_fuse_norm, before_relu=True, in_dtype=False),
+    nn.Linear: Rule(lambda _layers, _masks: FusedLinear(), "features", before_relu=True),
+    nn.BatchNorm2d: Rule(FusedBatchNorm, "channels", _can_fuse_norm, before_relu=True),
+    nn.BatchNorm1d: Rule(FusedBatchNorm, "features", _can_fuse_norm, before_relu=True),
     nn.Dropout2d: Rule(FusedDropout, "channels", before_relu=True, keeps_order=True),
     nn.Dropout: Rule(FusedDropout, before_relu=True),
     nn.MaxPool2d: Rule(_the_first, "channels", lambda layer: not layer.return_indices, before_relu=True),

@@ -9,10 +9,7 @@ from cifar_sweep.config import Knobs, TrialConfig
 
 
 def build_optimizer(configs: Sequence[TrialConfig], rows: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """An optimizer with a parameter group for each of `configs`, all of one kind, over that member's parameters.
-
-    One fused kernel per group and step where PyTorch has one.
-    """
+    """An optimizer of one kind with a parameter group for each config, by one fused kernel where PyTorch has it."""
     groups = [{"params": [row], **_settings(config)} for config, row in zip(configs, rows, strict=True)]
     match configs[0].shape.optimizer:
         case "sgd":

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -33,40 +34,35 @@ def masks_of(layer: nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d, mas
 
 @dataclass(frozen=True)
 class Part:
-    """Where a parameter of the plain network lies in a member's row, and the dtype that a step wants it in."""
+    """Where a parameter of the plain network lies in a member's row."""
 
     name: str
     start: int
     shape: torch.Size
-    dtype: torch.dtype | None
 
     def of(self, rows: Tensor) -> Tensor:
         """The parameter in rows [..., parameters], flat; it shares their memory."""
         return rows[..., self.start : self.start + self.shape.numel()]
 
+    def whole(self, row: Tensor) -> Tensor:
+        """The parameter in a member's row [parameters], in its own shape; it shares the row's memory."""
+        return self.of(row).view(self.shape)
+
 
 class Rows(nn.Module, ABC):
-    """K networks of one shape, from images [b, 3, h, w] to outputs [K, b, classes].
+    """K plain networks of one shape, in order, from images [b, 3, h, w] to outputs [K, b, classes]."""
 
-    Args:
-        networks: plain networks, in order.
-        parts: their trained parameters.
+    parts: list[Part]  # their trained parameters, in the plain network's order
+    weights: Tensor  # the members' parameters [K, parameters], each row in this order
+    gradients: Tensor  # theirs, as `gather_gradients` found them
 
-    Attributes:
-        weights: the members' parameters [K, parameters], each row in the plain network's order.
-        gradients: theirs, as `gather_gradients` found them.
-    """
-
-    def __init__(self, networks: Sequence[nn.Module], parts: Sequence[Part]) -> None:
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        names = [part.name for part in parts]
+        self.parts = parts_of(networks[0])
         found = [dict(network.named_parameters()) for network in networks]
-        rows = [torch.cat([parameters[name].detach().flatten() for name in names]) for parameters in found]
+        rows = [torch.cat([parameters[part.name].detach().flatten() for part in self.parts]) for parameters in found]
         self.register_buffer("weights", torch.stack(rows))
         self.register_buffer("gradients", torch.zeros_like(self.weights))
-        self.weights: Tensor
-        self.gradients: Tensor
-        self.parts = list(parts)
 
     @property
     def size(self) -> int:
@@ -83,15 +79,10 @@ class Rows(nn.Module, ABC):
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Member `k`'s state dict, under the names of the plain network; it shares the memory of the whole."""
-        state = {part.name: part.of(self.weights[k]).view(part.shape) for part in self.parts}
-        return state | dict(self.member_buffers(k))
+        return {part.name: part.whole(self.weights[k]) for part in self.parts} | dict(self.member_buffers(k))
 
     def load_member_state(self, k: int, state: Mapping[str, Tensor]) -> None:
-        """Take over member `k`'s state dict.
-
-        Raises:
-            StateError: it is not of this network.
-        """
+        """Take over member `k`'s state dict; StateError if it is not of this network."""
         mine = self.member_state(k)
         if mine.keys() != state.keys() or any(mine[name].shape != state[name].shape for name in mine):
             raise StateError("the state is not one of this network")
@@ -100,16 +91,11 @@ class Rows(nn.Module, ABC):
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""
-        kept = list(members)
-        self.weights, self.gradients = self.weights[kept], self.gradients[kept]
+        self.weights, self.gradients = self.weights[list(members)], self.gradients[list(members)]
 
 
-def parts_of(network: nn.Module, *, dtypes: Mapping[str, torch.dtype | None] | None = None) -> list[Part]:
-    """A network's trained parameters in order; `dtypes` are those that a step wants some of them in, by name."""
-    parts: list[Part] = []
-    start = 0
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            parts.append(Part(name, start, parameter.shape, (dtypes or {}).get(name)))
-            start += parameter.numel()
-    return parts
+def parts_of(network: nn.Module) -> list[Part]:
+    """A network's trained parameters in order."""
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    starts = accumulate((parameter.numel() for _, parameter in trained), initial=0)
+    return [Part(name, start, parameter.shape) for (name, parameter), start in zip(trained, starts, strict=False)]

@@ -6,7 +6,7 @@ members stay: the sweep's runner, a replay and a benchmark each do so with a loo
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import cast
 
@@ -53,23 +53,13 @@ class Member:
 class Run:
     """The training of one or more trials of equal shape, as one network with a member axis.
 
-    Args:
-        configs: the trials, all of one `Shape`.
-        data: the images; the test set is not touched. None where only single steps are taken, to time them.
-        device: where everything lives and runs.
-
-    Attributes:
-        members: the trials that are still trained, in order.
-        network: the networks of all members.
-        optimizer: has a parameter group for each member.
-        batches: the images in batches; not there without `data`.
-
-    Raises:
-        UsageError: the shape asks for more images than there are, or a batch larger than the training set.
-        ValueError: the shapes differ, or there is no config.
+    `configs` are the trials, all of one `Shape`, else ValueError. Of `data` the test set is not touched; None is for
+    single steps, to time them. UsageError if the shape asks for more images than there are, or a batch larger than the
+    training set. `members` are the trials that are still trained, in order; `network` are the networks of all of them,
+    and `optimizer` has a parameter group for each.
     """
 
-    batches: Batches
+    batches: Batches  # not there without data
 
     def __init__(self, configs: Sequence[TrialConfig], data: ImageData | None, *, device: torch.device) -> None:
         if len({config.shape for config in configs}) != 1:
@@ -80,14 +70,9 @@ class Run:
         self.network = _network(self.shape, self.members).to(device=device)
         self.prepare_optimizer()
         if data is not None:
-            self.batches = Batches(
-                data,
-                device=device,
-                train_images=self.shape.train_images,
-                validation_images=self.shape.validation_images,
-                normalize=self.shape.normalize,
-                dtype=torch.bfloat16 if self.shape.precision == "bf16" else torch.float32,
-            )
+            counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
+            dtype = torch.bfloat16 if self.shape.precision == "bf16" else torch.float32
+            self.batches = Batches(data, device=device, normalize=self.shape.normalize, dtype=dtype, **counts)
             self.batches.check_batch_size(self.shape.batch_size)
 
     @property
@@ -137,31 +122,31 @@ class Run:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return losses_of(logits, labels).mean(dim=1), logits
 
-    def train_figures(self, images_seen: int) -> tuple[list[float], list[float]]:
-        """The members' mean losses and accuracies since the epoch's start, read from the device at once."""
-        losses, accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
-        return losses, accuracies
-
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
-        losses, accuracies = evaluate(
-            self.network, self.batches.validation(), precision=self.shape.precision, device=self.device
-        )
-        train_losses, train_accuracies = self.train_figures(images_seen)
+        losses, accuracies = self._validated()
+        train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
         seconds = (time.perf_counter() - started) / len(self.members)
         for k, member in enumerate(self.members):
-            result = EpochResult(
-                epoch,
-                train_loss=train_losses[k],
-                train_accuracy=train_accuracies[k],
-                validation_loss=losses[k],
-                validation_accuracy=accuracies[k],
-                learning_rate=learning_rate_at(epoch, member.config.knobs),
-                seconds=seconds,
-                group_size=len(self.members),
-                group_place=k,
-            )
+            rate = learning_rate_at(epoch, member.config.knobs)
+            figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
+            result = EpochResult(epoch, *figures, rate, seconds, group_size=len(self.members), group_place=k)
             member.note(result, self.network.member_state(k))
         return [member.history[-1] for member in self.members]
+
+    def _validated(self) -> tuple[list[float], list[float]]:
+        """The members' mean losses (nats) and accuracies over the validation images, read from the device at once."""
+        self.network.eval()
+        losses, correct, images_seen = [], [], 0
+        bf16 = self.shape.precision == "bf16"
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            for images, labels in self.batches.validation():
+                logits = self.network(images).float()
+                losses.append(losses_of(logits, labels).sum(dim=1))
+                correct.append((logits.argmax(dim=2) == labels).sum(dim=1))
+                images_seen += len(labels)
+        sums = torch.stack([torch.stack(losses).sum(dim=0), torch.stack(correct).sum(dim=0).float()]).tolist()
+        mean_losses, accuracies = ([total / images_seen for total in each] for each in sums)
+        return mean_losses, accuracies
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members (positions in the last epoch's results) alone, in this order."""
@@ -194,11 +179,7 @@ class Run:
         return tensors | {"generator": member.generator.get_state()}
 
     def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
-        """Have member `k` go on, bit for bit, from `state`, taken from a run of the same config in whatever group.
-
-        Raises:
-            StateError: the state is not one of this config's; nothing has changed.
-        """
+        """Have member `k` go on, bit for bit, from a `state` of the same config in whatever group; else StateError."""
         member = self.members[k]
         best, known = _below("best.", state), _below("optimizer.", state)
         try:
@@ -247,26 +228,3 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Each member's cross-entropy in nats for each image [K, batch], from logits [K, batch, classes]."""
     each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
     return each.view(len(logits), -1)
-
-
-def evaluate(
-    network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], *, precision: str, device: torch.device
-) -> tuple[list[float], list[float]]:
-    """The members' mean losses (nats) and accuracies (fractions) over all images of the batches.
-
-    `network` gives logits [K, batch, classes] for images [batch, 3, 32, 32]. It is left in evaluation mode. The device
-    is read from once, at the end.
-    """
-    network.eval()
-    losses: list[torch.Tensor] = []
-    correct: list[torch.Tensor] = []
-    images_seen = 0
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for images, labels in batches:
-            logits = network(images).float()
-            losses.append(losses_of(logits, labels).sum(dim=1))
-            correct.append((logits.argmax(dim=2) == labels).sum(dim=1))
-            images_seen += len(labels)
-    sums = torch.stack([torch.stack(losses).sum(dim=0), torch.stack(correct).sum(dim=0).float()]).tolist()
-    mean_losses, accuracies = ([total / images_seen for total in each] for each in sums)
-    return mean_losses, accuracies

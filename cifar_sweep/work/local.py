@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -31,10 +32,8 @@ def run_in_processes(workers: Sequence[Worker], *, stop: Callable[[], bool]) -> 
     running: dict[BaseProcess, Connection] = {}
     try:
         with _ctrl_c_held_back():
-            for number, worker in enumerate(workers):
-                process, receiver = _start(number, worker)
-                running[process] = receiver
-        _watch(running, stop=stop)
+            running.update(_start(number, worker) for number, worker in enumerate(workers))
+        _watch(dict(running), stop=stop)
     finally:
         for process in running:
             process.terminate()
@@ -58,9 +57,6 @@ def _start(number: int, worker: Worker) -> tuple[BaseProcess, Connection]:
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: a terminal sends it to all, and only the parent is to act on it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     resource_tracker.ensure_running()  # it would undo the mask when it starts
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -69,12 +65,10 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _watch(workers: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) -> None:
+def _watch(running: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) -> None:
     """Wait for all workers; ask all to stop on request, and when one reports an error, which is raised at the end."""
     error: CifarSweepError | None = None
-    killed = 0
-    running = dict(workers)
-    asked = False
+    workers, killed, asked = len(running), 0, False
     while running:
         if (stop() or error) and not asked:
             asked = True
@@ -89,7 +83,7 @@ def _watch(workers: dict[BaseProcess, Connection], *, stop: Callable[[], bool]) 
                 if process.exitcode and not (asked or stop()):
                     killed += 1
                     log.warning("%s ended with exit code %s; its trial goes to another", process.name, process.exitcode)
-    if killed == len(workers):
+    if killed == workers:
         error = error or StudyError("all workers were killed; the same command goes on from each trial's last epoch.")
     if error is not None:
         raise error
@@ -101,18 +95,21 @@ def _work_in_process(number: int, worker: Worker, sender: Connection) -> None:
     stop = StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(stop, "signal", number))
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    sender.send(error_of(number, partial(worker, stop=stop), level=logging.DEBUG))
+
+
+def error_of(number: int, worker: Callable[[], None], *, level: int) -> CifarSweepError | None:
+    """Have a worker do its job. Returns the error that ended it, if one did; what nobody foresaw is logged, too."""
     try:
-        worker(stop=stop)
+        worker()
     except CifarSweepError as error:
-        sender.send(error)
+        return error
     except Exception as error:
-        sender.send(explain(error) or StudyError(f"worker {number} failed: {one_line(error)}."))
-        log.debug("worker %d failed", number, exc_info=True)
-    else:
-        sender.send(None)
+        log.log(level, "worker %d failed", number, exc_info=True)
+        return explain(error) or StudyError(f"worker {number} failed: {one_line(error)}.")
+    return None
 
 
 def _end_with_parent() -> None:

@@ -16,15 +16,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, one_line
+from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study.address import parse_address
 from cifar_sweep.study.opening import open_studies
-from cifar_sweep.study.outage import explain, is_outage, wait_out
+from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_existing
 from cifar_sweep.training.device import available_cores
 from cifar_sweep.version import __version__
+from cifar_sweep.work.local import error_of
 from cifar_sweep.work.ray_cluster import ClusterError, joined
 from cifar_sweep.work.worker import Job, work
 
@@ -61,20 +62,12 @@ def run_on_ray(
     """Do a job with workers on a Ray cluster until its studies are finished, time is out, or `stop` says yes.
 
     A worker that waits for room waits until there is some. A worker that is lost, with its process or its node, is
-    started again wherever there is room, as often as it takes. With SQLite all workers stay on this machine.
+    started again wherever there is room, as often as it takes. With SQLite all workers stay on this machine. Workers
+    that are to stop have 30 s to give their trials back.
 
-    Args:
-        job: for all workers; its threads are each worker's cores, one if it names none.
-        address: as `ray_cluster.check_request` returns it.
-        workers: how many.
-        gpus: of each; a fraction is a part of one.
-        group: trials at once in each worker; 0 is chosen on each machine.
-        stop: asked every half a second; workers then have 30 s to give their trials back.
-        say: told in a sentence what happens.
-
-    Raises:
-        ClusterError: the cluster cannot be joined or started, or cannot run workers.
-        CifarSweepError: a worker's; the others are asked to stop first.
+    Each worker has as many cores as `job` has threads, one if it names none, and so many `gpus`, or a part of one. It
+    trains a `group` of trials at once; 0 is chosen on each machine. `address` is as `check_request` returns it.
+    Raises ClusterError where the cluster is of no use, else a worker's CifarSweepError, when the others have stopped.
     """
     # On the nodes: paths that do not depend on the folder that a worker starts in, and the device as Ray shows it.
     job = replace(
@@ -89,8 +82,7 @@ def run_on_ray(
         terms = Terms(gpus, group, landmarks, os.environ.get("CIFAR_SWEEP_LEASE_SECONDS"))
         with joined(address) as ray:
             say(_greeting(ray, job, gpus))
-            crew = _Crew(ray, job, terms, say=say)
-            asyncio.run(crew.run(lambda: _is_finished(storage, job), stop=stop))
+            asyncio.run(_Crew(ray, job, terms, say=say).run(lambda: _is_finished(storage, job), stop=stop))
 
 
 @contextmanager
@@ -106,7 +98,7 @@ def _landmarks(storage: Storage, job: Job) -> Iterator[tuple[Path, ...]]:
     finally:
         for landmark in landmarks:
             with suppress(OSError):
-                landmark.unlink(missing_ok=True)
+                landmark.unlink()
 
 
 def _is_finished(storage: Storage, job: Job) -> bool:
@@ -139,10 +131,7 @@ class _Crew:
         options: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": terms.gpus, "scheduling_strategy": "SPREAD"}
         if job.storage.startswith("sqlite"):  # every node has 1 of a resource that is named by its address
             options["resources"] = {f"node:{ray.util.get_node_ip_address()}": 0.001}
-        self._ray = ray
-        self._job = job
-        self._terms = terms
-        self._say = say
+        self._ray, self._job, self._terms, self._say = ray, job, terms, say
         self._worker = ray.remote(ClusterWorker).options(max_concurrency=2, **options)
         self._actors: dict[int, Any] = {}
         self._hosts: dict[int, str] = {}  # of the workers that have started
@@ -158,9 +147,8 @@ class _Crew:
                     task.result()
                 if not left:
                     break
-                now = time.monotonic()
-                if at_work != len(done) + len(self._hosts):
-                    at_work, since = len(done) + len(self._hosts), now
+                now, before, at_work = time.monotonic(), at_work, len(done) + len(self._hosts)
+                since = since if at_work == before else now
                 if at_work < len(tasks) and now - since > PATIENCE_SECONDS:
                     since = math.inf
                     there = f"{at_work} of {len(tasks)} workers are at work"
@@ -196,8 +184,8 @@ class _Crew:
     async def _do(self, job: Job, actor: Any) -> None:
         host, version = await self._answer(actor.whereabouts.remote())
         if version != __version__:
-            reason = f"cifar-sweep {version} is installed there, here {__version__}; all machines need the same"
-            raise ClusterError(f"{host}: {reason}.")
+            there = f"cifar-sweep {version} is installed there"
+            raise ClusterError(f"{host}: {there}, here {__version__}; all machines need the same.")
         self._hosts[job.worker] = host
         error = await self._answer(actor.work.remote(job, self._terms))
         del self._hosts[job.worker], self._actors[job.worker]
@@ -210,8 +198,8 @@ class _Crew:
         if isinstance(failure, self._ray.exceptions.RayTaskError):
             raise ClusterError(f"Ray could not run a worker: {last_line}.") from None
         if "creation task" in str(failure):
-            where = "a node could not load cifar-sweep"
-            raise ClusterError(f"{where} ({last_line}); it must be installed on each.") from None
+            why = f"({last_line}); it must be installed on each."
+            raise ClusterError(f"a node could not load cifar-sweep {why}") from None
 
     async def _answer(self, asked: Any) -> Any:
         while not self._ray.wait([asked], timeout=0)[0]:
@@ -261,15 +249,12 @@ class ClusterWorker:
         if terms.lease is not None:
             os.environ["CIFAR_SWEEP_LEASE_SECONDS"] = terms.lease
         stop = self._asked.is_set
-        try:
+
+        def do() -> None:
             _check_landmarks(terms.landmarks)
             wait_out(lambda: work(_planned(job, terms), stop=stop), stop=stop, say=log.warning)
-        except CifarSweepError as error:
-            return error
-        except Exception as error:
-            log.warning("worker %d failed", job.worker, exc_info=True)
-            return explain(error) or StudyError(f"worker {job.worker} failed: {one_line(error)}.")
-        return None
+
+        return error_of(job.worker, do, level=logging.WARNING)
 
 
 def _planned(job: Job, terms: Terms) -> Job:

@@ -53,6 +53,7 @@ REFUSALS = {
         "RAY_AUTH_MODE=disabled joins a cluster that has none"
     ),
     "ersion mismatch": "it has another version of Ray or Python; all machines need the same",
+    "": "this machine is no node of it; `ray start --address={}` makes it one, with --num-cpus=0 if it is not to train",
 }
 
 
@@ -63,16 +64,9 @@ class ClusterError(CifarSweepError):
 def check_request(on: str, *, storage: str, artifacts: str, device: str, gpus: float) -> str:
     """The cluster's address, HOST:PORT; empty for a cluster that runs on this machine, or is to be started here.
 
-    Args:
-        on: ``ray`` or ``ray://HOST:PORT``.
-        storage: address of the database.
-        artifacts: where the files go; empty: where the study says.
-        device: auto, cpu or cuda.
-        gpus: GPUs of each worker, or a fraction of one.
-
-    Raises:
-        UsageError: no such address; a database that other machines do not reach; a device or a share of GPUs that no
-            worker can have; Ray is not installed.
+    `on` is ``ray`` or ``ray://HOST:PORT``, `gpus` are those of each worker. Raises UsageError where there is no such
+    address, where other machines do not reach the database, where no worker can have the device or the share of GPUs,
+    and where Ray is not installed.
     """
     if on == "ray":
         address = os.environ.get("RAY_ADDRESS", "")
@@ -103,10 +97,7 @@ def check_request(on: str, *, storage: str, artifacts: str, device: str, gpus: f
 
 @contextmanager
 def joined(address: str) -> Iterator[Any]:
-    """Ray, connected until the block ends to the cluster of this address, which `check_request` returned.
-
-    Raises ClusterError where the cluster cannot be joined or started.
-    """
+    """Ray, connected until the block ends to the cluster of this address, which `check_request` returned."""
     address = address or _running_here()
     set_environment(os.environ, joining=bool(address))
     ray = importlib.import_module("ray")
@@ -140,12 +131,8 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def set_environment(environment: MutableMapping[str, str], *, joining: bool) -> None:
-    """Set what Ray reads when it is loaded, where the user says nothing of it.
-
-    A cluster that is started here gets a new token; one that is joined (`joining`) has its own.
-    """
-    for name, value in ENVIRONMENT.items():
-        environment.setdefault(name, value)
+    """Set what Ray reads when it is loaded, where the user says nothing of it; a cluster of our own has a new token."""
+    environment.update(ENVIRONMENT | dict(environment))
     told = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
     if environment["RAY_AUTH_MODE"] == "token" and not joining and not told:
         environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -153,32 +140,26 @@ def set_environment(environment: MutableMapping[str, str], *, joining: bool) -> 
 
 def _check_cluster(address: str) -> None:
     """Join the cluster on trial, in a process of its own."""
-    where = f"Ray cluster {address}"
+    where, command = f"Ray cluster {address}", [sys.executable, "-c", PROBE, address]
     if not _answers(address):
         raise ClusterError(f"{where}: nothing answers there; accepted: {ACCEPTED}.")
-    command = [sys.executable, "-c", PROBE, address]
     try:
-        probe = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{where}: what answers there is no Ray cluster; accepted: {ACCEPTED}.") from None
-    if probe.returncode:
-        no_node = (
-            f"this machine is no node of it; `ray start --address={address}` makes it one, with --num-cpus=0 if it is "
-            "not to train"
-        )
-        reason = next((reason for words, reason in REFUSALS.items() if re.search(words, probe.stderr)), no_node)
-        raise ClusterError(f"{where}: {reason}.")
+    except subprocess.CalledProcessError as probe:
+        reason = next(reason for words, reason in REFUSALS.items() if re.search(words, probe.stderr))
+        raise ClusterError(f"{where}: {reason.format(address)}.") from None
 
 
 def _running_here() -> str:
     """The address of the cluster that was last started on this machine, if it still runs and is not unwanted."""
-    if os.environ.get("RAY_ADDRESS") == "local":
-        return ""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
-    with suppress(OSError):
-        address = (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
-        return address if address and _answers(address) else ""
-    return ""
+    address = ""
+    if os.environ.get("RAY_ADDRESS") != "local":
+        with suppress(OSError):
+            address = (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    return address if address and _answers(address) else ""
 
 
 def _host_and_port(address: str, *, said: str) -> tuple[str, int]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from cifar_sweep.config import TrialConfig, derive_seed
@@ -34,26 +35,22 @@ class Retraining:
     def train_copies(self, chosen: Sequence[Trained], *, seeds: int) -> list[Trained] | None:
         """Train each of `chosen` again under `seeds` other seeds; None where `stop` said yes. Raises as `train`."""
         copies: list[Trained] = []
-        for original in chosen:
-            provenance = original.provenance
-            for copy in range(1, seeds + 1):
-                self.say(f"trial {provenance.trial} of study {provenance.study}, seed {copy} of {seeds}")
-                # Initial weights, dropout masks and order of the images are the copy's own.
-                shape, knobs = original.config.shape, original.config.knobs
-                shape = replace(shape, data_seed=derive_seed(shape.data_seed, "copy", copy))
-                knobs = replace(knobs, seed=derive_seed(knobs.seed, "copy", copy))
-                trained = self.train(TrialConfig(shape, knobs), provenance)
-                if trained is None:
-                    return None
-                copies.append(trained)
+        for original, copy in product(chosen, range(1, seeds + 1)):
+            provenance, shape, knobs = original.provenance, original.config.shape, original.config.knobs
+            self.say(f"trial {provenance.trial} of study {provenance.study}, seed {copy} of {seeds}")
+            # Initial weights, dropout masks and order of the images are the copy's own.
+            shape = replace(shape, data_seed=derive_seed(shape.data_seed, "copy", copy))
+            knobs = replace(knobs, seed=derive_seed(knobs.seed, "copy", copy))
+            trained = self.train(TrialConfig(shape, knobs), provenance)
+            if trained is None:
+                return None
+            copies.append(trained)
         return copies
 
     def train(self, config: TrialConfig, provenance: Provenance) -> Trained | None:
         """Train a config from its first epoch, or on from where this was stopped; None where `stop` said yes.
 
-        Raises:
-            StudyError: the training diverged.
-            CifarSweepError: the device or the disk is at fault, or the data is too small.
+        Raises StudyError where it diverged, another CifarSweepError for the device, the disk or too little data.
         """
         device = resolve_device(self.device)
         threads = prepare_process(device, threads=self.threads or provenance.threads)
@@ -61,8 +58,7 @@ class Retraining:
         self._say_of_kernels(provenance, kernels)
         identity = json.dumps([config.to_dict(), self.data.fingerprint, device.type, threads, kernels]).encode()
         saved = self.unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
-        run = Run([config], self.data, device=device)
-        self._take_up(run, saved)
+        run = self._taken_up(Run([config], self.data, device=device), saved)
         try:
             run, place = self._train_epochs(run, provenance, saved)
         except EpochInterruptedError:
@@ -86,14 +82,14 @@ class Retraining:
                 "differ" + (f"; {KERNELS}=torch trains as then" if then == "torch" else "")
             )
 
-    def _take_up(self, run: Run, saved: Path) -> None:
+    def _taken_up(self, run: Run, saved: Path) -> Run:
         try:
             restore(run, 0, saved.read_bytes)
+            self.say(f"going on after epoch {run.epochs_done}")
         except checkpoint.StateError as error:
             if saved.exists():
                 self.say(f"{saved}: {error}; starting again from the first epoch")
-        else:
-            self.say(f"going on after epoch {run.epochs_done}")
+        return run
 
     def _train_epochs(self, run: Run, provenance: Provenance, saved: Path) -> tuple[Run, int]:
         """Train the epochs that are left, each in a group as large as then. Returns the run and the place in it."""

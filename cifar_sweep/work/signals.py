@@ -29,7 +29,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         yield request
         return
     caught = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         caught.append(signal.SIGHUP)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:

@@ -28,11 +28,7 @@ def submit(
 
     Everything is checked before the database is made. `source` is where workers find the images, `artifacts` where
     checkpoints and weights go; workers take the open study of the highest `priority`. None leaves these as they are.
-
-    Raises:
-        UsageError: as `check_submission`, or of `artifacts`.
-        StudyError: the study is there with another space or other data.
-        StorageError: the database cannot be made or opened.
+    Raises as `check_submission`, `open_artifacts`, `open_storage` and `open_or_resume`.
     """
     check_submission(name, sweep, data)
     address = open_artifacts(artifacts).address if artifacts is not None else None
@@ -52,26 +48,21 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
     check_images(sweep, data)
     check_request(name, sweep)
     for model in filter(is_own, map(str, _values(sweep, "model"))):
-        params: dict[str, Value] = {**sweep.fixed, "model": model}
-        config = TrialConfig.from_params(params, classes=len(data.classes), precision="fp32", data_seed=0, seed=0)
-        check_outputs(config.shape)
+        params, classes = {**sweep.fixed, "model": model}, len(data.classes)
+        check_outputs(TrialConfig.from_params(params, classes=classes, precision="fp32", data_seed=0, seed=0).shape)
 
 
 def check_images(sweep: Sweep, data: ImageData) -> None:
     """Raise UsageError where a sweep asks for more images than there are, or for a larger batch."""
-    validation_images = max(int(value) for value in _values(sweep, "validation_images"))
-    available = len(split(data.train_labels, validation_images=validation_images)[0])  # says where these are too many
+    held_out = max(int(value) for value in _values(sweep, "validation_images"))
+    available = len(split(data.train_labels, validation_images=held_out)[0])  # says where these are too many
     wanted = [int(value) for value in _values(sweep, "train_images")]
-    if max(wanted) > available:
-        raise UsageError(
-            f"train_images = {max(wanted)}: {data.name} has {available} training images besides validation."
-        )
-    used = min(wanted) or max(wanted) or available
+    if (most := max(wanted)) > available:
+        raise UsageError(f"train_images = {most}: {data.name} has {available} training images besides validation.")
+    used = min(wanted) or most or available
     batches = [int(value) for value in _values(sweep, "batch_size")]
-    if max(batches) > used:
-        raise UsageError(
-            f"batch_size = {max(batches)}: more than the {used} training images; accepted: at most {used}."
-        )
+    if (most := max(batches)) > used:
+        raise UsageError(f"batch_size = {most}: more than the {used} training images; accepted: at most {used}.")
     if min(batches) == 1 and "cnn3" in _values(sweep, "model") and True in _values(sweep, "batch_norm"):
         raise UsageError("batch_size = 1: batch norm after a hidden layer of cnn3 needs two images; accepted: from 2.")
 
@@ -81,8 +72,7 @@ def _values(sweep: Sweep, name: str) -> list[Value]:
     default = PARAMETERS[name].default
     if sweep.given:
         return [point.params().get(name, default) for point in sweep.enqueue]
-    domain = sweep.space.get(name)
-    if domain is None:
+    if (domain := sweep.space.get(name)) is None:
         return [sweep.fixed.get(name, default)]
     return [domain.low, domain.high] if isinstance(domain, Range) else domain.choices
 
@@ -90,11 +80,6 @@ def _values(sweep: Sweep, name: str) -> list[Value]:
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
     """What a study stores of its data; `source` is where to find it again, unless told otherwise."""
     there = str(Path(source).absolute()) if Path(source).exists() else source
-    return {
-        "name": data.name,
-        "fingerprint": data.fingerprint,
-        "classes": len(data.classes),
-        "train_images": len(split(data.train_labels)[0]),
-        "test_images": len(data.test_labels),
-        "source": there,
-    }
+    known: dict[str, str | int] = {"name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes)}
+    known |= {"train_images": len(split(data.train_labels)[0]), "test_images": len(data.test_labels)}
+    return known | {"source": there}

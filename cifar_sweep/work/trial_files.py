@@ -26,12 +26,10 @@ class TrialFiles:
     """The files of one claimed trial; `checkpoints` are those that are kept, as `SweepStudy.report` takes them."""
 
     def __init__(self, artifacts: Artifacts, study: SweepStudy, claim: Claim) -> None:
-        self._artifacts = artifacts
-        self._trial = claim.number
+        self._artifacts, self._trial = artifacts, claim.number
         self._folder = trial_folder(study, claim.number)
         self._mark = claim.owner.token[:8]
-        self._reported = claim.checkpoints
-        self.checkpoints = claim.checkpoints
+        self._reported = self.checkpoints = claim.before.checkpoints
 
     @property
     def newest(self) -> list[dict[str, Any]]:
@@ -44,11 +42,10 @@ class TrialFiles:
             stored = Stored(saved["name"], saved["sha256"], saved["size"])
             try:
                 restore(run, k, partial(self._artifacts.get, stored))
+                return
             except checkpoint.StateError as error:
                 epoch = saved["epoch"]
                 log.warning("trial %d: its checkpoint of epoch %d is not usable: %s", self._trial, epoch, error)
-            else:
-                return
         if self.checkpoints:
             log.warning("trial %d starts again from its first epoch", self._trial)
         self.checkpoints = []
@@ -83,10 +80,9 @@ class TrialFiles:
 
 
 def restore(run: Run, k: int, read: Callable[[], bytes]) -> None:
-    """Have member `k` go on from the checkpoint that `read` gives; nothing has changed if it cannot.
+    """Have member `k` go on from the checkpoint that `read` gives.
 
-    Raises:
-        StateError: there is none, or it is not whole, or not one of this config's.
+    Raises StateError, and nothing has changed, where there is none, or it is not whole, or not one of this config's.
     """
     try:
         content = read()

@@ -60,8 +60,7 @@ class Job:
 def run_workers(job: Job, plan: Plan, *, stop: Callable[[], bool]) -> None:
     """Do `job` with as many workers as `plan` says: one in this process, several in processes of their own.
 
-    Raises:
-        CifarSweepError: a worker's; the others are asked to stop first.
+    Raises a worker's CifarSweepError; the others are asked to stop first.
     """
     split = plan.split
     planned = replace(job, threads=split.threads, workers=split.workers, groups=plan.groups)
@@ -82,26 +81,19 @@ def serve(
 ) -> None:
     """Work on open studies, the most urgent first, until `stop` says yes, or, `until_idle`, no study is open.
 
-    Args:
-        job: which studies, and all that does not depend on the plan.
-        until_idle: whether to end when no study is open.
-        plan: gives the plan for the studies that are open.
-        shown: shows these studies while its body runs.
-        stop: asked every moment.
-
-    Raises:
-        CifarSweepError: a worker's. A worker that serves all studies for good logs the error and tries again.
+    `job` has all that does not depend on the plan; `plan` gives the plan for the studies that are open, and `shown`
+    shows them while its body runs. Raises a worker's CifarSweepError; who serves all studies for good logs it, and
+    tries again.
     """
     with closing(open_existing(job.storage)) as storage:
         patiently = Patience(storage, stop)
         while not stop() and not job.out_of_time():
             studies = patiently(lambda: list(open_studies(storage, job.studies)))
             if studies:
-                known = tuple(study.name for study in studies)
-                made = plan(studies)
+                planned, made = replace(job, known=tuple(study.name for study in studies)), plan(studies)
                 try:
                     with shown(studies):
-                        run_workers(replace(job, known=known), made, stop=stop)
+                        run_workers(planned, made, stop=stop)
                 except CifarSweepError as error:
                     if until_idle or job.studies:
                         raise
@@ -116,11 +108,8 @@ def serve(
 def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
     """Train trials of open studies until their budgets are spent, time is out, or `stop` says yes.
 
-    An unfinished trial goes back to the queue and is continued from its last epoch, here or elsewhere.
-
-    Raises:
-        StudyError: several trials in a row failed, or the data is not the study's.
-        CifarSweepError: the data, the device, the storage or the disk is at fault.
+    An unfinished trial goes back to the queue and is continued from its last epoch, here or elsewhere. Raises
+    StudyError where several trials in a row failed, another CifarSweepError where none is at fault.
     """
 
     def stopped() -> bool:
@@ -137,13 +126,10 @@ def work(job: Job, *, stop: Callable[[], bool] = lambda: False) -> None:
 
 class _TrialWorker:
     def __init__(self, job: Job, storage: Storage, *, stop: Callable[[], bool]) -> None:
-        self.job = job
-        self.storage = storage
-        self.stop = stop
+        self.job, self.storage, self.stop = job, storage, stop
         self.device = resolve_device(job.device, worker=job.worker)
         threads = prepare_process(self.device, threads=job.threads)
-        precision, _ = resolve_precision(self.device)
-        shown = f"{self.device.type} ({device_name(self.device)})"
+        shown, (precision, _) = f"{self.device.type} ({device_name(self.device)})", resolve_precision(self.device)
         self.worker = Worker(Owner.current(), shown, threads, precision, kernels_name(self.device))
         self.patiently = Patience(storage, stop)
         self.fitting: dict[Shape, int] = {}  # trials to try next, where a group was too large for the memory
@@ -153,13 +139,9 @@ class _TrialWorker:
         self.unable: dict[str, CifarSweepError] = {}  # why the others cannot
 
     def work(self) -> None:
-        while not self.stop():
-            found = self.patiently(self._next)
-            if found is None:
-                break
-            study, claims = found
-            if claims:
-                self._train(study, claims)
+        while not self.stop() and (found := self.patiently(self._next)):
+            if found[1]:
+                self._train(*found)
             else:
                 time.sleep(POLL_SECONDS)  # other workers hold the last trials; one may come back
 
@@ -169,13 +151,11 @@ class _TrialWorker:
         for study in open_studies(self.storage, self.job.studies):
             if self.job.known is not None and study.name not in self.job.known:
                 return None
-            if not self._is_able(study):
-                continue
-            workers = None if self.job.groups.fixed else self.job.workers
-            claims = study.claim(self.worker, size=self._size, workers=workers)
-            unfinished = study, claims
-            if claims:
-                break
+            if self._is_able(study):
+                workers = None if self.job.groups.fixed else self.job.workers
+                unfinished = study, study.claim(self.worker, size=self._size, workers=workers)
+                if unfinished[1]:
+                    break
         if self.unable and unfinished is None:
             raise next(iter(self.unable.values()))
         return unfinished
@@ -184,18 +164,16 @@ class _TrialWorker:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
 
     def _is_able(self, study: SweepStudy) -> bool:
-        if study.uid in self.unable or study.uid in self.ready:
-            return study.uid in self.ready
-        try:
-            artifacts = open_artifacts(self.job.artifacts or study.artifacts)
-            data = images.load(self.job.data or study.data["source"])
-            study.check_data(name=data.name, fingerprint=data.fingerprint)
-            check_code(study.name, study.code, fingerprints(study.code))
-        except CifarSweepError as error:
-            self._leave(study, error)
-            return False
-        self.ready[study.uid] = data, artifacts
-        return True
+        if study.uid not in self.unable and study.uid not in self.ready:
+            try:
+                artifacts = open_artifacts(self.job.artifacts or study.artifacts)
+                data = images.load(self.job.data or study.data["source"])
+                study.check_data(name=data.name, fingerprint=data.fingerprint)
+                check_code(study.name, study.code, fingerprints(study.code))
+                self.ready[study.uid] = data, artifacts
+            except CifarSweepError as error:
+                self._leave(study, error)
+        return study.uid in self.ready
 
     def _leave(self, study: SweepStudy, error: CifarSweepError) -> None:
         """Leave a study to others: here its images are not to be had, or its files cannot be kept."""
@@ -204,17 +182,12 @@ class _TrialWorker:
         self.unable[study.uid] = error
 
     def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
-        lease = Lease(
-            self.storage, study.name, token=self.worker.owner.token, trial_ids=[claim.trial_id for claim in claims]
-        )
         data, artifacts = self.ready[study.uid]
-
-        def stop() -> bool:
-            return self.stop() or lease.halted
-
-        training = Training(study, data, self.device, artifacts, stop, self.patiently)
         failed = None
-        with lease:
+        with Lease(self.storage, study.name, claims) as lease:
+            training = Training(
+                study, data, self.device, artifacts, lambda: self.stop() or lease.halted, self.patiently
+            )
             try:
                 failed = training.train(claims)
             except DiskError as error:
@@ -224,8 +197,7 @@ class _TrialWorker:
             except GroupTooLargeError:
                 self.fitting[claims[0].config.shape] = len(claims) // 2
                 log.warning("%d trials at once do not fit into memory; going on with half as many", len(claims))
-        if not failed:
-            self.given_up = 0
+        self.given_up = self.given_up if failed else 0
         self.failures[study.uid] = self.failures[study.uid] + 1 if failed else 0
         if self.failures[study.uid] >= MAX_CONSECUTIVE_FAILURES:
             self.failures[study.uid] = 0
@@ -234,8 +206,8 @@ class _TrialWorker:
     def _give_up(self, study: SweepStudy, reason: str) -> None:
         """Keep a study whose trials all fail from wasting more time; others go on."""
         self.patiently(lambda: study.set_state(PAUSED, reason=reason))
-        error = StudyError(f"study {study.name!r}: {reason}.")
         self.given_up += 1
+        error = StudyError(f"study {study.name!r}: {reason}.")
         if self.job.studies or self.given_up > 1:  # then it is rather this process that is sick
             raise error
         log.warning("%s It is paused.", error)

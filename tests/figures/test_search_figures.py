@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_sweep.figures.hand_figures import MOST_POINTS, hand_beside_search
 from cifar_sweep.figures.search_figures import BINS_PER_DECADE, MOST_BATCH_ROWS, learning_rate_by_batch
-from cifar_sweep.figures.trial_figures import MOST_BARS, seconds_by_trial
+from cifar_sweep.figures.trial_figures import seconds_by_trial
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.study.record import records
 from tests.figures.test_figures import DATA, HOSTILE, named, trial
@@ -135,18 +135,6 @@ def test_time_by_trial_and_how_it_ended() -> None:
     figure = seconds_by_trial(records(trials), data=DATA)
     assert figure.layout.yaxis.title.text == "training time, h"
     assert named(figure, "complete").y[0] == pytest.approx(7201 / 3600)
-
-
-def test_of_many_trials_a_bar_stands_for_several() -> None:
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    trials = [placed(number, 1e-3, 64, 0.5, state=states[number % 2]) for number in range(4 * MOST_BARS)]
-    figure = seconds_by_trial(records(trials), data=DATA)
-    complete = named(figure, "complete")
-    assert len(complete.x) == MOST_BARS
-    assert (complete.x[0], complete.y[0], complete.width) == (1.5, 4, pytest.approx(3.4)), "trials 0 and 2, of 0 to 3"
-    assert complete.hovertext[0] == "2 complete of the trials 0 to 3<br>4 s on cpu (a model)"
-    assert sum(sum(trace.y) for trace in figure.data) == sum(2 for _ in trials)
-    assert figure.layout.barmode == "stack"
 
 
 def test_what_users_wrote_is_escaped() -> None:

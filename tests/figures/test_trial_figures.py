@@ -1,6 +1,5 @@
 """A report's figures show what they say, thin out what would be slow, and lead from a point to its trial."""
 
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -9,14 +8,11 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_sweep.figures.curve_figures import curves
-from cifar_sweep.figures.importance import Importances
-from cifar_sweep.figures.parameter_figures import Axis, parallel, slices
-from cifar_sweep.figures.search_figures import importance
+from cifar_sweep.figures.search_figures import Axis, Importances, importance, slices
 from cifar_sweep.figures.style import thinned
 from cifar_sweep.figures.timeline import lanes_of, spans_of, timeline, without_pauses
 from cifar_sweep.figures.trial_figures import front, history, pruned_when
 from cifar_sweep.study.record import records
-from cifar_sweep.sweep.file import find, load
 from tests.report.report_studies import made_up, many, sweep_of
 
 SWEEP = sweep_of()
@@ -81,33 +77,24 @@ def test_curves_are_few_and_the_best_stand_out() -> None:
     assert max(x for trace in few.data for x in trace.x if x is not None) == 100
 
 
-def test_the_front_by_time_and_by_size() -> None:
+def test_the_front_by_time() -> None:
     trials = [made_up(SWEEP, n, accuracy=share) for n, share in enumerate([0.5, 0.6, 0.55, 0.55, 0.4])]
-    known = zip(trials, [2.0, 3.0, 1.0, 1.5, 4.0], [5e6, 1e6, 9e6, 9e6, 10e6], strict=True)
-    for trial, seconds, size in known:
+    for trial, seconds in zip(trials, [2.0, 3.0, 1.0, 1.5, 4.0], strict=True):
         for point in trial.user_attrs["curve"]:
             point["seconds"] = seconds / 10
-        trial.user_attrs["weights"]["size"] = size
-    rows = records([*trials, made_up(SWEEP, 5, TrialState.PRUNED)])
-    time, size = front(rows, size=False).data[1], front(rows, size=True).data[1]
+    time = front(records([*trials, made_up(SWEEP, 5, TrialState.PRUNED)])).data[1]
     assert (list(time.customdata), list(time.x)) == ([2, 1], [1, 3])
-    assert (list(size.customdata), list(size.x)) == ([1], [1])
 
 
 # Parameters
 
 
 def test_axes() -> None:
-    rate = Axis.of("learning_rate", [1e-5, 1e-3, 1e-1], log=True)
-    assert [rate.share(value) for value in (1e-5, 1e-3, 1e-1)] == pytest.approx([0, 0.5, 1])
-    assert [text for _, text in rate.ticks()] == ["1e-05", "0.1", "0.0001", "0.001", "0.01"]
     zero = Axis.of("weight_decay", [0.0, 1e-5], log=True)
     assert not zero.log, "there is no logarithm of 0"
     kind = Axis.of("optimizer", ["rmsprop", "sgd", "a network of one's own"], log=False)
     assert kind.words == ("sgd", "rmsprop", "a network of one&#x27;s own"), "known ones in their order"
     assert Axis.of("batch_norm", [True, False], log=False).words == ("false", "true")
-    alone = Axis.of("dropout", [0.2], log=False)
-    assert (alone.share(0.2), alone.ticks()) == (0.5, [(0.5, "0.2")])
 
 
 def test_trials_of_one_value_stand_beside_each_other() -> None:
@@ -136,24 +123,8 @@ def test_slices() -> None:
     assert by_size.layout.xaxis.type == "log"
 
 
-def test_parallel_lines_pass_over_what_a_trial_does_not_have() -> None:
-    sweep = load(find("full"))
-    rows = records(many(sweep, 80))
-    names = ["optimizer", "momentum", "learning_rate"]
-    figure = parallel(rows, names, logarithmic=LOG)
-    complete = [row for row in rows if row.state == "complete"]
-    best = max(complete, key=lambda row: row.accuracy or 0)
-    line = named(figure, "best")
-    assert set(line.customdata) == {best.number, None}
-    assert list(line.x) == [*(k for k, name in enumerate(names) if name in best.params), 3, None]
-    assert line.y[-2] == 1, "the best accuracy is the axis' upper end"
-    assert parts(named(figure, "best tenth").x) == math.ceil(len(complete) / 10) - 1
-    assert {row.number for row in rows} == {x for trace in figure.data for x in trace.customdata if x is not None}
-
-
 def test_thousands_of_trials_are_thinned() -> None:
     rows = records(many(SWEEP, 1200))
-    assert sum(parts(trace.x) for trace in parallel(rows, ["learning_rate", "batch_size"], logarithmic=LOG).data) <= 301
     [figure] = slices(rows, ["learning_rate"], logarithmic=LOG)
     assert sum(len(trace.x) for trace in figure.data) <= 1201
 

@@ -60,4 +60,3 @@ def test_one_factor_corrects_all_costs() -> None:
     assert usual.epoch(shape(), 2) == pytest.approx(COSTS.epoch(shape(), 2) + COSTS.between(shape(), 2))
     assert slow.epoch(shape(), 2) == pytest.approx(3 * usual.epoch(shape(), 2))
     assert slow.epoch(replace(shape(), batch_size=64), 2) < slow.epoch(shape(), 2)
-    assert slow.begin(2) == pytest.approx(3 * 2 * COSTS.trial)

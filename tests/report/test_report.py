@@ -21,13 +21,12 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.exports.classifier import Predictions
-from cifar_sweep.figures.importance import importances_of
+from cifar_sweep.figures.search_figures import importances_of
 from cifar_sweep.report import mistakes as looking
 from cifar_sweep.report.facts import ImageFindings, Mistake, Report, collect, wilson
 from cifar_sweep.report.page import render, table_of
 from cifar_sweep.report.reproduction import reproduction_of, sweep_toml
-from cifar_sweep.report.text import markdown, trials_csv
-from cifar_sweep.report.words import hand_card
+from cifar_sweep.report.text import hand_card, markdown, trials_csv
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import open_storage
@@ -82,33 +81,11 @@ def test_the_answer_is_the_best_complete_trial_with_what_was_chosen() -> None:
     }  # fmt: skip
     assert set(report.answer.searched) == {"learning_rate", "batch_size"}
     assert report.answer.trial.settings["optimizer"] == "adam"
-    assert report.answer.repeats is None
     assert report.counts == {"complete": 2, "pruned": 1, "failed": 0, "running": 0, "waiting": 0}
     assert report.seconds == pytest.approx(sum(trial.seconds for trial in report.trials))
     assert (report.saved.trials, report.saved.epochs) == (1, 10 - report.trials[2].epochs_done)
     assert report.trials[0].label == "report A"
     assert report.trials[2].reason == "made up to be pruned"
-
-
-@pytest.mark.slow
-def test_other_seeds_of_the_best_config() -> None:
-    sweep = sweep_of()
-    params = {"log2_batch_size": 5, "learning_rate": 1e-3}
-    trials = [
-        made_up(sweep, 0, accuracy=0.70, params=params, seed=1),
-        made_up(sweep, 1, accuracy=0.74, params=params, seed=2),
-        made_up(sweep, 2, accuracy=0.71, params=params, seed=1),
-        made_up(sweep, 3, accuracy=0.72, params={**params, "learning_rate": 2e-3}, seed=3),
-        made_up(sweep, 4, TrialState.PRUNED, params=params, seed=4),
-    ]
-    report = report_of(trials)
-    assert report.answer is not None
-    repeats = report.answer.repeats
-    assert repeats is not None
-    assert repeats.numbers == (0, 1), "one for each seed, the first of it, and complete ones alone"
-    assert (repeats.mean, repeats.deviation) == pytest.approx((0.72, 0.04 / 2**0.5))
-    assert "Under 2 seeds (trials 0, 1)" in render(report)
-    assert "72.00 ± 2.83 %" in markdown(report)
 
 
 def test_workers_are_named_in_the_order_of_their_first_trial() -> None:

@@ -1,11 +1,10 @@
-"""What a copy promises, from SQLite and PostgreSQL to either: all trials as they were, or no study."""
+"""What a copy promises, from SQLite and PostgreSQL to either: all trials as they were, or nothing."""
 
-import copy
 import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ import optuna
 import psycopg
 import pytest
 import sqlalchemy
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from cifar_sweep.errors import StorageError, StudyError, UsageError
-from cifar_sweep.study import copying, locks
+from cifar_sweep.study import locks
 from cifar_sweep.study import opening as studies
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.copying import copy_studies
-from cifar_sweep.study.opening import load, load_all, open_or_resume
+from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
@@ -133,9 +131,8 @@ def parts(trial: FrozenTrial) -> dict[str, Any]:
 def everything(storage: Storage, name: str = "first") -> tuple[Any, ...]:
     """All of a study, to be compared."""
     study = study_of(storage, name)
-    attributes = {key: value for key, value in study.user_attrs.items() if key != copying.MARK}
     system = storage.optuna.get_study_system_attrs(storage.optuna.get_study_id_from_name(name))
-    return attributes, system, study.metric_names, study.directions, [parts(trial) for trial in study.trials]
+    return study.user_attrs, system, study.metric_names, study.directions, [parts(trial) for trial in study.trials]
 
 
 def make_rich(storage: Storage) -> SweepStudy:
@@ -169,19 +166,30 @@ class BreakError(Exception):
     """What ends a process in the middle."""
 
 
-def break_at(patch: pytest.MonkeyPatch, method: str, count: int) -> None:
-    """Let the `count`-th call of an Optuna storage's method raise."""
-    wrapped = getattr(RDBStorage, method)
-    calls = 0
+@contextmanager
+def before_writing(storage: Storage, table: str, act: Callable[[sqlalchemy.Connection], None]) -> Iterator[None]:
+    """Do something in the transaction that is about to add rows to a table of the database."""
 
-    def broken(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == count:
+    def on_statement(connection: sqlalchemy.Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith(f"INSERT INTO {table} "):
+            act(connection)
+
+    sqlalchemy.event.listen(storage.optuna.engine, "before_cursor_execute", on_statement)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(storage.optuna.engine, "before_cursor_execute", on_statement)
+
+
+def break_at(count: int) -> Callable[[sqlalchemy.Connection], None]:
+    """What raises when it is called for the `count`-th time."""
+    calls = iter(range(1, count + 1))
+
+    def broken(_connection: sqlalchemy.Connection) -> None:
+        if next(calls) == count:
             raise BreakError
-        return wrapped(*arguments, **options)
 
-    patch.setattr(RDBStorage, method, broken)
+    return broken
 
 
 # What arrives
@@ -241,7 +249,7 @@ def test_a_released_trial_goes_on_where_it_was(source: Storage, target: Storage)
     there = load(target, "first")
     again = claimed(there)
     assert (again.number, again.config, again.before.epochs_done) == (0, released.config, 2)
-    assert again.checkpoints == [{"epoch": 2, "key": "k"}]
+    assert again.before.checkpoints == [{"epoch": 2, "key": "k"}]
     there.report(again, curve(3))
     assert list(there.trials()[0].frozen.intermediate_values) == [1, 2, 3]
 
@@ -280,55 +288,22 @@ def test_named_studies_are_copied_alone_and_once(source: Storage, target: Storag
 # Broken off
 
 
-@pytest.mark.parametrize(
-    ("method", "count"),
-    [
-        ("set_study_user_attr", 1),  # an empty study, without even the mark
-        ("create_new_trial", 5),
-        ("set_study_user_attr", -2),  # the uid and the sweep
-        ("set_study_user_attr", -1),
-    ],
-    ids=str,
-)
-def test_a_copy_that_was_broken_off_is_no_study_and_made_anew(
-    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch, method: str, count: int
-) -> None:
+@pytest.mark.parametrize("table", ["studies", "study_user_attributes", "trials", "trial_intermediate_values"])
+def test_a_copy_that_is_broken_off_leaves_nothing(source: Storage, target: Storage, table: str) -> None:
     make_rich(source)
-    attributes = 1 + len(study_of(source).user_attrs)
-    with monkeypatch.context() as patch:
-        break_at(patch, method, count if count > 0 else attributes + 1 + count)
-        with pytest.raises(BreakError):
-            copy_studies(source, target)
-    assert optuna.get_all_study_names(target.optuna) == ["first"]
-    assert load_all(target) == []
+    with before_writing(target, table, break_at(1)), pytest.raises(BreakError):
+        copy_studies(source, target)
+    assert optuna.get_all_study_names(target.optuna) == []
     assert copy_studies(source, target) == ["first"]
     assert everything(target) == everything(source)
 
 
 @there_and_back
-def test_a_copy_that_was_broken_off_is_not_taken_up_as_a_new_study(
-    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_rich(source)
-    with monkeypatch.context() as patch:
-        break_at(patch, "create_new_trial", 5)
-        with pytest.raises(BreakError):
-            copy_studies(source, target)
-    with pytest.raises(StudyError, match="was not made by cifar-sweep"):
-        make(target)
-    assert load_all(target) == []
-
-
-@there_and_back
-def test_a_command_that_was_broken_off_goes_on_where_it_was(
-    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_was_broken_off_goes_on_where_it_was(source: Storage, target: Storage) -> None:
     for name in "abc":
         make(source, name, enqueue=POINTS)
-    with monkeypatch.context() as patch:
-        break_at(patch, "create_new_trial", 4)
-        with pytest.raises(BreakError):
-            copy_studies(source, target)
+    with before_writing(target, "trials", break_at(2)), pytest.raises(BreakError):
+        copy_studies(source, target)
     said: list[str] = []
     assert copy_studies(source, target, say=said.append) == ["b", "c"]
     assert said == [
@@ -342,32 +317,24 @@ def test_a_command_that_was_broken_off_goes_on_where_it_was(
         copy_studies(source, target)
 
 
+DISTORTIONS = {
+    "another trial 0": "UPDATE trial_values SET value = 0.5, value_type = 'FINITE'",
+    "other attributes": "UPDATE study_user_attributes SET value_json = '1'",
+}
+
+
 @there_and_back
-@pytest.mark.parametrize("change", ["value", "attribute", "missing"])
-def test_what_did_not_arrive_as_it_was_is_no_study(
-    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
+@pytest.mark.parametrize("found", DISTORTIONS)
+def test_what_did_not_arrive_as_it_was_is_no_study(source: Storage, target: Storage, found: str) -> None:
     make_rich(source)
-    create = RDBStorage.create_new_trial
 
-    def distorted(storage: RDBStorage, study_id: int, template_trial: FrozenTrial) -> int:
-        trial = copy.deepcopy(template_trial)
-        if trial.number == 4 and change == "missing":
-            return 0
-        if trial.number == 4 and change == "value":
-            trial.value = 0.5
-        if trial.number == 4 and change == "attribute":
-            trial.set_user_attr("curve", [])
-        return create(storage, study_id, trial)
+    def distort(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql(DISTORTIONS[found])
 
-    found = "6 trials instead of 7" if change == "missing" else "another trial 4"
-    with monkeypatch.context() as patch:
-        patch.setattr(RDBStorage, "create_new_trial", distorted)
-        with pytest.raises(StudyError, match=rf"did not arrive as it was \({found}\), and is no study yet; copy it ag"):
-            copy_studies(source, target)
-    assert load_all(target) == []
-    with pytest.raises(StudyError, match="was not made by cifar-sweep"):
-        make(target)
+    said = rf"did not arrive as it was \({found}\), and is no study yet; copy it again"
+    with before_writing(target, "trial_system_attributes", distort), pytest.raises(StudyError, match=said):
+        copy_studies(source, target)
+    assert optuna.get_all_study_names(target.optuna) == []
     assert copy_studies(source, target) == ["first"]
 
 
@@ -489,25 +456,6 @@ def test_a_database_is_not_copied_to_itself(url: str, tmp_path: Path) -> None:
 
 
 @there_and_back
-def test_the_target_is_free_for_others_between_the_trials(
-    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_rich(source)
-    address = target.optuna.engine.url.render_as_string(hide_password=False)
-    entered = []
-
-    def others(_seconds: float) -> None:
-        with closing(open_storage(address)) as other, other.lock():
-            entered.append(len(study_of(other).trials))
-
-    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
-    monkeypatch.setattr(copying, "TRIALS_PER_LOCK", 3)
-    monkeypatch.setattr(copying.time, "sleep", others)
-    copy_studies(source, target)
-    assert entered == [3, 6, 7]
-
-
-@there_and_back
 def test_nobody_claims_while_the_source_is_read(
     source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,23 +477,19 @@ def test_nobody_claims_while_the_source_is_read(
 
 
 @there_and_back
-@pytest.mark.parametrize("deleted", [False, True], ids=["copied anew", "deleted"])
-def test_a_copy_that_another_command_takes_away_ends_with_a_word(
-    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch, deleted: bool
+def test_nobody_claims_while_the_target_is_written(
+    source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_rich(source)
-    sleep = copying.time.sleep
+    address = target.optuna.engine.url.render_as_string(hide_password=False)
+    refused = []
 
-    def interfere(seconds: float) -> None:
-        monkeypatch.setattr(copying.time, "sleep", sleep)
-        if deleted:
-            optuna.delete_study(storage=target.optuna, study_name="first")
-        else:
-            assert copy_studies(source, target) == ["first"]
+    def look(_connection: sqlalchemy.Connection) -> None:
+        with pytest.raises(StorageError, match="another process has held the study database for 1 s") as busy:
+            open_storage(address)
+        refused.append(busy.value)
 
-    monkeypatch.setattr(copying, "TRIALS_PER_LOCK", 3)
-    monkeypatch.setattr(copying.time, "sleep", interfere)
-    with pytest.raises(StudyError, match="another command has taken study 'first' away from this one; copy again"):
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
+    with before_writing(target, "trials", look):
         copy_studies(source, target)
-    if not deleted:
-        assert everything(target) == everything(source)
+    assert len(refused) == 1

@@ -47,7 +47,7 @@ def beaten(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def lease_of(study: SweepStudy, claim: Claim) -> Lease:
-    return Lease(study.storage, study.name, token=claim.owner.token, trial_ids=[claim.trial_id])
+    return Lease(study.storage, study.name, [claim])
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

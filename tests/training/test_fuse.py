@@ -267,8 +267,3 @@ def test_a_state_of_another_network_is_refused() -> None:
     fused = Fused([build(config("lenet").shape, seed=0)], [Masks(0.0, torch.Generator())])
     with pytest.raises(StateError, match="not one of this network"):
         fused.load_member_state(0, build(config("convnet").shape, seed=0).state_dict())
-
-
-def test_an_unknown_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="PReLU"):
-        Fused([nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU())], [Masks(0.0, torch.Generator())])

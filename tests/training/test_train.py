@@ -16,7 +16,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks
-from cifar_sweep.training.train import EpochInterruptedError, Member, Run, evaluate
+from cifar_sweep.training.train import EpochInterruptedError, Member, Run
 
 CPU = torch.device("cpu")
 
@@ -163,9 +163,8 @@ def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
     kept = run.member(0)
     for name, value in kept.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    fused = Fused([kept], [Masks(0.0, torch.Generator())])
-    _, [measured] = evaluate(fused, run.batches.validation(), precision="fp32", device=CPU)
-    assert measured == pytest.approx(accuracy)
+    right = [kept.eval()(images).argmax(dim=1) == labels for images, labels in run.batches.validation()]
+    assert torch.cat(right).float().mean().item() == pytest.approx(accuracy)
 
 
 def test_a_member_loads_into_the_plain_network(small_data: ImageData) -> None:

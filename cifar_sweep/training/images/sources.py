@@ -45,22 +45,14 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from: a text that changes when it may have changed, and the slow way to read it.
+    """Where a dataset comes from."""
 
-    `read` is given a function that it tells in a sentence what it does.
-    """
-
-    signature: str
-    read: Callable[[Progress], Decoded]
+    signature: str  # changes when it may have changed
+    read: Callable[[Progress], Decoded]  # the slow way; it says in a sentence what it does
 
 
 def locate(source: str) -> Source:
-    """Find a source, as `images.data.load` takes it, without reading its pixels.
-
-    Raises:
-        DataError: it is missing, or it does not have the layout of one.
-        UsageError: it is malformed.
-    """
+    """Find a source, as `images.data.load` takes it, without reading its pixels. Raises as that does."""
     if source == "auto":
         return _torchvision_source(Path(DOWNLOAD_ROOT), source)
     if source == "synthetic" or source.startswith("synthetic:"):
@@ -180,8 +172,7 @@ def _folder_source(root: Path, source: str) -> Source:
 
     lines = [f"{FORMAT} folder {root.resolve()}"]
     for name, part in parts.items():
-        for class_name, files in part.items():
-            lines += [f"{name}/{class_name}/{file}" for file in files]
+        lines += [f"{name}/{class_name}/{file}" for class_name, files in part.items() for file in files]
     return Source("\n".join(lines), read)
 
 
@@ -193,31 +184,31 @@ def _scan_image_folder(root: Path, source: str) -> dict[str, _Part]:
         case [one]:
             missing = "test" if one == "train" else "train"
             raise DataError(f"The data folder {source!r} has {one}/ but no {missing}/; accepted is {_ACCEPTED}.")
-    parts = {name: _scan_part(root / name) for name in ("train", "test")}
+    parts: dict[str, _Part] = {"train": {}, "test": {}}
+    for name, part in parts.items():
+        with _reading(root / name) as entries:
+            classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        part.update({each: _scan(root / name / each, suffixes=_IMAGE_SUFFIXES) for each in classes})
     _check_classes(parts, source)
     return parts
 
 
-def _scan_part(folder: Path) -> _Part:
-    with _reading(folder.name), os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return {name: _scan(folder / name, suffixes=_IMAGE_SUFFIXES) for name in names}
-
-
 def _scan(folder: Path, *, suffixes: str | tuple[str, ...] = "") -> list[_File]:
     """Files that are not hidden and end so, sorted."""
-    with _reading(folder.name), os.scandir(folder) as entries:
+    with _reading(folder) as entries:
         files = (entry for entry in entries if entry.is_file() and not entry.name.startswith("."))
         stats = ((entry.name, entry.stat()) for entry in files if entry.name.lower().endswith(suffixes))
         return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def _reading(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
     try:
-        yield
+        with os.scandir(folder) as entries:
+            yield entries
     except OSError as error:
-        raise DataError(f"The data's folder {what} cannot be read ({error.strerror}); it must be readable.") from error
+        what = f"The data's folder {folder.name} cannot be read ({error.strerror}); it must be readable."
+        raise DataError(what) from error
 
 
 def _check_classes(parts: dict[str, _Part], source: str) -> None:
@@ -231,11 +222,9 @@ def _check_classes(parts: dict[str, _Part], source: str) -> None:
             "both must have the same class folders."
         )
     for part, least in (("train", 2), ("test", 1)):
-        for name, files in parts[part].items():
-            if len(files) < least:
-                raise DataError(
-                    f"{part}/{name} of the data folder {source!r} has {len(files)} images; it takes {least} or more."
-                )
+        if few := next((name for name, files in parts[part].items() if len(files) < least), None):
+            many = len(parts[part][few])
+            raise DataError(f"{part}/{few} of the data folder {source!r} has {many} images; it takes {least} or more.")
 
 
 def _decode_part(folder: Path, part: _Part) -> tuple[Pixels, Labels]:

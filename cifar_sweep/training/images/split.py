@@ -8,43 +8,24 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import derive_seed
-from cifar_sweep.errors import DataError, UsageError
+from cifar_sweep.errors import UsageError
 
 
 def split(labels: Tensor, *, validation_images: int = 0) -> tuple[Tensor, Tensor]:
     """Divide the training images 80:20 into training and validation part, class by class.
 
     The seed is fixed: every study splits the same data alike, so that the numbers of different sweeps compare.
-
-    Args:
-        labels: int64 [n], each class with 2 images or more.
-        validation_images: how many of the validation part to take, class by class alike; 0 is all.
-
-    Returns:
-        The indices of the training part, int64, ordered so that any prefix holds every class in its proportion to
-        within one image; and those of the validation part, ascending. Disjoint, and complete together where all of the
-        validation part is taken.
-
-    Raises:
-        DataError: a class has fewer than 2 images.
-        UsageError: the validation part has fewer than `validation_images`.
+    Of `labels` int64 [n], gives the indices of the training part, ordered so that any prefix holds every class in its
+    proportion to within one image; and those of the validation part, ascending: so many images of it as are asked for,
+    class by class alike, 0 is all. UsageError if there are fewer. Each class has 2 images or more.
     """
     classes = labels.cpu().numpy()
-    sizes = np.bincount(classes)
-    for number, size in enumerate(sizes):
-        if size < 2:
-            raise DataError(
-                f"Class number {number} has {size} training images; the split into training and validation part "
-                "takes 2 or more of each class."
-            )
-    if len(sizes) == 0:
-        raise DataError("There are no training images; the split takes 2 or more of each class.")
     training, validation = [], []
-    for number, size in enumerate(sizes):
+    for number, size in enumerate(np.bincount(classes).tolist()):
         # RandomState, not Generator: its streams are frozen, so the split outlives every NumPy version.
         order = np.random.RandomState(derive_seed("split", number)).permutation(size)
         members = np.flatnonzero(classes == number)[order]
-        held_out = max(1, int(size) // 5)
+        held_out = max(1, size // 5)
         validation.append(members[:held_out])
         training.append(members[held_out:])
     there = sum(map(len, validation))

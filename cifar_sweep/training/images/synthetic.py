@@ -35,9 +35,8 @@ def draw(count: int, *, seed: int) -> tuple[npt.NDArray[np.uint8], Integers]:
     np.random.default_rng(derive_seed(seed, "labels")).shuffle(labels)
     images = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
     for start in range(0, count, _CHUNK):
-        chunk = slice(start, start + _CHUNK)
         rng = np.random.default_rng(derive_seed(seed, "pixels", start))
-        images[chunk] = _paint(labels[chunk], rng)
+        images[start : start + _CHUNK] = _paint(labels[start : start + _CHUNK], rng)
     return images, labels
 
 
@@ -76,8 +75,7 @@ def _background(count: int, rng: np.random.Generator) -> Floats:
     axis = np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
     slope = _uniform(rng, -0.2, high=0.2, shape=(2, count, 1, 1, 3))
     colour = _uniform(rng, 0.15, high=0.6, shape=(count, 1, 1, 3))
-    shaded: Floats = colour + axis[None, None, :, None] * slope[0] + axis[None, :, None, None] * slope[1]
-    return shaded
+    return np.asarray(colour + axis[None, None, :, None] * slope[0] + axis[None, :, None, None] * slope[1])
 
 
 def _directions(count: int, rng: np.random.Generator) -> Floats:
@@ -85,22 +83,16 @@ def _directions(count: int, rng: np.random.Generator) -> Floats:
 
     Most figures are the brighter part, as most are in photographs; else a linear model would know nothing at all.
     """
-    directions = rng.standard_normal((count, 1, 1, 3), dtype=np.float32)
-    directions += 1
-    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    return directions
+    directions: Floats = rng.standard_normal((count, 1, 1, 3), dtype=np.float32) + np.float32(1)
+    return np.asarray(directions / np.linalg.norm(directions, axis=-1, keepdims=True))
 
 
 def _uniform(rng: np.random.Generator, low: float, *, high: float, shape: tuple[int, ...]) -> Floats:
-    values: Floats = rng.random(shape, dtype=np.float32)
-    values *= high - low
-    values += low
-    return values
+    return np.asarray(rng.random(shape, dtype=np.float32) * np.float32(high - low) + np.float32(low))
 
 
 def _box(u: Floats, v: Floats, *, width: Floats, height: Floats) -> Floats:
-    outside: Floats = np.maximum(np.abs(u) - width, np.abs(v) - height)
-    return outside
+    return np.asarray(np.maximum(np.abs(u) - width, np.abs(v) - height))
 
 
 def _disk(u: Floats, v: Floats, radius: Floats) -> Floats:

@@ -18,6 +18,7 @@ import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -44,61 +45,53 @@ class CompilerError(Exception):
     """The compiler failed, or what it made does not fit."""
 
 
-class Stage(ctypes.Structure):
-    """As in lanes.c."""
+# The structures of lanes.c.
 
+
+def _fields(names: str, kind: type[Any]) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Stage(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("ci", "co", "k", "pad", "hi", "wi", "ho", "wo", "hq", "wq")),
-        *((name, ctypes.c_int32) for name in ("pool", "norm", "after", "mask")),
-        *((name, ctypes.c_float) for name in ("slope", "momentum", "eps")),
-        *((name, ctypes.c_int32) for name in ("weight", "bias", "gamma", "beta")),
+        *_fields("ci co k pad hi wi ho wo hq wq pool norm after mask", ctypes.c_int32),
+        *_fields("slope momentum eps", ctypes.c_float),
+        *_fields("weight bias gamma beta", ctypes.c_int32),
     )
 
 
 class Net(ctypes.Structure):
-    """As in lanes.c."""
-
-    _fields_ = (*((name, ctypes.c_int32) for name in ("stages", "batch")), ("stage", Stage * MAX_STAGES))
+    _fields_ = (*_fields("stages batch", ctypes.c_int32), ("stage", Stage * MAX_STAGES))
 
 
 class Call(ctypes.Structure):
-    """As in lanes.c."""
-
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("arena", "images", "features", "rows", "gradients")),
+        *_fields("arena images features rows gradients", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("members", "count", "training")),
-        *((name, ctypes.c_void_p * MAX_STAGES) for name in ("running_mean", "running_var", "masks")),
+        *_fields("members count training", ctypes.c_int32),
+        *_fields("running_mean running_var masks", ctypes.c_void_p * MAX_STAGES),
     )
 
 
 def layout() -> dict[str, int]:
     """The size of each structure and the place of each of its fields, in bytes."""
     found = {}
-    for structure in (Stage, Net, Call):
-        kind = structure.__name__
-        found[kind] = ctypes.sizeof(structure)
-        found |= {f"{kind}.{field[0]}": getattr(structure, field[0]).offset for field in structure._fields_}
+    for kind in (Stage, Net, Call):
+        found[kind.__name__] = ctypes.sizeof(kind)
+        found |= {f"{kind.__name__}.{field[0]}": getattr(kind, field[0]).offset for field in kind._fields_}
     return found
 
 
 def kernels(*, bf16: bool) -> ctypes.CDLL | None:
-    """The library for vectors of `lane_count` members, in bf16 or float32; the first call on a machine compiles it.
-
-    None where that cannot be, or where the variable CIFAR_SWEEP_KERNELS is ``torch``.
-    """
+    """The library for vectors of `lane_count` members, compiled if it is not there; None where that cannot be."""
     if os.environ.get(KERNELS) == "torch" or identity() is None or (bf16 and not has_bf16()):
         return None
-    return library(_folder(), lane_count(bf16=bf16), 2 if bf16 else 1)
+    return library(default_cache() / "kernels", lane_count(bf16=bf16), 2 if bf16 else 1)
 
 
 def prepare_kernels() -> None:
     """Begin to compile, where that is still to be done, what training on the CPU will ask for; returns at once."""
     threading.Thread(target=kernels, kwargs={"bf16": has_bf16()}, daemon=True).start()
-
-
-def _folder() -> Path:
-    return default_cache() / "kernels"
 
 
 def lane_count(*, bf16: bool) -> int:
@@ -124,21 +117,20 @@ def obstacle() -> str:
         return f"{KERNELS} is torch"
     if identity() is None:
         return "there is no C compiler (gcc or clang)"
-    reasons = [failed.read_text() for failed in _folder().glob(f"*-{identity()}.failed")]
+    reasons = [failed.read_text() for failed in (default_cache() / "kernels").glob(f"*-{identity()}.failed")]
     return f"the C compiler failed: {reasons[0]}" if reasons else ""
 
 
 @cache
 def library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
-    """The library for `lanes` members to a vector and `pack` numbers to a word, compiled if it is not in `folder`.
-
-    None where that cannot be, which is warned of.
-    """
+    """The library for `lanes` members to a vector and `pack` numbers to a word; None, and a warning, without one."""
     path = folder / f"lanes-{lanes}-{'bf16' if pack == 2 else 'fp32'}-{identity()}.so"
     failed = path.with_suffix(".failed")  # so that it is not tried again by each process
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _refuse_foreign(folder)
+        found = folder.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:  # what others put there would be loaded
+            raise PermissionError(f"{folder}: other users can write there")
         if failed.exists():
             log.info("no compiled kernels, as the compiler failed before: %s", failed.read_text())
             return None
@@ -163,13 +155,6 @@ def _loaded(path: Path) -> ctypes.CDLL:
     if differing:
         raise CompilerError(f"it lays out {', '.join(differing)} otherwise than Python")
     return found
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raise PermissionError if others can put a library there: it would be loaded."""
-    found = folder.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise PermissionError(f"{folder}: other users can write there")
 
 
 def build(path: Path, lanes: int, pack: int) -> None:

@@ -6,10 +6,11 @@ place. The work is done by `lanes.c`, from the images to what is flattened, forw
 """
 
 import ctypes
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -130,16 +131,14 @@ def offer(
         return None
     if last is not None and last.fit(images, members=len(rows), training=training):
         return last
-    fewest = fewest_members(stages, images.dtype)
-    if fewest is None or len(rows) < fewest:
+    if len(rows) < (fewest_members(stages, images.dtype) or math.inf):
         return None
     library = kernels(bf16=images.dtype is torch.bfloat16)
     batch = len(images) if training else min(_EVALUATED, len(images))
     return Lanes(library, stages, members=len(rows), images=images, batch=batch) if library is not None else None
 
 
-@dataclass(frozen=True)
-class _Tile:
+class _Tile(NamedTuple):
     """Some of the members: those that share the lanes of a vector, and the memory that they work in."""
 
     start: int
@@ -163,11 +162,11 @@ class Lanes:
         self.batch = batch
         self._kind = _kind(images)
         self._net, self.features = self._laid_out()
-        self.tiles: list[_Tile] = []
-        width = lane_count(bf16=images.dtype is torch.bfloat16)
-        for start in range(0, members, width):
-            arena = torch.zeros(library.lanes_bytes(ctypes.byref(self._net)) + _ALIGNED, dtype=torch.uint8)
-            self.tiles.append(_Tile(start, min(width, members - start), arena))
+        width, size = lane_count(bf16=images.dtype is torch.bfloat16), library.lanes_bytes(ctypes.byref(self._net))
+        self.tiles = [
+            _Tile(start, min(width, members - start), torch.zeros(size + _ALIGNED, dtype=torch.uint8))
+            for start in range(0, members, width)
+        ]
         self._calls: list[Call] = []
         self._held: tuple[Any, ...] = ()
 
@@ -180,8 +179,7 @@ class Lanes:
                 setattr(into, name, value)
             grown = 2 * into.pad - into.k + 1
             into.hi, into.wi, into.ho, into.wo = high, wide, high + grown, wide + grown
-            high, wide = into.ho >> into.pool, into.wo >> into.pool
-            into.hq, into.wq = high, wide
+            into.hq, into.wq = high, wide = into.ho >> into.pool, into.wo >> into.pool
         return net, high * wide * int(self.stages[-1].settings["co"])
 
     def fit(self, images: Tensor, *, members: int, training: bool) -> bool:

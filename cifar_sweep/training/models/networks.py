@@ -1,17 +1,13 @@
 """The reports' networks, each a function from a `Shape` to a plain ``nn.Sequential``."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import nn
 
 from cifar_sweep.config import MODEL_NAMES, Shape
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-}
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 # For each of the five VGG blocks: its width and its number of convolutions. Report D's 16 and 19 are shorter than the
 # paper's; they keep names of their own.
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -38,9 +34,12 @@ def _conv(shape: Shape, layer: nn.Conv2d, *, dropout: nn.Module | None = None) -
     return [layer, *_ordered(shape, nn.BatchNorm2d(layer.out_channels), dropout=dropout)]
 
 
-def _hidden(shape: Shape, *, inputs: int, outputs: int) -> list[nn.Module]:
-    """A fully connected hidden layer with its activation and dropout, without batch norm."""
-    return [nn.Linear(inputs, outputs), ACTIVATIONS[shape.activation](), nn.Dropout(0.0)]
+def _connected(shape: Shape, *widths: int) -> list[nn.Module]:
+    """From the flattening to the classes: hidden layers with activation and dropout, without batch norm."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), ACTIVATIONS[shape.activation](), nn.Dropout(0.0)]
+    return [*layers, nn.Linear(widths[-1], shape.classes)]
 
 
 def lenet(shape: Shape) -> nn.Sequential:
@@ -50,10 +49,7 @@ def lenet(shape: Shape) -> nn.Sequential:
         nn.MaxPool2d(2),
         *_conv(shape, nn.Conv2d(6, 16, 5)),
         nn.MaxPool2d(2),
-        nn.Flatten(),
-        *_hidden(shape, inputs=400, outputs=120),
-        *_hidden(shape, inputs=120, outputs=shape.hidden_units),
-        nn.Linear(shape.hidden_units, shape.classes),
+        *_connected(shape, 400, 120, shape.hidden_units),
     )
 
 
@@ -66,10 +62,7 @@ def convnet(shape: Shape) -> nn.Sequential:
         nn.MaxPool2d(2),
         *_conv(shape, nn.Conv2d(16, 32, 3, padding=1)),
         nn.MaxPool2d(2),
-        nn.Flatten(),
-        *_hidden(shape, inputs=512, outputs=120),
-        *_hidden(shape, inputs=120, outputs=shape.hidden_units),
-        nn.Linear(shape.hidden_units, shape.classes),
+        *_connected(shape, 512, 120, shape.hidden_units),
     )
 
 
@@ -105,10 +98,7 @@ def cnn1(shape: Shape) -> nn.Sequential:
 
 
 def vgg(shape: Shape) -> nn.Sequential:
-    """Reports D and E (Simonyan and Zisserman, 2014): five blocks of 3x3 convolutions, each block halved.
-
-    Then 512, ``hidden_units``, classes: one hidden classifier layer.
-    """
+    """Reports D and E (Simonyan and Zisserman, 2014): five blocks, each halved, then 512, ``hidden_units``, classes."""
     layers: list[nn.Module] = []
     channels = 3
     for width, count in zip(_WIDTHS, VGG_LAYERS[shape.model], strict=True):
@@ -116,15 +106,10 @@ def vgg(shape: Shape) -> nn.Sequential:
             layers += _conv(shape, nn.Conv2d(channels, width, 3, padding=1))
             channels = width
         layers.append(nn.MaxPool2d(2))
-    layers += [nn.Flatten(), *_hidden(shape, inputs=512, outputs=shape.hidden_units)]
-    return nn.Sequential(*layers, nn.Linear(shape.hidden_units, shape.classes))
+    return nn.Sequential(*layers, *_connected(shape, 512, shape.hidden_units))
 
 
 MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {
-    "lenet": lenet,
-    "convnet": convnet,
-    "cnn3": cnn3,
-    "cnn1": cnn1,
-    **dict.fromkeys(VGG_LAYERS, vgg),
-}
+    "lenet": lenet, "convnet": convnet, "cnn3": cnn3, "cnn1": cnn1, **dict.fromkeys(VGG_LAYERS, vgg),
+}  # fmt: skip
 assert set(MODELS) == set(MODEL_NAMES)

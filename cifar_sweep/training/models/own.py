@@ -54,7 +54,7 @@ def check_outputs(shape: Shape) -> None:
 
 def source_of(model: str) -> Path:
     """The file that holds the function `model`; UsageError if there is no such module, or it is not a Python file."""
-    name, _, _ = model.partition(":")
+    name = model.partition(":")[0]
     with current_folder_first():
         try:
             found = importlib.util.find_spec(name)

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import pickle
 import shutil
@@ -17,6 +16,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -115,15 +115,6 @@ def test_split_is_always_the_same() -> None:
 def test_split_draws_each_class_in_random_order() -> None:
     train, _ = split(torch.zeros(1000, dtype=torch.int64))
     assert any(later < earlier for earlier, later in pairwise(train.tolist()))
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [([0, 0, 1, 2, 2], "Class number 1 has 1 training images"), ([0, 0, 2, 2], "number 1 has 0"), ([], "no training")],
-)
-def test_split_takes_two_images_of_each_class(labels: list[int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        split(torch.tensor(labels, dtype=torch.int64))
 
 
 # --- Sources ---------------------------------------------------------------------------------------------------------
@@ -266,7 +257,7 @@ def test_torchvision_folder_by_its_name_by_its_parents_and_by_auto(
     assert {load(source, cache=cache).fingerprint for source in ("auto", "data", str(tmp_path / "data"))} == {
         by_name.fingerprint
     }
-    assert len(list(cache.glob("data-*/"))) == 1
+    assert len(list(cache.glob("data-*[!k]"))) == 1
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
@@ -389,27 +380,29 @@ print(loaded.fingerprint, len(said))
     assert sorted(output[1] for output in outputs) == ["0", "1"]
 
 
-def rewrite_meta(entry: Path, **changes: Any) -> None:
-    meta = json.loads((entry / "meta.json").read_text())
-    (entry / "meta.json").write_text(json.dumps(meta | changes))
+def with_meta(path: Path, meta: dict[str, str]) -> None:
+    safetensors.torch.save_file(safetensors.torch.load(path.read_bytes()), path, meta)
 
 
-def lengthen(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"x")
+def without(path: Path, name: str) -> None:
+    tensors = safetensors.torch.load(path.read_bytes())
+    with safetensors.safe_open(path, framework="pt") as file:
+        meta = file.metadata()
+    del tensors[name]
+    safetensors.torch.save_file(tensors, path, meta)
 
 
 CACHE_DAMAGES: dict[str, Callable[[Path], object]] = {
-    "missing array": lambda entry: (entry / "train_labels.npy").unlink(),
-    "truncated array": lambda entry: truncate(entry / "train_images.npy"),
-    "long array": lambda entry: lengthen(entry / "test_labels.npy"),
-    "empty array": lambda entry: (entry / "test_images.npy").write_bytes(b""),
-    "wrong shape": lambda entry: np.save(entry / "test_images.npy", np.zeros((20, 32, 32), dtype=np.uint8)),
-    "wrong type": lambda entry: np.save(entry / "test_labels.npy", np.zeros(20, dtype=np.int32)),
-    "wrong length": lambda entry: np.save(entry / "train_labels.npy", np.zeros(20, dtype=np.int64)),
-    "no meta": lambda entry: (entry / "meta.json").unlink(),
-    "bad JSON": lambda entry: truncate(entry / "meta.json"),
-    "unknown value": lambda entry: rewrite_meta(entry, more=1),
-    "wrong value": lambda entry: rewrite_meta(entry, channel_mean=[0.5]),
+    "missing": lambda entry: entry.unlink(),
+    "truncated": truncate,
+    "long": lambda entry: entry.write_bytes(entry.read_bytes() + b"x"),
+    "empty": lambda entry: entry.write_bytes(b""),
+    "other bytes": lambda entry: entry.write_bytes(b"\xff" * 1000),
+    "missing array": lambda entry: without(entry, "train_labels"),
+    "no meta": lambda entry: with_meta(entry, {}),
+    "bad JSON": lambda entry: with_meta(entry, {"meta": '{"name": "x'}),
+    "unknown value": lambda entry: with_meta(entry, {"meta": '{"more": 1}'}),
+    "missing value": lambda entry: with_meta(entry, {"meta": '{"name": "x"}'}),
 }
 
 
@@ -417,12 +410,11 @@ CACHE_DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_entry_is_built_again(cache: Path, damage: str) -> None:
     first = load("synthetic:100", cache=cache)
     expected = first.train_images.clone()
-    (entry,) = cache.glob("data-*/")
-    # A copy, since the first load still maps the files, and truncating a mapped file kills the process.
+    (entry,) = cache.glob("data-*[!k]")
+    # A copy, since the first load still maps the file, and truncating a mapped file kills the process.
     copy = entry.with_name("copy")
-    shutil.copytree(entry, copy)
-    shutil.rmtree(entry)
-    os.rename(copy, entry)
+    shutil.copy(entry, copy)
+    os.replace(copy, entry)
     CACHE_DAMAGES[damage](entry)
     said: list[str] = []
     again = load("synthetic:100", cache=cache, on_progress=said.append)
@@ -435,10 +427,10 @@ def test_a_damaged_entry_is_built_again(cache: Path, damage: str) -> None:
 
 def test_leftovers_of_a_crashed_run_are_harmless(cache: Path) -> None:
     load("synthetic:100", cache=cache)
-    (entry,) = cache.glob("data-*/")
-    os.rename(entry, entry.with_name(f"{entry.name}.tmp"))
+    (entry,) = cache.glob("data-*[!k]")
+    os.rename(entry, entry.with_name(f".{entry.name}.0123.tmp"))
     load("synthetic:100", cache=cache)
-    assert list(cache.glob("data-*/")) == [entry]
+    assert list(cache.glob("*[!k]")) == [entry]
 
 
 def test_a_full_disk_leaves_nothing_half_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +440,7 @@ def test_a_full_disk_leaves_nothing_half_written(cache: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError, match=r"cache cannot be written: No space left .* CIFAR_SWEEP_CACHE"):
         load("synthetic:100", cache=cache)
-    assert not list(cache.glob("data-*/"))
+    assert not list(cache.glob("*[!k]"))
 
 
 def test_a_cache_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:

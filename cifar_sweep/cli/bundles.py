@@ -1,0 +1,176 @@
+"""Options that belong together, as dataclasses: what they are for, and what is made of them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from cifar_sweep.cli.options import Address, Data, Device, SameData, Threads, say, settings_of
+from cifar_sweep.config import DEFAULT_STORAGE
+from cifar_sweep.errors import UsageError
+
+if TYPE_CHECKING:
+    from cifar_sweep.artifacts import Artifacts as Store
+    from cifar_sweep.machine.plan import Plan
+    from cifar_sweep.study.storage import Storage
+    from cifar_sweep.study.study import SweepStudy
+    from cifar_sweep.sweep.sweep import Sweep
+    from cifar_sweep.training.images.data import ImageData
+
+WORKERS = "Processes that train; auto: what is measured to be fastest."
+GROUP = "Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay."
+PREVIEW_IMAGES = "synthetic:10000"  # drawn in a second; 60,000 take five
+SETTINGS = "Fix a parameter (batch_size=32) or a key (pruner=none)."
+ARTIFACTS = """Where checkpoints and kept weights are: a folder, or s3://BUCKET/PREFIX. The study's if not given, which
+is artifacts/ at first."""
+
+
+def number_or_auto(parameter: typer.CallbackParam, text: str) -> str:
+    """Raise UsageError for anything else than auto, or a whole number from 1."""
+    if text != "auto" and not (text.isascii() and text.isdecimal() and int(text)):
+        raise UsageError(f"--{parameter.name} {text}: accepted: auto, or a whole number from 1.")
+    return text
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer takes it: a parameter that is one of the dataclasses below becomes the options in it."""
+    own = signature(command).parameters
+    shared: dict[str, Any] = {name: each.annotation for name, each in own.items() if is_dataclass(each.annotation)}
+    parts = {name: signature(bundle).parameters for name, bundle in shared.items()}
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        bundles = {name: shared[name](**{part: given.pop(part) for part in names}) for name, names in parts.items()}
+        command(**bundles, **given)
+
+    options = [part for name, each in own.items() for part in parts.get(name, {name: each}).values()]
+    named = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
+    called.__signature__ = Signature(named)  # type: ignore[attr-defined]
+    return called
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Which sweep, on which images: of `run`, `submit` and `plan`."""
+
+    sweep: Annotated[str, Argument(help="A sweep by name (see `cifar-sweep list`), or a path to a TOML file.")]
+    trials: Annotated[int | None, Option(min=1, help="Finish exactly so many trials, restarts included.")] = None
+    epochs: Annotated[int | None, Option(min=1, help="Epochs of each trial.")] = None
+    train_images: Annotated[int | None, Option(min=1, help="Train on so many of the training images.")] = None
+    data: Data = "auto"
+    seed: Annotated[int | None, Option(min=0, help="Seed of the whole sweep.")] = None
+    settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=SETTINGS)] = None
+    only: Annotated[str | None, Option(help="Of a sweep of given runs these, as in B-009,C-1.")] = None
+    preview: Annotated[bool, Option("--preview", help="The same sweep at a small part of its cost.")] = False
+
+    def load(self) -> "Sweep":
+        """The sweep of this name or file, with what the options change."""
+        from cifar_sweep.sweep.file import find, load
+
+        options = {name: getattr(self, name) for name in ("trials", "epochs", "train_images", "seed")}
+        changes = settings_of(self.settings or []) | {key: value for key, value in options.items() if value is not None}
+        labels = [label.strip() for label in self.only.split(",")] if self.only is not None else []
+        return load(find(self.sweep), changes=changes, preview=self.preview, only=labels)
+
+    def images(self, *, quiet: bool = False) -> "tuple[str, ImageData]":
+        """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead."""
+        from cifar_sweep.training.images.data import find_on_disk
+
+        source = self.data
+        if source == "auto" and self.preview and find_on_disk() is None:
+            source = PREVIEW_IMAGES
+            if not quiet:
+                say("CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours).")
+        return source, load_data(source, quiet=quiet)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How the machine is shared out among workers: of `run`, `plan` and `worker`."""
+
+    workers: Annotated[str, Option(envvar="CIFAR_SWEEP_WORKERS", callback=number_or_auto, help=WORKERS)] = "auto"
+    group: Annotated[str, Option(envvar="CIFAR_SWEEP_GROUP", callback=number_or_auto, help=GROUP)] = "auto"
+    threads: Threads = 0
+    device: Device = "auto"
+
+    @property
+    def processes(self) -> int:
+        """The number of workers; 0 is auto."""
+        return 0 if self.workers == "auto" else int(self.workers)
+
+    @property
+    def at_once(self) -> int:
+        """How many trials each worker trains at once; 0 is auto."""
+        return 0 if self.group == "auto" else int(self.group)
+
+    def choose(self, sweeps: "Sequence[Sweep]", **rest: Any) -> "Plan":
+        """The plan for these sweeps, as `machine.plan.choose` makes it; what is auto is measured."""
+        from cifar_sweep.machine.plan import choose
+
+        asked: dict[str, Any] = {"workers": self.processes, "threads": self.threads, "group": self.at_once}
+        return choose(sweeps, device=self.device, **asked, **rest)
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """Which database: of every command that reads or writes studies."""
+
+    storage: Address = DEFAULT_STORAGE
+
+    def open(self) -> "Storage":
+        """The database. Raises StorageError where there is none."""
+        from cifar_sweep.study.storage import open_existing
+
+        return open_existing(self.storage)
+
+    def load(self, name: str | None) -> "SweepStudy":
+        """The study of this name; without a name the only one. Raises StudyError where there is none."""
+        from cifar_sweep.study.opening import load
+
+        return load(self.open(), name)
+
+
+@dataclass(frozen=True)
+class FileOptions(StorageOptions):
+    """Which database, and where the files of its studies are."""
+
+    artifacts: Annotated[str | None, Option(envvar="CIFAR_SWEEP_ARTIFACTS", help=ARTIFACTS)] = None
+
+    def files_of(self, study: "SweepStudy") -> "Store":
+        """Where the study's files are."""
+        from cifar_sweep.artifacts import open_artifacts
+
+        return open_artifacts(self.artifacts or study.artifacts)
+
+
+@dataclass(frozen=True)
+class NewStudyOptions(FileOptions):
+    """Which study a sweep is run as: of `run` and `submit`."""
+
+    study: Annotated[str | None, Option(help="Name of the study; the sweep's name if not given.")] = None
+    priority: Annotated[int | None, Option(help="Workers take the open study of the highest first; 0 at first.")] = None
+
+
+@dataclass(frozen=True)
+class ImageOptions(FileOptions):
+    """Which database, files, images and device: of every command that measures a study's networks."""
+
+    data: SameData = None
+    device: Device = "auto"
+
+    def images_of(self, study: "SweepStudy", *, quiet: bool = False) -> "ImageData":
+        """The images that the study was run on. Raises StudyError where `data` names others."""
+        images = load_data(self.data or study.data["source"], quiet=quiet)
+        study.check_data(name=images.name, fingerprint=images.fingerprint)
+        return images
+
+
+def load_data(source: str, *, quiet: bool = False) -> "ImageData":
+    """The images of this source."""
+    from cifar_sweep.training.images import data
+
+    return data.load(source, on_progress=None if quiet else say)
