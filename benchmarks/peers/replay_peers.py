@@ -8,6 +8,10 @@ of one trial at a time. It ends when the choice is within half a point of the be
 or when the peer asks for a new trial and the table has no setting left. It is the same each time for the same seed,
 table and versions.
 
+A peer that stops a trial for good loses its setting: nobody is given one twice. In a real space it could propose a
+neighbour. With `--again` it can come back: where no setting is left, those that were not trained whole are free again,
+and are paid from the first epoch on. The choice between the two matters for all that stop by successive halving.
+
 What is the same for all peers:
 
 - They are told the best validation accuracy so far, after each epoch: it is what the choice is made by.
@@ -58,6 +62,8 @@ class Replay(Search):
     """A search that ends itself, and tells what peers are told."""
 
     most_epochs: int = 2500
+    again: bool = False  # where no setting is left, those that were not trained whole are free again
+    trials: int = 0
     shown: dict[int, float] = field(default_factory=dict)  # the best validation accuracy so far, by setting
 
     @property
@@ -66,9 +72,12 @@ class Replay(Search):
 
     def start(self, params: Mapping[str, Any]) -> int:
         """The setting that a new trial with these parameters trains."""
+        if self.again and not self.has_more:
+            self.trained = {setting: epochs for setting, epochs in self.trained.items() if self.is_done(setting)}
         setting = self.begin(params)
         if setting is None:
             raise EndedError
+        self.trials += 1
         self.shown[setting] = 0.0
         return setting
 
@@ -326,7 +335,7 @@ def syne_tune(replay: Replay, *, scheduler: str, **settings: Any) -> None:
     while True:
         setting = replay.start(space.values(tuner.suggest().config))
         places = space.places(replay.table.settings[setting])
-        trial = Trial(len(replay.trained) - 1, places, datetime.datetime.fromtimestamp(0, datetime.UTC))
+        trial = Trial(replay.trials - 1, places, datetime.datetime.fromtimestamp(0, datetime.UTC))
         tuner.on_trial_add(trial)
         while not replay.is_done(setting):
             result = {"best": replay.train(setting), "epoch": replay.trained[setting]}
@@ -355,7 +364,7 @@ def ray_tune(replay: Replay, **settings: Any) -> None:
     searcher = OptunaSearch(space=distributions, seed=replay.seed, storage=storage, study_name="replay", **told)
     scheduler = ASHAScheduler(max_t=max(replay.table.epochs), **told, **settings)
     while True:
-        number = len(replay.trained)
+        number = replay.trials
         trial = SimpleNamespace(trial_id=f"{number:05d}")
         setting = replay.start(space.values(searcher.suggest(trial.trial_id)))
         rewrite(storage, "replay", number, distributions, space.places(replay.table.settings[setting]))
@@ -431,18 +440,19 @@ class Job:
     strategy: str
     seed: int
     most_epochs: int
+    again: bool
 
 
 def replay(job: Job) -> tuple[dict[str, Any], float]:
     """One replay and the processor seconds that it took: the machine may be shared."""
     started = time.process_time()
-    done = run(read(job.table), job.strategy, job.seed, most_epochs=job.most_epochs)
+    done = run(read(job.table), job.strategy, job.seed, most_epochs=job.most_epochs, again=job.again)
     return {"seed": job.seed, "spent": done.spent, "events": done.events}, time.process_time() - started
 
 
-def run(table: Table, strategy: str, seed: int, *, most_epochs: int) -> Replay:
+def run(table: Table, strategy: str, seed: int, *, most_epochs: int, again: bool = False) -> Replay:
     """Replay a strategy."""
-    found, chosen = Replay(table, seed, most_epochs=most_epochs), STRATEGIES[strategy]
+    found, chosen = Replay(table, seed, most_epochs=most_epochs, again=again), STRATEGIES[strategy]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(EndedError):
@@ -454,7 +464,10 @@ def replays(jobs: Iterable[Job], processes: int) -> list[tuple[dict[str, Any], f
     if processes == 1:
         return [replay(job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return list(pool.imap(replay, jobs))
+        done = list(pool.imap(replay, jobs))
+        pool.close()
+        pool.join()
+        return done
 
 
 def main() -> None:
@@ -464,19 +477,21 @@ def main() -> None:
     parser.add_argument("--replays", type=int, default=200)
     parser.add_argument("--seed0", type=int, default=0, help="the first replay's seed; the others follow it")
     parser.add_argument("--most-epochs", type=int, default=2500)
+    parser.add_argument("--again", action="store_true", help="settings of stopped trials are free again at the end")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     for name in options.strategy:
         seeds = range(options.seed0, options.seed0 + options.replays)
-        done = replays([Job(options.table, name, seed, options.most_epochs) for seed in seeds], options.processes)
+        jobs = [Job(options.table, name, seed, options.most_epochs, options.again) for seed in seeds]
+        done = replays(jobs, options.processes)
         strategy, best = STRATEGIES[name], read(options.table).best
         found = {
             "table": read(options.table).name,
             "strategy": name,
             "versions": {"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", *strategy.packages)},
-            "settings": dict(strategy.settings) | {"most_epochs": options.most_epochs},
+            "settings": dict(strategy.settings) | {"most_epochs": options.most_epochs, "again": options.again},
             "replays": [result for result, _ in done],
         }
         several = len(options.strategy) > 1

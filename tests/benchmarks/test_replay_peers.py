@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import replay_peers
-from benchmarks.peers.replay_peers import Knob, Space, Table, run
+from benchmarks.peers.replay_peers import EndedError, Knob, Replay, Space, Table, run
 
 EPOCHS = 4
 SPACE = {
@@ -64,6 +64,21 @@ def test_one_epoch_search_keeps_the_next_best_of_earlier_rounds() -> None:
     found = run(Table(stored(FINALS, rows=rows)), "one_epoch_top_2", 3, most_epochs=1000)
     assert found.short() == 0
     assert found.spent == sum(found.trained.values())
+
+
+def test_a_stopped_trial_s_setting_is_free_again_when_none_is_left_and_paid_again() -> None:
+    table = Table(stored([0.5, 0.4]))
+    for again in (False, True):
+        search = Replay(table, 0, again=again)
+        first, second = search.start(table.settings[1]), search.start(table.settings[0])
+        search.train(first)
+        if not again:
+            with pytest.raises(EndedError):
+                search.start(table.settings[0])
+            continue
+        search.start(table.settings[1])
+        assert (first, search.trained, search.trials, search.spent) == (1, {1: 0}, 3, 1)
+        assert second == 0
 
 
 @pytest.mark.parametrize("strategy", ["random", "one_epoch_top_1"])
