@@ -195,7 +195,7 @@ class Chooser:
         """Each trial's and each point's last epoch; a point is a trial of its own."""
         rows = [(self._share(c), c.epochs, decay(c.settings, c.epochs), c.number) for c in trials]
         for k, point in enumerate(points):
-            settings = self._sweep.fixed | self._cube.params(point)
+            settings = self._sweep.fixed | self._cube.some(point, ("epochs", "step_size", "gamma"))
             epochs = int(settings.get("epochs", PARAMETERS["epochs"].default))
             rows.append((point.tolist(), epochs, decay(settings, epochs), -1 - k))
         return self._places(rows)

@@ -39,11 +39,16 @@ class Cube:
 
     def params(self, shares: Sequence[float]) -> dict[str, Value]:
         """The point at these shares, without parameters that do nothing beside the rest."""
-        point = {
+        point = self.some(shares, self.names)
+        return {name: value for name, value in point.items() if applies(name, self._fixed | point)}
+
+    def some(self, shares: Sequence[float], names: Sequence[str]) -> dict[str, Value]:
+        """What these parameters are at these shares, as far as they are searched."""
+        return {
             name: value_at(domain, share, whole=PARAMETERS[name].kind is int)
             for (name, domain), share in zip(self._domains.items(), shares, strict=True)
+            if name in names
         }
-        return {name: value for name, value in point.items() if applies(name, self._fixed | point)}
 
     def features(self, shares: Shares) -> Shares:
         """What a model sees of these points [points, features]: a share, or one column for each unordered choice."""
