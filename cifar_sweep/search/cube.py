@@ -83,7 +83,7 @@ def _is_numeric(domain: Choices) -> bool:
 def share_of(domain: Range | Choices, value: Value) -> float:
     """Where `value` lies in `domain`, from 0 to 1: of steps and choices the middle of its own part."""
     if isinstance(domain, Choices):
-        choices: list[Value] = sorted(domain.choices) if _is_numeric(domain) else domain.choices  # type: ignore[type-var]
+        choices: list[Value] = sorted(domain.choices) if _is_numeric(domain) else domain.choices
         return (choices.index(value) + 0.5) / len(choices)
     low, high, at = (_scaled(domain, each) for each in (domain.low, domain.high, float(value)))
     if domain.base2:
@@ -94,7 +94,7 @@ def share_of(domain: Range | Choices, value: Value) -> float:
 def value_at(domain: Range | Choices, share: float, *, whole: bool) -> Value:
     """The value of `domain` at this share; `whole` where it must be a whole number."""
     if isinstance(domain, Choices):
-        choices: list[Value] = sorted(domain.choices) if _is_numeric(domain) else domain.choices  # type: ignore[type-var]
+        choices: list[Value] = sorted(domain.choices) if _is_numeric(domain) else domain.choices
         return choices[min(int(share * len(choices)), len(choices) - 1)]
     low, high = _scaled(domain, domain.low), _scaled(domain, domain.high)
     if domain.base2:
@@ -103,7 +103,9 @@ def value_at(domain: Range | Choices, share: float, *, whole: bool) -> Value:
     value = math.exp(value) if domain.log else value
     if domain.step:
         return int(domain.low) + domain.step * round((value - domain.low) / domain.step)
-    return min(max(round(value), int(domain.low)), int(domain.high)) if whole else min(max(value, domain.low), domain.high)
+    return (
+        min(max(round(value), int(domain.low)), int(domain.high)) if whole else min(max(value, domain.low), domain.high)
+    )
 
 
 def _scaled(domain: Range, value: float) -> float:

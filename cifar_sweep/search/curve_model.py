@@ -16,6 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,14 +50,14 @@ class Places:
     @classmethod
     def of(
         cls,
-        features: Sequence[Sequence[float]],
+        features: npt.NDArray[np.float64],
         epochs: Sequence[float],
         decays: Sequence[float],
         trials: Sequence[int],
     ) -> "Places":
         """From plain numbers; epochs as they are counted, from 1."""
         return cls(
-            torch.tensor(features, dtype=EXACT),
+            torch.from_numpy(features),
             torch.tensor(epochs, dtype=EXACT).log2() / 3,
             torch.tensor(decays, dtype=EXACT),
             torch.tensor(trials),
@@ -100,8 +102,8 @@ class CurveModel:
             return found
 
         try:
-            optimizer.step(loss)  # type: ignore[arg-type]
-        except torch.linalg.LinAlgError:
+            optimizer.step(loss)  # type: ignore[no-untyped-call]
+        except RuntimeError:  # no Cholesky factor
             return
         if logs.isfinite().all():
             self._logs = logs.detach()
@@ -133,14 +135,15 @@ class CurveModel:
         factor = torch.linalg.cholesky(self._noisy(logs, places))
         weighted = torch.cholesky_solve(values[:, None], factor)[:, 0]
         unlikely = ((logs - self._prior[0]) / self._prior[1]).square().sum() / 2
-        return values @ weighted / 2 + factor.diagonal().log().sum() + unlikely
+        loss: Tensor = values @ weighted / 2 + factor.diagonal().log().sum() + unlikely
+        return loss
 
     def _noisy(self, logs: Tensor, places: Places) -> Tensor:
         noise = logs[-1].exp().square() + JITTER
         return self._kernel(logs, places, places) + noise * torch.eye(len(places.trials), dtype=EXACT)
 
     def _kernel(self, logs: Tensor, first: Places, second: Places) -> Tensor:
-        lengths, (time, decay, *amplitudes, _) = logs.exp().split([self._parameters, len(logs) - self._parameters])
+        lengths, (time, decay, *amplitudes, _) = logs[: self._parameters].exp(), logs[self._parameters :].exp()
         lengths = lengths[self._columns]
         distance = (5 * _squares(first.features / lengths, second.features / lengths)).clamp_min(1e-12).sqrt()
         alike = (1 + distance + distance.square() / 3) * (-distance).exp()
@@ -149,7 +152,8 @@ class CurveModel:
         near = (-apart / 2).exp()
         shared, level, course, own_level, own_course = (amplitude.square() for amplitude in amplitudes)
         own = first.trials[:, None] == second.trials[None]
-        return shared * near + alike * (level + course * near) + own * (own_level + own_course * near)
+        covariance: Tensor = shared * near + alike * (level + course * near) + own * (own_level + own_course * near)
+        return covariance
 
 
 def _squares(first: Tensor, second: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Claim:
     before: TrialRecord  # as it was when it was claimed
     curve: list[Mapping[str, Any]]  # the epochs that the database has of it
     reported: set[int]  # the steps that Optuna has of it
+    until: int  # the epoch after which it is frozen, or complete
 
     @property
     def number(self) -> int:

@@ -7,12 +7,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.config import Shape, TrialConfig, Value
 from cifar_sweep.errors import StorageBusyError
+from cifar_sweep.search.choice import Choice, Course, grant_end
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count
+from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, epoch_key
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import space
@@ -25,13 +26,30 @@ MAX_DEATHS = 3
 def queue_of(
     trials: Sequence[TrialRecord], sweep: Sweep, *, shape_of: Callable[[TrialRecord], Any] = lambda _: None
 ) -> Queue:
-    """The queue of a study with these trials, of given points those of the sweep alone; `shape_of` as in `Waiting`."""
+    """The queue of a study with these trials, of given points those of the sweep alone; `shape_of` as in `Waiting`.
+
+    A frozen trial is under way in the eyes of the queue: what becomes of it is the choice of a model.
+    """
     waiting = [
         Waiting(trial.number, shape_of(trial), trial.epochs_done, begun=trial.config is not None)
         for trial in trials
-        if trial.state == "waiting"
+        if trial.state == "waiting" and not trial.is_frozen
     ]
-    return Queue(sweep, count(trials, "complete", "pruned"), count(trials, "running"), waiting)
+    under_way = count(trials, "running") + sum(trial.is_frozen for trial in trials)
+    return Queue(sweep, count(trials, "complete", "pruned"), under_way, waiting)
+
+
+def courses(trials: Sequence[TrialRecord], *, classes: int) -> list[Course]:
+    """The trials that have begun, as a search sees them. A diverged one stays at the accuracy of chance."""
+    found = []
+    for trial in trials:
+        if trial.config is not None and trial.state != "failed":
+            accuracies = [point.validation_accuracy for point in trial.curve]
+            accuracies += [1 / classes] * (trial.epochs_left if trial.diverged else 0)
+            shape, complete = trial.config.shape, trial.state == "complete"
+            known = (trial.params, trial.settings, shape, shape.epochs, accuracies)
+            found.append(Course(trial.number, *known, frozen=trial.is_frozen, complete=complete))
+    return found
 
 
 def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
@@ -40,13 +58,14 @@ def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
         points = [(point.label, point.params()) for point in sweep.enqueue]
         trials = [trial for trial in trials if (trial.label, trial.given) in points]
     placed = {trial.number for trial in queue_of(trials, sweep).placed}
-    return [trial for trial in trials if trial.state != "waiting" or trial.number in placed]
+    return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or trial.number in placed]
 
 
 def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
     """How many trials are in each state; of points that wait no more than the budget has room for."""
     counts = {name: count(trials, name) for name in STATE_NAMES.values()}
-    return counts if sweep.given else counts | {"waiting": len(queue_of(trials, sweep).placed)}
+    waiting = len(queue_of(trials, sweep).placed) + sum(trial.is_frozen for trial in trials)
+    return counts if sweep.given else counts | {"waiting": waiting}
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,16 @@ class Claiming:
     code: Mapping[str, str]  # the fingerprints of users' own models, by model
     worker: Worker
 
-    def claim(self, *, size: Callable[[Shape], int], workers: int | None) -> list[Claim]:
+    def claim(self, *, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
         trials = {trial.number: trial for trial in asked(self._trials(), self.sweep)}
         queue = queue_of(list(trials.values()), self.sweep, shape_of=self._shape_of)
         waiting = queue.first()
+        chosen = self.sweep.strategy == "auto"
+        if chosen and waiting in (None, NEW):
+            return self._chosen(choice, [trial for trial in trials.values() if trial.is_frozen], room=queue.new)
         if waiting is None:
             return []
         first = self._take(self._ask({}) if waiting is NEW else trials[waiting.number])
@@ -76,8 +98,32 @@ class Claiming:
         claims = [first, *map(self._take, others)]
         held = space.shape_params(first.trial.params)
         # What an interrupted trial was begun with may be another precision than this worker's.
-        new = group.size - len(claims) if self._config(held, number=0).shape == shape else 0
+        new = 0 if chosen or self._config(held, number=0).shape != shape else group.size - len(claims)
         return claims + [self._take(self._ask(held)) for _ in range(new)]
+
+    def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:
+        """What a choice comes to now: others may have chosen since it was made."""
+        there = {trial.number: trial for trial in frozen}
+        for number, reason in choice.pruned.items():
+            if number in there:
+                self._prune(there.pop(number), reason)
+        thawed = [there[number] for number in choice.thawed if number in there]
+        new = (self._ask(space.encode(point, self.sweep)) for point in choice.new[:room])
+        return [self._take(trial) for trial in thawed or new]
+
+    def _prune(self, trial: TrialRecord, reason: str) -> None:
+        """End a frozen trial; its value is the last one reported."""
+        trial_id = self.storage.trial_id(self.study, trial.number)
+        keys = [epoch_key(epoch) for epoch in range(1, trial.epochs_done + 1)]
+        change = Change({"reason": reason, "curve": trial.points}, removed=keys)
+        self.storage.write(optuna.Trial(self.study, trial_id), change)
+        reported = trial.frozen.intermediate_values
+        values = [reported[max(reported)]] if reported else None
+        self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.PRUNED, values=values)
+
+    def shape_of(self, point: Mapping[str, Value]) -> Shape:
+        """The shape of a trial at this point."""
+        return self._config(space.encode(point, self.sweep), number=0).shape
 
     def _shape_of(self, waiting: TrialRecord) -> Shape | None:
         """The shape that a waiting trial will have; None where part of it is still to be sampled."""
@@ -114,9 +160,14 @@ class Claiming:
         trial = optuna.Trial(self.study, trial_id)
         space.suggest(trial, self.sweep, named=waiting.given)
         config = waiting.config or self._config(trial.params, number=waiting.number)
-        self.storage.write(trial, Change({"config": config.to_dict()} | self._held(config)))
+        until = epochs = config.shape.epochs
+        grant = {}
+        if self.sweep.strategy == "auto":
+            until = grant_end(waiting.epochs_done, epochs)
+            grant = {"until": until}
+        self.storage.write(trial, Change({"config": config.to_dict()} | grant | self._held(config)))
         reported = set(waiting.frozen.intermediate_values)
-        return Claim(trial, trial_id, self.worker.owner, config, waiting, list(waiting.points), reported)
+        return Claim(trial, trial_id, self.worker.owner, config, waiting, list(waiting.points), reported, until)
 
     def _held(self, config: TrialConfig) -> dict[str, Any]:
         """The attributes of a trial that this worker holds."""

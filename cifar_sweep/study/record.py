@@ -25,7 +25,7 @@ STATE_NAMES = {
 # The user attributes of a trial that are read here; nobody else may change them.
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-    "traceback", "label", "given", "shortened", "deaths", "died_after",
+    "traceback", "label", "given", "shortened", "deaths", "died_after", "until",
 }  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
@@ -85,6 +85,7 @@ class TrialRecord:
     # How many workers died one after the other in the epoch in which its worker died last; 0 where none did.
     deaths = _of(lambda trial: int(trial.frozen.user_attrs.get("deaths", 0)))
     died_after = _object("died_after", int)  # how many epochs it had when its worker died last
+    until = _object("until", int)  # the epoch after which it is frozen, if that is not its last one
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data
@@ -104,6 +105,16 @@ class TrialRecord:
     def params(self) -> Mapping[str, Value]:
         """Its parameters under their own names; of a given point the point's."""
         return self.given if self.given is not None else space.decode(self.frozen.params)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it waits, trained as far as it was to be, for a choice: to go on, or to be pruned."""
+        return self.state == "waiting" and self.until is not None and self.epochs_done >= self.until
+
+    @property
+    def state_words(self) -> str:
+        """Its state for people: of a frozen trial also since when."""
+        return f"frozen after epoch {self.epochs_done}" if self.is_frozen else str(self.state)
 
     @cached_property
     def settings(self) -> Mapping[str, Value]:

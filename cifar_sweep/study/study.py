@@ -6,6 +6,7 @@ parameters and reports, and is claimed again; so a study holds exactly as many t
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape
+from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
+from cifar_sweep.search.choice import Choice, Choose, Hope
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
-from cifar_sweep.study.claiming import Claiming, asked, state_counts
+from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, ranked, records
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
@@ -119,18 +121,51 @@ class SweepStudy:
         return count(self.asked(), "complete", "pruned", "running", "waiting") < self.budget
 
     def claim(
-        self, worker: Worker, *, size: Callable[[Shape], int] = lambda _: 1, workers: int | None = None
+        self,
+        worker: Worker,
+        *,
+        size: Callable[[Shape], int] = lambda _: 1,
+        workers: int | None = None,
+        choose: Choose = lambda *_, **__: Choice(),
     ) -> list[Claim]:
         """Hold the trials of the next group; none while all are taken.
 
         `size` says how many trials of a shape to take at most, `workers` how many share the study, as in `next_group`.
+        `choose` is asked where the sweep's strategy is auto, before the database is locked.
         """
-        with self.storage.lock():
-            if self.state != OPEN:
-                return []
-            self._read_again()
-            claiming = Claiming(self.storage, self._study, self.sweep, self.data["classes"], self.code, worker)
-            return claiming.claim(size=size, workers=workers)
+        while True:
+            choice = self._choice(worker, size, choose) if self.sweep.strategy == "auto" else Choice()
+            with self.storage.lock():
+                if self.state != OPEN:
+                    return []
+                self._read_again()
+                if choice.new and choice.made_of != len(courses(self.asked(), classes=self.data["classes"])):
+                    continue  # another worker has begun trials meanwhile, perhaps at these very points
+                if choice.hopes:
+                    hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
+                    self._study.set_user_attr("hopes", hopes)
+                return self._claiming(worker).claim(size=size, workers=workers, choice=choice)
+
+    def _claiming(self, worker: Worker) -> Claiming:
+        return Claiming(self.storage, self._study, self.sweep, self.data["classes"], self.code, worker)
+
+    def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose) -> Choice:
+        """What to train next as the study stands; nothing where that needs no choice: a trial waits, or all run."""
+        trials = self.asked()
+        queue = queue_of(trials, self.sweep)
+        if queue.placed or not (queue.new or any(trial.is_frozen for trial in trials)):
+            return Choice()
+        shape_of = self._claiming(worker).shape_of
+        found = courses(trials, classes=self.data["classes"])
+        seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
+        choice = choose(found, size=size, room=queue.new, shape_of=shape_of, seed=seed)
+        return replace(choice, made_of=len(found))
+
+    @property
+    def hopes(self) -> dict[int, Hope]:
+        """What was expected of each trial when a group was last chosen; empty where no model chooses."""
+        stored = self._study.user_attrs.get("hopes", {})
+        return {int(number): Hope(**hope) for number, hope in stored.items()}
 
     def report(
         self, claim: Claim, curve: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()

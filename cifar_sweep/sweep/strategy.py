@@ -26,9 +26,9 @@ SHAPE_PARAMETERS = frozenset(field.name for field in fields(Shape))
 def build_sampler(sweep: Sweep, *, number: int) -> BaseSampler:
     """The sampler for trial `number` alone: with one seed for all it would repeat itself after a restart."""
     seed = derive_seed(sweep.seed, "sampler", number)
-    if sweep.sampler.name == "tpe":
+    if sweep.sampler.name == "tpe" and sweep.strategy == "optuna":
         return TPESampler(seed=seed, n_startup_trials=sweep.sampler.startup_trials)
-    return RandomSampler(seed=seed)  # in a given point nothing is left to sample
+    return RandomSampler(seed=seed)  # in a given point nothing is left to sample; nor in one that a model chose
 
 
 def build_pruner(sweep: Sweep) -> BasePruner:
@@ -37,6 +37,8 @@ def build_pruner(sweep: Sweep) -> BasePruner:
     Raises UsageError where the pruner compares resources, and the sweep searches the number of epochs.
     """
     settings = sweep.pruner
+    if sweep.strategy == "auto":
+        return NopPruner()
     if settings.name in ("asha", "hyperband") and "epochs" in sweep.space:
         raise UsageError(
             f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "

@@ -183,6 +183,10 @@ class Sweep(_Table):
     seed: int = Field(default=0, ge=0)
     keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
     keep_megabytes: int = Field(default=5000, ge=1, description="but not of more than fit into so much")
+    strategy: Literal["auto", "optuna"] = Field(
+        default="optuna",
+        description="auto: a model of all curves chooses; optuna: the sampler and the pruner named here",
+    )
     sampler: Annotated[SamplerSettings, BeforeValidator(with_name)] = SamplerSettings()
     pruner: Annotated[PrunerSettings, BeforeValidator(with_name)] = PrunerSettings()
     fixed: dict[str, Plain] = Field(default_factory=dict)
@@ -190,6 +194,16 @@ class Sweep(_Table):
     enqueue: list[Point] = Field(default_factory=list)
     ensemble: list[ClaimedEnsemble] = Field(default_factory=list)
     preview: Preview = Preview()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = [key for key in ("sampler", "pruner") if getattr(self, key) != type(self).model_fields[key].default]
+        if self.strategy == "auto" and named:
+            raise ValueError(
+                f"{listed(named)} does nothing beside strategy = 'auto', which chooses and prunes by itself; "
+                "accepted with it: strategy = 'optuna'"
+            )
+        return self
 
     @property
     def given(self) -> bool:
@@ -203,7 +217,7 @@ class Sweep(_Table):
 
     def identity(self) -> dict[str, Any]:
         """What must not change under a study: everything that decides what its numbers mean."""
-        return self.model_dump(mode="json", include={"seed", "sampler", "pruner", "fixed", "space"})
+        return self.model_dump(mode="json", include={"seed", "strategy", "sampler", "pruner", "fixed", "space"})
 
 
 def values_of(sweep: Sweep, name: str) -> list[Value]:

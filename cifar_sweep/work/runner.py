@@ -107,15 +107,16 @@ class Training:
             self._for_each_trial(run, self._report)
 
     def _train_and_tell(self, run: Run) -> None:
-        """The epochs that are left, each with its checkpoints, reports and the pruner's word; then the trials' end."""
-        while self.trials and run.epochs_done < run.shape.epochs:
+        """The epochs of this grant, each with its checkpoints, reports and the pruner's word; then the trials' end."""
+        until = max(self.trials[0].claim.until, run.epochs_done) if self.trials else 0
+        while self.trials and run.epochs_done < until:
             run.epoch(self.stop)
             self.away = False
             self._for_each_trial(run, self._keep_and_report)
             # Only when all have reported: a pruner compares a trial with what it knows of the others.
             if run.epochs_done < run.shape.epochs and not self.away:
                 self._for_each_trial(run, self._prune)
-        self._for_each_trial(run, self._complete)
+        self._for_each_trial(run, self._complete if run.epochs_done == run.shape.epochs else self._freeze)
 
     def _for_each_trial(self, run: Run, step: Callable[[Run, int], Outcome]) -> None:
         """Take `step` with each trial; only those for which it goes on stay in the run."""
@@ -180,6 +181,18 @@ class Training:
         trial.files.discard()
         return Outcome.ENDED
 
+    def _freeze(self, run: Run, k: int) -> Outcome:
+        """Put a trial back, to go on when it is chosen again."""
+        trial = self.trials[k]
+        if self.away:
+            self.patiently(lambda: self._report_up_to(run, k, run.epochs_done))
+        self.patiently(lambda: self._release(trial))
+        return Outcome.ENDED
+
+    def _release(self, trial: HeldTrial) -> None:
+        if not self.study.release(trial.claim):
+            trial.files.discard()
+
     def _complete(self, run: Run, k: int) -> Outcome:
         """Keep the best weights, tell the trial, and drop weights that are no longer among the best."""
         trial, curve = self.trials[k], run.members[k].history
@@ -216,8 +229,7 @@ class Training:
         """Release unfinished trials that are still ours, if the storage answers; else they are found orphaned."""
         for trial in trials:
             try:
-                if not self.study.release(trial.claim):
-                    trial.files.discard()
+                self._release(trial)
             except Exception as error:
                 log.debug("trial %d could not be given back now: %s", trial.claim.number, error)
                 if is_outage(error):

@@ -14,6 +14,7 @@ from cifar_sweep.config import Shape
 from cifar_sweep.errors import CifarSweepError, DiskError, StudyError
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
 from cifar_sweep.machine.plan import Plan
+from cifar_sweep.search.chooser import Chooser
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.lease import Lease, Patience
 from cifar_sweep.study.opening import check_code, open_studies
@@ -136,6 +137,7 @@ class _TrialWorker:
         self.failures: Counter[str] = Counter()  # trials that failed in a row, by the study's uid, as below
         self.given_up = 0  # studies in a row that were paused because all their trials fail
         self.ready: dict[str, tuple[ImageData, Artifacts]] = {}  # of studies that can be trained here
+        self.choosers: dict[str, Chooser] = {}  # by the study's uid
         self.unable: dict[str, CifarSweepError] = {}  # why the others cannot
 
     def work(self) -> None:
@@ -153,12 +155,16 @@ class _TrialWorker:
                 return None
             if self._is_able(study):
                 workers = None if self.job.groups.fixed else self.job.workers
-                unfinished = study, study.claim(self.worker, size=self._size, workers=workers)
+                choose = self._chooser(study).choose
+                unfinished = study, study.claim(self.worker, size=self._size, workers=workers, choose=choose)
                 if unfinished[1]:
                     break
         if self.unable and unfinished is None:
             raise next(iter(self.unable.values()))
         return unfinished
+
+    def _chooser(self, study: SweepStudy) -> Chooser:
+        return self.choosers.setdefault(study.uid, Chooser(study.sweep))
 
     def _size(self, shape: Shape) -> int:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))

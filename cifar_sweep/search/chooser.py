@@ -1,0 +1,206 @@
+"""What to train next: which frozen trials go on, which are given up, or which points are new.
+
+Each trial is trained in grants of a few epochs and frozen in between. A model of all curves says what each trial, and
+each point that was never trained, would come to. One sample of its posterior has a best one of the frozen trials and of
+the most promising new points: that one is trained next (Thompson sampling), together with as many of its shape as a
+group has lanes for. A trial that hardly could beat the best complete one any more is pruned, and says so.
+
+What each rule is worth is measured in docs/search.md.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cifar_sweep.config import PARAMETERS, Value
+from cifar_sweep.search.choice import Choice, Course, Hope
+from cifar_sweep.search.cube import Cube, Shares
+from cifar_sweep.search.curve_model import EXACT, CurveModel, Places
+from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
+from cifar_sweep.sweep.sweep import Sweep
+
+STARTUP = 8  # trials at random points before the model is asked
+POINTS = 150  # random points of the space that compete to be new trials
+NEAR_POINTS = 30  # points around each of the best trials that compete, too
+BEST = 3  # so many of them
+RIVALS = 1  # new points that compete with the frozen trials: the most promising ones
+START_ALIKE = 2  # trials of one shape in the first groups, where the shape is searched
+HOPELESS = 0.03  # a trial whose chance to beat the best complete one is smaller is pruned
+SAMPLES = 400
+FIT_GROWTH = 1.15  # the model is fitted again when there are so many times as many observations
+SCHEDULE = ("epochs", "step_size", "gamma")  # the parameters that decide when a trial ends, and how far it has decayed
+
+
+class Chooser:
+    """Chooses for one sweep. Between choices it keeps its model's fit, which saves time."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._cube = Cube(sweep)
+        self._shape_columns = [k for k, name in enumerate(self._cube.names) if name in SHAPE_PARAMETERS]
+        self._model = CurveModel(self._cube.columns)
+        self._fitted_on = 0
+
+    def choose(
+        self,
+        courses: Sequence[Course],
+        *,
+        size: Callable[[Any], int],
+        room: int,
+        shape_of: Callable[[Mapping[str, Value]], Hashable],
+        seed: int,
+    ) -> Choice:
+        """The next group.
+
+        `courses` are all trials that have begun. `size` says how many trials of a shape a group has at most, `room` how
+        many new trials there may be, `shape_of` the shape of a point. `seed` decides all that is drawn.
+        """
+        generator = np.random.default_rng(seed)
+        known = [course for course in courses if course.accuracies]
+        if not known or (room and len(courses) < STARTUP):
+            drawn = self._cube.uniform(1, generator)
+            return Choice(
+                new=self._group(
+                    drawn[0], lambda count: self._cube.uniform(count, generator), courses, size, room, shape_of
+                )
+            )
+        self._learn(known, seed)
+        frozen = [course for course in known if course.frozen]
+        trials = frozen + [course for course in known if not course.frozen]
+        points = self._points(known, generator) if room else self._cube.uniform(0, generator)
+        mean, covariance = self._model.posterior(self._ends(trials, points))
+        samples = _samples(mean, covariance, seed)
+        ends, news = samples[:, : len(trials)], samples[:, len(trials) :]
+        hopes = self._hopes(trials, mean, covariance, ends)
+        pruned = self._pruned(frozen, known, hopes)
+        # What the new points would add to the best of all trials, on average.
+        promise = (news - ends.amax(dim=1, keepdim=True)).clamp_min(0).mean(dim=0)
+        rivals = promise.argsort(descending=True)[:RIVALS].tolist()
+        options = [k for k, course in enumerate(frozen) if course.number not in pruned]
+        options += [len(trials) + k for k in rivals]
+        if not options:
+            return Choice(pruned=pruned, hopes=hopes)
+        first = max(options, key=lambda k: float(samples[0, k]))
+        if first < len(trials):
+            course = frozen[first]
+            alike = [
+                frozen[k]
+                for k in options
+                if k < len(trials) and (frozen[k].shape, frozen[k].done) == (course.shape, course.done)
+            ]
+            alike.sort(key=lambda each: (each is not course, -hopes[each.number].beats, each.number))
+            thawed = [each.number for each in alike[: size(course.shape)]]
+            return Choice(thawed, pruned=pruned, hopes=hopes)
+
+        def mates(count: int) -> Shares:
+            around = self._held(self._points(known, generator), points[first - len(trials)])
+            draws = _samples(*self._model.posterior(self._ends([], around)), seed + 1)[:count]
+            best: Shares = around[draws.argmax(dim=1).numpy()]
+            return best
+
+        new = self._group(points[first - len(trials)], mates, courses, size, room, shape_of)
+        return Choice(new=new, pruned=pruned, hopes=hopes)
+
+    def _group(
+        self,
+        first: Shares,
+        mates: Callable[[int], Shares],
+        courses: Sequence[Course],
+        size: Callable[[Any], int],
+        room: int,
+        shape_of: Callable[[Mapping[str, Value]], Hashable],
+    ) -> list[dict[str, Value]]:
+        """A new point, and as many of its shape as the group has room for.
+
+        Where the shape is searched, all of a group have one, and learn nothing of the others: they are no more than
+        half of all trials until then (docs/group_search.md).
+        """
+        point = self._cube.params(first.tolist())
+        most = min(size(shape_of(point)), room)
+        if self._shape_columns:
+            most = min(most, max(START_ALIKE, len(courses) // 2))
+        others = self._held(mates(most - 1), first) if most > 1 else self._cube.uniform(0, np.random.default_rng())
+        return [point, *(self._cube.params(other.tolist()) for other in others)]
+
+    def _held(self, points: Shares, like: Shares) -> Shares:
+        """The points, with what decides the shape as another one has it."""
+        held = points.copy()
+        held[:, self._shape_columns] = like[self._shape_columns]
+        return held
+
+    def _learn(self, known: Sequence[Course], seed: int) -> None:
+        rows = [(course, epoch) for course in known for epoch in told(course.done)]
+        places = self._places([self._cube.shares(course.params) for course, _ in rows], rows)
+        values = [max(course.accuracies[:epoch]) for course, epoch in rows]
+        if len(values) >= self._fitted_on * FIT_GROWTH:
+            self._model.fit(places, values, generator=torch.Generator().manual_seed(seed))
+            self._fitted_on = len(values)
+        self._model.know(places, values)
+
+    def _places(self, shares: Sequence[Sequence[float]], rows: Sequence[tuple[Course, int]]) -> Places:
+        decays = [decay(course.settings, epoch) for course, epoch in rows]
+        features = self._cube.features(np.array(shares))
+        return Places.of(features, [epoch for _, epoch in rows], decays, [course.number for course, _ in rows])
+
+    def _points(self, known: Sequence[Course], generator: np.random.Generator) -> Shares:
+        best = sorted(known, key=lambda course: -max(course.accuracies))[:BEST]
+        around = [self._cube.near(self._cube.shares(course.params), NEAR_POINTS, generator) for course in best]
+        return np.concatenate([self._cube.uniform(POINTS, generator), *around])
+
+    def _ends(self, trials: Sequence[Course], points: Shares) -> Places:
+        """Each trial's and each point's last epoch; a point is a trial of its own."""
+        rows = [(course, course.epochs) for course in trials]
+        for k, point in enumerate(points.tolist()):
+            settings = self._sweep.fixed | self._cube.some(point, SCHEDULE)
+            epochs = int(settings.get("epochs", PARAMETERS["epochs"].default))
+            rows.append((Course(-1 - k, {}, settings, None, epochs, ()), epochs))
+        return self._places([*(self._cube.shares(course.params) for course in trials), *points.tolist()], rows)
+
+    @staticmethod
+    def _hopes(trials: Sequence[Course], mean: Tensor, covariance: Tensor, ends: Tensor) -> dict[int, Hope]:
+        complete = [k for k, course in enumerate(trials) if course.complete]
+        bar = ends[:, complete].amax(dim=1) if complete else torch.full((len(ends),), -math.inf, dtype=EXACT)
+        winners = torch.bincount(ends.argmax(dim=1), minlength=len(trials)) / len(ends)
+        beats = (ends > bar[:, None]).double().mean(dim=0)
+        deviations = covariance.diagonal().clamp_min(0).sqrt()
+        return {
+            course.number: Hope(*(float(each[k]) for each in (mean, deviations, beats, winners)))
+            for k, course in enumerate(trials)
+        }
+
+    def _pruned(self, frozen: Sequence[Course], known: Sequence[Course], hopes: Mapping[int, Hope]) -> dict[int, str]:
+        """The trials to be given up, each with its reason."""
+        complete = [course for course in known if course.complete]
+        if not complete:
+            return {}
+        best = max(complete, key=lambda course: max(course.accuracies))
+        beaten = f"trial {best.number} ({max(best.accuracies):.1%} ± {self._model.noise:.1%})"
+        return {
+            course.number: f"stopped after epoch {course.done}: {chance:.0%} chance to beat {beaten}"
+            for course in frozen
+            if (chance := hopes[course.number].beats) < HOPELESS
+        }
+
+
+def told(done: int) -> list[int]:
+    """The epochs of a curve that the model is told: the first ones, fewer and fewer later, and the last one."""
+    epochs = {round(2 ** (k / 2)) for k in range(2 * max(done, 1).bit_length())}
+    return sorted({epoch for epoch in epochs if epoch < done} | {done})
+
+
+def decay(settings: Mapping[str, Any], epoch: int) -> float:
+    """How many factors of ten StepLR has taken from the learning rate in this epoch."""
+    step, gamma = (settings.get(name, PARAMETERS[name].default) for name in ("step_size", "gamma"))
+    return (epoch - 1) // int(step) * -math.log10(float(gamma))
+
+
+def _samples(mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
+    """Draws from the posterior [samples, n]."""
+    jitter = 1e-6 * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(len(mean), dtype=EXACT)
+    factor: Tensor = torch.linalg.cholesky(covariance + jitter)
+    normal = torch.randn(SAMPLES, len(mean), generator=torch.Generator().manual_seed(seed), dtype=EXACT)
+    return mean + normal @ factor.T
