@@ -20,7 +20,7 @@ import multiprocessing
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -34,7 +34,6 @@ from curve_table import Search, Table
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.search import choice, chooser
 from cifar_sweep.study.claim import Claim, Worker
@@ -76,7 +75,7 @@ class MemoryStorage(Storage):
         owner = trial.user_attrs.get("owner")
         return trial.state, owner["token"] if owner else None
 
-    def report(self, trial: optuna.Trial, token: str, change: Change) -> bool:
+    def report(self, trial: optuna.Trial, _token: str, change: Change) -> bool:
         self.write(trial, change)
         return True
 
@@ -87,7 +86,7 @@ class MemoryStorage(Storage):
             self.optuna.set_trial_intermediate_value(trial._trial_id, step, value)
         trial._cached_frozen_trial.intermediate_values.update(change.values)
 
-    def orphans(self, study: optuna.Study) -> Sequence[int]:
+    def orphans(self, _study: optuna.Study) -> Sequence[int]:
         return ()
 
     def beat(self, trial_id: int) -> None:
@@ -162,7 +161,7 @@ class Replay:
     def _begin(self, worker: int, now: float, under_way: list[Group]) -> bool:
         claims = self.study.claim(
             self.workers[worker],
-            size=lambda shape: self.options.group,
+            size=lambda _: self.options.group,
             workers=self.options.workers,
             choose=self.chooser.choose,
         )

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.pages import templates
+from cifar_sweep.search.choice import Hope
 from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, ranked, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.sweep import Choices, Sweep
@@ -66,9 +67,9 @@ def study_note(
     )
 
 
-def trial_note(trial: TrialRecord) -> str:
-    """How a trial ended and why, its first, best and last epoch, and what it was trained on."""
-    return _rendered("trial.md", trial=trial, epochs=_named_epochs(trial))
+def trial_note(trial: TrialRecord, hope: Hope | None = None) -> str:
+    """How a trial ended and why, its first, best and last epoch, what it was trained on, and what is expected of it."""
+    return _rendered("trial.md", trial=trial, hope=None if trial.is_finished else hope, epochs=_named_epochs(trial))
 
 
 def _rendered(name: str, **facts: Any) -> str:

@@ -60,10 +60,6 @@ class TrialView:
             shown.intermediate_values = {}
         return shown
 
-    @cached_property
-    def note(self) -> str:
-        return trial_note(self.trial)
-
 
 class StudyView:
     """A study of ours. What is shown is as the database has it; note and figures may be some seconds old.
@@ -111,7 +107,7 @@ class StudyView:
     def trial_note(self, trial_id: int) -> str:
         """The note on a trial; empty where there is no such trial."""
         seen = self._seen.get(trial_id) or self._look().get(trial_id)
-        return seen.note if seen else ""
+        return trial_note(seen.trial, self.study.hopes.get(seen.trial.number)) if seen else ""
 
     def file(self, trial_id: int, file_id: str) -> File | None:
         """A file of a trial; None where there is none (any more)."""

@@ -65,7 +65,7 @@ def trial_words(trial: TrialRecord) -> str:
     last = "" if trial.state == "complete" else ", its last value"
     settings = trial.settings
     return hover_text([
-        f"{trial_name(trial)}, {trial.state}: {settings['model']}",
+        f"{trial_name(trial)}, {trial.state_words}: {settings['model']}",
         f"validation accuracy {in_percent(trial.accuracy):.2f} %{last}",
         f"learning rate {settings['learning_rate']:.3g}, batch size {settings['batch_size']}",
         f"after {trial.epochs_done} of {trial.epochs} epochs",

@@ -96,7 +96,7 @@ def seconds_by_trial(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
 def _time_words(trial: TrialRecord) -> str:
     time = f"{duration(trial.seconds)} on {trial.device or 'an unknown device'}"
     pace = f"{trial.epochs_done} of {trial.epochs} epochs, {trial.seconds / trial.epochs_done:.3g} s each"
-    return style.hover_text([f"{style.trial_name(trial)}, {trial.state}", time, pace])
+    return style.hover_text([f"{style.trial_name(trial)}, {trial.state_words}", time, pace])
 
 
 def front(trials: Sequence[TrialRecord]) -> go.Figure:

@@ -128,7 +128,7 @@ def table_of(report: Report) -> dict[str, Any]:
             cells.append(values)
 
     add("trial", lambda trial: trial.number, figure=True)
-    add("state", lambda trial: trial.state)
+    add("state", lambda trial: trial.state_words)
     add("accuracy", lambda trial: in_percent(trial.accuracy), title="validation %", figure=True, digits=2)
     add("epochs_done", lambda trial: trial.epochs_done, title="epochs", figure=True)
     if "epochs" not in report.parameters:

@@ -62,10 +62,11 @@ def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
 
 
 def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
-    """How many trials are in each state; of points that wait no more than the budget has room for."""
+    """How many trials are in each state, frozen ones apart; of points that wait no more than there is room for."""
     counts = {name: count(trials, name) for name in STATE_NAMES.values()}
-    waiting = len(queue_of(trials, sweep).placed) + sum(trial.is_frozen for trial in trials)
-    return counts if sweep.given else counts | {"waiting": waiting}
+    frozen = sum(trial.is_frozen for trial in trials)
+    waiting = counts["waiting"] - frozen if sweep.given else len(queue_of(trials, sweep).placed)
+    return counts | {"waiting": waiting, "frozen": frozen}
 
 
 @dataclass(frozen=True)

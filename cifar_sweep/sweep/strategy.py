@@ -26,7 +26,7 @@ SHAPE_PARAMETERS = frozenset(field.name for field in fields(Shape))
 def build_sampler(sweep: Sweep, *, number: int) -> BaseSampler:
     """The sampler for trial `number` alone: with one seed for all it would repeat itself after a restart."""
     seed = derive_seed(sweep.seed, "sampler", number)
-    if sweep.sampler.name == "tpe" and sweep.strategy == "optuna":
+    if sweep.sampler.name == "tpe":
         return TPESampler(seed=seed, n_startup_trials=sweep.sampler.startup_trials)
     return RandomSampler(seed=seed)  # in a given point nothing is left to sample; nor in one that a model chose
 
@@ -37,8 +37,6 @@ def build_pruner(sweep: Sweep) -> BasePruner:
     Raises UsageError where the pruner compares resources, and the sweep searches the number of epochs.
     """
     settings = sweep.pruner
-    if sweep.strategy == "auto":
-        return NopPruner()
     if settings.name in ("asha", "hyperband") and "epochs" in sweep.space:
         raise UsageError(
             f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "
@@ -47,7 +45,7 @@ def build_pruner(sweep: Sweep) -> BasePruner:
     # Optuna counts steps from 0 and may prune at step n_warmup_steps; ours begin at 1.
     common = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": settings.warmup_steps + 1}
     match settings.name:
-        case "none":
+        case "none" | "auto":  # auto: it is not Optuna that prunes
             return NopPruner()
         case "median":
             return MedianPruner(**common)

@@ -104,16 +104,19 @@ class _Settings(_Table):
 
 
 class SamplerSettings(_Settings):
-    """How trials are chosen: `tpe` (Optuna's default), `random`, or `given`: the sweep's own points and no others."""
+    """How trials are chosen: `tpe` (Optuna's default), `random`, or `given`: the sweep's own points and no others.
 
-    name: Literal["tpe", "random", "given"] = "tpe"
+    `auto` comes with the sweep's strategy of this name, as it does for the pruner.
+    """
+
+    name: Literal["tpe", "random", "given", "auto"] = "tpe"
     startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
 
 
 class PrunerSettings(_Settings):
     """When weak trials are stopped. Steps are epochs, or tenths of a trial's own schedule where epochs are searched."""
 
-    name: Literal["none", "median", "percentile", "asha", "hyperband"] = "median"
+    name: Literal["none", "median", "percentile", "asha", "hyperband", "auto"] = "median"
     startup_trials: int = Field(default=5, ge=0, description="median, percentile: complete trials before any is pruned")
     warmup_steps: int = Field(default=0, ge=0, description="median, percentile: steps before a trial may be pruned")
     percentile: float = Field(default=25.0, gt=0, le=100, description="percentile: the best share that is kept, in %")
@@ -184,8 +187,7 @@ class Sweep(_Table):
     keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
     keep_megabytes: int = Field(default=5000, ge=1, description="but not of more than fit into so much")
     strategy: Literal["auto", "optuna"] = Field(
-        default="optuna",
-        description="auto: a model of all curves chooses; optuna: the sampler and the pruner named here",
+        default="optuna", description="auto: sampler and pruner are auto; optuna: they are of those that Optuna has"
     )
     sampler: Annotated[SamplerSettings, BeforeValidator(with_name)] = SamplerSettings()
     pruner: Annotated[PrunerSettings, BeforeValidator(with_name)] = PrunerSettings()
@@ -195,14 +197,21 @@ class Sweep(_Table):
     ensemble: list[ClaimedEnsemble] = Field(default_factory=list)
     preview: Preview = Preview()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Strategy auto brings its sampler and its pruner."""
+        return {"sampler": "auto", "pruner": "auto"} | raw if raw.get("strategy") == "auto" else raw
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        named = [key for key in ("sampler", "pruner") if getattr(self, key) != type(self).model_fields[key].default]
-        if self.strategy == "auto" and named:
-            raise ValueError(
-                f"{listed(named)} does nothing beside strategy = 'auto', which chooses and prunes by itself; "
-                "accepted with it: strategy = 'optuna'"
-            )
+        for key in ("sampler", "pruner"):
+            name = getattr(self, key).name
+            if (name == "auto") != (self.strategy == "auto"):
+                raise ValueError(
+                    f"strategy {self.strategy!r} does not go with {key} {name!r}; strategy 'auto' chooses and prunes by "
+                    "itself, 'optuna' takes a sampler and a pruner of Optuna"
+                )
         return self
 
     @property

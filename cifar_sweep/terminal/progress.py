@@ -105,7 +105,7 @@ class _LiveView:
         summary = self.study.summary(trials)
         bar = Table.grid(padding=(0, 1))
         progress = ProgressBar(total=max(summary["budget"], 1), completed=_done(summary), width=BAR_WIDTH)
-        counts = ((summary["trials"][name], name) for name in ("pruned", "failed", "running", "waiting"))
+        counts = ((summary["trials"][name], name) for name in ("pruned", "failed", "running", "frozen", "waiting"))
         others = ", ".join(f"{count} {name}" for count, name in counts if count)
         bar.add_row(progress, f"{_done(summary)} of {summary['budget']} done{'; ' * bool(others)}{others}")
         told = _live_text(self.study, summary, trials, self.left.now(trials))

@@ -1,6 +1,7 @@
 """Studies at a glance."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +23,7 @@ def glance(study: SweepStudy) -> dict[str, Any]:
     return summary | {
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
+        "hopes": {number: asdict(hope) for number, hope in study.hopes.items()},
         "saved_by_pruning": {"trials": saved.trials, "epochs": saved.epochs, "seconds": round(saved.seconds, 1)},
     }
 
@@ -35,7 +37,7 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
         priority = f" (priority {each['priority']})" if each["priority"] and each["state"] == OPEN else ""
         reason = f": {each['reason']}" if each["reason"] else ""
         done = f"{counts['complete'] + counts['pruned']}/{each['budget']}"
-        others = ", ".join(f"{counts[name]} {name}" for name in ("running", "failed") if counts[name])
+        others = ", ".join(f"{counts[name]} {name}" for name in ("running", "frozen", "failed") if counts[name])
         view.add_row(
             escape(each["name"]),
             escape(f"{each['state']}{priority}{reason}"),

@@ -1,0 +1,114 @@
+"""Choices: the groups are of one shape and within the budget, the promising goes on, the hopeless is pruned."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cifar_sweep.config import Value
+from cifar_sweep.search.choice import Choice, Course, grant_end
+from cifar_sweep.search.chooser import STARTUP, Chooser, decay, told
+from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.sweep.sweep import Sweep
+
+RATE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}}
+BATCH = {"batch_size": {"low": 16, "high": 64, "base2": True}}
+EPOCHS = 12
+
+
+def sweep(**space: Any) -> Sweep:
+    fixed = {"model": "convnet", "epochs": EPOCHS}
+    return parse({"name": "s", "strategy": "auto", "fixed": fixed, "space": RATE | space}, where="test")
+
+
+def course(number: int, accuracies: Sequence[float], *, rate: float = 1e-3, size: int = 32, **state: bool) -> Course:
+    point: dict[str, Value] = {"learning_rate": rate, "batch_size": size}
+    return Course(number, point, point, size, EPOCHS, accuracies, **state)
+
+
+def choose(sweep: Sweep, courses: Sequence[Course], *, size: int = 8, room: int = 100, seed: int = 0) -> Choice:
+    def shape_of(point: Mapping[str, Value]) -> Value:
+        return point.get("batch_size", 32)
+
+    return Chooser(sweep).choose(courses, size=lambda _: size, room=room, shape_of=shape_of, seed=seed)
+
+
+def test_the_first_trials_are_random_points_of_one_shape() -> None:
+    choice = choose(sweep(**BATCH), [])
+    assert len(choice.new) == 2
+    assert len({point["batch_size"] for point in choice.new}) == 1
+    assert len({point["learning_rate"] for point in choice.new}) == 2
+    assert len(choose(sweep(), []).new) == 8, "where the shape is not searched, a whole group is free"
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_no_more_trials_begin_than_there_is_room_for(room: int) -> None:
+    assert len(choose(sweep(), [], room=room).new) == room
+
+
+def good_and_bad() -> list[Course]:
+    """Four trials that learn, four that do not, of two epochs each; and one that is complete."""
+    good = [course(k, [0.3 + 0.01 * k, 0.4 + 0.01 * k], rate=1e-3 * (1 + k / 10), frozen=True) for k in range(4)]
+    bad = [course(k, [0.1, 0.1], rate=0.09 + 0.001 * k, frozen=True) for k in range(4, 8)]
+    whole = [0.3 + 0.02 * epoch for epoch in range(EPOCHS)]
+    return [*good, *bad, course(8, whole, rate=1.2e-3, complete=True)]
+
+
+def test_the_promising_go_on_and_the_hopeless_are_pruned_with_the_reason() -> None:
+    choice = choose(sweep(), good_and_bad(), room=0)
+    assert set(choice.thawed) <= {0, 1, 2, 3}
+    assert choice.thawed
+    assert set(choice.pruned) >= {4, 5, 6, 7}
+    assert all("chance to beat trial 8 (52.0%" in reason for reason in choice.pruned.values())
+    assert not set(choice.pruned) & set(choice.thawed)
+    assert sum(hope.is_best for hope in choice.hopes.values()) == pytest.approx(1)
+    assert min(choice.hopes[k].accuracy for k in range(4)) > max(choice.hopes[k].accuracy for k in range(4, 8))
+
+
+def test_nothing_is_pruned_before_a_trial_is_complete() -> None:
+    assert choose(sweep(), good_and_bad()[:-1], room=0).pruned == {}
+
+
+def test_trials_that_go_on_together_have_one_shape_and_as_many_epochs() -> None:
+    courses = good_and_bad()[:-1]
+    courses[1] = replace(courses[1], shape="another")
+    courses[2] = replace(courses[2], accuracies=[*courses[2].accuracies, 0.45, 0.5])
+    for seed in range(10):
+        thawed = [courses[number] for number in choose(sweep(), courses, room=0, seed=seed).thawed]
+        assert len({(each.shape, each.done) for each in thawed}) == 1
+
+
+def test_where_all_trials_run_there_is_nothing_to_choose() -> None:
+    running = [replace(each, frozen=False, complete=False) for each in good_and_bad()]
+    assert choose(sweep(), running, room=0).thawed == ()
+    assert choose(sweep(), running, room=0).new == ()
+
+
+def test_a_choice_is_the_same_for_the_same_seed() -> None:
+    assert choose(sweep(), good_and_bad(), seed=3) == choose(sweep(), good_and_bad(), seed=3)
+    news = {str(choose(sweep(), good_and_bad()[:1], seed=seed).new) for seed in range(3)}
+    assert len(news) == 3, "before the model is asked, points are random"
+    assert len(good_and_bad()) > STARTUP
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ends"), [(12, [2, 4, 6, 8, 10, 12]), (30, [5, 10, 15, 20, 25, 30]), (3, [1, 2, 3])]
+)
+def test_a_schedule_is_cut_into_grants(epochs: int, ends: list[int]) -> None:
+    found = [grant_end(0, epochs)]
+    while found[-1] < epochs:
+        found.append(grant_end(found[-1], epochs))
+    assert found == ends
+    assert grant_end(ends[0] - 1, epochs) == ends[0], "an interrupted grant is finished"
+
+
+def test_the_model_is_told_the_first_and_the_last_epochs() -> None:
+    assert told(1) == [1]
+    assert told(30) == [1, 2, 3, 4, 6, 8, 11, 16, 23, 30]
+
+
+def test_decay_counts_the_steps_of_the_schedule() -> None:
+    settings = {"step_size": 4, "gamma": 0.1}
+    assert [decay(settings, epoch) for epoch in (1, 4, 5, 9)] == pytest.approx([0, 0, 1, 2])
+    assert decay({}, 100) == 0
