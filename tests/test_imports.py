@@ -24,13 +24,14 @@ ALLOWED = {
     "config": {"errors"},
     "artifacts": {"files", "errors"},
     "sweep": {"config", "errors"},
-    "study": {"sweep", "artifacts", "curve", "words", "config", "errors"},
+    "search": {"sweep", "config"},
+    "study": {"search", "sweep", "artifacts", "curve", "words", "config", "errors"},
     "training": {"curve", "config", "files", "errors"},
-    "forecast": {"study", "sweep", "config"},
+    "forecast": {"study", "search", "sweep", "config"},
     "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
     "exports": {"study", "artifacts", "curve", "training", "config", "files", "pages", "version", "errors"},
     "work": {
-        "machine", "exports", "study", "sweep", "artifacts", "training", "curve", "config", "files", "version",
+        "machine", "exports", "study", "search", "sweep", "artifacts", "training", "curve", "config", "files", "version",
         "errors",
     },
     "hand": {"exports", "study", "sweep", "training", "artifacts", "words", "config", "errors"},
@@ -39,7 +40,7 @@ ALLOWED = {
         "figures", "hand", "exports", "study", "sweep", "training", "artifacts", "words", "config", "files", "pages",
         "version", "errors",
     },
-    "dashboard": {"figures", "hand", "study", "sweep", "artifacts", "words", "config", "pages", "errors"},
+    "dashboard": {"figures", "hand", "study", "search", "sweep", "artifacts", "words", "config", "pages", "errors"},
     "terminal": {"forecast", "study", "sweep", "training", "artifacts", "words", "config", "pages", "errors"},
     "cli": {
         "dashboard", "report", "terminal", "figures", "hand", "work", "machine", "forecast", "exports", "study",
@@ -53,9 +54,10 @@ ALLOWED = {
     "__init__": {"api"},
 }  # fmt: skip
 # What only one column may know.
-FORBIDDEN = {"training": {"optuna", "sqlalchemy", "sqlite3", "tomllib", "pydantic"}} | {
-    room: {"torch", "torchvision"} for room in ("sweep", "study", "forecast", "figures", "dashboard")
-}
+FORBIDDEN = {
+    "training": {"optuna", "sqlalchemy", "sqlite3", "tomllib", "pydantic"},
+    "search": {"optuna", "sqlalchemy", "sqlite3", "tomllib"},
+} | {room: {"torch", "torchvision"} for room in ("sweep", "study", "forecast", "figures", "dashboard")}
 # How Optuna keeps a trial. Other rooms read `study.record.TrialRecord`.
 STORED = re.compile(r"\b(user_attrs|system_attrs|FrozenTrial|TrialState)\b")
 

@@ -1,5 +1,6 @@
 """What share of its epochs a trial is expected to be trained for, before its pruner has decided."""
 
+from cifar_sweep.search.choice import grant_end
 from cifar_sweep.sweep.strategy import step_of
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -17,6 +18,8 @@ def looks(sweep: Sweep, epochs: int) -> list[int]:
     pruner, searched = sweep.pruner, "epochs" in sweep.space
     if pruner.name == "none":
         return []
+    if pruner.name == "auto":
+        return [epoch for epoch in range(1, epochs) if grant_end(epoch - 1, epochs) == epoch]
     steps = {epoch: step_of(epoch, epochs=epochs, searched=searched) for epoch in range(1, epochs)}
     if pruner.name in ("median", "percentile"):
         return [epoch for epoch, step in steps.items() if step is not None and step > pruner.warmup_steps]

@@ -47,9 +47,21 @@ def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
         sweep = Sweep.model_validate(dict(raw))
     except ValidationError as error:
         raise UsageError(_sentence(error, raw, where=where)) from None
+    _check_strategy(sweep, where=where)
     _check_given(sweep, where=where)
     _check_parameters(sweep, where=where)
     return sweep
+
+
+def _check_strategy(sweep: Sweep, *, where: str) -> None:
+    """Strategy auto chooses and prunes by itself; a sampler and a pruner of Optuna belong to strategy optuna."""
+    for key in ("sampler", "pruner"):
+        name = getattr(sweep, key).name
+        if (name == "auto") != (sweep.strategy == "auto"):
+            raise UsageError(
+                f"{where}: strategy {sweep.strategy!r} does not go with {key} {name!r}; accepted: strategy = 'auto' "
+                "alone, or strategy = 'optuna' with a sampler and a pruner of Optuna."
+            )
 
 
 def _check_given(sweep: Sweep, *, where: str) -> None:

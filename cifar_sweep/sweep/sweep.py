@@ -203,17 +203,6 @@ class Sweep(_Table):
         """Strategy auto brings its sampler and its pruner."""
         return {"sampler": "auto", "pruner": "auto"} | raw if raw.get("strategy") == "auto" else raw
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for key in ("sampler", "pruner"):
-            name = getattr(self, key).name
-            if (name == "auto") != (self.strategy == "auto"):
-                raise ValueError(
-                    f"strategy {self.strategy!r} does not go with {key} {name!r}; strategy 'auto' chooses and prunes by "
-                    "itself, 'optuna' takes a sampler and a pruner of Optuna"
-                )
-        return self
-
     @property
     def given(self) -> bool:
         """Whether its own points are all that is run."""

@@ -47,7 +47,7 @@ def assert_one_sentence(message: str) -> None:
 
 
 TOP_LEVEL = (
-    "accepted: description, trials, seed, keep_weights, keep_megabytes, sampler, pruner, fixed, space, enqueue, "
+    "accepted: description, trials, seed, keep_weights, keep_megabytes, strategy, sampler, pruner, fixed, space, enqueue, "
     "ensemble, preview"
 )
 
@@ -67,9 +67,12 @@ REFUSED = {
     "empty name": ('name = ""', "name = '' is not accepted; it takes a text that is not empty."),
     "pruner, string": (
         'pruner = "medain"',
-        "there is no pruner 'medain'; did you mean median? known: asha, hyperband,",
+        "there is no pruner 'medain'; did you mean median? known: asha, auto, hyperband,",
     ),
-    "pruner, table": ('pruner = { name = "medain" }', "there is no pruner 'medain'; did you mean median? known: asha"),
+    "pruner, table": (
+        'pruner = { name = "medain" }',
+        "there is no pruner 'medain'; did you mean median? known: asha, auto",
+    ),
     "pruner, number": ("pruner = 3", "pruner = 3 is not accepted; it takes the name of a pruner or a table with it."),
     "pruner, list": ('pruner = ["median"]', "it takes the name of a pruner or a table with it."),
     "pruner, key": (
@@ -102,8 +105,14 @@ REFUSED = {
         "pruner = { reduction_factor = 1 }",
         "reduction_factor = 1 is not accepted; it takes a whole number of",
     ),
-    "sampler, string": ('sampler = "tpee"', "there is no sampler 'tpee'; did you mean tpe? known: given, random, tpe."),
-    "sampler, table": ('sampler = { name = "cma" }', "lr.toml: there is no sampler 'cma'; known: given, random, tpe."),
+    "sampler, string": (
+        'sampler = "tpee"',
+        "there is no sampler 'tpee'; did you mean tpe? known: auto, given, random, tpe.",
+    ),
+    "sampler, table": (
+        'sampler = { name = "cma" }',
+        "lr.toml: there is no sampler 'cma'; known: auto, given, random, tpe.",
+    ),
     "sampler, key": ("sampler = { startup = 3 }", "[sampler]: there is no key 'startup'; did you mean startup_trials?"),
     "fixed, name": (
         "[fixed]\nlearning_rat = 0.1",
