@@ -51,6 +51,7 @@ class SweepStudy:
         self.code: dict[str, str] = attributes.get("code", {})
         self.artifacts: str = attributes["artifacts"]
         self.priority: int = attributes.get("priority", 0)
+        self.choice = Choice()  # the last one that a claim here was made by
         self._study.pruner = strategy.build_pruner(self.sweep)
 
     @property
@@ -134,7 +135,7 @@ class SweepStudy:
         `choose` is asked where the sweep's strategy is auto, before the database is locked.
         """
         while True:
-            choice = self._choice(worker, size, choose) if self.sweep.strategy == "auto" else Choice()
+            self.choice = choice = self._choice(worker, size, choose) if self.sweep.strategy == "auto" else Choice()
             with self.storage.lock():
                 if self.state != OPEN:
                     return []

@@ -16,6 +16,7 @@ from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.search.chooser import Chooser
 from cifar_sweep.study.claim import Claim, Worker
+from cifar_sweep.study.files import drop_needless
 from cifar_sweep.study.lease import Lease, Patience
 from cifar_sweep.study.opening import check_code, open_studies
 from cifar_sweep.study.outage import is_outage, pause, wait_out
@@ -157,6 +158,8 @@ class _TrialWorker:
                 workers = None if self.job.groups.fixed else self.job.workers
                 choose = self._chooser(study).choose
                 unfinished = study, study.claim(self.worker, size=self._size, workers=workers, choose=choose)
+                if study.choice.pruned:
+                    drop_needless(study, self.ready[study.uid][1])
                 if unfinished[1]:
                     break
         if self.unable and unfinished is None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -83,11 +83,13 @@ def study(database: Storage, name: str, small_data: ImageData) -> SweepStudy:
     return submitted(database, name, small_data)
 
 
-def submitted(storage: Storage, name: str, data: ImageData, **changes: Any) -> SweepStudy:
+def submitted(
+    storage: Storage, name: str, data: ImageData, *, base: Mapping[str, Any] = SWEEP, **changes: Any
+) -> SweepStudy:
     for other, attributes in storage.studies():  # the server is shared by tests
         if attributes.get("state") == "open":
             load(storage, other).set_state("paused")
-    sweep = parse(SWEEP | changes, where="test")
+    sweep = parse(dict(base) | changes, where="test")
     return open_or_resume(storage, name, sweep, data=facts(data, source="synthetic:500"))
 
 
@@ -207,8 +209,22 @@ def test_many_workers_share_the_trials_exactly(
 
 @repeated
 def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew: Any, small_data: ImageData) -> None:
-    chance = random.Random(repeat)
     workers = crew(url)
+    kills = kill_at_random(workers, random.Random(repeat))
+    workers.finish()
+    trials = assert_finished(study, TRIALS)
+    twice = sum(times - 1 for times in workers.epochs().values())
+    assert twice <= kills, "at most one epoch is trained twice for each kill"
+    resumed = [trial for trial in trials if trial.deaths]
+    assert resumed
+    for trial in resumed[: TRIALS if WHOLE else 1]:
+        assert_as_unbroken(study, trial, small_data)
+    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
+    record("kill", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
+
+
+def kill_at_random(workers: Crew, chance: random.Random) -> int:
+    """Kill workers while they are at work, `KILLS` in all; how many it came to."""
     workers.wait_for(lambda: bool(workers.lines("epoch")))
     # The first kill is in the midst of a trial, whatever the moments of the others are: after the first of its epochs.
     os.kill(int(workers.lines("epoch")[-1][0]), signal.SIGKILL)
@@ -220,19 +236,39 @@ def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew:
         ready = [pid for pid in workers.pids() if pid in trained or newborn < 2]
         if ready:
             chosen = chance.choice(ready)
-            os.kill(chosen, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(chosen, signal.SIGKILL)
             kills += 1
             newborn += chosen not in trained
+    return kills
+
+
+@repeated
+def test_kills_while_trials_are_frozen_and_thawed(
+    repeat: int, url: str, database: Storage, name: str, crew: Any, small_data: ImageData
+) -> None:
+    sweep = {"strategy": "auto", "trials": 3 * TRIALS}
+    study = submitted(database, name, small_data, base=without(SWEEP, "sampler", "pruner"), **sweep)
+    workers = crew(url)
+    kills = kill_at_random(workers, random.Random(repeat))
     workers.finish()
-    trials = assert_finished(study, TRIALS)
+    trials = study.trials()
+    assert [trial.number for trial in trials] == list(range(3 * TRIALS)), "the count is exact"
+    assert {trial.state for trial in trials} == {"complete", "pruned"}
+    for trial in trials:
+        assert [point.epoch for point in trial.curve] == list(range(1, trial.epochs_done + 1))
+        assert "chance to beat" in trial.reason or trial.state == "complete"
     twice = sum(times - 1 for times in workers.epochs().values())
     assert twice <= kills, "at most one epoch is trained twice for each kill"
-    resumed = [trial for trial in trials if trial.deaths]
-    assert resumed
-    for trial in resumed[: TRIALS if WHOLE else 1]:
+    complete = [trial for trial in trials if trial.state == "complete"]
+    for trial in complete[: TRIALS if WHOLE else 1]:
         assert_as_unbroken(study, trial, small_data)
-    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
-    record("kill", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
+    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed and the pruned"
+    record("freeze", url, kills=kills, complete=len(complete), epochs_twice=twice, finished=len(trials))
+
+
+def without(sweep: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in sweep.items() if key not in keys}
 
 
 @repeated
