@@ -24,12 +24,14 @@ def write(folder: Path, strategy: str, replays: list[list[tuple]], *, spent: int
     return path
 
 
-def compare(*arguments: str | Path) -> dict[str, dict[str, str]]:
-    """The printed table: each strategy's cells by their column."""
-    command = [sys.executable, compare_replays.__file__, *arguments]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def cells(printed: str) -> dict[str, dict[str, str]]:
+    """Each strategy's cells by their column."""
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines())
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def compare(*paths: Path, ours: str | None = None, by: str = "epochs") -> dict[str, dict[str, str]]:
+    return cells(compare_replays.compare(compare_replays.read(paths, by=by), ours=ours))
 
 
 def rising(first: int) -> list[tuple]:
@@ -41,7 +43,7 @@ def test_times_regrets_and_ratios(tmp_path: Path) -> None:
     ours = write(tmp_path, "ours", [rising(20)] * 5)
     slow = write(tmp_path, "slow", [rising(40)] * 3 + [[(400, 800.0, 0.5)]] * 2)
     never = write(tmp_path, "never", [[]] * 4)
-    found = compare(ours, slow, never, "--ours", "ours")
+    found = compare(ours, slow, never, ours="ours")
     assert list(found) == ["ours", "slow", "never"]
     assert found["ours"]["n"] == "5"
     assert found["ours"]["epochs to 2 points"] == "40 (40 to 40)"
@@ -58,19 +60,19 @@ def test_times_regrets_and_ratios(tmp_path: Path) -> None:
     assert found["ours"]["ratio, 2 points"] == "1"
     assert found["slow"]["ratio, 2 points"] == "0.50 (0.00 to 0.50)"
     assert found["never"]["ratio, 2 points"] == "< 0.04 (0.00 to 0.04)"
-    assert compare(ours, slow, never, "--ours", "never")["ours"]["ratio, 2 points"] == "> 25.00 (25.00 to ∞)"
+    assert compare(ours, slow, never, ours="never")["ours"]["ratio, 2 points"] == "> 25.00 (25.00 to ∞)"
     other = write(tmp_path, "other", [[]] * 2)
-    assert compare(other, never, "--ours", "never")["other"]["ratio, 2 points"] == "unknown"
+    assert compare(other, never, ours="never")["other"]["ratio, 2 points"] == "unknown"
 
 
 def test_the_interval_holds_where_times_differ(tmp_path: Path) -> None:
     ours = write(tmp_path, "ours", [rising(10 + k) for k in range(20)])
     slow = write(tmp_path, "slow", [rising(30 + k) for k in range(20)])
-    assert compare(ours, slow, "--ours", "ours")["slow"]["ratio, 2 points"] == "0.49 (0.38 to 0.62)"
+    assert compare(ours, slow, ours="ours")["slow"]["ratio, 2 points"] == "0.49 (0.38 to 0.62)"
 
 
 def test_simulated_seconds(tmp_path: Path) -> None:
-    found = compare(write(tmp_path, "ours", [rising(10)] * 2), "--seconds")
+    found = compare(write(tmp_path, "ours", [rising(10)] * 2), by="seconds")
     assert found["ours"]["seconds to 2 points"] == "40 (40 to 40)"
     assert found["ours"]["regret after 5 trials"] == "10.00 ± 0.00"  # 25 seconds
     without = write(tmp_path, "random", [[(10, 0.0, 0.5)]], spent=0)
@@ -102,3 +104,11 @@ def test_files_of_one_strategy_are_one(tmp_path: Path) -> None:
     second.write_text(json.dumps(stored))
     assert compare(first, second)["ours"]["n"] == "5"
     assert compare(first, second)["ours"]["epochs to 2 points"] == "40 (20 to 40)"
+
+
+def test_the_command_prints_the_same(tmp_path: Path) -> None:
+    ours, slow = write(tmp_path, "ours", [rising(20)] * 5), write(tmp_path, "slow", [rising(40)] * 5)
+    command = [sys.executable, compare_replays.__file__, ours, slow, "--ours", "ours", "--seconds"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert cells(printed) == compare(ours, slow, ours="ours", by="seconds")
+    assert cells(printed)["slow"]["ratio, 2 points"] == "0.50 (0.50 to 0.50)"
