@@ -75,9 +75,21 @@ class Table:
 
     @cached_property
     def noise(self) -> float:
-        """One seed's standard deviation, pooled over the settings near the best that have several."""
+        """One seed's standard deviation, pooled over the settings near the best that have several; 0 without any."""
         near = [c for c, true in zip(self.curves, self.true, strict=True) if len(c) > 1 and true > self.best - NEAR]
-        return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near))
+        return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """What replays are compared by, once the table is no longer at hand; `whole` is the mean of a whole trial."""
+        seconds = [sum(row["seconds"]) for rows in self.rows.values() for row in rows if "seconds" in row]
+        return {
+            "name": self.name,
+            "best": self.best,
+            "noise": self.noise,
+            "chance": 1 / self.classes,
+            "whole_epochs": statistics.mean(self.epochs),
+            "whole_seconds": statistics.mean(seconds) if seconds else 0.0,
+        }
 
     @cached_property
     def _coordinates(self) -> np.ndarray:

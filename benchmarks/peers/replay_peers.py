@@ -1,21 +1,18 @@
 """Let peers search a table of real curves (`curve_table.py`) with their own code; random and one-epoch search as well.
 
     python benchmarks/peers/replay_peers.py --table benchmarks/curves/joint.json.gz --strategy optuna_tpe_median \
-        --replays 200 --json joint-median.json [--seed0 0] [--processes 2] [--most-epochs 2500]
+        --replays 200 --json joint-median.json [--seed0 0] [--processes 2] [--most-epochs 1500] [--near 0.0]
 
 With several strategies the file of each has its name before the suffix: `joint-random.json`. A replay trains one epoch
-of one trial at a time. It ends when the choice is within half a point of the best setting, when the epochs are spent,
-or when the peer asks for a new trial and the table has no setting left. It is the same each time for the same seed,
-table and versions.
-
-A peer that stops a trial for good loses its setting: nobody is given one twice. In a real space it could propose a
-neighbour. With `--again` it can come back: where no setting is left, those that were not trained whole are free again,
-and are paid from the first epoch on. The choice between the two matters for all that stop by successive halving.
+of one trial at a time. It ends when the choice is no further than `--near` below the best setting, by default the best
+itself, or when the epochs are spent. It is the same each time for the same seed, table and versions.
+`benchmarks/compare_replays.py` compares the files.
 
 What is the same for all peers:
 
 - They are told the best validation accuracy so far, after each epoch: it is what the choice is made by.
-- They are told the parameters of the setting that was trained, not those proposed: models learn what really happened.
+- Every proposal is a new trial, which the nearest setting stands for. They are told what came of it as the result of
+  the parameters that they proposed.
 - A range has an even scale: logarithms for a logarithmic range, exponents for powers of two, places in the list for
   choices that are numbers. Momentum is always proposed, also for Adam, which has none.
 - A trial's budget is its setting's own epochs; the unit of a rung is one epoch.
@@ -50,7 +47,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import numpy as np
 from curve_table import Search, Table
 
-NEAR_ENOUGH = 0.005  # a replay ends when the choice's true mean is no further below the best
+EQUAL = 1e-9  # true means no further apart are the same
 
 
 class EndedError(Exception):
@@ -61,32 +58,25 @@ class EndedError(Exception):
 class Replay(Search):
     """A search that ends itself, and tells what peers are told."""
 
-    most_epochs: int = 2500
-    again: bool = False  # where no setting is left, those that were not trained whole are free again
-    trials: int = 0
-    shown: dict[int, float] = field(default_factory=dict)  # the best validation accuracy so far, by setting
-
-    @property
-    def has_more(self) -> bool:
-        return len(self.trained) < len(self.table.settings)
+    most_epochs: int = 1500
+    near: float = 0.0  # it ends when the choice's true mean is no further below the best
+    shown: list[float] = field(default_factory=list)  # each trial's best validation accuracy so far
 
     def start(self, params: Mapping[str, Any]) -> int:
-        """The setting that a new trial with these parameters trains."""
-        if self.again and not self.has_more:
-            self.trained = {setting: epochs for setting, epochs in self.trained.items() if self.is_done(setting)}
-        setting = self.begin(params)
-        if setting is None:
-            raise EndedError
-        self.trials += 1
-        self.shown[setting] = 0.0
-        return setting
+        """The number of a new trial with these parameters."""
+        self.shown.append(0.0)
+        return self.begin(params)
 
-    def train(self, setting: int) -> float:
+    def train(self, trial: int) -> float:
         """Train one more epoch: the trial's best validation accuracy so far."""
-        self.shown[setting] = max(self.shown[setting], self.epoch(setting))
-        if self.spent >= self.most_epochs or self.short() <= NEAR_ENOUGH + 1e-9:
+        self.shown[trial] = max(self.shown[trial], self.epoch(trial))
+        if self.spent >= self.most_epochs or self.has_found():
             raise EndedError
-        return self.shown[setting]
+        return self.shown[trial]
+
+    def has_found(self) -> bool:
+        """Whether the choice is near enough to the best."""
+        return self.short() <= self.near + EQUAL
 
 
 @dataclass(frozen=True)
@@ -139,19 +129,6 @@ class Knob:
                 return self.choices[place]
         return place
 
-    def place(self, value: Any) -> Any:
-        """A peer's value for a sweep's."""
-        if not self.is_range:
-            return value
-        match self.scale:
-            case "log":
-                value = float(np.log10(value))
-            case "base2":
-                value = round(np.log2(value))
-            case "place":
-                value = self.choices.index(value)
-        return min(max(value, self.low), self.high)
-
 
 class Space:
     """A table's space on even scales."""
@@ -161,9 +138,6 @@ class Space:
 
     def values(self, places: Mapping[str, Any]) -> dict[str, Any]:
         return {knob.name: knob.value(places[knob.name]) for knob in self.knobs}
-
-    def places(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {knob.name: knob.place(values[knob.name]) for knob in self.knobs}
 
     def draw(self, generator: np.random.Generator) -> dict[str, Any]:
         """Values by lot."""
@@ -182,29 +156,24 @@ def random_search(replay: Replay) -> None:
     """Whole schedules of settings by lot."""
     space, generator = Space(replay.table), np.random.default_rng([replay.seed, 1])
     while True:
-        setting = replay.start(space.draw(generator))
-        for _ in range(replay.table.epochs[setting]):
-            replay.train(setting)
+        trial = replay.start(space.draw(generator))
+        while not replay.is_done(trial):
+            replay.train(trial)
 
 
 def one_epoch(replay: Replay, *, kept: int, of: int) -> None:
-    """Rounds: `of` settings by lot for one epoch each, then the best `kept` that are not complete for all their epochs.
+    """Rounds: `of` settings by lot for one epoch each, then the best `kept` for all their epochs; the others are gone.
 
-    As published it is one round: all for one epoch, the best K whole. How large a round must be nobody knows
-    beforehand. So rounds follow each other, and those not kept can be kept later: at any time about the best share of
-    all proposals is complete. Where the table has no setting left, the others follow, the best first.
+    As published it is one round. How large a round must be nobody knows beforehand, so rounds follow each other.
     """
     space, generator = Space(replay.table), np.random.default_rng([replay.seed, 1])
-    waiting: dict[int, float] = {}
-    while replay.has_more or waiting:
-        for _ in range(of):
-            if replay.has_more:
-                setting = replay.start(space.draw(generator))
-                waiting[setting] = replay.train(setting)
-        for setting in sorted(waiting, key=lambda k: -waiting[k])[:kept]:
-            del waiting[setting]
-            while not replay.is_done(setting):
-                replay.train(setting)
+    while True:
+        tried = [replay.start(space.draw(generator)) for _ in range(of)]
+        for trial in tried:
+            replay.train(trial)
+        for trial in sorted(tried, key=lambda k: -replay.shown[k])[:kept]:
+            while not replay.is_done(trial):
+                replay.train(trial)
 
 
 def optuna_distributions(space: Space) -> dict[str, Any]:
@@ -220,13 +189,6 @@ def optuna_distributions(space: Space) -> dict[str, Any]:
     }
 
 
-def rewrite(storage: Any, study: str, number: int, distributions: Mapping[str, Any], places: Mapping[str, Any]) -> None:
-    """Make the parameters of a running trial those that were trained."""
-    trial = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study), number)
-    for name, distribution in distributions.items():
-        storage.set_trial_param(trial, name, distribution.to_internal_repr(places[name]), distribution)
-
-
 def optuna_study(replay: Replay, *, sampler: str, pruner: str, **pruner_settings: Any) -> None:
     """A study with its own ask, report, should_prune and tell. A complete trial is told as such, never as pruned."""
     import optuna
@@ -234,27 +196,25 @@ def optuna_study(replay: Replay, *, sampler: str, pruner: str, **pruner_settings
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if pruner == "HyperbandPruner":
         pruner_settings["max_resource"] = max(replay.table.epochs)
-    space, storage = Space(replay.table), optuna.storages.InMemoryStorage()
+    space = Space(replay.table)
     distributions = optuna_distributions(space)
     study = optuna.create_study(
-        storage=storage,
         study_name=f"replay {replay.seed}",  # Hyperband draws a trial's bracket by the study's name
         direction="maximize",
         sampler=getattr(optuna.samplers, sampler)(seed=replay.seed),
         pruner=getattr(optuna.pruners, pruner)(**pruner_settings),
     )
     while True:
-        trial = study.ask(distributions)
-        setting = replay.start(space.values(trial.params))
-        rewrite(storage, study.study_name, trial.number, distributions, space.places(replay.table.settings[setting]))
-        while not replay.is_done(setting):
-            best = replay.train(setting)
-            trial.report(best, replay.trained[setting])
-            if not replay.is_done(setting) and trial.should_prune():
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        asked = study.ask(distributions)
+        trial = replay.start(space.values(asked.params))
+        while not replay.is_done(trial):
+            best = replay.train(trial)
+            asked.report(best, replay.trained[trial])
+            if not replay.is_done(trial) and asked.should_prune():
+                study.tell(asked, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
-            study.tell(trial, best)
+            study.tell(asked, best)
 
 
 @cache
@@ -333,12 +293,12 @@ def syne_tune(replay: Replay, *, scheduler: str, **settings: Any) -> None:
         **settings,
     )
     while True:
-        setting = replay.start(space.values(tuner.suggest().config))
-        places = space.places(replay.table.settings[setting])
-        trial = Trial(replay.trials - 1, places, datetime.datetime.fromtimestamp(0, datetime.UTC))
+        config = tuner.suggest().config
+        number = replay.start(space.values(config))
+        trial = Trial(number, config, datetime.datetime.fromtimestamp(0, datetime.UTC))
         tuner.on_trial_add(trial)
-        while not replay.is_done(setting):
-            result = {"best": replay.train(setting), "epoch": replay.trained[setting]}
+        while not replay.is_done(number):
+            result = {"best": replay.train(number), "epoch": replay.trained[number]}
             if tuner.on_trial_result(trial, result) != SchedulerDecision.CONTINUE:
                 tuner.on_trial_remove(trial)
                 break
@@ -358,19 +318,15 @@ def ray_tune(replay: Replay, **settings: Any) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     np.random.seed(replay.seed)  # the scheduler draws brackets from numpy's common generator
-    space, storage = Space(replay.table), optuna.storages.InMemoryStorage()
-    distributions = optuna_distributions(space)
-    told = {"metric": "best", "mode": "max"}
-    searcher = OptunaSearch(space=distributions, seed=replay.seed, storage=storage, study_name="replay", **told)
+    space, told = Space(replay.table), {"metric": "best", "mode": "max"}
+    searcher = OptunaSearch(space=optuna_distributions(space), seed=replay.seed, **told)
     scheduler = ASHAScheduler(max_t=max(replay.table.epochs), **told, **settings)
     while True:
-        number = replay.trials
-        trial = SimpleNamespace(trial_id=f"{number:05d}")
-        setting = replay.start(space.values(searcher.suggest(trial.trial_id)))
-        rewrite(storage, "replay", number, distributions, space.places(replay.table.settings[setting]))
+        trial = SimpleNamespace(trial_id=f"{len(replay.trained):05d}")
+        number = replay.start(space.values(searcher.suggest(trial.trial_id)))
         scheduler.on_trial_add(None, trial)
-        while not replay.is_done(setting):
-            result = {"best": replay.train(setting), "training_iteration": replay.trained[setting]}
+        while not replay.is_done(number):
+            result = {"best": replay.train(number), "training_iteration": replay.trained[number]}
             if scheduler.on_trial_result(None, trial, result) == ASHAScheduler.STOP:
                 break
             searcher.on_trial_result(trial.trial_id, result)
@@ -440,19 +396,21 @@ class Job:
     strategy: str
     seed: int
     most_epochs: int
-    again: bool
+    near: float
 
 
-def replay(job: Job) -> tuple[dict[str, Any], float]:
-    """One replay and the processor seconds that it took: the machine may be shared."""
-    started = time.process_time()
-    done = run(read(job.table), job.strategy, job.seed, most_epochs=job.most_epochs, again=job.again)
-    return {"seed": job.seed, "spent": done.spent, "events": done.events}, time.process_time() - started
+def replay(job: Job) -> tuple[dict[str, Any], bool, float]:
+    """One replay, whether it found what it looked for, and its processor seconds: the machine may be shared."""
+    table, started = read(job.table), time.process_time()
+    done = run(table, job.strategy, job.seed, most_epochs=job.most_epochs, near=job.near)
+    seconds = time.process_time() - started
+    outcome = {"seed": job.seed, "spent": done.spent, "seconds": done.seconds, "events": done.events}
+    return outcome, done.has_found(), seconds
 
 
-def run(table: Table, strategy: str, seed: int, *, most_epochs: int, again: bool = False) -> Replay:
+def run(table: Table, strategy: str, seed: int, *, most_epochs: int, near: float = 0.0) -> Replay:
     """Replay a strategy."""
-    found, chosen = Replay(table, seed, most_epochs=most_epochs, again=again), STRATEGIES[strategy]
+    found, chosen = Replay(table, seed, most_epochs=most_epochs, near=near), STRATEGIES[strategy]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(EndedError):
@@ -460,7 +418,7 @@ def run(table: Table, strategy: str, seed: int, *, most_epochs: int, again: bool
     return found
 
 
-def replays(jobs: Iterable[Job], processes: int) -> list[tuple[dict[str, Any], float]]:
+def replays(jobs: Iterable[Job], processes: int) -> list[tuple[dict[str, Any], bool, float]]:
     if processes == 1:
         return [replay(job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
@@ -476,32 +434,32 @@ def main() -> None:
     parser.add_argument("--strategy", nargs="+", choices=list(STRATEGIES), required=True)
     parser.add_argument("--replays", type=int, default=200)
     parser.add_argument("--seed0", type=int, default=0, help="the first replay's seed; the others follow it")
-    parser.add_argument("--most-epochs", type=int, default=2500)
-    parser.add_argument("--again", action="store_true", help="settings of stopped trials are free again at the end")
+    parser.add_argument("--most-epochs", type=int, default=1500)
+    parser.add_argument("--near", type=float, default=0.0, help="a replay ends when its choice is so near to the best")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     for name in options.strategy:
         seeds = range(options.seed0, options.seed0 + options.replays)
-        jobs = [Job(options.table, name, seed, options.most_epochs, options.again) for seed in seeds]
+        jobs = [Job(options.table, name, seed, options.most_epochs, options.near) for seed in seeds]
         done = replays(jobs, options.processes)
-        strategy, best = STRATEGIES[name], read(options.table).best
-        found = {
-            "table": read(options.table).name,
+        strategy = STRATEGIES[name]
+        result = {
+            "table": read(options.table).facts(),
             "strategy": name,
             "versions": {"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", *strategy.packages)},
-            "settings": dict(strategy.settings) | {"most_epochs": options.most_epochs, "again": options.again},
-            "replays": [result for result, _ in done],
+            "settings": dict(strategy.settings) | {"most_epochs": options.most_epochs, "near": options.near},
+            "replays": [outcome for outcome, _, _ in done],
         }
         several = len(options.strategy) > 1
         path = options.json.with_stem(f"{options.json.stem}-{name}") if several else options.json
-        path.write_text(json.dumps(found))
-        near = [bool(r["events"]) and best - r["events"][-1][2] <= NEAR_ENOUGH + 1e-9 for r, _ in done]
-        epochs = np.median([r["spent"] if reached else np.inf for (r, _), reached in zip(done, near, strict=True)])
+        path.write_text(json.dumps(result))
+        epochs = np.median([outcome["spent"] if found else np.inf for outcome, found, _ in done])
         print(
-            f"{name}: {sum(near)} of {len(done)} within half a point, median {epochs:.0f} epochs, "
-            f"{np.mean([seconds for _, seconds in done]):.2f} s of processor time a replay",
+            f"{name}: {sum(found for _, found, _ in done)} of {len(done)} within {100 * options.near:g} points of the "
+            f"best, median {epochs:.0f} epochs, {np.mean([seconds for _, _, seconds in done]):.2f} s of processor time "
+            "a replay",
             flush=True,
         )
 
