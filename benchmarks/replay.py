@@ -8,8 +8,8 @@ the code that a sweep runs; only the database is one in memory, and an epoch's r
 `curve_table.py`). Time is simulated: an epoch takes as long as a group of its size takes at its batch size, relative to
 one trial alone (`speeds.json` beside the tables), and results come in the order of that time.
 
-A replay ends when its choice is the best setting, or when `--most-epochs` are spent. The JSON has, for each replay, the
-epochs, the simulated seconds and the choice's true mean after each complete trial.
+A replay ends when its choice is within `--near` of the best setting, half a point, or when `--most-epochs` are spent. The
+JSON has, for each replay, the epochs, the simulated seconds and the choice's true mean after each complete trial.
 """
 
 import argparse
@@ -156,7 +156,7 @@ class Replay:
         return self.search
 
     def over(self) -> bool:
-        return self.search.spent >= self.options.most_epochs or self.search.short() <= 1e-9
+        return self.search.spent >= self.options.most_epochs or self.search.short() <= self.options.near + 1e-9
 
     def _begin(self, worker: int, now: float, under_way: list[Group]) -> bool:
         claims = self.study.claim(
@@ -217,7 +217,8 @@ def replay(seed: int, *, options: argparse.Namespace, strategy: str) -> dict[str
     started = time.perf_counter()
     search = Replay(table, sweep_of(table, strategy), Speeds.read(options.speeds), options, seed).run()
     took = time.perf_counter() - started
-    return {"seed": seed, "spent": search.spent, "trials": len(search.trained), "took": took, "events": search.events}
+    spent = {"spent": search.spent, "seconds": search.seconds}
+    return spent | {"seed": seed, "trials": len(search.trained), "took": took, "events": search.events}
 
 
 def set_constants(words: Sequence[str]) -> None:
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="that search together")
     parser.add_argument("--group", type=int, default=1, help="trials that a worker trains at once")
     parser.add_argument("--most-epochs", type=int, default=1500)
+    parser.add_argument("--near", type=float, default=0.005, help="a replay ends when its choice is so near the best")
     parser.add_argument("--speeds", type=Path, default=SPEEDS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="numbers of the strategy, to try")
@@ -264,7 +266,7 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
         several = len(options.strategy) > 1
         path = options.json.with_stem(f"{options.json.stem}-{strategy}") if several else options.json
         settings = {"workers": options.workers, "group": options.group, "set": options.set} | STRATEGIES[strategy]
-        whole = {"table": table.name, "strategy": strategy, "versions": versions(), "settings": settings}
+        whole = {"table": table.facts(), "strategy": strategy, "versions": versions(), "settings": settings}
         path.write_text(json.dumps(whole | {"replays": list(replays)}))
 
 

@@ -107,7 +107,7 @@ TABLES = {
     ),
     "five": Table(
         JOINT["fixed"] | {"train_images": 5_000, "validation_images": 2_500, "activation": "tanh"},
-        JOINT["space"],
+        JOINT["space"] | {"batch_size": {"choices": [16, 64, 256]}},
         JOINT["shapes"] | {"batch_size": [16, 64, 256]},
         each=8, best=24, others=8, classes=5,
     ),

@@ -53,6 +53,7 @@ def options(table: Path, **changes: Any) -> argparse.Namespace:
         "workers": 1,
         "group": 1,
         "most_epochs": 600,
+        "near": 0.005,
     }
     return argparse.Namespace(**usual | changes)
 
