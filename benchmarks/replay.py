@@ -8,8 +8,8 @@ the code that a sweep runs; only the database is one in memory, and an epoch's r
 `curve_table.py`). Time is simulated: an epoch takes as long as a group of its size takes at its batch size, relative to
 one trial alone (`speeds.json` beside the tables), and results come in the order of that time.
 
-A replay ends when its choice is within `--near` of the best setting, half a point, or when `--most-epochs` are spent. The
-JSON has, for each replay, the epochs, the simulated seconds and the choice's true mean after each complete trial.
+A replay ends when its choice is within `--near` of the best setting, half a point, or when `--most-epochs` are spent.
+The JSON has, for each replay, the epochs, the simulated seconds and the choice's true mean after each complete trial.
 """
 
 import argparse

@@ -88,4 +88,4 @@ def test_our_strategy_leaves_trials_frozen_and_random_does_not(replay: Any, tabl
     auto = replay.replay(0, options=options(table, most_epochs=90), strategy="auto")
     random = replay.replay(0, options=options(table, most_epochs=90), strategy="random")
     assert len(random["events"]) == random["trials"] == 90 / EPOCHS
-    assert auto["trials"] > random["trials"] > len(auto["events"])
+    assert auto["trials"] > len(auto["events"])
