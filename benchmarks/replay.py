@@ -222,10 +222,12 @@ def replay(seed: int, *, options: argparse.Namespace, strategy: str) -> dict[str
 
 
 def set_constants(words: Sequence[str]) -> None:
-    """Change numbers of the strategy, for experiments: `HOPELESS=0.05`."""
+    """Change numbers of the strategy, for experiments: `HOPELESS=0.05`, `GRANTS=0.1,0.5,1`."""
     for name, _, value in (word.partition("=") for word in words):
-        module = choice if hasattr(choice, name) and name == "GRANTS" else chooser
-        setattr(module, name, type(getattr(module, name))(float(value)))
+        if name == "GRANTS":
+            choice.GRANTS = tuple(map(float, value.split(",")))
+        else:
+            setattr(chooser, name, type(getattr(chooser, name))(float(value)))
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from cifar_sweep.search.curve_model import EXACT, CurveModel, Places
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 
-STARTUP = 8  # trials at random points before the model is asked
+STARTUP = 16  # trials at random points before the model is asked
+AT_RANDOM = 0.25  # the share of choices that are random points all the same: a model can be wrong
 POINTS = 150  # random points of the space that compete to be new trials
 NEAR_POINTS = 30  # points around each of the best trials that compete, too
 BEST = 3  # so many of them
@@ -61,7 +62,7 @@ class Chooser:
         """
         generator = np.random.default_rng(seed)
         known = [course for course in courses if course.accuracies]
-        if not known or (room and len(courses) < STARTUP):
+        if not known or (room and (len(courses) < STARTUP or generator.random() < AT_RANDOM)):
             drawn = self._cube.uniform(1, generator)
             return Choice(
                 new=self._group(
