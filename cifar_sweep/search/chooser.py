@@ -31,6 +31,7 @@ BEST = 3  # so many of them
 RIVALS = 1  # new points that compete with the frozen trials: the most promising ones
 START_ALIKE = 2  # trials of one shape in the first groups, where the shape is searched
 HOPELESS = 0.03  # a trial whose chance to beat the best complete one is smaller is pruned
+DOUBT = 2.0  # deviations: a trial that is expected further below the one of its group that was chosen does not join it
 SAMPLES = 400
 FIT_GROWTH = 1.15  # the model is fitted again when there are so many times as many observations
 SCHEDULE = ("epochs", "step_size", "gamma")  # the parameters that decide when a trial ends, and how far it has decayed
@@ -89,9 +90,9 @@ class Chooser:
         if first < len(trials):
             course = frozen[first]
             alike = [
-                frozen[k]
-                for k in options
-                if k < len(trials) and (frozen[k].shape, frozen[k].done) == (course.shape, course.done)
+                each
+                for each in (frozen[k] for k in options if k < len(trials))
+                if (each.shape, each.done) == (course.shape, course.done) and _may_beat(hopes, each, course)
             ]
             alike.sort(key=lambda each: (each is not course, -hopes[each.number].beats, each.number))
             thawed = [each.number for each in alike[: size(course.shape)]]
@@ -185,6 +186,12 @@ class Chooser:
             for course in frozen
             if (chance := hopes[course.number].beats) < HOPELESS
         }
+
+
+def _may_beat(hopes: Mapping[int, Hope], one: Course, other: Course) -> bool:
+    """Whether a trial may well end better than another is expected to; a lane that it would fill is not for nothing."""
+    hope = hopes[one.number]
+    return one is other or hope.accuracy + DOUBT * hope.deviation > hopes[other.number].accuracy
 
 
 def told(done: int) -> list[int]:

@@ -126,7 +126,14 @@ def test_an_interrupted_trial_goes_on_and_ends_as_an_unbroken_one(small_data: Im
     assert trial.state == "waiting"
     before = trial.curve
     assert len(before) == 2
-    assert study.summary()["trials"] == {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
+    assert study.summary()["trials"] == {
+        "complete": 0,
+        "pruned": 0,
+        "failed": 0,
+        "running": 0,
+        "waiting": 1,
+        "frozen": 0,
+    }
     work(job())
     [trial] = study.trials()
     assert trial.state == "complete"
@@ -761,7 +768,7 @@ def test_status_during_and_after(tiny_sweep: Path, cli: Any) -> None:
     assert cli(*COMMAND).exit_code == 0
     [study] = json.loads(cli("status", "--json").out)["studies"]
     assert study["name"] == "tiny"
-    assert study["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+    assert study["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "frozen": 0}
     assert study["budget"] == 4
     assert 0 < study["best"]["value"] <= 1
     assert set(study["best"]["params"]) == {"learning_rate"}
