@@ -6,6 +6,9 @@ from cifar_sweep.sweep.sweep import Sweep
 
 # Of the trials that the pruner let pass once, the share that is ended later: a guess.
 _ENDED_LATER = 0.2
+# Of the trials that strategy auto has trained to the end of a grant, the share that it gives up there: a guess, between
+# what it does with 16 trials and with 60 (docs/search.md).
+_GIVEN_UP = 0.4
 
 
 def startup(sweep: Sweep) -> int:
@@ -31,10 +34,11 @@ def expected_survival(sweep: Sweep, epochs: int) -> list[float]:
     """The share of trials that is still trained in each of so many epochs, if all trials are as good as each other.
 
     The median pruner ends half of them at its first look, the percentile pruner all but its percentile, asha all but
-    one in `reduction_factor` at each look; of hyperband half is a guess.
+    one in `reduction_factor` at each look; of hyperband half is a guess, and so is the share of auto.
     """
     pruner, ends = sweep.pruner, looks(sweep, epochs)
-    first = {"percentile": 1 - pruner.percentile / 100, "asha": 1 - 1 / pruner.reduction_factor}.get(pruner.name, 0.5)
+    shares = {"percentile": 1 - pruner.percentile / 100, "asha": 1 - 1 / pruner.reduction_factor}
+    first = (shares | {"auto": _GIVEN_UP}).get(pruner.name, 0.5)
     of_all_later = 1 - (1 - _ENDED_LATER) ** (1 / max(len(ends) - 1, 1))
     later = of_all_later if pruner.name in ("median", "percentile") else first
     survival, share = [], 1.0
