@@ -19,7 +19,7 @@ from torch import Tensor
 from cifar_sweep.config import PARAMETERS, Value
 from cifar_sweep.search.choice import Choice, Course, Hope
 from cifar_sweep.search.cube import Cube, Shares
-from cifar_sweep.search.curve_model import EXACT, CurveModel, Places
+from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -208,7 +208,5 @@ def decay(settings: Mapping[str, Any], epoch: int) -> float:
 
 def _samples(mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
     """Draws from the posterior [samples, n]."""
-    jitter = 1e-6 * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(len(mean), dtype=EXACT)
-    factor: Tensor = torch.linalg.cholesky(covariance + jitter)
     normal = torch.randn(SAMPLES, len(mean), generator=torch.Generator().manual_seed(seed), dtype=EXACT)
-    return mean + normal @ factor.T
+    return mean + normal @ factor_of(covariance).T

@@ -113,7 +113,7 @@ class CurveModel:
         values = torch.tensor(accuracies, dtype=EXACT)
         self._known, self._mean, self._scale = places, values.mean(), _spread(values)
         with torch.no_grad():
-            self._factor = torch.linalg.cholesky(self._noisy(self._logs, places))
+            self._factor = factor_of(self._noisy(self._logs, places))
             standard = ((values - self._mean) / self._scale)[:, None]
             self._weights = torch.cholesky_solve(standard, self._factor)
 
@@ -154,6 +154,18 @@ class CurveModel:
         own = first.trials[:, None] == second.trials[None]
         covariance: Tensor = shared * near + alike * (level + course * near) + own * (own_level + own_course * near)
         return covariance
+
+
+def factor_of(covariance: Tensor) -> Tensor:
+    """The Cholesky factor of a covariance; where rounding has left it without one, of one with a little more noise."""
+    variance = covariance.diagonal().mean().clamp_min(1e-12)
+    factor = covariance
+    for share in (JITTER, 1e-4, 1e-2):
+        jitter = share * variance * torch.eye(len(covariance), dtype=EXACT)
+        factor, failed = torch.linalg.cholesky_ex(covariance + jitter)
+        if not failed:
+            break
+    return factor
 
 
 def _squares(first: Tensor, second: Tensor) -> Tensor:

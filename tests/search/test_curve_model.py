@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_sweep.search.curve_model import CurveModel, Places
+from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
 
 EPOCHS = (1, 2, 4, 8)
 
@@ -71,3 +71,12 @@ def test_what_is_fitted_on_many_observations_is_a_part_of_them() -> None:
     model.know(known, values)
     mean, _ = model.posterior(places([0.6], [8], [-1]))
     assert mean.item() == pytest.approx(curve(0.6, 8), abs=0.02)
+
+
+@pytest.mark.parametrize("defect", [0.0, 1e-5, 1e-3])
+def test_a_covariance_that_rounding_has_spoilt_has_a_factor_all_the_same(defect: float) -> None:
+    covariance = torch.ones(3, 3, dtype=EXACT)
+    covariance[0, 1] = covariance[1, 0] = 1 + defect
+    factor = factor_of(covariance)
+    assert torch.isfinite(factor).all()
+    assert (factor @ factor.T - covariance).abs().max() < 0.02
