@@ -59,7 +59,7 @@ class Cube:
                 columns += [(chosen == place) * APART for place in range(len(domain.choices))]
             else:
                 columns.append(shares[:, k])
-        return np.stack(columns, axis=1)
+        return np.stack(columns, axis=1) if columns else np.empty((len(shares), 0))
 
     def uniform(self, count: int, generator: np.random.Generator) -> Shares:
         """Random points of the whole space."""

@@ -76,7 +76,7 @@ class CurveModel:
     """
 
     def __init__(self, columns: Sequence[int]) -> None:
-        self._columns = torch.tensor(columns)
+        self._columns = torch.tensor(columns, dtype=torch.long)
         self._parameters = max(columns, default=-1) + 1
         priors = [*[_LENGTH] * self._parameters, _TIME, _DECAY, *_AMPLITUDES, _NOISE]
         self._prior = torch.tensor(priors, dtype=EXACT).T

@@ -85,6 +85,17 @@ def test_where_all_trials_run_there_is_nothing_to_choose() -> None:
     assert choose(sweep(), running, room=0).new == ()
 
 
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_space_without_parameters_has_trials_that_differ_in_their_seed_alone(room: int) -> None:
+    fixed = {"model": "convnet", "epochs": EPOCHS, "learning_rate": 1e-3}
+    plain = parse({"name": "s", "strategy": "auto", "fixed": fixed}, where="test")
+    courses = [replace(each, params={}, shape="one") for each in good_and_bad()]
+    assert choose(plain, [], room=3).new == [{}, {}, {}]
+    choice = choose(plain, courses * 2, room=room)
+    assert choice.thawed or choice.new
+    assert all(point == {} for point in choice.new)
+
+
 def test_the_model_chooses_new_points_near_the_good_ones() -> None:
     rates = [10 ** (-5 + k / 5) for k in range(20)]
     courses = [course(k, [0.1 + 0.4 / (1 + 4 * abs(k - 10))], rate=rate) for k, rate in enumerate(rates)]
