@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "cifar_sweep"
-MOST_LINES = 15_700  # 15,000 before there was a search of its own
+MOST_LINES = 15_000
 LARGEST_SHARE = 0.18  # of a room; modules that lie in no room count as one
 LONGEST_MEDIAN = 8
 LONGEST_FUNCTION = 60

@@ -80,10 +80,15 @@ def _is_numeric(domain: Choices) -> bool:
     return all(isinstance(choice, (int, float)) and not isinstance(choice, bool) for choice in domain.choices)
 
 
+def _in_order(domain: Choices) -> list[Value]:
+    """The choices, numbers by their size."""
+    return sorted(domain.choices) if _is_numeric(domain) else domain.choices
+
+
 def share_of(domain: Range | Choices, value: Value) -> float:
     """Where `value` lies in `domain`, from 0 to 1: of steps and choices the middle of its own part."""
     if isinstance(domain, Choices):
-        choices: list[Value] = sorted(domain.choices) if _is_numeric(domain) else domain.choices
+        choices = _in_order(domain)
         return (choices.index(value) + 0.5) / len(choices)
     low, high, at = (_scaled(domain, each) for each in (domain.low, domain.high, float(value)))
     if domain.base2:
@@ -94,7 +99,7 @@ def share_of(domain: Range | Choices, value: Value) -> float:
 def value_at(domain: Range | Choices, share: float, *, whole: bool) -> Value:
     """The value of `domain` at this share; `whole` where it must be a whole number."""
     if isinstance(domain, Choices):
-        choices: list[Value] = sorted(domain.choices) if _is_numeric(domain) else domain.choices
+        choices = _in_order(domain)
         return choices[min(int(share * len(choices)), len(choices) - 1)]
     low, high = _scaled(domain, domain.low), _scaled(domain, domain.high)
     if domain.base2:

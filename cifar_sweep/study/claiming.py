@@ -13,7 +13,7 @@ from cifar_sweep.search.choice import Choice, Course, grant_end
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, epoch_key
+from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, epoch_keys
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import space
@@ -115,8 +115,7 @@ class Claiming:
     def _prune(self, trial: TrialRecord, reason: str) -> None:
         """End a frozen trial; its value is the last one reported."""
         trial_id = self.storage.trial_id(self.study, trial.number)
-        keys = [epoch_key(epoch) for epoch in range(1, trial.epochs_done + 1)]
-        change = Change({"reason": reason, "curve": trial.points}, removed=keys)
+        change = Change({"reason": reason, "curve": trial.points}, removed=epoch_keys(trial.points))
         self.storage.write(optuna.Trial(self.study, trial_id), change)
         reported = trial.frozen.intermediate_values
         values = [reported[max(reported)]] if reported else None
@@ -161,11 +160,9 @@ class Claiming:
         trial = optuna.Trial(self.study, trial_id)
         space.suggest(trial, self.sweep, named=waiting.given)
         config = waiting.config or self._config(trial.params, number=waiting.number)
-        until = epochs = config.shape.epochs
-        grant = {}
-        if self.sweep.strategy == "auto":
-            until = grant_end(waiting.epochs_done, epochs)
-            grant = {"until": until}
+        epochs, granted = config.shape.epochs, self.sweep.strategy == "auto"
+        until = grant_end(waiting.epochs_done, epochs) if granted else epochs
+        grant = {"until": until} if granted else {}
         self.storage.write(trial, Change({"config": config.to_dict()} | grant | self._held(config)))
         reported = set(waiting.frozen.intermediate_values)
         return Claim(trial, trial_id, self.worker.owner, config, waiting, list(waiting.points), reported, until)

@@ -159,6 +159,11 @@ def epoch_key(epoch: int) -> str:
     return f"{_EPOCH}{epoch}"
 
 
+def epoch_keys(curve: Sequence[Any]) -> list[str]:
+    """The user attributes of all these epochs."""
+    return [epoch_key(epoch) for epoch in range(1, len(curve) + 1)]
+
+
 def stored_curve(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A trial's curve in its user attributes: `curve`, and one attribute for each epoch that was reported since."""
     curve = list(attributes.get("curve", ()))

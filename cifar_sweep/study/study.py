@@ -19,7 +19,7 @@ from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Choose, Hope
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
-from cifar_sweep.study.record import TrialRecord, count, epoch_key, ranked, records
+from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, ranked, records
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep import strategy
@@ -188,7 +188,7 @@ class SweepStudy:
             fresh = {epoch_key(epoch): dict(point) for epoch, point in enumerate(curve[known:], start=known + 1)}
             change = Change(attributes | fresh, values=values)
         else:  # it was continued from an earlier epoch
-            change = Change(attributes | {"curve": list(curve)}, removed=_epoch_keys(claim.curve), values=values)
+            change = Change(attributes | {"curve": list(curve)}, removed=epoch_keys(claim.curve), values=values)
         if not self.storage.report(claim.trial, claim.owner.token, change):
             raise _lost(claim)
         claim.curve[:] = curve
@@ -222,7 +222,7 @@ class SweepStudy:
                 return
             # One attribute for the curve of a finished trial: it is read much faster than one for each epoch.
             whole = {"curve": claim.curve} if claim.curve else {}
-            self.storage.write(claim.trial, Change(whole | attributes, removed=_epoch_keys(claim.curve)))
+            self.storage.write(claim.trial, Change(whole | attributes, removed=epoch_keys(claim.curve)))
             self._study.tell(claim.trial, value, state=state)
 
     def release(self, claim: Claim) -> bool:
@@ -309,10 +309,6 @@ def not_ours(storage: Storage, name: str) -> StudyError:
 
 def _lost(claim: Claim) -> TrialLostError:
     return TrialLostError(f"trial {claim.number} was taken up by another worker")
-
-
-def _epoch_keys(curve: Sequence[Any]) -> list[str]:
-    return [epoch_key(epoch) for epoch in range(1, len(curve) + 1)]
 
 
 def data_words(study: SweepStudy) -> str:

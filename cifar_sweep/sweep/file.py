@@ -12,7 +12,7 @@ from cifar_sweep.sweep.sweep import SHORTENS, Point, Sweep, listed, with_name
 
 SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
 Changes = Mapping[str, Value] | None
-_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "sampler", "pruner")
+_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "strategy", "sampler", "pruner")
 
 
 def names() -> dict[str, Path]:
@@ -105,6 +105,11 @@ def _previewed(sweep: Sweep, *, where: str) -> Sweep:
 def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:
     """`sweep` with parameters fixed and keys replaced."""
     raw = sweep.model_dump(mode="json", exclude_none=True)
+    if {"strategy", "sampler", "pruner"} & {key.partition(".")[0] for key in changes}:
+        # Who names a sampler or a pruner means strategy optuna; what another strategy brought goes with it.
+        strategy = changes.get("strategy", "optuna")
+        if strategy != sweep.strategy and not sweep.given:
+            raw = {key: each for key, each in raw.items() if key not in ("sampler", "pruner")} | {"strategy": strategy}
     for key, value in changes.items():
         table, _, inner = key.rpartition(".")
         if sweep.given:
@@ -123,7 +128,7 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
         elif key in _SETTABLE:
             raw[key] = value
         elif table in ("sampler", "pruner") and inner:
-            settings = with_name(raw[table])
+            settings = with_name(raw.get(table, {}))
             raw[table] = settings | {inner: value} if isinstance(settings, dict) else settings
         else:
             raise UsageError(f"{where}: there is no key {key!r}; {nearest(key, [*PARAMETERS, *_SETTABLE])}.")

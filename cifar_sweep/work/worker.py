@@ -167,7 +167,9 @@ class _TrialWorker:
         return unfinished
 
     def _chooser(self, study: SweepStudy) -> Chooser:
-        return self.choosers.setdefault(study.uid, Chooser(study.sweep))
+        if study.uid not in self.choosers:
+            self.choosers[study.uid] = Chooser(study.sweep)
+        return self.choosers[study.uid]
 
     def _size(self, shape: Shape) -> int:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))

@@ -10,7 +10,7 @@ from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.errors import UsageError
 from cifar_sweep.sweep import strategy
 from cifar_sweep.sweep import sweep as sweepfile
-from cifar_sweep.sweep.file import find, load, names
+from cifar_sweep.sweep.file import find, from_mapping, load, names
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains
 
@@ -652,3 +652,26 @@ def test_every_shipped_sweep_loads_says_what_it_is_for_and_has_a_pruner(name: st
     assert sweep.size >= 4
     assert sweep.space.keys() | sweep.fixed.keys() <= PARAMETERS.keys()
     strategy.build_pruner(sweep)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ("auto", "auto", "auto")),
+        ({"pruner": "none"}, ("optuna", "tpe", "none")),
+        ({"sampler": "random"}, ("optuna", "random", "median")),
+        ({"strategy": "optuna"}, ("optuna", "tpe", "median")),
+        ({"pruner.startup_trials": 3}, ("optuna", "tpe", "median")),
+        ({"strategy": "auto"}, ("auto", "auto", "auto")),
+    ],
+)
+def test_who_names_a_sampler_or_a_pruner_means_strategy_optuna(settings: Any, expected: tuple[str, str, str]) -> None:
+    sweep = load(find("lr_batch"), changes=settings)
+    assert (sweep.strategy, sweep.sampler.name, sweep.pruner.name) == expected
+    assert sweep.pruner.startup_trials == settings.get("pruner.startup_trials", 5)
+
+
+def test_strategy_auto_takes_the_place_of_a_sampler_and_a_pruner() -> None:
+    raw = {"name": "s", "sampler": "random", "pruner": "none"}
+    changed = from_mapping(raw, where="test", changes={"strategy": "auto"})
+    assert (changed.strategy, changed.sampler.name, changed.pruner.name) == ("auto", "auto", "auto")
