@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from cifar_sweep.config import Value
 
@@ -65,18 +65,26 @@ class Choice:
     made_of: int = 0
 
 
-class Choose(Protocol):
-    """Makes a choice; see `Chooser.choose`, which is one."""
+@dataclass(frozen=True)
+class Situation:
+    """What a choice is made of.
 
-    def __call__(
-        self,
-        courses: Sequence[Course],
-        *,
-        size: Callable[[Any], int],
-        room: int,
-        shape_of: Callable[[Mapping[str, Value]], Hashable],
-        seed: int,
-    ) -> Choice: ...
+    Attributes:
+        courses: all trials that have begun.
+        size: how many trials of a shape a group has at most.
+        room: how many new trials there may be.
+        shape_of: the shape of a point.
+        seed: decides all that is drawn.
+    """
+
+    courses: Sequence[Course]
+    size: Callable[[Any], int]
+    room: int
+    shape_of: Callable[[Mapping[str, Value]], Hashable]
+    seed: int
+
+
+Choose = Callable[[Situation], Choice]
 
 
 def grant_end(done: int, epochs: int) -> int:

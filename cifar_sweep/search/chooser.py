@@ -9,7 +9,7 @@ What each rule is worth is measured in docs/search.md.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import PARAMETERS, Value
-from cifar_sweep.search.choice import Choice, Course, Hope
+from cifar_sweep.search.choice import Choice, Course, Hope, Situation
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
@@ -47,29 +47,14 @@ class Chooser:
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
 
-    def choose(
-        self,
-        courses: Sequence[Course],
-        *,
-        size: Callable[[Any], int],
-        room: int,
-        shape_of: Callable[[Mapping[str, Value]], Hashable],
-        seed: int,
-    ) -> Choice:
-        """The next group.
-
-        `courses` are all trials that have begun. `size` says how many trials of a shape a group has at most, `room` how
-        many new trials there may be, `shape_of` the shape of a point. `seed` decides all that is drawn.
-        """
+    def choose(self, now: Situation) -> Choice:
+        """The next group."""
+        courses, room, seed = now.courses, now.room, now.seed
         generator = np.random.default_rng(seed)
         known = [course for course in courses if course.accuracies]
         if not known or (room and (len(courses) < STARTUP or generator.random() < AT_RANDOM)):
-            drawn = self._cube.uniform(1, generator)
-            return Choice(
-                new=self._group(
-                    drawn[0], lambda count: self._cube.uniform(count, generator), courses, size, room, shape_of
-                )
-            )
+            drawn = self._cube.uniform(1, generator)[0]
+            return Choice(new=self._group(drawn, lambda count: self._cube.uniform(count, generator), now))
         self._learn(known, seed)
         frozen = [course for course in known if course.frozen]
         trials = frozen + [course for course in known if not course.frozen]
@@ -95,7 +80,7 @@ class Chooser:
                 if (each.shape, each.done) == (course.shape, course.done) and _may_beat(hopes, each, course)
             ]
             alike.sort(key=lambda each: (each is not course, -hopes[each.number].beats, each.number))
-            thawed = [each.number for each in alike[: size(course.shape)]]
+            thawed = [each.number for each in alike[: now.size(course.shape)]]
             return Choice(thawed, pruned=pruned, hopes=hopes)
 
         def mates(count: int) -> Shares:
@@ -104,27 +89,19 @@ class Chooser:
             best: Shares = around[draws.argmax(dim=1).numpy()]
             return best
 
-        new = self._group(points[first - len(trials)], mates, courses, size, room, shape_of)
+        new = self._group(points[first - len(trials)], mates, now)
         return Choice(new=new, pruned=pruned, hopes=hopes)
 
-    def _group(
-        self,
-        first: Shares,
-        mates: Callable[[int], Shares],
-        courses: Sequence[Course],
-        size: Callable[[Any], int],
-        room: int,
-        shape_of: Callable[[Mapping[str, Value]], Hashable],
-    ) -> list[dict[str, Value]]:
+    def _group(self, first: Shares, mates: Callable[[int], Shares], now: Situation) -> list[dict[str, Value]]:
         """A new point, and as many of its shape as the group has room for.
 
         Where the shape is searched, all of a group have one, and learn nothing of the others: they are no more than
         half of all trials until then (docs/group_search.md).
         """
         point = self._cube.params(first.tolist())
-        most = min(size(shape_of(point)), room)
+        most = min(now.size(now.shape_of(point)), now.room)
         if self._shape_columns:
-            most = min(most, max(START_ALIKE, len(courses) // 2))
+            most = min(most, max(START_ALIKE, len(now.courses) // 2))
         others = self._held(mates(most - 1), first) if most > 1 else self._cube.uniform(0, np.random.default_rng())
         return [point, *(self._cube.params(other.tolist()) for other in others)]
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.search.choice import Choice, Choose, Hope
+from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, ranked, records
@@ -127,7 +127,7 @@ class SweepStudy:
         *,
         size: Callable[[Shape], int] = lambda _: 1,
         workers: int | None = None,
-        choose: Choose = lambda *_, **__: Choice(),
+        choose: Choose = lambda _: Choice(),
     ) -> list[Claim]:
         """Hold the trials of the next group; none while all are taken.
 
@@ -159,8 +159,7 @@ class SweepStudy:
         shape_of = self._claiming(worker).shape_of
         found = courses(trials, classes=self.data["classes"])
         seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
-        choice = choose(found, size=size, room=queue.new, shape_of=shape_of, seed=seed)
-        return replace(choice, made_of=len(found))
+        return replace(choose(Situation(found, size, queue.new, shape_of, seed)), made_of=len(found))
 
     @property
     def hopes(self) -> dict[int, Hope]:

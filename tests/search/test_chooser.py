@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cifar_sweep.config import Value
-from cifar_sweep.search.choice import Choice, Course, grant_end
+from cifar_sweep.search.choice import Choice, Course, Situation, grant_end
 from cifar_sweep.search.chooser import Chooser, decay, told
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
@@ -31,7 +31,7 @@ def choose(sweep: Sweep, courses: Sequence[Course], *, size: int = 8, room: int 
     def shape_of(point: Mapping[str, Value]) -> Value:
         return point.get("batch_size", 32)
 
-    return Chooser(sweep).choose(courses, size=lambda _: size, room=room, shape_of=shape_of, seed=seed)
+    return Chooser(sweep).choose(Situation(courses, lambda _: size, room, shape_of, seed))
 
 
 def test_the_first_trials_are_random_points_of_one_shape() -> None:

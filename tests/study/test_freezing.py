@@ -9,7 +9,7 @@ import pytest
 
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import UsageError
-from cifar_sweep.search.choice import Choice, Choose, Course, Hope
+from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
@@ -39,7 +39,7 @@ def worker() -> Worker:
 
 
 def says(**choice: Any) -> Choose:
-    return lambda *_, **__: Choice(**choice)
+    return lambda _: Choice(**choice)
 
 
 def new(count: int) -> Choose:
@@ -110,8 +110,8 @@ def test_points_that_others_have_begun_meanwhile_are_not_begun_again(make: Calla
     study, one, two = make(6), worker(), worker()
     asked: list[int] = []
 
-    def choose(courses: Sequence[Course], **_: Any) -> Choice:
-        asked.append(len(courses))
+    def choose(now: Situation) -> Choice:
+        asked.append(len(now.courses))
         if len(asked) == 1:
             study.claim(two, choose=new(1))
         return Choice(new=[{"learning_rate": 1e-3}])
@@ -132,9 +132,9 @@ def test_every_mix_of_choices_ends_with_exactly_the_budget(seed: int, make: Call
     chance = random.Random(seed)
     study = make(9, enqueue=[{"learning_rate": 0.01}])
 
-    def choose(courses: Sequence[Course], *, room: int, **_: Any) -> Choice:
-        frozen = [course.number for course in courses if course.frozen]
-        if room and (chance.random() < 0.5 or not frozen):
+    def choose(now: Situation) -> Choice:
+        frozen = [course.number for course in now.courses if course.frozen]
+        if now.room and (chance.random() < 0.5 or not frozen):
             return Choice(new=[{"learning_rate": 1e-3}] * chance.randint(1, 12))
         pruned = dict.fromkeys(chance.sample(frozen, chance.randint(0, len(frozen) // 2)), "hopeless")
         return Choice(
