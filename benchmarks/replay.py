@@ -22,15 +22,14 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
-from curve_table import Search, Table
+from curve_table import SPEEDS, Search, Speeds, Table
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
@@ -46,7 +45,6 @@ from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
-SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
 ENDLESS = 100_000  # trials: a replay ends by its epochs
 STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": {"strategy": "auto"},
@@ -93,23 +91,6 @@ class MemoryStorage(Storage):
         pass
 
 
-@dataclass
-class Speeds:
-    """How long an epoch takes, relative to one trial alone at batch size 64: by batch size and group size."""
-
-    relative: Mapping[int, Mapping[int, float]]
-
-    @classmethod
-    def read(cls, path: Path) -> "Speeds":
-        stored = json.loads(path.read_text())["seconds_of_an_epoch"]
-        return cls({int(size): {int(k): float(s) for k, s in row.items()} for size, row in stored.items()})
-
-    def epoch(self, batch_size: int, members: int) -> float:
-        """Seconds of an epoch of the whole group; between what was measured linear in the logarithms."""
-        rows = [np.interp(math.log2(members), np.log2(list(row)), list(row.values())) for row in self.relative.values()]
-        return float(np.interp(math.log2(batch_size), np.log2(list(self.relative)), rows))
-
-
 @dataclass(order=True)
 class Group:
     """A group that a worker trains: when its next epoch ends."""
@@ -132,6 +113,7 @@ class Replay:
         self.speeds, self.options = speeds, options
         self.curves: dict[int, list[dict[str, Any]]] = {}
         self.trials: dict[int, int] = {}  # a trial's number in the search
+        self.ahead: list[int] = []  # trials that were chosen and not claimed yet
         owners = [Owner("replay", 0, 0.0, f"worker-{worker}") for worker in range(options.workers)]
         self.workers = [Worker(owner, "cpu", 1, "bf16") for owner in owners]
 
@@ -163,18 +145,28 @@ class Replay:
             self.workers[worker],
             size=lambda _: self.options.group,
             workers=self.options.workers,
-            choose=self.chooser.choose,
+            choose=self._choose,
         )
         if not claims:
             return False
         for claim in claims:
             if claim.number not in self.trials:
-                self.trials[claim.number] = self.search.begin(claim.config.to_dict())
+                begun = self.ahead.pop(0) if self.ahead else self.search.begin(claim.config.to_dict())
+                self.trials[claim.number] = begun
                 self.curves[claim.number] = []
         group = Group(now, worker, claims, done=len(claims[0].curve))
         group.at += self._time(group)
         heapq.heappush(under_way, group)
         return True
+
+    def _choose(self, now: choice.Situation) -> choice.Choice:
+        """The chooser's choice, its new points moved to the settings that stand for them."""
+        made = self.chooser.choose(now)
+        self.ahead = [self.search.begin(self.sweep.fixed | dict(point)) for point in made.new]
+        told = [self.search.params(number) for number in self.ahead]
+        return replace(
+            made, new=[{name: params[name] for name in point} for point, params in zip(made.new, told, strict=True)]
+        )
 
     def _time(self, group: Group) -> float:
         return self.speeds.epoch(group.claims[0].config.shape.batch_size, len(group.claims))
@@ -243,6 +235,7 @@ def main() -> None:
     parser.add_argument("--speeds", type=Path, default=SPEEDS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="numbers of the strategy, to try")
+    parser.add_argument("--told", action="store_true", help="a strategy learns which setting stood for its point")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     set_constants(options.set)
