@@ -71,7 +71,7 @@ class Chooser:
         options += [len(trials) + k for k in rivals]
         if not options:
             return Choice(pruned=pruned, hopes=hopes)
-        first = max(options, key=lambda k: float(samples[0, k]))
+        first = _first(options, mean, samples[0], frozen=len(frozen), is_early=not any(each.complete for each in known))
         if first < len(trials):
             course = frozen[first]
             alike = [
@@ -163,6 +163,17 @@ class Chooser:
             for course in frozen
             if (chance := hopes[course.number].beats) < HOPELESS
         }
+
+
+def _first(options: Sequence[int], mean: Tensor, sample: Tensor, *, frozen: int, is_early: bool) -> int:
+    """The option to be trained next, of which the `frozen` first ones are begun.
+
+    Until a trial is complete, `is_early`, the most promising of the begun ones goes on: so there soon is a result, and
+    a bar for the others. Then a sample decides.
+    """
+    if is_early and (begun := [k for k in options if k < frozen]):
+        return max(begun, key=lambda k: float(mean[k]))
+    return max(options, key=lambda k: float(sample[k]))
 
 
 def _may_beat(hopes: Mapping[int, Hope], one: Course, other: Course) -> bool:

@@ -70,6 +70,16 @@ def test_nothing_is_pruned_before_a_trial_is_complete() -> None:
     assert choose(sweep(), good_and_bad()[:-1], room=0).pruned == {}
 
 
+def test_until_a_trial_is_complete_the_most_promising_one_goes_on() -> None:
+    alike = [course(k, [0.3 + 0.02 * (k % 3)], rate=10 ** (-4 + k / 4), frozen=True) for k in range(8)]
+    early, later = (
+        [choose(sweep(), courses, size=1, room=0, seed=k).thawed for k in range(8)]
+        for courses in (alike, [*alike, good_and_bad()[-1]])
+    )
+    assert early == [early[0]] * 8
+    assert len({tuple(thawed) for thawed in later}) > 1, "then a sample decides"
+
+
 def test_trials_that_go_on_together_have_one_shape_and_as_many_epochs() -> None:
     courses = good_and_bad()[:-1]
     courses[1] = replace(courses[1], shape="another")
