@@ -15,8 +15,9 @@ from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.pages import templates
 from cifar_sweep.search.choice import Hope
-from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, ranked, saved_by_pruning
+from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
+from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep.sweep import Choices, Sweep
 from cifar_sweep.words import duration, params_text
 

@@ -25,7 +25,7 @@ STATE_NAMES = {
 # The user attributes of a trial that are read here; nobody else may change them.
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-    "traceback", "label", "given", "shortened", "deaths", "died_after", "until",
+    "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "confirms", "correct",
 }  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
@@ -86,6 +86,7 @@ class TrialRecord:
     deaths = _of(lambda trial: int(trial.frozen.user_attrs.get("deaths", 0)))
     died_after = _object("died_after", int)  # how many epochs it had when its worker died last
     until = _object("until", int)  # the epoch after which it is frozen, if that is not its last one
+    confirms = _object("confirms", int)  # the trial of the search that it repeats under a fresh seed
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data
@@ -176,12 +177,6 @@ def records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
     """The records of a study's trials, by number."""
     workers = worker_names(trials)
     return [TrialRecord(trial, workers.get(trial.number, "")) for trial in trials]
-
-
-def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials, best validation accuracy first, of equals the earlier one."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
 
 
 def count(trials: Iterable[TrialRecord], *states: str) -> int:

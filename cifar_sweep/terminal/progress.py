@@ -17,9 +17,10 @@ from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.pages import rendered
 from cifar_sweep.study.outage import is_outage
-from cifar_sweep.study.record import TrialRecord, ranked, saved_by_pruning
+from cifar_sweep.study.record import TrialRecord, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.words import duration, params_text, span
 
