@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from curve_table import Table
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.curve_table import Table
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.selection import Expected, judged, unpacked
 from cifar_sweep.study.winner import Candidate, confirmed, seeds_due
@@ -72,7 +72,11 @@ def winners(table: Table, replays: int, generator: np.random.Generator) -> dict[
     for _ in range(replays):
         truth = generator.choice(np.array(table.true), TRIALS, replace=False)
         values = truth + table.noise * generator.standard_normal(TRIALS)
-        found = confirm(values.tolist(), lambda k: truth[k] + table.noise * generator.standard_normal(), CONFIRM)
+
+        def seed_of(k: int, truth: Any = truth) -> float:
+            return float(truth[k] + table.noise * generator.standard_normal())
+
+        found = confirm(values.tolist(), seed_of, CONFIRM)
         choices = {"single": int(values.argmax()), "confirmed": found[0].number}
         for name, choice in choices.items():
             missed[name].append(choice != truth.argmax())

@@ -126,7 +126,7 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
     from cifar_sweep.study.files import study_folder
     from cifar_sweep.study.storage import HALTED
-    from cifar_sweep.study.winner import described, ranked
+    from cifar_sweep.study.winner import ranked
 
     asked = study.asked()
     say_of(
@@ -134,7 +134,7 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         study=study,
         counts=study.summary(asked)["trials"],
         best=next(iter(ranked(asked)), None),
-        confirmation=described(asked),
+        remarks=study.remarks(asked),
         finished=study.finished(),
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",

@@ -58,6 +58,7 @@ def study_note(
         data=data_words(study),
         counts={state: states.count(state) for state in STATE_NAMES.values()},
         best=next(iter(ranked(trials)), None),
+        remarks=[remark["text"] for remark in study.remarks(trials).values()],
         saved=saved_by_pruning(trials),
         devices=sorted({trial.device or "an unknown device" for trial in trials if trial.curve}),
         seconds=sum(trial.seconds for trial in trials),

@@ -86,7 +86,7 @@ class TrialRecord:
     deaths = _of(lambda trial: int(trial.frozen.user_attrs.get("deaths", 0)))
     died_after = _object("died_after", int)  # how many epochs it had when its worker died last
     until = _object("until", int)  # the epoch after which it is frozen, if that is not its last one
-    # Which validation images its best epoch names rightly, as `selection.packed` stores it; None where that is not known.
+    # Which validation images its best epoch names rightly, as `selection.packed` has it; None where that is not known.
     correct = _object("correct", dict[str, Any])
     confirms = _object("confirms", int)  # the trial of the search that it repeats under a fresh seed
     reason = _text("reason")  # why it ended early

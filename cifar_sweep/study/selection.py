@@ -40,6 +40,10 @@ class Expected:
         interval = f"95 % interval {percent(self.low)} to {percent(self.high)} of {self.new_images:,} images"
         return f"expected on new images: {percent(self.accuracy)} % ({interval}; {flatters})"
 
+    def described(self) -> dict[str, Any]:
+        """All of it as plain data, with its `text`."""
+        return asdict(self) | {"text": self.text}
+
 
 def packed(correct: Sequence[int]) -> dict[str, Any] | None:
     """Which images are named rightly, 1 or 0 each, as plain data: bits in base64. None where nothing is known."""
@@ -74,7 +78,8 @@ def _choice(accuracies: Rows, sizes: Sequence[int]) -> npt.NDArray[np.intp]:
     starts = np.cumsum([0, *sizes[:-1]])
     best = (np.add.reduceat(accuracies, starts, axis=1) / np.array(sizes)).argmax(axis=1)
     group_of = np.repeat(np.arange(len(sizes)), sizes)
-    return np.where(group_of == best[:, None], accuracies, -1.0).argmax(axis=1)
+    chosen: npt.NDArray[np.intp] = np.where(group_of == best[:, None], accuracies, -1.0).argmax(axis=1)
+    return chosen
 
 
 def judged(
@@ -82,10 +87,11 @@ def judged(
 ) -> Expected:
     """The expected accuracy of the trial that `choose` takes.
 
-    On each bootstrap resample of the images the trial is chosen anew; its accuracy there, less that on the images that
-    the resample has left out, is how much such a choice flatters. The mean is taken off the accuracy that is shown:
-    Tsamardinos, Greasidou and Borboudakis, Bootstrapping the out-of-sample predictions for efficient and accurate
-    cross-validation (Machine Learning 107, 2018), whose estimate is the mean accuracy on what is left out.
+    On each bootstrap resample of the images the trial is chosen anew; how much better it is there than on all images
+    is how much such a choice flatters (Efron, Estimating the error rate of a prediction rule, 1983). That is too
+    little: a resample has noise of its own on top of the images' own, so that only a part of a choice follows it. Of
+    trials that are equally good it is one over the root of two, and the estimate is made larger by that, which is
+    exact there, and measured for real trials in docs/search.md.
 
     Args:
         correct: 1 where a trial names an image rightly, else 0: [trials, images].
@@ -97,17 +103,10 @@ def judged(
     drawn = generator.integers(images, size=(resamples, images))
     counts = np.array([np.bincount(each, minlength=images) for each in drawn], dtype=np.float32)
     inside = counts @ correct.T / images
-    left_out = (counts == 0).astype(np.float32)
-    outside = left_out @ correct.T / left_out.sum(axis=1, keepdims=True)
-    rows, chosen = np.arange(resamples), choose(inside)
-    optimism = float((inside[rows, chosen] - outside[rows, chosen]).mean())
-    shown = correct.mean(axis=1)
+    shown, chosen = correct.mean(axis=1), choose(inside)
+    flattered = float((inside[np.arange(resamples), chosen] - shown[chosen]).mean())
+    optimism = math.sqrt(2) * max(flattered, 0.0)
     accuracy = float(shown[choose(shown[None])[0]]) - optimism
     variance = accuracy * (1 - accuracy) * (1 / images + 1 / new_images)
     half = statistics.NormalDist().inv_cdf(0.975) * math.sqrt(variance)
     return Expected(accuracy, max(0.0, accuracy - half), min(1.0, accuracy + half), optimism, images, new_images)
-
-
-def described(found: Expected | None) -> dict[str, Any] | None:
-    """An expectation as plain data, with its `text`."""
-    return None if found is None else asdict(found) | {"text": found.text}

@@ -20,12 +20,15 @@ from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, records
+from cifar_sweep.study.selection import expected
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
 from cifar_sweep.sweep import strategy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+
+TEST_IMAGES = 10_000  # CIFAR-10's, where a study does not say
 
 
 def stored_sweep(study: optuna.Study) -> Sweep:
@@ -112,9 +115,9 @@ class SweepStudy:
         """The complete trials, best validation accuracy first, of equals the earlier one."""
         return ranked(self.trials())
 
-    def finished(self) -> bool:
+    def finished(self, trials: Sequence[TrialRecord] | None = None) -> bool:
         """Whether the budget is spent, and the best confirmed. Nothing takes the place of a given point that failed."""
-        trials = self.trials()
+        trials = self.trials() if trials is None else trials
         searched = asked(trials, self.sweep)
         if self.sweep.given:
             return not count(searched, "running", "waiting")
@@ -281,6 +284,17 @@ class SweepStudy:
         weights = sum(trial.weights_bytes or 0 for trial in self.kept(trials))
         checkpoints = [stored for trial in trials if not trial.is_finished for stored in trial.checkpoints]
         return weights + sum(int(stored["size"]) for stored in checkpoints)
+
+    def remarks(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
+        """What to say beside the best trial's accuracy, as far as it is known: plain data, each with its `text`.
+
+        `expected`: what it is expected to come to on as many new images as the test set has, see `selection`;
+        `confirmation`: how it was confirmed, see `winner`.
+        """
+        trials = self.trials() if trials is None else trials
+        found = expected(trials, new_images=int(self.data.get("test_images", TEST_IMAGES)))
+        told = {"expected": found and found.described(), "confirmation": described(trials)}
+        return {name: each for name, each in told.items() if each}
 
     def summary(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""

@@ -203,8 +203,8 @@ class Training:
             self.patiently(lambda: self._report_up_to(run, k, run.epochs_done))
         weights = trial.files.keep_weights(run, k)
         seconds = sum(result.seconds for result in curve)
-        facts = {"best_epoch": best.epoch, "seconds": seconds, "weights": asdict(weights)}
-        facts |= {"correct": packed(run.members[k].correct.tolist())}
+        correct = packed(run.members[k].correct.tolist())
+        facts = {"best_epoch": best.epoch, "seconds": seconds, "weights": asdict(weights), "correct": correct}
         try:
             self.patiently(lambda: self.study.complete(trial.claim, best.validation_accuracy, **facts))
         except TrialLostError:
