@@ -35,8 +35,7 @@ TRIALS = 40
 CONFIRM = (5, 3)
 
 
-def trial(number: int, value: float, confirms: int | None = None) -> TrialRecord:
-    attributes = {} if confirms is None else {"confirms": confirms}
+def trial(number: int, value: float, **attributes: int) -> TrialRecord:
     kept: dict[str, Any] = {"params": {}, "distributions": {}, "system_attrs": {}, "intermediate_values": {}}
     moments: dict[str, Any] = {"datetime_start": None, "datetime_complete": None}
     state = TrialState.COMPLETE
@@ -50,7 +49,10 @@ def confirm(values: Sequence[float], seed_of: Callable[[int], float], asked: tup
     searched = [trial(k, value) for k, value in enumerate(values)]
     trials = list(searched)
     while due := seeds_due(trials, searched, asked):
-        trials += [trial(len(trials) + k, seed_of(number), number) for k, number in enumerate(due)]
+        trials += [
+            trial(len(trials) + k, seed_of(number), confirms=number, seeds_asked=asked[1])
+            for k, number in enumerate(due)
+        ]
     return confirmed(trials)
 
 

@@ -92,8 +92,6 @@ class Answer:
     validation: Accuracy
     test: Accuracy | None
     remarks: Sequence[str]  # what to expect of it on new images, and how it was confirmed, as far as that is known
-        str, ...
-    ]  # what to expect of it on new images, and how it was confirmed; none where nothing is known
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,10 @@ class Claiming:
         if not self.sweep.confirm or count(searched, "complete", "pruned") < self.sweep.size:
             return trials
         for number in seeds_due(trials, searched, self.sweep.confirm):
-            self.study.enqueue_trial(dict(trials[number].frozen.params), user_attrs={"confirms": number})
+            self.study.enqueue_trial(
+                dict(trials[number].frozen.params),
+                user_attrs={"confirms": number, "seeds_asked": self.sweep.confirm[1]},
+            )
         return self._trials()
 
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:

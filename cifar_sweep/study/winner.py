@@ -115,12 +115,15 @@ def confirmed(trials: Sequence[TrialRecord]) -> list[Candidate]:
     It is no longer one when the search has gone on and found a trial of a higher value, which has no fresh seeds yet.
     """
     there = fresh_seeds(trials)
-    if not there:
+    numbers = {trial.confirms for trial in there if trial.confirms is not None}
+    searched = [trial for trial in trials if trial.confirms is None]
+    candidates = [trial for trial in searched if trial.number in numbers]
+    seeds = max((trial.seeds_asked or 0 for trial in there), default=0)
+    best, known = (_by_value(each)[:1] for each in (searched, candidates))
+    if not known or best != known or seeds_due(trials, candidates, (len(numbers), seeds)):
         return []
-    found = _candidates(dict.fromkeys(trial.confirms for trial in there if trial.confirms is not None), there)
-    best = _by_value([trial for trial in trials if trial.confirms is None])[:1]
-    stands = all(each.finished for each in found) and best and best[0].number in [each.number for each in found]
-    return found if stands and found[0].steady and found[0].accuracies else []
+    found = _candidates(sorted(numbers), there)
+    return found if all(each.finished for each in found) and found[0].steady and found[0].accuracies else []
 
 
 def _by_value(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

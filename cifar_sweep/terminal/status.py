@@ -29,7 +29,7 @@ def glance(study: SweepStudy) -> dict[str, Any]:
         "expected": study.remarks(trials).get("expected"),
         "stopped": stopped,
         "hopes": {number: asdict(hope) for number, hope in study.hopes.items()},
-        "saved_by_pruning": {"trials": saved.trials, "epochs": saved.epochs, "seconds": round(saved.seconds, 1)},
+        "saved_by_pruning": asdict(saved) | {"seconds": round(saved.seconds, 1)},
     }
 
 

@@ -117,6 +117,16 @@ def test_the_search_is_best_until_the_confirmation_is_over(make: Make) -> None:
     assert study.summary()["confirmation"]["text"] == "being confirmed: 1 of 4 fresh seeds done"
 
 
+def test_the_search_is_best_between_two_rounds_of_seeds(make: Make) -> None:
+    study = make(confirm=[2, 3])
+    searched(study, VALUES)
+    while study.summary()["confirmation"] is None or study.summary()["confirmation"]["done"] < 4:
+        for claim in study.claim(worker()):
+            end(study, claim, 0.5 + claim.number / 100)
+    assert study.summary()["best"]["number"] == 1
+    assert not study.finished()
+
+
 def test_clear_losers_are_dropped_after_two_seeds(make: Make) -> None:
     study = make(confirm=[3, 4])
     searched(study, VALUES)

@@ -65,11 +65,8 @@ def test_of_a_confirmation_the_choice_is_among_its_candidates() -> None:
     """A lucky trial of the search does not count: the winner is chosen by its fresh seeds."""
     generator = np.random.default_rng(0)
     rows = drawn([0.99, 0.8, 0.6, 0.6, 0.75, 0.75], 1000, generator)
-    confirms = [None, None, 0, 0, 1, 1]
-    trials = [
-        trial(k, row, **{} if of is None else {"confirms": of})
-        for k, (row, of) in enumerate(zip(rows, confirms, strict=True))
-    ]
+    told = [{} if of is None else {"confirms": of, "seeds_asked": 2} for of in (None, None, 0, 0, 1, 1)]
+    trials = [trial(k, rows[k], **told[k]) for k in range(6)]
     found = expected(trials, new_images=1000)
     assert found is not None
     assert found.accuracy == pytest.approx(max(sum(rows[4]), sum(rows[5])) / 1000, abs=0.02)
