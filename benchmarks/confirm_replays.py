@@ -35,7 +35,7 @@ TRIALS = 40
 CONFIRM = (5, 3)
 
 
-def trial(number: int, value: float, **attributes: int) -> TrialRecord:
+def trial(number: int, value: float, **attributes: Any) -> TrialRecord:
     kept: dict[str, Any] = {"params": {}, "distributions": {}, "system_attrs": {}, "intermediate_values": {}}
     moments: dict[str, Any] = {"datetime_start": None, "datetime_complete": None}
     state = TrialState.COMPLETE
@@ -46,12 +46,10 @@ def trial(number: int, value: float, **attributes: int) -> TrialRecord:
 
 def confirm(values: Sequence[float], seed_of: Callable[[int], float], asked: tuple[int, int]) -> list[Candidate]:
     """The candidates of a search that came to these values, the winner first; `seed_of` is a fresh seed of a trial."""
-    searched = [trial(k, value) for k, value in enumerate(values)]
-    trials = list(searched)
-    while due := seeds_due(trials, searched, asked):
+    trials = [trial(k, value) for k, value in enumerate(values)]
+    while due := seeds_due(trials, asked):
         trials += [
-            trial(len(trials) + k, seed_of(number), confirms=number, seeds_asked=asked[1])
-            for k, number in enumerate(due)
+            trial(len(trials) + k, seed_of(number), confirms=number, confirm=asked) for k, number in enumerate(due)
         ]
     return confirmed(trials)
 

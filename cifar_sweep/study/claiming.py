@@ -131,10 +131,10 @@ class Claiming:
         searched = asked(trials, self.sweep)
         if not self.sweep.confirm or count(searched, "complete", "pruned") < self.sweep.size:
             return trials
-        for number in seeds_due(trials, searched, self.sweep.confirm):
+        for number in seeds_due(trials, self.sweep.confirm):
             self.study.enqueue_trial(
                 dict(trials[number].frozen.params),
-                user_attrs={"confirms": number, "seeds_asked": self.sweep.confirm[1]},
+                user_attrs={"confirms": number, "confirm": self.sweep.confirm},
             )
         return self._trials()
 

@@ -25,7 +25,7 @@ STATE_NAMES = {
 # The user attributes of a trial that are read here; nobody else may change them.
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-    "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "confirms", "seeds_asked",
+    "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "confirms", "confirm",
     "correct",
 }  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
@@ -90,7 +90,7 @@ class TrialRecord:
     # Which validation images its best epoch names rightly, as `selection.packed` has it; None where that is not known.
     correct = _object("correct", dict[str, Any])
     confirms = _object("confirms", int)  # the trial of the search that it repeats under a fresh seed
-    seeds_asked = _object("seeds_asked", int)  # and how many such seeds that one may get
+    confirm = _object("confirm", tuple[int, int])  # and as part of what: so many trials, so many seeds each
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data

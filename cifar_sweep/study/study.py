@@ -124,7 +124,7 @@ class SweepStudy:
         if count(searched, "complete", "pruned") < self.budget:
             return False
         seeds, confirm = fresh_seeds(trials), self.sweep.confirm
-        return not confirm or not (count(seeds, "running", "waiting") or seeds_due(trials, searched, confirm))
+        return not confirm or not (count(seeds, "running", "waiting") or seeds_due(trials, confirm))
 
     def missing(self) -> bool:
         """Whether a given point that was asked for has failed, and was not run again since."""

@@ -60,7 +60,7 @@ def _candidates(numbers: Iterable[int], trials: Sequence[TrialRecord], *, first:
         found.append(Candidate(number, [seed.number for seed in seeds], accuracies, finished, steady))
     chances = chances_to_be_best([each.accuracies if each.steady else () for each in found])
     judged = [replace(each, chance=chance) for each, chance in zip(found, chances, strict=True)]
-    return sorted(judged, key=lambda each: (not each.steady, -each.mean, each.number))
+    return sorted(judged, key=lambda each: (-each.mean, each.number))
 
 
 def chances_to_be_best(samples: Sequence[Sequence[float]]) -> list[float | None]:
@@ -86,19 +86,19 @@ def chances_to_be_best(samples: Sequence[Sequence[float]]) -> list[float | None]
     return chances
 
 
-def seeds_due(trials: Sequence[TrialRecord], searched: Sequence[TrialRecord], confirm: tuple[int, int]) -> list[int]:
+def seeds_due(trials: Sequence[TrialRecord], confirm: tuple[int, int]) -> list[int]:
     """The trials of a finished search that get one more fresh seed now, one so often as it gets seeds.
 
     All candidates get `FIRST_SEEDS`, and those that may still win get twice as many, and so on. Who may is judged by
     the seeds of the rounds before, when all of them have ended: so the same trials say the same at any moment.
     """
     most, seeds = confirm
-    there = fresh_seeds(trials)
-    alive, known = [trial.number for trial in _by_value(searched)[:most]], 0
+    there, alive = fresh_seeds(trials), _chosen(trials, most)
+    known = 0
     while alive and known < seeds:
         target = min(2 * known or FIRST_SEEDS, seeds)
         if known:
-            judged = _candidates([trial.number for trial in _by_value(searched)[:most]], there, first=known)
+            judged = _candidates(_chosen(trials, most), there, first=known)
             if not all(each.finished for each in judged):
                 return []
             alive = [each.number for each in judged if each.may_win and each.number in alive]
@@ -109,21 +109,24 @@ def seeds_due(trials: Sequence[TrialRecord], searched: Sequence[TrialRecord], co
     return []
 
 
+def _chosen(trials: Iterable[TrialRecord], most: int) -> list[int]:
+    """The best trials of the search, by number."""
+    return [trial.number for trial in _by_value(trial for trial in trials if trial.confirms is None)[:most]]
+
+
 def confirmed(trials: Sequence[TrialRecord]) -> list[Candidate]:
     """The candidates of a confirmation that is over, the winner first; none where there is no such thing.
 
-    It is no longer one when the search has gone on and found a trial of a higher value, which has no fresh seeds yet.
+    It is no longer over when the search has gone on and found trials that would have got fresh seeds, too.
     """
     there = fresh_seeds(trials)
-    numbers = {trial.confirms for trial in there if trial.confirms is not None}
-    searched = [trial for trial in trials if trial.confirms is None]
-    candidates = [trial for trial in searched if trial.number in numbers]
-    seeds = max((trial.seeds_asked or 0 for trial in there), default=0)
-    best, known = (_by_value(each)[:1] for each in (searched, candidates))
-    if not known or best != known or seeds_due(trials, candidates, (len(numbers), seeds)):
+    confirm = there[-1].confirm if there else None
+    if confirm is None or seeds_due(trials, confirm):
         return []
-    found = _candidates(sorted(numbers), there)
-    return found if all(each.finished for each in found) and found[0].steady and found[0].accuracies else []
+    found = _candidates(_chosen(trials, confirm[0]), there)
+    found.sort(key=lambda each: (not each.steady, len(each.seeds) < confirm[1]))  # who was dropped cannot win
+    over = all(each.finished for each in found) and found[0].steady and found[0].accuracies
+    return found if over else []
 
 
 def _by_value(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -1,5 +1,7 @@
 """The winner's curse: what is said to be expected of the chosen trial on new images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from optuna.trial import TrialState, create_trial
@@ -8,7 +10,7 @@ from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.selection import expected, judged, packed, unpacked
 
 
-def trial(number: int, correct: list[int], **attributes: int) -> TrialRecord:
+def trial(number: int, correct: list[int], **attributes: Any) -> TrialRecord:
     told = {"correct": packed(correct), **attributes}
     frozen = create_trial(state=TrialState.COMPLETE, value=sum(correct) / len(correct), user_attrs=told)
     frozen.number = number
@@ -65,7 +67,7 @@ def test_of_a_confirmation_the_choice_is_among_its_candidates() -> None:
     """A lucky trial of the search does not count: the winner is chosen by its fresh seeds."""
     generator = np.random.default_rng(0)
     rows = drawn([0.99, 0.8, 0.6, 0.6, 0.75, 0.75], 1000, generator)
-    told = [{} if of is None else {"confirms": of, "seeds_asked": 2} for of in (None, None, 0, 0, 1, 1)]
+    told = [{} if of is None else {"confirms": of, "confirm": (2, 2)} for of in (None, None, 0, 0, 1, 1)]
     trials = [trial(k, rows[k], **told[k]) for k in range(6)]
     found = expected(trials, new_images=1000)
     assert found is not None
