@@ -48,7 +48,7 @@ def study_note(
 
     `with_curves` says whether the trials' intermediate values are shown beside the note.
     """
-    states = [trial.state for trial in trials]
+    states = [trial.state for trial in trials if trial.confirms is None]
     claimed = sorted((row for row in claims if row.claimed is not None), key=lambda row: -(row.claimed or 0))
     alike = [row for row in claimed if row.model in _networks(study.sweep)]
     return _rendered(
