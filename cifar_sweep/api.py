@@ -46,8 +46,8 @@ from cifar_sweep.work.worker import Job, run_workers
 
 # What `Study.trials` shows of each trial besides its parameters; see `TrialRecord`.
 _COLUMNS = (
-    "number", "state", "value", "accuracy", "epochs_done", "epochs", "seconds", "label", "device", "worker", "started",
-    "ended", "seed", "weights_bytes", "reason",
+    "number", "state", "value", "accuracy", "epochs_done", "epochs", "seconds", "label", "confirms", "device", "worker",
+    "started", "ended", "seed", "weights_bytes", "reason",
 )  # fmt: skip
 
 

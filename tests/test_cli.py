@@ -318,6 +318,29 @@ def test_run_says_where_everything_is(tiny_sweep: Path, cli: Any) -> None:
     assert "complete" not in again.out.split("4 of 4")[0], "nothing was left to do"
 
 
+def test_the_best_trials_are_confirmed_and_everything_says_so(tiny_sweep: Path, cli: Any) -> None:
+    assert "is confirmed" not in cli(*RUN).out
+    finished = cli(*RUN, "--confirm", "2,2")
+    assert finished.exit_code == 0, finished.err
+    confirmed = next(line for line in finished.out.splitlines() if "is confirmed" in line)
+    expected = next(line for line in finished.out.splitlines() if line.startswith("expected on new images"))
+    assert "over 2 fresh seeds" in confirmed
+    assert "4 of 4 trials finished" in finished.out
+    assert finished.out.count("(confirms trial") == 4
+    for command in (("status",), ("report", "--no-images", "--format", "md", "--out", "-"), ("export",)):
+        told = cli(*command)
+        assert confirmed in told.out, command
+        assert expected in told.out, command
+    [card] = Path("exports").glob("*/MODEL_CARD.md")
+    assert confirmed in card.read_text()
+    metrics = json.loads((card.parent / "metrics.json").read_text())
+    assert metrics["expected"]["text"] == expected
+    assert metrics["trial"] in metrics["confirmation"]["candidates"][0]["seeds"]
+    refused = cli(*RUN, "--confirm", "2")
+    assert refused.exit_code == 2
+    assert "--confirm 2: confirm = [2] is not accepted; it takes two whole numbers from 1" in refused.err
+
+
 def test_options_reach_the_trials(tiny_sweep: Path, cli: Any) -> None:
     options = ("--epochs", 2, "--train-images", 100, "--seed", 5, "--trials", 1, "--study", "mine")
     settings = ("--set", "pruner=none", "--set", "learning_rate=0.002", "--set", "optimizer=sgd")

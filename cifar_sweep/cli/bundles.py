@@ -25,6 +25,7 @@ WORKERS = "Processes that train; auto: what is measured to be fastest."
 GROUP = "Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay."
 PREVIEW_IMAGES = "synthetic:10000"  # drawn in a second; 60,000 take five
 SETTINGS = "Fix a parameter (batch_size=32) or a key (pruner=none)."
+CONFIRM = "TRIALS,SEEDS as in 5,3: so many of the best trials again, under so many fresh seeds each."
 ARTIFACTS = """Where checkpoints and kept weights are: a folder, or s3://BUCKET/PREFIX. The study's if not given, which
 is artifacts/ at first."""
 
@@ -153,6 +154,16 @@ class NewStudyOptions(FileOptions):
 
     study: Annotated[str | None, Option(help="Name of the study; the sweep's name if not given.")] = None
     priority: Annotated[int | None, Option(help="Workers take the open study of the highest first; 0 at first.")] = None
+    confirm: Annotated[str | None, Option(metavar="TRIALS,SEEDS", help=CONFIRM)] = None
+
+    def confirmed(self, sweep: "Sweep") -> "Sweep":
+        """The sweep with the confirmation that is asked for. Raises UsageError where there can be none."""
+        from cifar_sweep.sweep.parsing import parse
+
+        if self.confirm is None:
+            return sweep
+        pair = [int(part) if part.strip().isdecimal() else part for part in self.confirm.split(",")]
+        return parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
     from cifar_sweep.work.submit import submit as submit_study
 
+    sweep = place.confirmed(sweep)
     source, images = asked.images()
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     files, priority = place.artifacts, place.priority
@@ -124,8 +125,8 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
 
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
     from cifar_sweep.study.files import study_folder
-    from cifar_sweep.study.record import ranked
     from cifar_sweep.study.storage import HALTED
+    from cifar_sweep.study.winner import ranked
 
     asked = study.asked()
     say_of(
@@ -133,6 +134,8 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         study=study,
         counts=study.summary(asked)["trials"],
         best=next(iter(ranked(asked)), None),
+        remarks=study.remarks(asked),
+        finished=study.finished(),
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",
         at=_at(study, place),

@@ -30,14 +30,16 @@ def status(
 ) -> None:
     """Show how far each study is, its best accuracy, and how long it still takes."""
     from cifar_sweep.study.opening import load, load_all
-    from cifar_sweep.terminal.status import glance, table
+    from cifar_sweep.terminal.status import glance, remarks, table
 
     storage = place.open()
     glances = [glance(each) for each in (load_all(storage) if study is None else [load(storage, study)])]
     if as_json:
         echo_json({"studies": glances})
-    else:
-        terminal().print(table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
+        return
+    terminal().print(table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
+    for line in remarks(glances[0]) if len(glances) == 1 else []:
+        say(line)
 
 
 def compare(

@@ -15,8 +15,9 @@ from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.pages import templates
 from cifar_sweep.search.choice import Hope
-from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, ranked, saved_by_pruning
+from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
+from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep.sweep import Choices, Sweep
 from cifar_sweep.words import duration, params_text
 
@@ -47,7 +48,7 @@ def study_note(
 
     `with_curves` says whether the trials' intermediate values are shown beside the note.
     """
-    states = [trial.state for trial in trials]
+    states = [trial.state for trial in trials if trial.confirms is None]
     claimed = sorted((row for row in claims if row.claimed is not None), key=lambda row: -(row.claimed or 0))
     alike = [row for row in claimed if row.model in _networks(study.sweep)]
     return _rendered(
@@ -57,6 +58,7 @@ def study_note(
         data=data_words(study),
         counts={state: states.count(state) for state in STATE_NAMES.values()},
         best=next(iter(ranked(trials)), None),
+        remarks=[remark["text"] for remark in study.remarks(trials).values()],
         saved=saved_by_pruning(trials),
         devices=sorted({trial.device or "an unknown device" for trial in trials if trial.curve}),
         seconds=sum(trial.seconds for trial in trials),

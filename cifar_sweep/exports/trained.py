@@ -1,7 +1,7 @@
 """A trained network of a study: which trial it comes from, its stored weights, and what it was trained on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,12 +56,16 @@ def facts_of_curve(curve: Sequence[EpochResult]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network whose training is over: the weights of its best epoch. The curve of a network read back is empty."""
+    """A network whose training is over: the weights of its best epoch. The curve of a network read back is empty.
+
+    `choice` are the remarks on a study's best trial, as `SweepStudy.remarks` makes them; none on any other.
+    """
 
     config: TrialConfig
     weights: Mapping[str, torch.Tensor]
     provenance: Provenance
     curve: Sequence[EpochResult] = ()
+    choice: Mapping[str, Any] = field(default_factory=dict)
 
 
 def classifier_of(members: Sequence[Trained], data: ImageData) -> Classifier:
@@ -112,7 +116,8 @@ def trained_trial(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -
     """A complete trial with the weights that were kept of it. Raises StudyError as `stored_weights` does."""
     assert trial.config is not None
     weights = stored_weights(study, trial, artifacts)
-    return Trained(trial.config, weights, provenance_of(study, trial), trial.curve)
+    choice = study.remarks() if trial.number == study.ranked()[0].number else {}
+    return Trained(trial.config, weights, provenance_of(study, trial), trial.curve, choice)
 
 
 def provenance_of(study: SweepStudy, trial: TrialRecord) -> Provenance:

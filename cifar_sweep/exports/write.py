@@ -70,8 +70,8 @@ def _metrics(
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if len(members) == 1:
-        curve = [asdict(result) for result in members[0].curve]
-        return {"validation_accuracy": first.validation_accuracy, **common, **_origin(first), "curve": curve}
+        told = {**_origin(first), **members[0].choice, "curve": [asdict(result) for result in members[0].curve]}
+        return {"validation_accuracy": first.validation_accuracy, **common, **told}
     validation = predict(classifier, batches.validation(), device=device)
     each = [
         _origin(member.provenance)

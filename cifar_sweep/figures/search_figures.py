@@ -154,9 +154,10 @@ class Importances:
 def importances_of(trials: Sequence[TrialRecord]) -> Importances:
     """Optuna's PED-ANOVA importances over the complete trials, by the parameters' own names, the greatest first.
 
-    They answer one question: which parameters set the best tenth of the complete trials apart from all of them.
+    They answer one question: which parameters set the best tenth of the complete trials apart from all of them. Fresh
+    seeds of the best ones would count those points several times, and are left out.
     """
-    complete = [trial.frozen for trial in trials if trial.state == "complete"]
+    complete = [trial.frozen for trial in trials if trial.state == "complete" and trial.confirms is None]
     reason = ""
     if len(complete) < FEWEST_TRIALS:
         there = "is 1 complete trial" if len(complete) == 1 else f"are {len(complete)} complete trials"

@@ -14,10 +14,11 @@ from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
 from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
 from cifar_sweep.forecast.pruning import expected_survival, startup
 from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast
-from cifar_sweep.study.claiming import queue_of
-from cifar_sweep.study.record import TrialRecord, ranked
+from cifar_sweep.study.claiming import queue_of, stage
+from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep.space import decode
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -110,7 +111,7 @@ def at_work(trials: Trials, now: datetime) -> set[str]:
 def seconds_left(
     study: SweepStudy, trials: Trials | None = None, *, now: datetime | None = None, starting: bool = False
 ) -> tuple[float, float] | None:
-    """A range that holds the remaining time in about eight cases of ten.
+    """A range that holds the remaining time of the search, or of its confirmation, in about eight cases of ten.
 
     None where nobody works on the study, or where nothing is known of its costs and no epoch has ended yet. `trials`
     are the records that its budget counts, `now` is the time on the clock of `datetime.now()`, and `starting` says that
@@ -127,19 +128,19 @@ def forecast_rest(
     study: SweepStudy, trials: Trials | None = None, *, now: datetime | None = None, starting: bool = False
 ) -> Forecast | None:
     """How the rest of the study may go; None, and with the arguments, as in `seconds_left`."""
-    trials = study.asked() if trials is None else trials
+    sweep, trials = stage(study.asked() if trials is None else trials, study.sweep)
     now = now or datetime.now()  # as Optuna writes it
     groups = groups_of(trials)
     noted, working = noted_costs(study), at_work(trials, now)
     sizes = [size for group in groups for size, _ in group.epochs]
-    done = all(trial.is_finished for trial in trials) if study.sweep.given else len(_finished(trials)) >= study.budget
+    done = all(trial.is_finished for trial in trials) if sweep.given else len(_finished(trials)) >= sweep.size
     if done:
         return Forecast([[]])
     if study.state != OPEN or not (working or starting) or not (sizes or noted):
         return None
     costs = noted or Costs(largest=max(sizes), workers=max(len(working), 1), rough=True)
     pace = pace_of(groups, costs)
-    return forecast(study.sweep, _start(study, trials, groups, pace, now), pace, possible_shapes(study.sweep))
+    return forecast(sweep, _start(sweep, trials, groups, pace, now), pace, possible_shapes(sweep))
 
 
 def _finished(trials: Trials) -> list[TrialRecord]:
@@ -172,17 +173,17 @@ def _besides(group: WorkerGroup, costs: Costs) -> float:
     return costs.trial * len(group.trials) + math.fsum(costs.between(group.shape, size) for size, _ in group.epochs)
 
 
-def _start(study: SweepStudy, trials: Trials, groups: Sequence[WorkerGroup], pace: Pace, now: datetime) -> Start:
+def _start(sweep: Sweep, trials: Trials, groups: Sequence[WorkerGroup], pace: Pace, now: datetime) -> Start:
     # Workers begin one after another: until all are there, those are counted that there are to be.
     young = all((now - group.begun).total_seconds() < STARTED_SECONDS for group in groups)
     workers = max(len(at_work(trials, now)), pace.costs.workers if young else 0, 1)
     under_way = [_under_way(group, pace, now) for group in groups if group.running]
     finished, complete = _finished(trials), ranked(trials)
     best = complete[: math.ceil(BEST_SHARE * len(finished))]
-    strictness, judged = _strictness(study, groups, complete)
+    strictness, judged = _strictness(sweep, groups, complete)
     generator = random.Random(0)  # noqa: S311 - no secret
     return Start(
-        queue_of(trials, study.sweep, shape_of=partial(_waiting_shape, study.sweep, generator)).waiting,
+        queue_of(trials, sweep, shape_of=partial(_waiting_shape, sweep, generator)).waiting,
         len(finished), len(complete), under_way, [trial.config.shape for trial in best if trial.config],
         idle=max(workers - len(under_way), 0), delay=pace.costs.start / 2 if young and not under_way else 0.0,
         strictness=strictness, judged=judged,
@@ -196,20 +197,20 @@ def _under_way(group: WorkerGroup, pace: Pace, now: datetime) -> UnderWay:
     return UnderWay(group.shape, len(group.running), len(group.epochs), since)
 
 
-def _strictness(study: SweepStudy, groups: Sequence[WorkerGroup], complete: Trials) -> tuple[float, int]:
+def _strictness(sweep: Sweep, groups: Sequence[WorkerGroup], complete: Trials) -> tuple[float, int]:
     """What the pruner saved over what it was expected to save, and by how many trials that is known.
 
     The guess counts like `_GUESSED_TRIALS` trials. Only groups count that began after the first trials were complete,
     and that have ended: of those under way, the trials that were pruned would be seen before the others.
     """
-    if study.sweep.pruner.name == "none":
+    if sweep.pruner.name == "none":
         return 0.0, 0
-    ends, first = sorted(trial.ended for trial in complete if trial.ended), startup(study.sweep)
+    ends, first = sorted(trial.ended for trial in complete if trial.ended), startup(sweep)
     saved = expected = 0.0
     judged = 0
     for group in groups:
         if group.ended and sum(end <= group.begun for end in ends) >= first:
-            guess = 1 - statistics.fmean(expected_survival(study.sweep, group.shape.epochs))
+            guess = 1 - statistics.fmean(expected_survival(sweep, group.shape.epochs))
             saved += math.fsum(trial.epochs_left / group.shape.epochs for trial in group.trials)
             expected += guess * len(group.trials)
             judged += len(group.trials)

@@ -114,7 +114,7 @@ def sweep_rows(studies: Iterable[SweepStudy], hand: Sequence[HandRow]) -> list[S
 
 
 def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -> SweepRow:
-    finished = sum(trial.state in ("complete", "pruned") for trial in study.trials())
+    finished = sum(trial.state in ("complete", "pruned") for trial in study.trials() if trial.confirms is None)
     best = next(iter(study.ranked()), None)
     shortened = _sweep_shortened(study, study.sweep.fixed | dict(best.settings if best else {}), file)
     row = SweepRow(study.name, data_words(study), finished, study.budget, shortened)

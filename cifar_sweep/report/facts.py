@@ -91,6 +91,7 @@ class Answer:
     searched: tuple[str, ...]  # the names among them that were searched, or are the given point's own
     validation: Accuracy
     test: Accuracy | None
+    remarks: Sequence[str]  # what to expect of it on new images, and how it was confirmed, as far as that is known
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFin
         searched=tuple(name for name in names if name in best.params),
         validation=Accuracy(float(best.value or 0), images),
         test=None if test is None else Accuracy(test, findings.test_images or study.data.get("test_images")),
+        remarks=[remark["text"] for remark in study.remarks().values()],
     )
 
 

@@ -138,6 +138,7 @@ def table_of(report: Report) -> dict[str, Any]:
         number = all(type(trial.params[name]) in (int, float) for trial in trials if name in trial.params)
         add(name, lambda trial, name=name: trial.params.get(name), title=name.replace("_", " "), figure=number)  # type: ignore[misc]
     add("label", lambda trial: trial.label, least=1, title="by hand", long=True)
+    add("confirms", lambda trial: trial.confirms, least=1, figure=True)
     add("worker", lambda trial: trial.worker, least=2)
     add("device", lambda trial: trial.device, least=2, long=True)
     add("reason", lambda trial: trial.reason, title="why it ended early", long=True)

@@ -28,7 +28,7 @@ def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
     if "learning_rate" in study.sweep.space:
         words = "Best validation accuracy of each trial; pruned ones at the epoch where they were stopped."
         figures.append(("Accuracy by learning rate", words, accuracy_by_learning_rate(trials, data=data)))
-    facts = {"data": data, "trials": f"{len(trials)} of {study.budget}"}
+    facts = {"data": data, "trials": f"{sum(trial.confirms is None for trial in trials)} of {study.budget}"}
     figure_page(path, figures, title=f"Study {study.name}", facts=facts)
 
 

@@ -76,6 +76,7 @@ BEFORE: Mapping[str, Callable[[TrialRecord], Value | None]] = {
 }
 AFTER: Mapping[str, Callable[[TrialRecord], Value | None]] = {
     "label": lambda trial: trial.label,
+    "confirms": lambda trial: trial.confirms,
     "device": lambda trial: trial.device,
     "worker": lambda trial: trial.worker,
     "seed": lambda trial: trial.settings.get("seed"),

@@ -157,9 +157,9 @@ class Chooser:
         if not complete:
             return {}
         best = max(complete, key=lambda course: max(course.accuracies))
-        beaten = f"trial {best.number} ({max(best.accuracies):.1%} ± {self._model.noise:.1%})"
+        beaten = f"trial {best.number} ({100 * max(best.accuracies):.1f} ± {100 * self._model.noise:.1f} %)"
         return {
-            course.number: f"stopped after epoch {course.done}: {chance:.0%} chance to beat {beaten}"
+            course.number: f"stopped after epoch {course.done}: {100 * chance:.0f} % chance to beat {beaten}"
             for course in frozen
             if (chance := hopes[course.number].beats) < HOPELESS
         }

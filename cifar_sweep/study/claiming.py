@@ -1,5 +1,6 @@
 """Claiming: which trials a worker takes, and what becomes of those that others left behind."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape, TrialConfig, Value
+from cifar_sweep.config import Shape, TrialConfig, Value, derive_seed
 from cifar_sweep.errors import StorageBusyError
 from cifar_sweep.search.choice import Choice, Course, grant_end
 from cifar_sweep.study.claim import Claim, Worker
@@ -16,9 +17,10 @@ from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, epoch_keys
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
+from cifar_sweep.study.winner import fresh_seeds, seeds_due
 from cifar_sweep.sweep import space
 from cifar_sweep.sweep.strategy import build_sampler
-from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.sweep.sweep import PrunerSettings, SamplerSettings, Sweep
 
 MAX_DEATHS = 3
 
@@ -57,12 +59,29 @@ def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
     if sweep.given:
         points = [(point.label, point.params()) for point in sweep.enqueue]
         trials = [trial for trial in trials if (trial.label, trial.given) in points]
+    trials = [trial for trial in trials if trial.confirms is None]
     placed = {trial.number for trial in queue_of(trials, sweep).placed}
     return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or trial.number in placed]
 
 
+def stage(trials: Sequence[TrialRecord], sweep: Sweep) -> tuple[Sweep, list[TrialRecord]]:
+    """What is under way: the search and its trials, or, once that is finished, its confirmation as a sweep of its own.
+
+    That one has as many trials as there are fresh seeds, and trains each of them to its end.
+    """
+    searched, seeds = asked(trials, sweep), fresh_seeds(trials)
+    if not sweep.confirm or count(searched, "complete", "pruned") < sweep.size:
+        return sweep, searched
+    plain = {"strategy": "optuna", "sampler": SamplerSettings(name="random"), "pruner": PrunerSettings(name="none")}
+    return sweep.model_copy(update={"trials": len(seeds), "confirm": None} | plain), seeds
+
+
 def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
-    """How many trials are in each state, frozen ones apart; of points that wait no more than there is room for."""
+    """How many trials are in each state, frozen ones apart; of points that wait no more than there is room for.
+
+    Fresh seeds of a confirmation are not among them.
+    """
+    trials = [trial for trial in trials if trial.confirms is None]
     counts = {name: count(trials, name) for name in STATE_NAMES.values()}
     frozen = sum(trial.is_frozen for trial in trials)
     waiting = counts["waiting"] - frozen if sweep.given else len(queue_of(trials, sweep).placed)
@@ -84,23 +103,40 @@ class Claiming:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
-        trials = {trial.number: trial for trial in asked(self._trials(), self.sweep)}
-        queue = queue_of(list(trials.values()), self.sweep, shape_of=self._shape_of)
+        sweep, there = stage(self._confirming(), self.sweep)
+        trials = {trial.number: trial for trial in there}
+        queue = queue_of(there, sweep, shape_of=self._shape_of)
         waiting = queue.first()
-        chosen = self.sweep.strategy == "auto"
+        chosen = sweep.strategy == "auto"
         if chosen and waiting in (None, NEW):
             return self._chosen(choice, [trial for trial in trials.values() if trial.is_frozen], room=queue.new)
         if waiting is None:
             return []
         first = self._take(self._ask({}) if waiting is NEW else trials[waiting.number])
         shape = first.config.shape
-        group = next_group(queue, replace(waiting, shape=shape), size=size(shape), workers=workers)
+        most = size(shape)
+        if sweep is not self.sweep:  # a confirmation, shared out among all workers
+            most = min(most, math.ceil(len(queue.placed) / (workers or 1)))
+        group = next_group(queue, replace(waiting, shape=shape), size=most, workers=workers)
         others = [trials[trial.number] for trial in group.waiting if trial.number != waiting.number]
         claims = [first, *map(self._take, others)]
         held = space.shape_params(first.trial.params)
         # What an interrupted trial was begun with may be another precision than this worker's.
         new = 0 if chosen or self._config(held, number=0).shape != shape else group.size - len(claims)
         return claims + [self._take(self._ask(held)) for _ in range(new)]
+
+    def _confirming(self) -> list[TrialRecord]:
+        """All trials, with those that wait for the fresh seeds that are due, once the search is finished."""
+        trials = self._trials()
+        searched = asked(trials, self.sweep)
+        if not self.sweep.confirm or count(searched, "complete", "pruned") < self.sweep.size:
+            return trials
+        for number in seeds_due(trials, self.sweep.confirm):
+            self.study.enqueue_trial(
+                dict(trials[number].frozen.params),
+                user_attrs={"confirms": number, "confirm": self.sweep.confirm},
+            )
+        return self._trials()
 
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:
         """What a choice comes to now: others may have chosen since it was made."""
@@ -129,6 +165,8 @@ class Claiming:
         """The shape that a waiting trial will have; None where part of it is still to be sampled."""
         if waiting.config is not None:
             return waiting.config.shape
+        if waiting.confirms is not None:
+            return self._repeated(waiting).shape
         params = waiting.queued if waiting.given is None else space.encode(waiting.given, self.sweep)
         if waiting.given is None and space.leaves_shape_open(params, self.sweep):
             return None
@@ -137,6 +175,12 @@ class Claiming:
     def _config(self, params: Mapping[str, Any], *, number: int) -> TrialConfig:
         precision = self.worker.precision
         return space.to_config(params, self.sweep, number=number, classes=self.classes, precision=precision)
+
+    def _repeated(self, fresh: TrialRecord) -> TrialConfig:
+        """The config of the trial that a fresh seed confirms, with a seed of its own."""
+        config = self._trials()[fresh.confirms or 0].config
+        assert config is not None  # it is complete
+        return replace(config, knobs=replace(config.knobs, seed=derive_seed(self.sweep.seed, "trial", fresh.number)))
 
     def _ask(self, params: Mapping[str, Any]) -> TrialRecord:
         """A new trial with these parameters, which waits."""
@@ -159,8 +203,11 @@ class Claiming:
         self.study.sampler = build_sampler(self.sweep, number=waiting.number)
         trial = optuna.Trial(self.study, trial_id)
         space.suggest(trial, self.sweep, named=waiting.given)
-        config = waiting.config or self._config(trial.params, number=waiting.number)
-        epochs, granted = config.shape.epochs, self.sweep.strategy == "auto"
+        fresh = waiting.confirms is not None
+        config = waiting.config or (
+            self._repeated(waiting) if fresh else self._config(trial.params, number=waiting.number)
+        )
+        epochs, granted = config.shape.epochs, self.sweep.strategy == "auto" and not fresh
         until = grant_end(waiting.epochs_done, epochs) if granted else epochs
         grant = {"until": until} if granted else {}
         self.storage.write(trial, Change({"config": config.to_dict()} | grant | self._held(config)))

@@ -25,7 +25,8 @@ STATE_NAMES = {
 # The user attributes of a trial that are read here; nobody else may change them.
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-    "traceback", "label", "given", "shortened", "deaths", "died_after", "until",
+    "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "confirms", "confirm",
+    "correct",
 }  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
@@ -86,6 +87,10 @@ class TrialRecord:
     deaths = _of(lambda trial: int(trial.frozen.user_attrs.get("deaths", 0)))
     died_after = _object("died_after", int)  # how many epochs it had when its worker died last
     until = _object("until", int)  # the epoch after which it is frozen, if that is not its last one
+    # Which validation images its best epoch names rightly, as `selection.packed` has it; None where that is not known.
+    correct = _object("correct", dict[str, Any])
+    confirms = _object("confirms", int)  # the trial of the search that it repeats under a fresh seed
+    confirm = _object("confirm", tuple[int, int])  # and as part of what: so many trials, so many seeds each
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data
@@ -178,12 +183,6 @@ def records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
     return [TrialRecord(trial, workers.get(trial.number, "")) for trial in trials]
 
 
-def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials, best validation accuracy first, of equals the earlier one."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
-
-
 def count(trials: Iterable[TrialRecord], *states: str) -> int:
     """How many trials are in one of these states, named as in `STATE_NAMES`."""
     return sum(trial.state in states for trial in trials)
@@ -193,16 +192,18 @@ def count(trials: Iterable[TrialRecord], *states: str) -> int:
 class Saved:
     """What was not trained. `seconds` are a worker's, as if each trial had gone on at its own mean pace."""
 
-    trials: int
+    trials: int  # pruned ones
     epochs: int
     seconds: float
+    frozen: int = 0  # trials that wait, and may yet go on
 
 
 def saved_by_pruning(trials: Iterable[TrialRecord]) -> Saved:
-    """The epochs that pruned trials were spared; one that was pruned before its first epoch counts without time."""
-    pruned = [trial for trial in trials if trial.state == "pruned" and trial.epochs is not None]
-    seconds = sum(trial.epochs_left * trial.seconds / trial.epochs_done for trial in pruned if trial.curve)
-    return Saved(len(pruned), sum(trial.epochs_left for trial in pruned), seconds)
+    """The epochs that pruned and frozen trials were spared; where none was trained, they count without time."""
+    spared = [each for each in trials if each.epochs is not None and (each.state == "pruned" or each.is_frozen)]
+    seconds = sum(trial.epochs_left * trial.seconds / trial.epochs_done for trial in spared if trial.curve)
+    frozen = sum(trial.is_frozen for trial in spared)
+    return Saved(len(spared) - frozen, sum(trial.epochs_left for trial in spared), seconds, frozen)
 
 
 def is_synthetic(data: Iterable[str]) -> bool:

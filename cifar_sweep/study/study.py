@@ -19,12 +19,16 @@ from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
-from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, ranked, records
+from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, records
+from cifar_sweep.study.selection import expected
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
+from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
 from cifar_sweep.sweep import strategy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+
+TEST_IMAGES = 10_000  # CIFAR-10's, where a study does not say
 
 
 def stored_sweep(study: optuna.Study) -> Sweep:
@@ -103,23 +107,28 @@ class SweepStudy:
         return records(self._study.get_trials(deepcopy=False))
 
     def asked(self) -> list[TrialRecord]:
-        """The trials that the budget counts; see `claiming.asked`."""
-        return asked(self.trials(), self.sweep)
+        """The trials that the budget counts (see `claiming.asked`), and those that confirm the best of them."""
+        trials = self.trials()
+        return [*asked(trials, self.sweep), *fresh_seeds(trials)]
 
     def ranked(self) -> list[TrialRecord]:
         """The complete trials, best validation accuracy first, of equals the earlier one."""
         return ranked(self.trials())
 
-    def finished(self) -> bool:
-        """Whether the budget is spent. Nothing takes the place of a given point that failed."""
-        trials = self.asked()
+    def finished(self, trials: Sequence[TrialRecord] | None = None) -> bool:
+        """Whether the budget is spent, and the best confirmed. Nothing takes the place of a given point that failed."""
+        trials = self.trials() if trials is None else trials
+        searched = asked(trials, self.sweep)
         if self.sweep.given:
-            return not count(trials, "running", "waiting")
-        return count(trials, "complete", "pruned") >= self.budget
+            return not count(searched, "running", "waiting")
+        if count(searched, "complete", "pruned") < self.budget:
+            return False
+        seeds, confirm = fresh_seeds(trials), self.sweep.confirm
+        return not confirm or not (count(seeds, "running", "waiting") or seeds_due(trials, confirm))
 
     def missing(self) -> bool:
         """Whether a given point that was asked for has failed, and was not run again since."""
-        return count(self.asked(), "complete", "pruned", "running", "waiting") < self.budget
+        return count(asked(self.trials(), self.sweep), "complete", "pruned", "running", "waiting") < self.budget
 
     def claim(
         self,
@@ -140,7 +149,8 @@ class SweepStudy:
                 if self.state != OPEN:
                     return []
                 self._read_again()
-                if choice.new and choice.made_of != len(courses(self.asked(), classes=self.data["classes"])):
+                searched = asked(self.trials(), self.sweep) if choice.new else []
+                if choice.new and choice.made_of != len(courses(searched, classes=self.data["classes"])):
                     continue  # another worker has begun trials meanwhile, perhaps at these very points
                 if choice.hopes:
                     hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
@@ -152,7 +162,7 @@ class SweepStudy:
 
     def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose) -> Choice:
         """What to train next as the study stands; nothing where that needs no choice: a trial waits, or all run."""
-        trials = self.asked()
+        trials = asked(self.trials(), self.sweep)
         queue = queue_of(trials, self.sweep)
         if queue.placed or not (queue.new or any(trial.is_frozen for trial in trials)):
             return Choice()
@@ -194,8 +204,8 @@ class SweepStudy:
         claim.reported.update(values)
 
     def should_prune(self, claim: Claim) -> bool:
-        """Whether the pruner would end this trial after its last report."""
-        return claim.trial.should_prune()
+        """Whether the pruner would end this trial after its last report; never one that confirms another."""
+        return claim.before.confirms is None and claim.trial.should_prune()
 
     def complete(self, claim: Claim, value: float, **attributes: Any) -> None:
         """End a trial with its best validation accuracy. Raises TrialLostError as `report` does."""
@@ -259,9 +269,12 @@ class SweepStudy:
     def kept(self, trials: Sequence[TrialRecord] | None = None) -> list[TrialRecord]:
         """The trials whose weights are kept, best first: as many as the sweep says, and as its size cap has room for.
 
-        The best one is always kept. One that has dropped out does not come back: a better one only takes room.
+        The best one is always kept. One that has dropped out does not come back: a better one only takes room. All
+        fresh seeds of a confirmation come before: until it is over, each of them may be what it comes to.
         """
-        best = ranked(self.trials() if trials is None else trials)[: self.sweep.keep_weights]
+        trials = self.trials() if trials is None else trials
+        searched = ranked(trial for trial in trials if trial.confirms is None)[: self.sweep.keep_weights]
+        best = [trial for trial in ranked(trials) if trial.confirms is not None] + searched
         sizes = accumulate(trial.weights_bytes or 0 for trial in best)
         cap = self.sweep.keep_megabytes * 1_000_000
         return [trial for k, (trial, size) in enumerate(zip(best, sizes, strict=True)) if k == 0 or size <= cap]
@@ -271,6 +284,17 @@ class SweepStudy:
         weights = sum(trial.weights_bytes or 0 for trial in self.kept(trials))
         checkpoints = [stored for trial in trials if not trial.is_finished for stored in trial.checkpoints]
         return weights + sum(int(stored["size"]) for stored in checkpoints)
+
+    def remarks(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
+        """What to say beside the best trial's accuracy, as far as it is known: plain data, each with its `text`.
+
+        `expected`: what it is expected to come to on as many new images as the test set has, see `selection`;
+        `confirmation`: how it was confirmed, see `winner`.
+        """
+        trials = self.trials() if trials is None else trials
+        found = expected(trials, new_images=int(self.data.get("test_images", TEST_IMAGES)))
+        told = {"expected": found and found.described(), "confirmation": described(trials)}
+        return {name: each for name, each in told.items() if each}
 
     def summary(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""
@@ -296,6 +320,7 @@ class SweepStudy:
             "stored_bytes": self.stored_bytes(trials),
             "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
             "best": best[0].described() if best else None,
+            "confirmation": described(trials),
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
         }

@@ -17,9 +17,10 @@ from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.pages import rendered
 from cifar_sweep.study.outage import is_outage
-from cifar_sweep.study.record import TrialRecord, ranked, saved_by_pruning
+from cifar_sweep.study.record import TrialRecord, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.words import duration, params_text, span
 
@@ -149,14 +150,18 @@ class _Lines:
         best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
         left = self.left.now(trials)
         parts = [_ended_text(trial), best, f"{span(*left)} left" if left and left[1] else ""]
-        return f"[{self.prefix}{_done(summary)}/{summary['budget']}] {'; '.join(part for part in parts if part)}"
+        done = f"{_done(summary)}/{summary['budget']}"
+        if (found := summary["confirmation"]) and trial.confirms is not None:
+            done = f"confirming {found['done']}/{found['begun']}"
+        return f"[{self.prefix}{done}] {'; '.join(part for part in parts if part)}"
 
 
 def _ended_text(trial: TrialRecord) -> str:
     value = f" {trial.value:.2%}" if trial.value is not None else ""
     short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
     reason = f" ({trial.reason})" if trial.state == "failed" and trial.reason else ""
-    return f"trial {trial.number} {trial.state}{value}{short} in {duration(trial.seconds)}{reason}, {trial.setting}"
+    name = f"trial {trial.number}" + ("" if trial.confirms is None else f" (confirms trial {trial.confirms})")
+    return f"{name} {trial.state}{value}{short} in {duration(trial.seconds)}{reason}, {trial.setting}"
 
 
 def _done(summary: dict[str, Any]) -> int:
@@ -177,6 +182,7 @@ def _live_text(
         halted=HALTED,
         paused=PAUSED,
         done=_done(summary),
+        ended=study.finished(trials),
         left=left,
         soon=SOON_SECONDS,
         clock=[f"{now + timedelta(seconds=seconds):%H:%M}" for seconds in left or ()],

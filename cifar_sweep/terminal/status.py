@@ -14,17 +14,22 @@ from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.words import duration, span
 
+MOST_STOPPED = 5  # trials whose reasons are told
+
 
 def glance(study: SweepStudy) -> dict[str, Any]:
     """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
     summary, trials = study.summary(), study.trials()
+    stopped = {trial.number: trial.reason for trial in trials if trial.state == "pruned"}
     saved = saved_by_pruning(trials)
     left = seconds_left(study)
     return summary | {
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
+        "expected": study.remarks(trials).get("expected"),
+        "stopped": stopped,
         "hopes": {number: asdict(hope) for number, hope in study.hopes.items()},
-        "saved_by_pruning": {"trials": saved.trials, "epochs": saved.epochs, "seconds": round(saved.seconds, 1)},
+        "saved_by_pruning": asdict(saved) | {"seconds": round(saved.seconds, 1)},
     }
 
 
@@ -48,6 +53,12 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
             f"{each['stored_bytes'] / 1e6:,.1f} MB",
         )
     return view
+
+
+def remarks(each: Mapping[str, Any]) -> list[str]:
+    """What a study's line has no room for: how good its best trial really is, and why the latest were stopped."""
+    told = [found["text"] for found in (each["expected"], each["confirmation"]) if found]
+    return told + [f"trial {number}: {reason}" for number, reason in list(each["stopped"].items())[-MOST_STOPPED:]]
 
 
 def _left_text(each: Mapping[str, Any]) -> str:

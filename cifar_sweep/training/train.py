@@ -33,21 +33,27 @@ class EpochInterruptedError(Exception):
 
 
 class Member:
-    """One trial of a run: its config, its random stream, its curve, and its best weights so far."""
+    """One trial of a run: its config, its random stream, its curve, and the weights of its best epoch so far.
+
+    `correct` says for each validation image, in their fixed order, whether these weights name it rightly (uint8 [n]);
+    it is empty where that is not known.
+    """
 
     def __init__(self, config: TrialConfig, *, device: torch.device) -> None:
         self.config = config
         self.history: list[EpochResult] = []
         self.best_weights: dict[str, torch.Tensor] = {}
+        self.correct = torch.empty(0, dtype=torch.uint8)
         # A generator on a CUDA device draws its masks there: no transfer, no synchronisation.
         self.generator = torch.Generator(device if config.knobs.dropout else "cpu")
         self.generator.manual_seed(derive_seed(config.knobs.seed, "dropout"))
 
-    def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor]) -> None:
-        """Add an epoch to the curve. The weights are kept if the epoch is the best so far."""
+    def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor], correct: torch.Tensor) -> None:
+        """Add an epoch to the curve. The weights, and what they name rightly, are kept if it is the best so far."""
         self.history.append(result)
         if best_epoch(self.history) is result:
             self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+            self.correct = correct.clone()
 
 
 class Run:
@@ -123,30 +129,33 @@ class Run:
         return losses_of(logits, labels).mean(dim=1), logits
 
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
-        losses, accuracies = self._validated()
+        losses, accuracies, correct = self._validated()
         train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
         seconds = (time.perf_counter() - started) / len(self.members)
         for k, member in enumerate(self.members):
             rate = learning_rate_at(epoch, member.config.knobs)
             figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
             result = EpochResult(epoch, *figures, rate, seconds, group_size=len(self.members), group_place=k)
-            member.note(result, self.network.member_state(k))
+            member.note(result, self.network.member_state(k), correct[k])
         return [member.history[-1] for member in self.members]
 
-    def _validated(self) -> tuple[list[float], list[float]]:
-        """The members' mean losses (nats) and accuracies over the validation images, read from the device at once."""
+    def _validated(self) -> tuple[list[float], list[float], torch.Tensor]:
+        """The members' mean losses (nats) and accuracies over the validation images, read from the device at once.
+
+        And which images each member names rightly, on the device: uint8 [K, images].
+        """
         self.network.eval()
-        losses, correct, images_seen = [], [], 0
+        losses, correct = [], []
         bf16 = self.shape.precision == "bf16"
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             for images, labels in self.batches.validation():
                 logits = self.network(images).float()
                 losses.append(losses_of(logits, labels).sum(dim=1))
-                correct.append((logits.argmax(dim=2) == labels).sum(dim=1))
-                images_seen += len(labels)
-        sums = torch.stack([torch.stack(losses).sum(dim=0), torch.stack(correct).sum(dim=0).float()]).tolist()
-        mean_losses, accuracies = ([total / images_seen for total in each] for each in sums)
-        return mean_losses, accuracies
+                correct.append((logits.argmax(dim=2) == labels).to(torch.uint8))
+        each = torch.cat(correct, dim=1)
+        sums = torch.stack([torch.stack(losses).sum(dim=0), each.sum(dim=1).float()]).tolist()
+        mean_losses, accuracies = ([total / each.shape[1] for total in figures] for figures in sums)
+        return mean_losses, accuracies, each
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members (positions in the last epoch's results) alone, in this order."""
@@ -176,7 +185,7 @@ class Run:
         tensors |= {f"optimizer.{name}": value for name, value in known.items() if isinstance(value, torch.Tensor)}
         curve = json.dumps([asdict(result) for result in member.history]).encode()
         tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
-        return tensors | {"generator": member.generator.get_state()}
+        return tensors | {"generator": member.generator.get_state(), "correct": member.correct}
 
     def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
         """Have member `k` go on, bit for bit, from a `state` of the same config in whatever group; else StateError."""
@@ -197,6 +206,7 @@ class Run:
         member.generator.set_state(state["generator"])
         member.best_weights = {name: value.to(self.device) for name, value in best.items()}
         self.optimizer.state[self._rows[k]] = {name: value.to(self.device) for name, value in known.items()}
+        member.correct = state.get("correct", member.correct).to(self.device)  # what was stored before has none
         member.history = history
 
     def prepare_optimizer(self) -> None:

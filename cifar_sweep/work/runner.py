@@ -20,6 +20,7 @@ from cifar_sweep.study.claim import Claim, TrialLostError
 from cifar_sweep.study.files import drop_needless
 from cifar_sweep.study.lease import Patience
 from cifar_sweep.study.outage import explain, is_outage
+from cifar_sweep.study.selection import packed
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.device import is_out_of_memory
 from cifar_sweep.training.images.data import ImageData
@@ -202,7 +203,8 @@ class Training:
             self.patiently(lambda: self._report_up_to(run, k, run.epochs_done))
         weights = trial.files.keep_weights(run, k)
         seconds = sum(result.seconds for result in curve)
-        facts = {"best_epoch": best.epoch, "seconds": seconds, "weights": asdict(weights)}
+        correct = packed(run.members[k].correct.tolist())
+        facts = {"best_epoch": best.epoch, "seconds": seconds, "weights": asdict(weights), "correct": correct}
         try:
             self.patiently(lambda: self.study.complete(trial.claim, best.validation_accuracy, **facts))
         except TrialLostError:

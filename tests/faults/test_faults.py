@@ -27,8 +27,10 @@ import torch
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.selection import packed
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.winner import confirmed
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
@@ -176,6 +178,7 @@ def assert_as_unbroken(study: SweepStudy, trial: TrialRecord, data: ImageData) -
     kept = checkpoint.unpack(open_artifacts(study.artifacts).get(trial.weights))
     for name, value in unbroken.member(0).state_dict().items():
         assert kept[name].equal(value), name
+    assert trial.correct == packed(unbroken.members[0].correct.tolist())
 
 
 @repeated
@@ -265,6 +268,33 @@ def test_kills_while_trials_are_frozen_and_thawed(
         assert_as_unbroken(study, trial, small_data)
     assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed and the pruned"
     record("freeze", url, kills=kills, complete=len(complete), epochs_twice=twice, finished=len(trials))
+
+
+@repeated
+def test_kills_while_the_best_trials_are_confirmed(
+    repeat: int, url: str, database: Storage, name: str, crew: Any, small_data: ImageData
+) -> None:
+    submitted(database, name, small_data)
+    work(Job(url, threads=1))
+    study = submitted(database, name, small_data, confirm=[3, 3])
+    workers = crew(url)
+    kills = kill_at_random(workers, random.Random(repeat))
+    workers.finish()
+    assert study.finished()
+    trials = study.trials()
+    got = Counter(trial.confirms for trial in trials)
+    assert got.pop(None) == TRIALS, "the search's count is what it was"
+    assert len(got) == 3
+    assert set(got.values()) <= {2, 3}, "all get two seeds, and those that may win a third"
+    assert got[confirmed(trials)[0].number] == 3
+    assert_finished(study, len(trials))
+    twice = sum(times - 1 for times in workers.epochs().values())
+    assert twice <= kills, "at most one epoch is trained twice for each kill"
+    resumed = [trial for trial in trials if trial.deaths]
+    for trial in resumed[: TRIALS if WHOLE else 1]:
+        assert_as_unbroken(study, trial, small_data)
+    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
+    record("confirm", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
 
 
 def without(sweep: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_the_promising_go_on_and_the_hopeless_are_pruned_with_the_reason() -> No
     assert set(choice.thawed) <= {0, 1, 2, 3}
     assert choice.thawed
     assert set(choice.pruned) >= {4, 5, 6, 7}
-    assert all("chance to beat trial 8 (52.0%" in reason for reason in choice.pruned.values())
+    assert all(" % chance to beat trial 8 (52.0 ± " in reason for reason in choice.pruned.values())
     assert not set(choice.pruned) & set(choice.thawed)
     assert sum(hope.is_best for hope in choice.hopes.values()) == pytest.approx(1)
     assert min(choice.hopes[k].accuracy for k in range(4)) > max(choice.hopes[k].accuracy for k in range(4, 8))

@@ -293,7 +293,7 @@ def test_the_table_of_studies_has_a_line_for_each_in_100_columns(opened: Open, m
     monkeypatch.setattr(type(first.storage), "orphans", lambda *_: [])
     rows = [glance(first), glance(second)]
     assert rows[0]["workers"] == 1
-    assert rows[0]["saved_by_pruning"] == {"trials": 1, "epochs": 29, "seconds": 58.0}
+    assert rows[0]["saved_by_pruning"] == {"trials": 1, "epochs": 29, "seconds": 58.0, "frozen": 0}
     assert 0 < rows[0]["seconds_left"][0] < rows[0]["seconds_left"][1]
     assert (rows[1]["workers"], rows[1]["seconds_left"]) == (0, None)
     screen = console(terminal=False, width=100)

@@ -148,8 +148,10 @@ def test_the_weights_of_the_best_epoch_are_kept_of_equals_the_first() -> None:
     member = Member(config(), device=CPU)
     for epoch, accuracy in enumerate([0.2, 0.5, 0.4, 0.5], start=1):
         figures = dict.fromkeys(["train_loss", "train_accuracy", "validation_loss", "learning_rate", "seconds"], 1.0)
-        member.note(EpochResult(epoch, validation_accuracy=accuracy, **figures), {"weight": torch.tensor(epoch)})
+        result = EpochResult(epoch, validation_accuracy=accuracy, **figures)
+        member.note(result, {"weight": torch.tensor(epoch)}, torch.tensor([epoch]))
     assert member.best_weights == {"weight": torch.tensor(2)}
+    assert member.correct.tolist() == [2]
 
 
 def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
@@ -165,6 +167,7 @@ def test_the_best_validation_epoch_is_kept(small_data: ImageData) -> None:
         assert torch.equal(value, weights[name]), name
     right = [kept.eval()(images).argmax(dim=1) == labels for images, labels in run.batches.validation()]
     assert torch.cat(right).float().mean().item() == pytest.approx(accuracy)
+    assert run.members[0].correct.tolist() == torch.cat(right).int().tolist()
 
 
 def test_a_member_loads_into_the_plain_network(small_data: ImageData) -> None:
