@@ -30,6 +30,7 @@ _ACCEPTED = {
     "number": "a number",
     "plain": "a number, a text, true or false",
     "list_type": "a list",
+    "confirm": "two whole numbers from 1, how many of the best trials and how many seeds each, as in [5, 3]",
     "too_short": "at least one value",
     "dict_type": "a table",
     "model_type": "a table",
@@ -73,6 +74,8 @@ def _check_given(sweep: Sweep, *, where: str) -> None:
     pruner = sweep.pruner.name
     if pruner != "none":
         raise UsageError(f"{where}: pruner {pruner!r} would end given points early; accepted: pruner = 'none'.")
+    if sweep.confirm:
+        raise UsageError(f"{where}: confirm repeats the best trials of a search; sampler 'given' searches nothing.")
     labels = [point.label for point in sweep.enqueue]
     if not labels or "" in labels or len(set(labels)) < len(labels):
         raise UsageError(f"{where}: sampler 'given' needs points in [[enqueue]], each with a label of its own.")

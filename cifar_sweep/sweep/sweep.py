@@ -22,6 +22,12 @@ def _check_value(value: Any) -> Value:
     return value
 
 
+def _check_confirm(value: Any) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or [type(part) for part in value] != [int, int] or min(value) < 1:
+        raise PydanticCustomError("confirm", "not two whole numbers")
+    return value[0], value[1]
+
+
 # Unions of types would complain once per type; these complain once, and `_ACCEPTED` has the words.
 Number = Annotated[int | float, PlainValidator(_check_number)]
 Plain = Annotated[Value, PlainValidator(_check_value)]
@@ -186,6 +192,9 @@ class Sweep(_Table):
     seed: int = Field(default=0, ge=0)
     keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
     keep_megabytes: int = Field(default=5000, ge=1, description="but not of more than fit into so much")
+    confirm: Annotated[tuple[int, int], PlainValidator(_check_confirm)] | None = Field(
+        default=None, description="so many of the best trials are repeated under so many fresh seeds each"
+    )
     strategy: Literal["auto", "optuna"] = Field(
         default="optuna", description="auto: sampler and pruner are auto; optuna: they are of those that Optuna has"
     )
