@@ -22,10 +22,12 @@ def _check_value(value: Any) -> Value:
     return value
 
 
-def _check_confirm(value: Any) -> tuple[int, int]:
+def _check_confirm(value: Any) -> Any:
+    if value is None:
+        return None
     if not isinstance(value, (list, tuple)) or [type(part) for part in value] != [int, int] or min(value) < 1:
         raise PydanticCustomError("confirm", "not two whole numbers")
-    return value[0], value[1]
+    return tuple(value)
 
 
 # Unions of types would complain once per type; these complain once, and `_ACCEPTED` has the words.
@@ -192,7 +194,7 @@ class Sweep(_Table):
     seed: int = Field(default=0, ge=0)
     keep_weights: int = Field(default=5, ge=1, description="weights are kept of so many of the best trials")
     keep_megabytes: int = Field(default=5000, ge=1, description="but not of more than fit into so much")
-    confirm: Annotated[tuple[int, int], PlainValidator(_check_confirm)] | None = Field(
+    confirm: Annotated[tuple[int, int] | None, BeforeValidator(_check_confirm)] = Field(
         default=None, description="so many of the best trials are repeated under so many fresh seeds each"
     )
     strategy: Literal["auto", "optuna"] = Field(
