@@ -1,5 +1,6 @@
 """What a search is asked, and what it answers. Loads no tensor: the study's column knows it."""
 
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,14 @@ class Choice:
     made_of: int = 0
 
 
+InTime = Callable[[Any, int], int]  # of a shape, and of epochs done: how many trials still end in time
+
+
+def in_time_always(_shape: Any, _done: int) -> int:
+    """There is time for any number of trials."""
+    return sys.maxsize
+
+
 @dataclass(frozen=True)
 class Situation:
     """What a choice is made of.
@@ -75,6 +84,7 @@ class Situation:
         room: how many new trials there may be.
         shape_of: the shape of a point.
         seed: decides all that is drawn.
+        in_time: how many trials of a shape that has so many epochs behind it still end in time.
     """
 
     courses: Sequence[Course]
@@ -82,6 +92,7 @@ class Situation:
     room: int
     shape_of: Callable[[Mapping[str, Value]], Hashable]
     seed: int
+    in_time: InTime = in_time_always
 
 
 Choose = Callable[[Situation], Choice]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import PARAMETERS, Value
-from cifar_sweep.search.choice import Choice, Course, Hope, Situation
+from cifar_sweep.search.choice import Choice, Course, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
@@ -28,6 +28,7 @@ AT_RANDOM = 0.25  # the share of choices that are random points all the same: a 
 POINTS = 150  # random points of the space that compete to be new trials
 NEAR_POINTS = 30  # points around each of the best trials that compete, too
 BEST = 3  # so many of them
+DRAWS = 50  # of a random point, where time is short for some
 RIVALS = 1  # new points that compete with the frozen trials: the most promising ones
 START_ALIKE = 2  # trials of one shape in the first groups, where the shape is searched
 HOPELESS = 0.03  # a trial whose chance to beat the best complete one is smaller is pruned
@@ -53,12 +54,14 @@ class Chooser:
         generator = np.random.default_rng(seed)
         known = [course for course in courses if course.accuracies]
         if not known or (room and (len(courses) < STARTUP or generator.random() < AT_RANDOM)):
-            drawn = self._cube.uniform(1, generator)[0]
-            return Choice(new=self._group(drawn, lambda count: self._cube.uniform(count, generator), now))
+            for drawn in (each for _ in range(DRAWS) for each in self._timely(self._cube.uniform(1, generator), now)):
+                return Choice(new=self._group(drawn, lambda count: self._cube.uniform(count, generator), now))
+            if not known:
+                return Choice()
         self._learn(known, seed)
         frozen = [course for course in known if course.frozen]
         trials = frozen + [course for course in known if not course.frozen]
-        points = self._points(known, generator) if room else self._cube.uniform(0, generator)
+        points = self._timely(self._points(known, generator), now) if room else self._cube.uniform(0, generator)
         mean, covariance = self._model.posterior(self._ends(trials, points))
         samples = _samples(mean, covariance, seed)
         ends, news = samples[:, : len(trials)], samples[:, len(trials) :]
@@ -67,7 +70,11 @@ class Chooser:
         # What the new points would add to the best of all trials, on average.
         promise = (news - ends.amax(dim=1, keepdim=True)).clamp_min(0).mean(dim=0)
         rivals = promise.argsort(descending=True)[:RIVALS].tolist()
-        options = [k for k, course in enumerate(frozen) if course.number not in pruned]
+        options = [
+            k
+            for k, course in enumerate(frozen)
+            if course.number not in pruned and now.in_time(course.shape, course.done)
+        ]
         options += [len(trials) + k for k in rivals]
         if not options:
             return Choice(pruned=pruned, hopes=hopes)
@@ -80,7 +87,8 @@ class Chooser:
                 if (each.shape, each.done) == (course.shape, course.done) and _may_beat(hopes, each, course)
             ]
             alike.sort(key=lambda each: (each is not course, -hopes[each.number].beats, each.number))
-            thawed = [each.number for each in alike[: now.size(course.shape)]]
+            most = min(now.size(course.shape), now.in_time(course.shape, course.done))
+            thawed = [each.number for each in alike[:most]]
             return Choice(thawed, pruned=pruned, hopes=hopes)
 
         def mates(count: int) -> Shares:
@@ -99,11 +107,20 @@ class Chooser:
         half of all trials until then (docs/group_search.md).
         """
         point = self._cube.params(first.tolist())
-        most = min(now.size(now.shape_of(point)), now.room)
+        shape = now.shape_of(point)
+        most = min(now.size(shape), now.room, now.in_time(shape, 0))
         if self._shape_columns:
             most = min(most, max(START_ALIKE, len(now.courses) // 2))
         others = self._held(mates(most - 1), first) if most > 1 else self._cube.uniform(0, np.random.default_rng())
         return [point, *(self._cube.params(other.tolist()) for other in others)]
+
+    def _timely(self, points: Shares, now: Situation) -> Shares:
+        """Those of the points that can be trained to their end in time."""
+        if now.in_time is in_time_always:
+            return points
+        timely = [bool(now.in_time(now.shape_of(self._cube.params(each)), 0)) for each in points.tolist()]
+        kept: Shares = points[np.array(timely, dtype=bool)]
+        return kept
 
     def _held(self, points: Shares, like: Shares) -> Shares:
         """The points, with what decides the shape as another one has it."""

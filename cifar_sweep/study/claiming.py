@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, TrialConfig, Value
 from cifar_sweep.errors import StorageBusyError
-from cifar_sweep.search.choice import Choice, Course, grant_end
+from cifar_sweep.search.choice import Choice, Course, InTime, grant_end, in_time_always
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
@@ -52,6 +52,11 @@ def courses(trials: Sequence[TrialRecord], *, classes: int) -> list[Course]:
     return found
 
 
+def is_under_way(trial: TrialRecord) -> bool:
+    """Whether it waits and was trained before, or was about to be."""
+    return trial.state == "waiting" and trial.config is not None
+
+
 def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
     """The trials that the budget counts: of given points those of the sweep, of waiting ones those it has room for."""
     if sweep.given:
@@ -79,28 +84,58 @@ class Claiming:
     classes: int  # of the study's images
     code: Mapping[str, str]  # the fingerprints of users' own models, by model
     worker: Worker
+    in_time: InTime = in_time_always
 
     def claim(self, *, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
-        trials = {trial.number: trial for trial in asked(self._trials(), self.sweep)}
+        there = asked(self._trials(), self.sweep)
+        trials = {trial.number: trial for trial in self.timely(there)}
         queue = queue_of(list(trials.values()), self.sweep, shape_of=self._shape_of)
         waiting = queue.first()
         chosen = self.sweep.strategy == "auto"
         if chosen and waiting in (None, NEW):
             return self._chosen(choice, [trial for trial in trials.values() if trial.is_frozen], room=queue.new)
-        if waiting is None:
+        if waiting is None or (waiting is NEW and not self._may_ask(late=len(there) > len(trials))):
             return []
         first = self._take(self._ask({}) if waiting is NEW else trials[waiting.number])
         shape = first.config.shape
-        group = next_group(queue, replace(waiting, shape=shape), size=size(shape), workers=workers)
+        most = self.in_time(shape, waiting.epochs)
+        if not most:  # what was sampled takes too long; it says so when the search ends
+            self.storage.give_back(first.trial_id)
+            return []
+        group = next_group(queue, replace(waiting, shape=shape), size=min(size(shape), most), workers=workers)
         others = [trials[trial.number] for trial in group.waiting if trial.number != waiting.number]
         claims = [first, *map(self._take, others)]
         held = space.shape_params(first.trial.params)
         # What an interrupted trial was begun with may be another precision than this worker's.
         new = 0 if chosen or self._config(held, number=0).shape != shape else group.size - len(claims)
         return claims + [self._take(self._ask(held)) for _ in range(new)]
+
+    def timely(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """The trials without those that wait and would not end in time, as far as their shape is known."""
+        if self.in_time is in_time_always:
+            return list(trials)
+        return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or self._is_timely(trial)]
+
+    def _is_timely(self, waiting: TrialRecord) -> bool:
+        shape = self._shape_of(waiting)
+        return shape is None or bool(self.in_time(shape, waiting.epochs_done))
+
+    def _may_ask(self, *, late: bool) -> bool:
+        """Whether a new trial may end in time; where its shape is sampled, unless one was `late` already."""
+        if space.leaves_shape_open({}, self.sweep):
+            return not late
+        return bool(self.in_time(self._config({}, number=0).shape, 0))
+
+    def close(self, reason: str) -> None:
+        """End all trials that wait and were trained, frozen ones among them: the search is over."""
+        self._give_back_own()
+        self._requeue_orphans()
+        for trial in self._trials():
+            if is_under_way(trial):
+                self._prune(trial, f"{reason} after epoch {trial.epochs_done}" if trial.epochs_done else reason)
 
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:
         """What a choice comes to now: others may have chosen since it was made."""
@@ -113,7 +148,7 @@ class Claiming:
         return [self._take(trial) for trial in thawed or new]
 
     def _prune(self, trial: TrialRecord, reason: str) -> None:
-        """End a frozen trial; its value is the last one reported."""
+        """End a trial that waits; its value is the last one reported."""
         trial_id = self.storage.trial_id(self.study, trial.number)
         change = Change({"reason": reason, "curve": trial.points}, removed=epoch_keys(trial.points))
         self.storage.write(optuna.Trial(self.study, trial_id), change)

@@ -5,6 +5,7 @@ parameters and reports, and is claimed again; so a study holds exactly as many t
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -16,9 +17,10 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
+from cifar_sweep.search.choice import Choice, Choose, Hope, InTime, Situation, in_time_always
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
-from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
+from cifar_sweep.study.claiming import Claiming, asked, courses, is_under_way, queue_of, state_counts
+from cifar_sweep.study.hours import TIME_OVER, Hours
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, ranked, records
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
@@ -71,6 +73,35 @@ class SweepStudy:
             self._study.set_user_attr("state", state)
 
     @property
+    def hours(self) -> Hours | None:
+        """In how much time it is to be done; None where its budget of trials is all that ends it."""
+        stored = self._study.user_attrs.get("hours")
+        return Hours(**stored) if stored else None
+
+    def start_clock(self) -> None:
+        """Let the study's hours begin now, if it has any that have not begun."""
+        if (hours := self.hours) and hours.deadline is None:
+            with self.storage.lock():
+                if self.search_end() is None:
+                    started = replace(hours, deadline=time.time() + 3600 * hours.hours)
+                    self._study.set_user_attr("hours", asdict(started))
+
+    def search_end(self) -> float | None:
+        """When its search has to end, in seconds since the epoch; None where that is not known.
+
+        The confirmation's time is the search's as long as no trial is complete.
+        """
+        hours = self.hours
+        if hours is None or hours.deadline is None:
+            return None
+        return hours.deadline - (hours.reserve if count(self.trials(), "complete") else 0.0)
+
+    @property
+    def over(self) -> str:
+        """Why the search ended before its budget was spent; empty where it did not."""
+        return str(self._study.user_attrs.get("over", ""))
+
+    @property
     def costs(self) -> dict[str, Any] | None:
         """What its parts were reckoned to cost where it was started, as it was noted; None where nobody did."""
         return self._study.user_attrs.get("costs")
@@ -86,6 +117,7 @@ class SweepStudy:
         with self.storage.lock():
             self._read_again()
             if self.state == OPEN and self.finished():
+                self._study.set_user_attr("reason", self.over)
                 self._study.set_user_attr("state", FINISHED)
             return self.state != OPEN
 
@@ -111,8 +143,10 @@ class SweepStudy:
         return ranked(self.trials())
 
     def finished(self) -> bool:
-        """Whether the budget is spent. Nothing takes the place of a given point that failed."""
+        """Whether the budget is spent, or the search over. Nothing takes the place of a given point that failed."""
         trials = self.asked()
+        if self.over:
+            return not any(trial.state == "running" or is_under_way(trial) for trial in trials)
         if self.sweep.given:
             return not count(trials, "running", "waiting")
         return count(trials, "complete", "pruned") >= self.budget
@@ -128,38 +162,58 @@ class SweepStudy:
         size: Callable[[Shape], int] = lambda _: 1,
         workers: int | None = None,
         choose: Choose = lambda _: Choice(),
+        in_time: InTime = in_time_always,
+        trials: int | None = None,
     ) -> list[Claim]:
         """Hold the trials of the next group; none while all are taken.
 
         `size` says how many trials of a shape to take at most, `workers` how many share the study, as in `next_group`.
-        `choose` is asked where the sweep's strategy is auto, before the database is locked.
+        `choose` is asked where the sweep's strategy is auto, before the database is locked. `in_time` and `trials` are
+        of a study that has so many hours: what still ends in them, and how many trials it will have.
         """
         while True:
-            self.choice = choice = self._choice(worker, size, choose) if self.sweep.strategy == "auto" else Choice()
+            auto = self.sweep.strategy == "auto"
+            self.choice = choice = self._choice(worker, size, choose, in_time) if auto else Choice()
             with self.storage.lock():
                 if self.state != OPEN:
                     return []
                 self._read_again()
+                if trials is not None and trials != self.sweep.trials:
+                    changed = self.sweep.model_copy(update={"trials": trials})
+                    self._study.set_user_attr("sweep", changed.model_dump(mode="json"))
+                    self._read_again()
                 if choice.new and choice.made_of != len(courses(self.asked(), classes=self.data["classes"])):
                     continue  # another worker has begun trials meanwhile, perhaps at these very points
                 if choice.hopes:
                     hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
                     self._study.set_user_attr("hopes", hopes)
-                return self._claiming(worker).claim(size=size, workers=workers, choice=choice)
+                claiming = self._claiming(worker, in_time)
+                claims = [] if self.over else claiming.claim(size=size, workers=workers, choice=choice)
+                if not claims and (why := self._why_over()):
+                    self._study.set_user_attr("over", why)
+                    claiming.close(why)
+                return claims
 
-    def _claiming(self, worker: Worker) -> Claiming:
-        return Claiming(self.storage, self._study, self.sweep, self.data["classes"], self.code, worker)
+    def _why_over(self) -> str:
+        """Why the search ends here, where nothing is left that could be trained; as if its budget were spent."""
+        if self.over or self.search_end() is None or count(self.asked(), "running") or self.finished():
+            return self.over
+        return TIME_OVER
 
-    def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose) -> Choice:
+    def _claiming(self, worker: Worker, in_time: InTime = in_time_always) -> Claiming:
+        return Claiming(self.storage, self._study, self.sweep, self.data["classes"], self.code, worker, in_time)
+
+    def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose, in_time: InTime) -> Choice:
         """What to train next as the study stands; nothing where that needs no choice: a trial waits, or all run."""
+        claiming = self._claiming(worker, in_time)
         trials = self.asked()
-        queue = queue_of(trials, self.sweep)
-        if queue.placed or not (queue.new or any(trial.is_frozen for trial in trials)):
+        queue = queue_of(claiming.timely(trials), self.sweep)
+        if queue.placed or self.over or not (queue.new or any(trial.is_frozen for trial in trials)):
             return Choice()
-        shape_of = self._claiming(worker).shape_of
         found = courses(trials, classes=self.data["classes"])
         seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
-        return replace(choose(Situation(found, size, queue.new, shape_of, seed)), made_of=len(found))
+        now = Situation(found, size, queue.new, claiming.shape_of, seed, in_time)
+        return replace(choose(now), made_of=len(found))
 
     @property
     def hopes(self) -> dict[int, Hope]:
@@ -274,6 +328,7 @@ class SweepStudy:
 
     def summary(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""
+        self._read_again()  # with so many hours, how many trials there will be is reckoned again and again
         budget = self.budget
         if trials is None:
             trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
