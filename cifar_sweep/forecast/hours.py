@@ -83,7 +83,7 @@ def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) 
         place = bisect_left(CUTS[:-1], wanted, key=lambda share: made(share).trials)
         found = made(CUTS[place])
         if found.trials >= (wanted if sweep.given else FEWEST):
-            return found
+            break
     assert found is not None
     if not found.trials:
         needed = (before + 2 * _Trials(found.sweep, pace).seconds) / 3600
@@ -211,7 +211,7 @@ def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
 def replan(study: "SweepStudy", *, now: float | None = None) -> int | None:
     """How many trials the study is now likely to have in its time; None where it has no deadline."""
     end = study.search_end()
-    if end is None or study.sweep.given:
+    if end is None or study.sweep.given or study.over:
         return None
     trials = study.trials()
     begun = sum(trial.config is not None and trial.state != "failed" for trial in trials)

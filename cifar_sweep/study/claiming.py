@@ -52,11 +52,6 @@ def courses(trials: Sequence[TrialRecord], *, classes: int) -> list[Course]:
     return found
 
 
-def is_under_way(trial: TrialRecord) -> bool:
-    """Whether it waits and was trained before, or was about to be."""
-    return trial.state == "waiting" and trial.config is not None
-
-
 def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
     """The trials that the budget counts: of given points those of the sweep, of waiting ones those it has room for."""
     if sweep.given:
@@ -133,8 +128,8 @@ class Claiming:
         """End all trials that wait and were trained, frozen ones among them: the search is over."""
         self._give_back_own()
         self._requeue_orphans()
-        for trial in self._trials():
-            if is_under_way(trial):
+        for trial in asked(self._trials(), self.sweep):
+            if trial.state == "waiting" and trial.config is not None:
                 self._prune(trial, f"{reason} after epoch {trial.epochs_done}" if trial.epochs_done else reason)
 
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:

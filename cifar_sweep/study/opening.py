@@ -59,6 +59,7 @@ def open_or_resume(
         if known := "sweep" in study.user_attrs:
             _check_same(study, sweep, data, code or {}, hours)
             sweep = stored_sweep(study) if hours else sweep
+            study.set_user_attr("over", study.user_attrs.get("over", "") if hours else "")
         elif hours:
             study.set_user_attr("hours", asdict(hours))
         if artifacts is not None or "artifacts" not in study.user_attrs:
@@ -69,7 +70,7 @@ def open_or_resume(
             _give_facts(study, data, code or {})
         _enqueue(study, sweep)
         # Of a new study the sweep is last: one that has it is whole.
-        for key, value in {"sweep": sweep.model_dump(mode="json"), "over": "", "reason": "", "state": OPEN}.items():
+        for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():
             study.set_user_attr(key, value)
     return SweepStudy(storage, storage.load(name))
 

@@ -19,7 +19,7 @@ from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Choose, Hope, InTime, Situation, in_time_always
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
-from cifar_sweep.study.claiming import Claiming, asked, courses, is_under_way, queue_of, state_counts
+from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.hours import TIME_OVER, Hours
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, ranked, records
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
@@ -89,12 +89,13 @@ class SweepStudy:
     def search_end(self) -> float | None:
         """When its search has to end, in seconds since the epoch; None where that is not known.
 
-        The confirmation's time is the search's as long as no trial is complete.
+        The confirmation's time is the search's as long as no trial is complete; it is left when the search is over.
         """
         hours = self.hours
         if hours is None or hours.deadline is None:
             return None
-        return hours.deadline - (hours.reserve if count(self.trials(), "complete") else 0.0)
+        reserved = not self.over and count(self.trials(), "complete")
+        return hours.deadline - (hours.reserve if reserved else 0.0)
 
     @property
     def over(self) -> str:
@@ -145,10 +146,12 @@ class SweepStudy:
     def finished(self) -> bool:
         """Whether the budget is spent, or the search over. Nothing takes the place of a given point that failed."""
         trials = self.asked()
-        if self.over:
-            return not any(trial.state == "running" or is_under_way(trial) for trial in trials)
+        if self.over and not count(trials, "running") and (self.sweep.given or not count(trials, "complete")):
+            return True
         if self.sweep.given:
             return not count(trials, "running", "waiting")
+        if self.hours and not self.over:
+            return False  # how many trials there are is reckoned again with each group
         return count(trials, "complete", "pruned") >= self.budget
 
     def missing(self) -> bool:
@@ -178,27 +181,39 @@ class SweepStudy:
                 if self.state != OPEN:
                     return []
                 self._read_again()
-                if trials is not None and trials != self.sweep.trials:
-                    changed = self.sweep.model_copy(update={"trials": trials})
-                    self._study.set_user_attr("sweep", changed.model_dump(mode="json"))
-                    self._read_again()
+                if trials is not None and not self.over:
+                    self._change(trials=trials)
                 if choice.new and choice.made_of != len(courses(self.asked(), classes=self.data["classes"])):
                     continue  # another worker has begun trials meanwhile, perhaps at these very points
                 if choice.hopes:
                     hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
                     self._study.set_user_attr("hopes", hopes)
                 claiming = self._claiming(worker, in_time)
-                claims = [] if self.over else claiming.claim(size=size, workers=workers, choice=choice)
-                if not claims and (why := self._why_over()):
-                    self._study.set_user_attr("over", why)
-                    claiming.close(why)
+                if self.over:  # what others have frozen since
+                    claiming.close(self.over)
+                claims = claiming.claim(size=size, workers=workers, choice=choice)
+                if not claims and self.search_end() is not None and not count(self.trials(), "running"):
+                    self._end_search(claiming, TIME_OVER)
                 return claims
 
-    def _why_over(self) -> str:
-        """Why the search ends here, where nothing is left that could be trained; as if its budget were spent."""
-        if self.over or self.search_end() is None or count(self.asked(), "running") or self.finished():
-            return self.over
-        return TIME_OVER
+    def _end_search(self, claiming: Claiming, why: str) -> None:
+        """Let the search be over as if its budget were spent: what it has begun is all of it.
+
+        Where it is over already, there is no time for its confirmation, or for the rest of that.
+        """
+        if self.over:
+            self._change(confirm=None)
+        elif not self.finished():
+            claiming.close(why)
+            self._study.set_user_attr("over", why)
+            self._change(trials=max(count(self.asked(), "complete", "pruned", "running"), 1))
+
+    def _change(self, **keys: Any) -> None:
+        """Change keys of the stored sweep."""
+        if any(getattr(self.sweep, key) != value for key, value in keys.items()):
+            changed = self.sweep.model_copy(update=keys)
+            self._study.set_user_attr("sweep", changed.model_dump(mode="json"))
+            self._read_again()
 
     def _claiming(self, worker: Worker, in_time: InTime = in_time_always) -> Claiming:
         return Claiming(self.storage, self._study, self.sweep, self.data["classes"], self.code, worker, in_time)
