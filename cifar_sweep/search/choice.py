@@ -52,17 +52,40 @@ class Hope:
     is_best: float
 
 
+FURTHER = 10  # trials that would go on or begin
+WORTHWHILE = 0.3  # of one seed's noise: what they have to be expected to gain (docs/search.md)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What so many more trials are expected to add to the best complete one, beside one seed's standard deviation."""
+
+    expected: float
+    noise: float
+
+    @property
+    def is_worthwhile(self) -> bool:
+        """Whether it would be seen at all beside the luck of a seed."""
+        return self.expected > WORTHWHILE * self.noise
+
+    def __str__(self) -> str:
+        gained, noise = (f"{100 * share:.1f}" for share in (self.expected, self.noise))
+        return f"{FURTHER} more trials are expected to gain {gained} points; one seed's noise is {noise}"
+
+
 @dataclass(frozen=True)
 class Choice:
     """What to do next: give up the trials in `pruned`, each with its reason, and train `thawed` ones or `new` points.
 
-    `hopes` is what is expected of each trial that has begun; there were `made_of` of them when it was made.
+    `hopes` is what is expected of each trial that has begun; there were `made_of` of them when it was made. `gain` is
+    None where too little is known to say it.
     """
 
     thawed: Sequence[int] = ()
     new: Sequence[Mapping[str, Value]] = ()
     pruned: Mapping[int, str] = field(default_factory=dict)
     hopes: Mapping[int, Hope] = field(default_factory=dict)
+    gain: Gain | None = None
     made_of: int = 0
 
 

@@ -130,7 +130,7 @@ class Claiming:
         self._requeue_orphans()
         for trial in asked(self._trials(), self.sweep):
             if trial.state == "waiting" and trial.config is not None:
-                self._prune(trial, f"{reason} after epoch {trial.epochs_done}" if trial.epochs_done else reason)
+                self._prune(trial, f"stopped after epoch {trial.epochs_done}: {reason}")
 
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:
         """What a choice comes to now: others may have chosen since it was made."""

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.search.choice import Choice, Choose, Hope, InTime, Situation, in_time_always
+from cifar_sweep.search.choice import Choice, Choose, Gain, Hope, InTime, Situation, in_time_always
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.hours import TIME_OVER, Hours
@@ -189,6 +189,10 @@ class SweepStudy:
                     hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
                     self._study.set_user_attr("hopes", hopes)
                 claiming = self._claiming(worker, in_time)
+                if choice.gain:
+                    self._study.set_user_attr("gain", asdict(choice.gain))
+                    if self.sweep.stop == "auto" and not choice.gain.is_worthwhile:
+                        self._end_search(claiming, str(choice.gain))
                 if self.over:  # what others have frozen since
                     claiming.close(self.over)
                 claims = claiming.claim(size=size, workers=workers, choice=choice)
@@ -235,6 +239,12 @@ class SweepStudy:
         """What was expected of each trial when a group was last chosen; empty where no model chooses."""
         stored = self._study.user_attrs.get("hopes", {})
         return {int(number): Hope(**hope) for number, hope in stored.items()}
+
+    @property
+    def gain(self) -> Gain | None:
+        """What more trials were expected to gain when a group was last chosen; None where no model has said it."""
+        stored = self._study.user_attrs.get("gain")
+        return Gain(**stored) if stored else None
 
     def report(
         self, claim: Claim, curve: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()

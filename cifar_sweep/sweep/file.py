@@ -22,7 +22,7 @@ from cifar_sweep.sweep.sweep import (
 
 SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
 Changes = Mapping[str, Value] | None
-_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "strategy", "sampler", "pruner")
+_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "strategy", "sampler", "pruner", "stop")
 
 
 def names() -> dict[str, Path]:

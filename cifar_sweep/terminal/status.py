@@ -23,6 +23,7 @@ def glance(study: SweepStudy) -> dict[str, Any]:
     return summary | {
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
+        "gain": asdict(gain) | {"text": str(gain)} if (gain := study.gain) else None,
         "hopes": {number: asdict(hope) for number, hope in study.hopes.items()},
         "saved_by_pruning": {"trials": saved.trials, "epochs": saved.epochs, "seconds": round(saved.seconds, 1)},
     }
