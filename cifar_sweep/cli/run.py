@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cifar_sweep.training.images.data import ImageData
 
 ON_RAY = "ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says."
+TIMED_HOURS = 0.1  # in less, timing networks first would take too much of it
 GPUS = "With --on: GPUs of each worker, or a fraction of one; 0 if not given."
 
 
@@ -137,7 +138,9 @@ def _submit(
     if asked.trials is not None:
         raise UsageError("--trials: --hours decides how many trials there are; accepted: one of the two.")
     name = place.study or f"{name}-{place.hours:g}h"
-    costs = _costs_of(sweep, images, workers)
+    costs = _costs_of(sweep, images, None if place.hours < TIMED_HOURS else workers)
+    if workers and workers.processes:
+        costs = costs.model_copy(update={"workers": workers.processes})
     study = submit_in_hours(place.hours, place.storage, name, sweep, images, costs=costs, begun=begun, **more)
     _say_hours(study, sweep, costs)
     return study, source
@@ -150,7 +153,7 @@ def _costs_of(sweep: "Sweep", images: "ImageData", workers: WorkerOptions | None
     from cifar_sweep.training.images.split import split
 
     many = len(split(images.train_labels)[0])
-    made = workers.choose([sweep], train_images=many, say=say, always=bool(workers.at_once)) if workers else None
+    made = workers.choose([sweep], train_images=many, say=say) if workers else None
     if made and made.costs:
         return made.costs
     rough = rough_costs(sweep)

@@ -38,6 +38,7 @@ CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
 CONFIRMED = ((5, 3), (3, 3), (3, 2), (2, 2))
 CONFIRMED_SHARE = 0.3
 SAFETY = 1.15  # a shared machine differs by as much from one minute to the next
+NONE_COMPLETE = 2.0  # the same for trials that begin while none is complete, beside others that have begun
 SIZES = (32, 16, 8, 4, 2, 1)
 ALIKE = 4  # trials of a group where the shape is searched, on average
 # What is cut, in words.
@@ -194,14 +195,18 @@ def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
     if end is None:
         return in_time_always
     left = end - (time.time() if now is None else now)
-    speeds = Speeds(study.trials(), noted_costs(study) or Costs())
+    trials = study.trials()
+    speeds = Speeds(trials, noted_costs(study) or Costs())
+    # One complete trial is worth more than one more that begins.
+    unsure = any(trial.is_frozen for trial in trials) and not any(trial.state == "complete" for trial in trials)
 
     def most(shape: Shape, done: int) -> int:
         rest = shape.epochs - done
         granted = grant_end(done, shape.epochs) - done if study.sweep.strategy == "auto" else rest
         for size in SIZES:
             seconds = granted * speeds.epoch(shape, size) + (rest - granted) * speeds.epoch(shape, math.ceil(size / 4))
-            if SAFETY * (seconds + size * speeds.costs.trial) <= left:
+            seconds += size * speeds.costs.trial * max(speeds.factor, 1.0)
+            if (NONE_COMPLETE if unsure and not done else SAFETY) * seconds <= left:
                 return size
         return 0
 

@@ -206,7 +206,7 @@ class _TrialWorker:
 
     def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
         data, artifacts = self.ready[study.uid]
-        failed, end = None, study.search_end() or math.inf
+        failed, end = None, self.patiently(study.search_end) or math.inf
         with Lease(self.storage, study.name, claims) as lease:
 
             def stopped() -> bool:

@@ -277,3 +277,9 @@ def test_less_and_less_fits_as_the_end_comes_near(storage: Storage, name: str, c
     assert found[0] == 32
     assert found[-3:] == [0, 0, 0], "a whole trial alone takes 1,300 s"
     assert in_time(study, now=end - 1100)(shape, 10), "one of which a third is done takes less"
+    frozen = Simulated(storage, name, clock, sweep(LONG), known, hours=1.0, reserve=0.0)
+    frozen._train(
+        frozen.study.claim(frozen.worker, choose=lambda _: Choice(new=[{"learning_rate": 1e-3}])), known.epoch
+    )
+    assert in_time(study, now=end - 2000)(shape, 0) == 0, "as long as no trial is complete, none begins so late"
+    assert in_time(study, now=end - 2000)(shape, 10)

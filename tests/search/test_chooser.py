@@ -134,7 +134,7 @@ def test_decay_counts_the_steps_of_the_schedule() -> None:
 
 
 def searched(count: int, value: Any, *, noise: float = 0.01) -> list[Course]:
-    """Trials at random points, trained to their end; `value` is the accuracy there, by the share of the rate's range."""
+    """Trials at random points, trained to their end; `value` is the accuracy there by the share of the range."""
     chance = random.Random(0)
     shares = [chance.random() for _ in range(count)]
     whole = [value(share) + chance.gauss(0, noise) for share in shares]
@@ -154,11 +154,8 @@ def gain_of(courses: Sequence[Course]) -> Gain:
 def test_on_a_flat_space_more_trials_are_not_worth_it() -> None:
     gain = gain_of(searched(24, lambda _: 0.6))
     assert not gain.is_worthwhile
-    assert (
-        str(gain)
-        == f"10 more trials are expected to gain {100 * gain.expected:.1f} points; one seed's noise is {100 * gain.noise:.1f}"
-    )
     assert 0.002 < gain.noise < 0.05
+    assert str(Gain(0.001, 0.005)) == "10 more trials are expected to gain 0.1 points; one seed's noise is 0.5"
 
 
 def test_where_the_best_region_is_hardly_searched_more_trials_are_worth_it() -> None:
@@ -174,7 +171,7 @@ def test_where_the_best_region_is_hardly_searched_more_trials_are_worth_it() -> 
 
 def test_where_time_is_short_only_what_ends_in_time_is_chosen() -> None:
     def timed(shape: Value, done: int) -> int:
-        return 2 if shape == 16 and not done or done == 2 else 0
+        return 2 if (shape == 16 and not done) or done == 2 else 0
 
     def chosen(courses: Sequence[Course], seed: int, in_time: InTime = timed) -> Choice:
         situation = Situation(courses, lambda _: 8, 100, lambda point: point.get("batch_size", 32), seed, in_time)
