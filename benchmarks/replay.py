@@ -48,6 +48,7 @@ from cifar_sweep.sweep.sweep import Sweep
 ENDLESS = 100_000  # trials: a replay ends by its epochs
 STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": {"strategy": "auto"},
+    "auto_stop": {"strategy": "auto", "stop": "auto"},
     "random": {"sampler": "random", "pruner": "none"},
     "tpe_median": {"sampler": "tpe", "pruner": {"name": "median", "startup_trials": 5, "warmup_steps": 1}},
     "tpe_asha": {"sampler": "tpe", "pruner": "asha"},

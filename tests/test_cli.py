@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,13 @@ def assert_one_sentence(finished: Any, exit_code: int, *words: str) -> None:
         (("run", "tiny.toml", "--data", "synthetic:500", "--study", "a/b"), ("a/b", "letters")),
         (("run", "tiny.toml", "--data", "synthetic:500", "--storage", "mysql://x/y"), ("mysql", "sqlite:///")),
         (("run", "tiny.toml", "--data", "synthetic:500", "--storage", "studies.db"), ("storage", "sqlite:///FILE")),
+        (("run", "tiny.toml", "--hours", 0), ("--hours 0", "a number above 0")),
+        (("submit", "tiny.toml", "--hours", "inf"), ("--hours inf", "a number above 0")),
+        (
+            ("run", "tiny.toml", "--data", "synthetic:500", "--hours", 1e-5),
+            ("--hours 1e-05", "no trial", "from about 0.0"),
+        ),
+        (("run", "tiny.toml", "--data", "synthetic:500", "--hours", 1, "--trials", 3), ("--trials", "one of the two")),
         (("train", "nothing"), ("nothing", "config.toml")),
         (("train", "tiny.toml"), ("tiny.toml", "[config] and [origin]")),
     ],
@@ -295,12 +303,37 @@ def test_help_answers_at_once() -> None:
     assert min(seconds() for _ in range(4)) < 0.3
 
 
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_run_in_so_many_hours_ends_in_time_and_stays_as_it_was_cut(tiny_sweep: Path, cli: Any) -> None:
+    tiny_sweep.write_text(tiny_sweep.read_text().replace('pruner = "none"', 'strategy = "auto"'))
+    command = ("run", "tiny.toml", "--data", "synthetic:2000", "--workers", 1, "--threads", 1, "--hours", 0.01)
+    begun = time.monotonic()
+    finished = cli(*command)
+    assert finished.exit_code == 0, finished.err
+    assert time.monotonic() - begun < 36 + 60
+    assert re.search(
+        r"^0.01 hours: about \d+ trials of 3 epochs.*; the end is at \d\d:\d\d:\d\d$", finished.out, re.MULTILINE
+    )
+    assert "the sweep's own budget, 4 trials of 3 epochs, would take about" in finished.out
+    assert "the search ended: the time was over" in finished.out
+    [study] = json.loads(cli("status", "--json").out)["studies"]
+    assert (study["name"], study["state"], study["reason"]) == ("tiny-0.01h", "finished", "the time was over")
+    assert study["trials"]["complete"] >= 1
+    assert study["trials"]["complete"] + study["trials"]["pruned"] == study["budget"]
+    again = cli(*command)
+    assert again.exit_code == 0, again.err
+    assert "the 0.01 hours of study tiny-0.01h ended at" in again.out
+    assert json.loads(cli("status", "--json").out)["studies"] == [study]
+    assert_one_sentence(cli(*command[:-2], "--study", "tiny-0.01h"), 1, "was begun with --hours 0.01")
+
+
 def test_list_shows_every_sweep(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))
     out = cli("list").out
     for name in ("lr_batch", "schedule", "regularization", "optimizer", "vgg_depth", "full", "reports"):
         [line] = [line for line in out.splitlines() if line.split()[:1] == [name]]
-        assert re.search(r" about \d+(\.\d)? (s|min|h) ", line), line
+        assert re.search(r" \d+ x \d+ +about \d+(\.\d)? (s|min|h) +\d+ x \d+ ", line), line
     assert "learning_rate, batch_size" in out
     assert "rough" in out
     assert "cifar-sweep plan" in out

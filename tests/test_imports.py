@@ -31,8 +31,8 @@ ALLOWED = {
     "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
     "exports": {"study", "artifacts", "curve", "training", "config", "files", "pages", "version", "errors"},
     "work": {
-        "machine", "exports", "study", "search", "sweep", "artifacts", "training", "curve", "config", "files",
-        "version", "errors",
+        "machine", "forecast", "exports", "study", "search", "sweep", "artifacts", "training", "curve", "config",
+        "files", "version", "errors",
     },
     "hand": {"exports", "study", "sweep", "training", "artifacts", "words", "config", "errors"},
     "figures": {"hand", "study", "sweep", "curve", "words", "config", "files", "errors"},

@@ -1,6 +1,7 @@
 """Options that belong together, as dataclasses: what they are for, and what is made of them."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from inspect import Parameter, Signature, signature
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 WORKERS = "Processes that train; auto: what is measured to be fastest."
 GROUP = "Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay."
+HOURS = """The whole search, its confirmation included, in so many hours: trials, epochs and images are cut to fit, and
+the end is kept."""
 PREVIEW_IMAGES = "synthetic:10000"  # drawn in a second; 60,000 take five
 SETTINGS = "Fix a parameter (batch_size=32) or a key (pruner=none)."
 CONFIRM = "TRIALS,SEEDS as in 5,3: so many of the best trials again, under so many fresh seeds each."
@@ -35,6 +38,13 @@ def number_or_auto(parameter: typer.CallbackParam, text: str) -> str:
     if text != "auto" and not (text.isascii() and text.isdecimal() and int(text)):
         raise UsageError(f"--{parameter.name} {text}: accepted: auto, or a whole number from 1.")
     return text
+
+
+def hours_from(hours: float | None) -> float | None:
+    """Raise UsageError for what is no length of time."""
+    if hours is not None and not 0 < hours < math.inf:
+        raise UsageError(f"--hours {hours:g}: accepted: a number above 0, such as 0.5 or 8.")
+    return hours
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -153,6 +163,7 @@ class NewStudyOptions(FileOptions):
     """Which study a sweep is run as: of `run` and `submit`."""
 
     study: Annotated[str | None, Option(help="Name of the study; the sweep's name if not given.")] = None
+    hours: Annotated[float | None, Option(help=HOURS, callback=hours_from)] = None
     priority: Annotated[int | None, Option(help="Workers take the open study of the highest first; 0 at first.")] = None
     confirm: Annotated[str | None, Option(metavar="TRIALS,SEEDS", help=CONFIRM)] = None
 

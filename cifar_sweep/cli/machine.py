@@ -1,7 +1,7 @@
 """This machine and what a sweep takes on it: `plan`, `list`, `bench`, `doctor`."""
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -9,6 +9,9 @@ from typer import Option
 from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
 from cifar_sweep.cli.options import Data, Device, echo_json, say, say_of, terminal
 from cifar_sweep.errors import UsageError
+
+if TYPE_CHECKING:
+    from cifar_sweep.sweep.sweep import Sweep
 
 
 def plan(
@@ -52,15 +55,16 @@ def _about(seconds: dict[str, float]) -> str:
 
 
 def list_sweeps() -> None:
-    """Show the sweeps that can be run by name, and roughly how long each takes if nothing is pruned."""
+    """Show the sweeps that can be run by name, roughly how long each takes if nothing is pruned, and one hour of it."""
     from rich.markup import escape
     from rich.table import Table
 
-    from cifar_sweep.machine.speeds import rough_seconds
+    from cifar_sweep.forecast.hours import plan_hours
+    from cifar_sweep.machine.speeds import rough_costs
     from cifar_sweep.sweep.file import load, names
     from cifar_sweep.words import duration
 
-    view, faults = Table("sweep", "trials", "rough time", "searches", "what for", box=None), []
+    view, faults = Table("sweep", "trials", "rough time", "in one hour", "searches", "what for", box=None), []
     for name, path in names().items():
         try:
             sweep = load(path)
@@ -68,13 +72,23 @@ def list_sweeps() -> None:
             faults.append(error)
             continue
         searched = "given runs" if sweep.given else ", ".join(sweep.space)
-        seconds = rough_seconds(sweep)
-        rough = f"about {duration(seconds)}" if seconds is not None else "not known"
-        view.add_row(name, str(sweep.size), rough, searched, escape(sweep.description))
+        costs, seconds = rough_costs(sweep) or (None, 0.0)
+        rough = f"about {duration(seconds)}" if costs else "not known"
+        hour = _trials_of(plan_hours(sweep, costs, 1.0).sweep) if costs else "not known"
+        view.add_row(name, _trials_of(sweep), rough, hour, searched, escape(sweep.description))
     terminal().print(view)
+    say("trials x their epochs at most, and on how many images where they are not all; `run SWEEP --hours 1` cuts so")
     say("times are rough, for a sweep without pruning; `cifar-sweep plan SWEEP` measures them here")
     if faults:  # the others are shown all the same
         raise faults[0]
+
+
+def _trials_of(sweep: "Sweep") -> str:
+    """How many trials of how many epochs a sweep has."""
+    from cifar_sweep.sweep.file import longest
+
+    images = longest(sweep, "train_images")
+    return f"{sweep.size} x {longest(sweep, 'epochs')}" + (f" on {images:,}" if images else "")
 
 
 def bench(

@@ -37,7 +37,8 @@ Data = Annotated[str, Option(envvar="CIFAR_SWEEP_DATA", help=DATA)]
 Address = Annotated[str, Option("--storage", envvar="CIFAR_SWEEP_STORAGE", callback=without_password, help=DATABASE)]
 SAME_DATA = "As in `run`; the same data if not given."
 SameData = Annotated[str | None, Option("--data", envvar="CIFAR_SWEEP_DATA", help=SAME_DATA)]
-MaxHours = Annotated[float | None, Option(min=0, help="Stop after so long; run again to go on.")]
+MAX_HOURS = "Stop this command after so long, wherever the sweep is; run again to go on."
+MaxHours = Annotated[float | None, Option(min=0, help=MAX_HOURS)]
 Device = Annotated[str, Option(help="auto (CUDA when there is one), cpu, cuda, or cuda:N.")]
 Threads = Annotated[int, Option(min=0, help="CPU threads of each worker; 0 shares the cores out.")]
 StudyName = Annotated[str | None, Argument(metavar="[STUDY]", help="Study; the only one, if there is one.")]

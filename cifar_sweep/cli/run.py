@@ -1,5 +1,6 @@
 """Running sweeps: `run`, `submit`, `worker`."""
 
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,14 @@ from cifar_sweep.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from cifar_sweep.forecast.costs import Costs
     from cifar_sweep.machine.plan import Plan
     from cifar_sweep.study.study import SweepStudy
     from cifar_sweep.sweep.sweep import Sweep
+    from cifar_sweep.training.images.data import ImageData
 
 ON_RAY = "ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says."
+TIMED_HOURS = 0.1  # in less, timing networks first would take too much of it
 GPUS = "With --on: GPUs of each worker, or a fraction of one; 0 if not given."
 
 
@@ -40,11 +44,11 @@ def run(
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, run_workers
 
-    deadline, gpus = deadline_of(max_hours), gpus_per_worker
+    begun, deadline, gpus = time.time(), deadline_of(max_hours), gpus_per_worker
     cluster = _cluster(on, gpus, workers, place)
     console = terminal()
     sweep = asked.load()
-    study, source = _submit(sweep, asked, place)
+    study, source = _submit(sweep, asked, place, begun=begun, workers=None if cluster else workers)
     job = Job(place.storage, (study.name,), data=source, device=workers.device, deadline=deadline)
     plan = _plan(study, workers) if cluster is None else None
     with stop_on_signals() as stop, shown(study, console):
@@ -111,16 +115,74 @@ def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
     say_of("submitted", study=study, files=place.files_of(study).shown, at=_at(study, place))
 
 
-def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tuple[SweepStudy, str]":
-    """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
+def _submit(
+    sweep: "Sweep",
+    asked: SweepOptions,
+    place: NewStudyOptions,
+    *,
+    begun: float | None = None,
+    workers: WorkerOptions | None = None,
+) -> "tuple[SweepStudy, str]":
+    """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be.
+
+    With --hours the sweep is cut to them. They began at `begun`, or begin with the first worker.
+    """
     from cifar_sweep.work.submit import submit as submit_study
+    from cifar_sweep.work.submit import submit_in_hours
 
     sweep = place.confirmed(sweep)
     source, images = asked.images()
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
-    files, priority = place.artifacts, place.priority
-    study = submit_study(place.storage, name, sweep, images, source=source, artifacts=files, priority=priority)
+    more: dict[str, Any] = {"source": source, "artifacts": place.artifacts, "priority": place.priority}
+    if place.hours is None:
+        return submit_study(place.storage, name, sweep, images, **more), source
+    if asked.trials is not None:
+        raise UsageError("--trials: --hours decides how many trials there are; accepted: one of the two.")
+    name = place.study or f"{name}-{place.hours:g}h"
+    costs = _costs_of(sweep, images, None if place.hours < TIMED_HOURS else workers)
+    if workers and workers.processes:
+        costs = costs.model_copy(update={"workers": workers.processes})
+    study = submit_in_hours(place.hours, place.storage, name, sweep, images, costs=costs, begun=begun, **more)
+    _say_hours(study, sweep, costs)
     return study, source
+
+
+def _costs_of(sweep: "Sweep", images: "ImageData", workers: WorkerOptions | None) -> "Costs":
+    """What the whole sweep's parts cost here; where other machines are to train it, or nothing is timed, typically."""
+    from cifar_sweep.forecast.costs import Costs
+    from cifar_sweep.machine.speeds import rough_costs
+    from cifar_sweep.training.images.split import split
+
+    many = len(split(images.train_labels)[0])
+    made = workers.choose([sweep], train_images=many, say=say) if workers else None
+    if made and made.costs:
+        return made.costs
+    rough = rough_costs(sweep)
+    return (rough[0] if rough else Costs()).model_copy(update={"train_images": many, "rough": True})
+
+
+def _say_hours(study: "SweepStudy", whole: "Sweep", costs: "Costs") -> None:
+    """What the hours buy, what is cut for them, and when they end."""
+    from datetime import datetime
+
+    from cifar_sweep.forecast.hours import shortened
+    from cifar_sweep.machine.speeds import unpruned_seconds
+    from cifar_sweep.sweep.file import longest
+
+    hours = study.hours
+    assert hours is not None
+    say_of(
+        "hours",
+        hours=f"{hours.hours:g} hour{'s' * (hours.hours != 1)}",
+        study=study,
+        whole=whole,
+        epochs=[longest(sweep, "epochs") for sweep in (study.sweep, whole)],
+        shortened=shortened(whole, study.sweep, images=costs.train_images),
+        seconds=unpruned_seconds(whole, costs),
+        end=hours.deadline and f"{datetime.fromtimestamp(hours.deadline):%H:%M:%S}",
+        over=hours.deadline is not None and hours.deadline <= time.time(),
+        begun=bool(study.asked()) and any(trial.epochs_done for trial in study.trials()),
+    )
 
 
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
@@ -129,10 +191,12 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
     from cifar_sweep.study.winner import ranked
 
     asked = study.asked()
+    summary = study.summary(asked)
     say_of(
         "end",
         study=study,
-        counts=study.summary(asked)["trials"],
+        counts=summary["trials"],
+        budget=summary["budget"],
         best=next(iter(ranked(asked)), None),
         remarks=study.remarks(asked),
         finished=study.finished(),

@@ -38,6 +38,9 @@ def status(
         echo_json({"studies": glances})
         return
     terminal().print(table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
+    for each in glances:
+        if each["gain"]:
+            say(f"{each['name']}: {each['gain']['text']}")
     for line in remarks(glances[0]) if len(glances) == 1 else []:
         say(line)
 

@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,14 +122,18 @@ def seconds_left(
     if found is None:
         return None
     low, high = found.range
-    return (0.0, 0.0) if high == 0 else (low + END_SECONDS / 2, high + 1.5 * END_SECONDS)
+    if high == 0:
+        return 0.0, 0.0
+    hours = study.hours
+    most = max(hours.deadline - time.time(), 0.0) if hours and hours.deadline else math.inf
+    return min(low + END_SECONDS / 2, most), min(high + 1.5 * END_SECONDS, most)
 
 
 def forecast_rest(
     study: SweepStudy, trials: Trials | None = None, *, now: datetime | None = None, starting: bool = False
 ) -> Forecast | None:
     """How the rest of the study may go; None, and with the arguments, as in `seconds_left`."""
-    sweep, trials = stage(study.asked() if trials is None else trials, study.sweep)
+    sweep, trials = stage(study.asked() if trials is None else trials, study.under_way())
     now = now or datetime.now()  # as Optuna writes it
     groups = groups_of(trials)
     noted, working = noted_costs(study), at_work(trials, now)

@@ -121,8 +121,8 @@ def typical(networks: Iterable[str]) -> Speeds | None:
     return speeds_of(networks, TYPICAL) if all(stand_in(network)[0] in TYPICAL for network in networks) else None
 
 
-def rough_seconds(sweep: Sweep, *, cache: Path | None = None) -> float | None:
-    """About the wall seconds of a sweep of which nothing is pruned, without timing anything.
+def rough_costs(sweep: Sweep, *, cache: Path | None = None) -> tuple[Costs, float] | None:
+    """About what a sweep costs, without timing anything, and the wall seconds if nothing is pruned.
 
     By the fastest split that was timed on this machine before, or by typical speeds on two cores. None where the sweep
     trains a network of a user's own.
@@ -136,8 +136,8 @@ def rough_seconds(sweep: Sweep, *, cache: Path | None = None) -> float | None:
         split = re.search(r", (\d+) x (\d+) threads, ", key)
         if split and all(stand_in(network)[0] in entry for network in networks):
             found[Split(int(split[1]), int(split[2]))] = speeds_of(networks, entry)
-    seconds = [
-        unpruned_seconds(sweep, costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds, TRAIN_IMAGES))
+    costs = [
+        costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds, TRAIN_IMAGES)
         for split, speeds in (found or {Split(2, 1): speeds_of(networks, TYPICAL)}).items()
     ]
-    return min(seconds)
+    return min(((each, unpruned_seconds(sweep, each)) for each in costs), key=lambda pair: pair[1])

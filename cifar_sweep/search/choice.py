@@ -1,5 +1,6 @@
 """What a search is asked, and what it answers. Loads no tensor: the study's column knows it."""
 
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,18 +52,49 @@ class Hope:
     is_best: float
 
 
+FURTHER = 10  # trials that would go on or begin
+WORTHWHILE = 0.3  # of one seed's noise: what they have to be expected to gain (docs/search.md)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What so many more trials are expected to add to the best complete one, beside one seed's standard deviation."""
+
+    expected: float
+    noise: float
+
+    @property
+    def is_worthwhile(self) -> bool:
+        """Whether it would be seen at all beside the luck of a seed."""
+        return self.expected > WORTHWHILE * self.noise
+
+    def __str__(self) -> str:
+        gained, noise = (f"{100 * share:.1f}" for share in (self.expected, self.noise))
+        return f"{FURTHER} more trials are expected to gain {gained} points; one seed's noise is {noise}"
+
+
 @dataclass(frozen=True)
 class Choice:
     """What to do next: give up the trials in `pruned`, each with its reason, and train `thawed` ones or `new` points.
 
-    `hopes` is what is expected of each trial that has begun; there were `made_of` of them when it was made.
+    `hopes` is what is expected of each trial that has begun; there were `made_of` of them when it was made. `gain` is
+    None where too little is known to say it.
     """
 
     thawed: Sequence[int] = ()
     new: Sequence[Mapping[str, Value]] = ()
     pruned: Mapping[int, str] = field(default_factory=dict)
     hopes: Mapping[int, Hope] = field(default_factory=dict)
+    gain: Gain | None = None
     made_of: int = 0
+
+
+InTime = Callable[[Any, int], int]  # of a shape, and of epochs done: how many trials still end in time
+
+
+def in_time_always(_shape: Any, _done: int) -> int:
+    """There is time for any number of trials."""
+    return sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -75,6 +107,7 @@ class Situation:
         room: how many new trials there may be.
         shape_of: the shape of a point.
         seed: decides all that is drawn.
+        in_time: how many trials of a shape that has so many epochs behind it still end in time.
     """
 
     courses: Sequence[Course]
@@ -82,6 +115,7 @@ class Situation:
     room: int
     shape_of: Callable[[Mapping[str, Value]], Hashable]
     seed: int
+    in_time: InTime = in_time_always
 
 
 Choose = Callable[[Situation], Choice]

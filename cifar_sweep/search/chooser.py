@@ -10,6 +10,7 @@ What each rule is worth is measured in docs/search.md.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import PARAMETERS, Value
-from cifar_sweep.search.choice import Choice, Course, Hope, Situation
+from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
@@ -28,6 +29,9 @@ AT_RANDOM = 0.25  # the share of choices that are random points all the same: a 
 POINTS = 150  # random points of the space that compete to be new trials
 NEAR_POINTS = 30  # points around each of the best trials that compete, too
 BEST = 3  # so many of them
+DRAWS = 50  # of a random point, where time is short for some
+PROMISING = 40  # new points, of which further trials would be
+STARTED = 8  # trials, before it is said what further ones would gain
 RIVALS = 1  # new points that compete with the frozen trials: the most promising ones
 START_ALIKE = 2  # trials of one shape in the first groups, where the shape is searched
 HOPELESS = 0.03  # a trial whose chance to beat the best complete one is smaller is pruned
@@ -53,12 +57,14 @@ class Chooser:
         generator = np.random.default_rng(seed)
         known = [course for course in courses if course.accuracies]
         if not known or (room and (len(courses) < STARTUP or generator.random() < AT_RANDOM)):
-            drawn = self._cube.uniform(1, generator)[0]
-            return Choice(new=self._group(drawn, lambda count: self._cube.uniform(count, generator), now))
+            for drawn in (each for _ in range(DRAWS) for each in self._timely(self._cube.uniform(1, generator), now)):
+                return Choice(new=self._group(drawn, lambda count: self._cube.uniform(count, generator), now))
+            if not known:
+                return Choice()
         self._learn(known, seed)
         frozen = [course for course in known if course.frozen]
         trials = frozen + [course for course in known if not course.frozen]
-        points = self._points(known, generator) if room else self._cube.uniform(0, generator)
+        points = self._timely(self._points(known, generator), now) if room else self._cube.uniform(0, generator)
         mean, covariance = self._model.posterior(self._ends(trials, points))
         samples = _samples(mean, covariance, seed)
         ends, news = samples[:, : len(trials)], samples[:, len(trials) :]
@@ -66,11 +72,17 @@ class Chooser:
         pruned = self._pruned(frozen, known, hopes)
         # What the new points would add to the best of all trials, on average.
         promise = (news - ends.amax(dim=1, keepdim=True)).clamp_min(0).mean(dim=0)
-        rivals = promise.argsort(descending=True)[:RIVALS].tolist()
-        options = [k for k, course in enumerate(frozen) if course.number not in pruned]
+        promising = promise.argsort(descending=True).tolist()
+        gain = self._gain(frozen, [course for course in known if course.complete], points[promising[:PROMISING]], seed)
+        rivals = promising[:RIVALS]
+        options = [
+            k
+            for k, course in enumerate(frozen)
+            if course.number not in pruned and now.in_time(course.shape, course.done)
+        ]
         options += [len(trials) + k for k in rivals]
         if not options:
-            return Choice(pruned=pruned, hopes=hopes)
+            return Choice(pruned=pruned, hopes=hopes, gain=gain)
         first = _first(options, mean, samples[0], frozen=len(frozen), is_early=not any(each.complete for each in known))
         if first < len(trials):
             course = frozen[first]
@@ -80,8 +92,9 @@ class Chooser:
                 if (each.shape, each.done) == (course.shape, course.done) and _may_beat(hopes, each, course)
             ]
             alike.sort(key=lambda each: (each is not course, -hopes[each.number].beats, each.number))
-            thawed = [each.number for each in alike[: now.size(course.shape)]]
-            return Choice(thawed, pruned=pruned, hopes=hopes)
+            most = min(now.size(course.shape), now.in_time(course.shape, course.done))
+            thawed = [each.number for each in alike[:most]]
+            return Choice(thawed, pruned=pruned, hopes=hopes, gain=gain)
 
         def mates(count: int) -> Shares:
             around = self._held(self._points(known, generator), points[first - len(trials)])
@@ -90,7 +103,7 @@ class Chooser:
             return best
 
         new = self._group(points[first - len(trials)], mates, now)
-        return Choice(new=new, pruned=pruned, hopes=hopes)
+        return Choice(new=new, pruned=pruned, hopes=hopes, gain=gain)
 
     def _group(self, first: Shares, mates: Callable[[int], Shares], now: Situation) -> list[dict[str, Value]]:
         """A new point, and as many of its shape as the group has room for.
@@ -99,11 +112,20 @@ class Chooser:
         half of all trials until then (docs/group_search.md).
         """
         point = self._cube.params(first.tolist())
-        most = min(now.size(now.shape_of(point)), now.room)
+        shape = now.shape_of(point)
+        most = min(now.size(shape), now.room, now.in_time(shape, 0))
         if self._shape_columns:
             most = min(most, max(START_ALIKE, len(now.courses) // 2))
         others = self._held(mates(most - 1), first) if most > 1 else self._cube.uniform(0, np.random.default_rng())
         return [point, *(self._cube.params(other.tolist()) for other in others)]
+
+    def _timely(self, points: Shares, now: Situation) -> Shares:
+        """Those of the points that can be trained to their end in time."""
+        if now.in_time is in_time_always:
+            return points
+        timely = [bool(now.in_time(now.shape_of(self._cube.params(each)), 0)) for each in points.tolist()]
+        kept: Shares = points[np.array(timely, dtype=bool)]
+        return kept
 
     def _held(self, points: Shares, like: Shares) -> Shares:
         """The points, with what decides the shape as another one has it."""
@@ -138,6 +160,26 @@ class Chooser:
             epochs = int(settings.get("epochs", PARAMETERS["epochs"].default))
             rows.append((Course(-1 - k, {}, settings, None, epochs, ()), epochs))
         return self._places([*(self._cube.shares(course.params) for course in trials), *points.tolist()], rows)
+
+    def _gain(self, frozen: Sequence[Course], complete: Sequence[Course], points: Shares, seed: int) -> Gain | None:
+        """What the most promising further trials would add to the best complete one, the luck of seeds left out.
+
+        All stand for their parameters under a fresh seed, whose own part of the variance is taken away: the best of
+        several lucky seeds is no gain. This is expected improvement, against the noise that there is (Nguyen et al.
+        2017, "Regret for expected improvement over the best-observed value and stopping condition"; Makarova et al.
+        2022, arXiv 2104.08166, compare a bound on the regret with it).
+        """
+        if not complete or len(frozen) + len(complete) < STARTED or not len(points) + len(frozen):
+            return None
+        fresh = [replace(course, number=-1000 - k) for k, course in enumerate([*complete, *frozen])]
+        mean, covariance = self._model.posterior(self._ends(fresh, points))
+        luck = self._model.seed_variance
+        covariance = covariance - luck * torch.eye(len(mean), dtype=EXACT)
+        best = int(mean[: len(complete)].argmax())
+        samples = _samples(mean, covariance, seed)
+        added = (samples[:, len(complete) :] - samples[:, best, None]).clamp_min(0)
+        further = added.mean(dim=0).argsort(descending=True)[:FURTHER]
+        return Gain(float(added[:, further].amax(dim=1).mean()), math.sqrt(luck + self._model.noise**2))
 
     @staticmethod
     def _hopes(trials: Sequence[Course], mean: Tensor, covariance: Tensor, ends: Tensor) -> dict[int, Hope]:

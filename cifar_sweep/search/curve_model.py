@@ -130,6 +130,11 @@ class CurveModel:
         """The standard deviation of one observation about its curve."""
         return float(self._logs[-1].exp() * self._scale)
 
+    @property
+    def seed_variance(self) -> float:
+        """The variance that trials of equal parameters have at their ends, an observation's noise left out."""
+        return float(self._logs[-3:-1].exp().square().sum() * self._scale**2)
+
     def _loss(self, logs: Tensor, places: Places, values: Tensor) -> Tensor:
         """The negative logarithm of the posterior density of the parameters, but for a constant."""
         factor = torch.linalg.cholesky(self._noisy(logs, places))

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, TrialConfig, Value, derive_seed
 from cifar_sweep.errors import StorageBusyError
-from cifar_sweep.search.choice import Choice, Course, grant_end
+from cifar_sweep.search.choice import Choice, Course, InTime, grant_end, in_time_always
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
@@ -98,23 +98,27 @@ class Claiming:
     classes: int  # of the study's images
     code: Mapping[str, str]  # the fingerprints of users' own models, by model
     worker: Worker
+    in_time: InTime = in_time_always
 
     def claim(self, *, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
         sweep, there = stage(self._confirming(), self.sweep)
-        trials = {trial.number: trial for trial in there}
-        queue = queue_of(there, sweep, shape_of=self._shape_of)
+        trials = {trial.number: trial for trial in self.timely(there)}
+        queue = queue_of(list(trials.values()), sweep, shape_of=self._shape_of)
         waiting = queue.first()
         chosen = sweep.strategy == "auto"
         if chosen and waiting in (None, NEW):
             return self._chosen(choice, [trial for trial in trials.values() if trial.is_frozen], room=queue.new)
-        if waiting is None:
+        if waiting is None or (waiting is NEW and not self._may_ask(late=len(there) > len(trials))):
             return []
         first = self._take(self._ask({}) if waiting is NEW else trials[waiting.number])
         shape = first.config.shape
-        most = size(shape)
+        most = min(size(shape), self.in_time(shape, waiting.epochs))
+        if not most:  # what was sampled takes too long; it says so when the search ends
+            self.storage.give_back(first.trial_id)
+            return []
         if sweep is not self.sweep:  # a confirmation, shared out among all workers
             most = min(most, math.ceil(len(queue.placed) / (workers or 1)))
         group = next_group(queue, replace(waiting, shape=shape), size=most, workers=workers)
@@ -138,6 +142,30 @@ class Claiming:
             )
         return self._trials()
 
+    def timely(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """The trials without those that wait and would not end in time, as far as their shape is known."""
+        if self.in_time is in_time_always:
+            return list(trials)
+        return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or self._is_timely(trial)]
+
+    def _is_timely(self, waiting: TrialRecord) -> bool:
+        shape = self._shape_of(waiting)
+        return shape is None or bool(self.in_time(shape, waiting.epochs_done))
+
+    def _may_ask(self, *, late: bool) -> bool:
+        """Whether a new trial may end in time; where its shape is sampled, unless one was `late` already."""
+        if space.leaves_shape_open({}, self.sweep):
+            return not late
+        return bool(self.in_time(self._config({}, number=0).shape, 0))
+
+    def close(self, reason: str) -> None:
+        """End all trials that wait and were trained, frozen ones among them: the search is over."""
+        self._give_back_own()
+        self._requeue_orphans()
+        for trial in asked(self._trials(), self.sweep):
+            if trial.state == "waiting" and trial.config is not None:
+                self._prune(trial, f"stopped after epoch {trial.epochs_done}: {reason}")
+
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:
         """What a choice comes to now: others may have chosen since it was made."""
         there = {trial.number: trial for trial in frozen}
@@ -149,7 +177,7 @@ class Claiming:
         return [self._take(trial) for trial in thawed or new]
 
     def _prune(self, trial: TrialRecord, reason: str) -> None:
-        """End a frozen trial; its value is the last one reported."""
+        """End a trial that waits; its value is the last one reported."""
         trial_id = self.storage.trial_id(self.study, trial.number)
         change = Change({"reason": reason, "curve": trial.points}, removed=epoch_keys(trial.points))
         self.storage.write(optuna.Trial(self.study, trial_id), change)

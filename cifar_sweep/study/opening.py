@@ -5,6 +5,7 @@ import re
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
@@ -37,12 +39,14 @@ def open_or_resume(
     code: Mapping[str, str] | None = None,
     artifacts: str | None = None,
     priority: int | None = None,
+    hours: Hours | None = None,
 ) -> SweepStudy:
     """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
 
     `data` has the `name`, `fingerprint` and `classes` (their number) of the data, `code` the fingerprints of users' own
     models. None leaves as it is where the trials' files go, ./artifacts at first, and the priority, 0 at first; workers
-    take the open study of the highest. Raises UsageError as `check_request`, StudyError where it is there with another
+    take the open study of the highest. `hours` says that the sweep was cut to them; a study that is there keeps its own
+    cut and its own end. Raises UsageError as `check_request`, StudyError where it is there with another
     space, other data or another model.
     """
     check_request(name, sweep)
@@ -53,7 +57,11 @@ def open_or_resume(
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
             raise not_ours(storage, name)
         if known := "sweep" in study.user_attrs:
-            _check_same(study, sweep, data, code or {})
+            _check_same(study, sweep, data, code or {}, hours)
+            sweep = stored_sweep(study) if hours else sweep
+            study.set_user_attr("over", study.user_attrs.get("over", "") if hours else "")
+        elif hours:
+            study.set_user_attr("hours", asdict(hours))
         if artifacts is not None or "artifacts" not in study.user_attrs:
             study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
         if priority is not None:
@@ -92,10 +100,19 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
 
 
-def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+def _check_same(
+    study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str], hours: Hours | None
+) -> None:
     """Numbers that mean different things must not meet in one study."""
-    name = study.study_name
-    stored, asked = stored_sweep(study).identity(), sweep.identity()
+    name, given = study.study_name, study.user_attrs.get("hours")
+    if (given["hours"] if given else None) != (hours.hours if hours else None):
+        has = f"with --hours {given['hours']:g}" if given else "without --hours"
+        raise StudyError(
+            f"study {name!r} was begun {has}, which decides how long its trials are; run {has} to continue it, or name "
+            "a new study with --study."
+        )
+    stored = given["asked"] if given else stored_sweep(study).identity()
+    asked = hours.asked if hours else sweep.identity()
     if differing := next((key for key in asked if asked[key] != stored[key]), None):
         was, now = stored[differing], asked[differing]
         raise StudyError(

@@ -5,6 +5,7 @@ parameters and reports, and is claimed again; so a study holds exactly as many t
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -16,9 +17,10 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
+from cifar_sweep.search.choice import Choice, Choose, Gain, Hope, InTime, Situation, in_time_always
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
+from cifar_sweep.study.hours import TIME_OVER, Hours
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, records
 from cifar_sweep.study.selection import expected
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
@@ -75,6 +77,36 @@ class SweepStudy:
             self._study.set_user_attr("state", state)
 
     @property
+    def hours(self) -> Hours | None:
+        """In how much time it is to be done; None where its budget of trials is all that ends it."""
+        stored = self._study.user_attrs.get("hours")
+        return Hours(**stored) if stored else None
+
+    def start_clock(self) -> None:
+        """Let the study's hours begin now, if it has any that have not begun."""
+        if (hours := self.hours) and hours.deadline is None:
+            with self.storage.lock():
+                if self.search_end() is None:
+                    started = replace(hours, deadline=time.time() + 3600 * hours.hours)
+                    self._study.set_user_attr("hours", asdict(started))
+
+    def search_end(self) -> float | None:
+        """When its search has to end, in seconds since the epoch; None where that is not known.
+
+        The confirmation's time is the search's as long as no trial is complete; it is left when the search is over.
+        """
+        hours = self.hours
+        if hours is None or hours.deadline is None:
+            return None
+        reserved = not self.over and count(self.trials(), "complete")
+        return hours.deadline - (hours.reserve if reserved else 0.0)
+
+    @property
+    def over(self) -> str:
+        """Why the search ended before its budget was spent; empty where it did not."""
+        return str(self._study.user_attrs.get("over", ""))
+
+    @property
     def costs(self) -> dict[str, Any] | None:
         """What its parts were reckoned to cost where it was started, as it was noted; None where nobody did."""
         return self._study.user_attrs.get("costs")
@@ -90,6 +122,7 @@ class SweepStudy:
         with self.storage.lock():
             self._read_again()
             if self.state == OPEN and self.finished():
+                self._study.set_user_attr("reason", self.over)
                 self._study.set_user_attr("state", FINISHED)
             return self.state != OPEN
 
@@ -116,14 +149,20 @@ class SweepStudy:
         return ranked(self.trials())
 
     def finished(self, trials: Sequence[TrialRecord] | None = None) -> bool:
-        """Whether the budget is spent, and the best confirmed. Nothing takes the place of a given point that failed."""
+        """Whether the search is over, its budget or its time, and the best are confirmed.
+
+        Nothing takes the place of a given point that failed.
+        """
         trials = self.trials() if trials is None else trials
-        searched = asked(trials, self.sweep)
+        searched, seeds = asked(trials, self.sweep), fresh_seeds(trials)
+        if self.over and not count(trials, "running") and (self.sweep.given or not count(searched, "complete")):
+            return True
         if self.sweep.given:
             return not count(searched, "running", "waiting")
-        if count(searched, "complete", "pruned") < self.budget:
+        # With so many hours, how many trials there are is reckoned again with each group.
+        if (self.hours and not self.over) or count(searched, "complete", "pruned") < self.budget:
             return False
-        seeds, confirm = fresh_seeds(trials), self.sweep.confirm
+        confirm = self.sweep.confirm
         return not confirm or not (count(seeds, "running", "waiting") or seeds_due(trials, confirm))
 
     def missing(self) -> bool:
@@ -137,45 +176,94 @@ class SweepStudy:
         size: Callable[[Shape], int] = lambda _: 1,
         workers: int | None = None,
         choose: Choose = lambda _: Choice(),
+        in_time: InTime = in_time_always,
+        trials: int | None = None,
     ) -> list[Claim]:
         """Hold the trials of the next group; none while all are taken.
 
         `size` says how many trials of a shape to take at most, `workers` how many share the study, as in `next_group`.
-        `choose` is asked where the sweep's strategy is auto, before the database is locked.
+        `choose` is asked where the sweep's strategy is auto, before the database is locked. `in_time` and `trials` are
+        of a study that has so many hours: what still ends in them, and how many trials it will have.
         """
         while True:
-            self.choice = choice = self._choice(worker, size, choose) if self.sweep.strategy == "auto" else Choice()
+            auto = self.sweep.strategy == "auto"
+            self.choice = choice = self._choice(worker, size, choose, in_time) if auto else Choice()
             with self.storage.lock():
                 if self.state != OPEN:
                     return []
                 self._read_again()
+                if trials is not None and not self.over:
+                    self._change(trials=trials)
                 searched = asked(self.trials(), self.sweep) if choice.new else []
                 if choice.new and choice.made_of != len(courses(searched, classes=self.data["classes"])):
                     continue  # another worker has begun trials meanwhile, perhaps at these very points
                 if choice.hopes:
                     hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
                     self._study.set_user_attr("hopes", hopes)
-                return self._claiming(worker).claim(size=size, workers=workers, choice=choice)
+                claiming = self._claiming(worker, in_time)
+                if choice.gain:
+                    self._study.set_user_attr("gain", asdict(choice.gain))
+                    if self.sweep.stop == "auto" and not choice.gain.is_worthwhile:
+                        self._end_search(claiming, str(choice.gain))
+                if self.over:  # what others have frozen since
+                    claiming.close(self.over)
+                claims = claiming.claim(size=size, workers=workers, choice=choice)
+                if not claims and self.search_end() is not None and not count(self.trials(), "running"):
+                    self._end_search(claiming, TIME_OVER)
+                return claims
 
-    def _claiming(self, worker: Worker) -> Claiming:
-        return Claiming(self.storage, self._study, self.sweep, self.data["classes"], self.code, worker)
+    def _end_search(self, claiming: Claiming, why: str) -> None:
+        """Let the search be over as if its budget were spent: what it has begun is all of it.
 
-    def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose) -> Choice:
+        Where it is over already, there is no time for its confirmation, or for the rest of that.
+        """
+        if self.over:
+            self._change(confirm=None)
+        elif not self.finished():
+            claiming.close(why)
+            self._study.set_user_attr("over", why)
+            searched = asked(self.trials(), self.sweep)
+            self._change(trials=max(count(searched, "complete", "pruned", "running"), 1))
+
+    def _change(self, **keys: Any) -> None:
+        """Change keys of the stored sweep."""
+        if any(getattr(self.sweep, key) != value for key, value in keys.items()):
+            changed = self.sweep.model_copy(update=keys)
+            self._study.set_user_attr("sweep", changed.model_dump(mode="json"))
+            self._read_again()
+
+    def _claiming(self, worker: Worker, in_time: InTime = in_time_always) -> Claiming:
+        sweep = self.under_way()
+        return Claiming(self.storage, self._study, sweep, self.data["classes"], self.code, worker, in_time)
+
+    def under_way(self) -> Sweep:
+        """The sweep as it stands; of one with so many hours nothing is confirmed before its search is over."""
+        waits = self.hours is not None and not self.over
+        return self.sweep.model_copy(update={"confirm": None}) if waits else self.sweep
+
+    def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose, in_time: InTime) -> Choice:
         """What to train next as the study stands; nothing where that needs no choice: a trial waits, or all run."""
+        claiming = self._claiming(worker, in_time)
         trials = asked(self.trials(), self.sweep)
-        queue = queue_of(trials, self.sweep)
-        if queue.placed or not (queue.new or any(trial.is_frozen for trial in trials)):
+        queue = queue_of(claiming.timely(trials), self.sweep)
+        if queue.placed or self.over or not (queue.new or any(trial.is_frozen for trial in trials)):
             return Choice()
-        shape_of = self._claiming(worker).shape_of
         found = courses(trials, classes=self.data["classes"])
         seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
-        return replace(choose(Situation(found, size, queue.new, shape_of, seed)), made_of=len(found))
+        now = Situation(found, size, queue.new, claiming.shape_of, seed, in_time)
+        return replace(choose(now), made_of=len(found))
 
     @property
     def hopes(self) -> dict[int, Hope]:
         """What was expected of each trial when a group was last chosen; empty where no model chooses."""
         stored = self._study.user_attrs.get("hopes", {})
         return {int(number): Hope(**hope) for number, hope in stored.items()}
+
+    @property
+    def gain(self) -> Gain | None:
+        """What more trials were expected to gain when a group was last chosen; None where no model has said it."""
+        stored = self._study.user_attrs.get("gain")
+        return Gain(**stored) if stored else None
 
     def report(
         self, claim: Claim, curve: Sequence[Mapping[str, Any]], checkpoints: Sequence[Mapping[str, Any]] = ()
@@ -298,6 +386,7 @@ class SweepStudy:
 
     def summary(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """The study at a glance, as plain data; accuracies as fractions. Of `trials` alone, where they are given."""
+        self._read_again()  # with so many hours, how many trials there will be is reckoned again and again
         budget = self.budget
         if trials is None:
             trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere

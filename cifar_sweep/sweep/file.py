@@ -8,11 +8,21 @@ from typing import Any
 from cifar_sweep.config import PARAMETERS, Value, check_parameter
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.sweep.parsing import parse
-from cifar_sweep.sweep.sweep import SHORTENS, Point, Sweep, listed, with_name
+from cifar_sweep.sweep.sweep import (
+    SHORTENS,
+    Choices,
+    Point,
+    Range,
+    Sweep,
+    contains,
+    listed,
+    values_of,
+    with_name,
+)
 
 SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
 Changes = Mapping[str, Value] | None
-_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "strategy", "sampler", "pruner")
+_SETTABLE = ("trials", "seed", "keep_weights", "keep_megabytes", "strategy", "sampler", "pruner", "stop")
 
 
 def names() -> dict[str, Path]:
@@ -100,6 +110,65 @@ def _previewed(sweep: Sweep, *, where: str) -> Sweep:
         changed = _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=where)
         return changed.model_copy(update={"enqueue": changed.enqueue[: changed.trials // 2]})
     return _changed(sweep.model_copy(update={"enqueue": sweep.enqueue[: sweep.preview.trials]}), fixed, where=where)
+
+
+def cut(sweep: Sweep, share: float, *, images: int, least_images: int, least_epochs: int) -> Sweep:
+    """`sweep` with this share of its epochs and of its images, as far as these are not below the least.
+
+    `images` is how many training images there are; a quarter as many are validated on. Of what is searched the upper
+    end is cut, and hand points above it are left out. A fixed step of StepLR is cut with fixed epochs; where the step
+    is searched and epochs are not, epochs stay whole: its values would mean something else.
+    """
+    wholes = {
+        "epochs": (0, least_epochs),
+        "train_images": (images, max(least_images, longest(sweep, "batch_size"))),
+        "validation_images": (images // 4, 500),
+    }
+    changes: dict[str, Value] = {}
+    for name, (all_there_are, least) in wholes.items():
+        whole = longest(sweep, name) or all_there_are
+        shorter = max(_rounded(share * whole), least)
+        if shorter >= whole:
+            continue
+        if sweep.given:
+            changes |= {name: shorter} if name in sweep.space else {}
+        elif name in sweep.space:
+            sweep = _below(sweep, name, shorter)
+        elif name != "epochs" or "step_size" not in sweep.space:
+            changes[name] = shorter
+            if name == "epochs" and not {"step_size", "gamma"}.isdisjoint([*sweep.fixed, *sweep.space]):
+                step = int(sweep.fixed.get("step_size", PARAMETERS["step_size"].default))
+                changes["step_size"] = max(1, round(step * shorter / whole))
+    return _changed(sweep, changes, where="--hours")
+
+
+def _rounded(count: float) -> int:
+    """A count; a large one to two digits."""
+    return round(count) if count < 1000 else int(float(f"{count:.1e}"))
+
+
+def longest(sweep: Sweep, name: str) -> int:
+    """The largest value of a whole number in this sweep; 0 where one of them is 0, which means all there are."""
+    domain, default = sweep.space.get(name), PARAMETERS[name].default
+    if sweep.given:
+        values = [point.params().get(name, sweep.fixed.get(name, default)) for point in sweep.enqueue]
+    else:
+        values = [domain.high] if isinstance(domain, Range) else values_of(sweep, name)
+    return 0 if 0 in values else max(map(int, values))
+
+
+def _below(sweep: Sweep, name: str, most: int) -> Sweep:
+    """`sweep` with a searched number of at most `most`, or of the smallest there is, and the hand points that fit."""
+    domain = sweep.space[name]
+    if isinstance(domain, Choices):
+        few = [choice for choice in domain.choices if int(choice) <= most]
+        kept: Range | Choices = Choices(choices=few or [min(domain.choices, key=int)])
+    else:
+        low, step = int(domain.low), domain.step or 1
+        high = max(low, low + (most - low) // step * step)
+        kept = domain.model_copy(update={"high": 2 ** (max(most, low).bit_length() - 1) if domain.base2 else high})
+    points = [point for point in sweep.enqueue if name not in point.params() or contains(kept, point.params()[name])]
+    return sweep.model_copy(update={"space": sweep.space | {name: kept}, "enqueue": points})
 
 
 def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:

@@ -56,6 +56,8 @@ def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
 
 def _check_strategy(sweep: Sweep, *, where: str) -> None:
     """Strategy auto chooses and prunes by itself; a sampler and a pruner of Optuna belong to strategy optuna."""
+    if sweep.stop == "auto" and sweep.strategy != "auto":
+        raise UsageError(f"{where}: stop = 'auto' needs the model of strategy = 'auto'; accepted here: stop = 'never'.")
     for key in ("sampler", "pruner"):
         name = getattr(sweep, key).name
         if (name == "auto") != (sweep.strategy == "auto"):
@@ -139,7 +141,8 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
     if first["type"] == "missing":
         return f"{place}: {key} is missing; accepted: low and high, or choices."
     if first["type"] == "literal_error":
-        known = get_args(_SETTINGS[path[0]].model_fields["name"].annotation)
+        settings, field = (_SETTINGS[path[0]], "name") if path[0] in _SETTINGS else (Sweep, path[0])
+        known = get_args(settings.model_fields[field].annotation)
         return f"{where}: there is no {path[0]} {in_toml(value)}; {nearest(str(value), known)}."
     if first["type"] == "value_error":
         return f"{place}: {key}: {first['ctx']['error']}."

@@ -202,6 +202,7 @@ class Sweep(_Table):
     )
     sampler: Annotated[SamplerSettings, BeforeValidator(with_name)] = SamplerSettings()
     pruner: Annotated[PrunerSettings, BeforeValidator(with_name)] = PrunerSettings()
+    stop: Literal["never", "auto"] = Field(default="never", description="auto: when more search is not worth it")
     fixed: dict[str, Plain] = Field(default_factory=dict)
     space: dict[str, Domain] = Field(default_factory=dict)
     enqueue: list[Point] = Field(default_factory=list)

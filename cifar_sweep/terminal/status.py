@@ -28,6 +28,7 @@ def glance(study: SweepStudy) -> dict[str, Any]:
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
         "expected": study.remarks(trials).get("expected"),
         "stopped": stopped,
+        "gain": asdict(gain) | {"text": str(gain)} if (gain := study.gain) else None,
         "hopes": {number: asdict(hope) for number, hope in study.hopes.items()},
         "saved_by_pruning": asdict(saved) | {"seconds": round(saved.seconds, 1)},
     }

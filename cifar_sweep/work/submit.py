@@ -1,10 +1,15 @@
 """Submitting: checking a sweep against its images and networks, and making its study."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import PARAMETERS, TrialConfig, Value, is_own
 from cifar_sweep.errors import UsageError
+from cifar_sweep.forecast.costs import Costs, note_costs
+from cifar_sweep.forecast.hours import plan_hours
+from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
@@ -23,11 +28,13 @@ def submit(
     source: str,
     artifacts: str | None = None,
     priority: int | None = None,
+    hours: Hours | None = None,
 ) -> SweepStudy:
     """Put a study into the database, for workers to train: a new one, or one that is there, with the sweep's budget.
 
     Everything is checked before the database is made. `source` is where workers find the images, `artifacts` where
     checkpoints and weights go; workers take the open study of the highest `priority`. None leaves these as they are.
+    `hours` are those that the sweep was cut to.
     Raises as `check_submission`, `open_artifacts`, `open_storage` and `open_or_resume`.
     """
     check_submission(name, sweep, data)
@@ -40,7 +47,32 @@ def submit(
         code=fingerprints([str(model) for model in _values(sweep, "model")]),
         artifacts=address,
         priority=priority,
+        hours=hours,
     )
+
+
+def submit_in_hours(
+    hours: float,
+    storage: str,
+    name: str,
+    sweep: Sweep,
+    data: ImageData,
+    *,
+    costs: Costs,
+    begun: float | None = None,
+    **more: Any,
+) -> SweepStudy:
+    """Put a sweep into the database as `submit` does, cut to so many hours at these costs of the whole sweep.
+
+    The hours began at `begun`, in seconds since the epoch, or begin with the first worker. A study that is there goes
+    on as it was cut. Raises also as `plan_hours`.
+    """
+    plan = plan_hours(sweep, costs, hours, spent=time.time() - begun if begun else 0.0)
+    asked = Hours(hours, sweep.identity(), plan.reserve, begun + 3600 * hours if begun else None)
+    study = submit(storage, name, plan.sweep, data, hours=asked, **more)
+    if study.costs is None:
+        note_costs(study, costs)
+    return study
 
 
 def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:

@@ -1,6 +1,7 @@
 """Workers: each claims trials of the studies that are open, trains them, and claims again until nothing is left."""
 
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from functools import partial
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import CifarSweepError, DiskError, StudyError
+from cifar_sweep.forecast.hours import in_time, replan
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.search.chooser import Chooser
@@ -156,8 +158,18 @@ class _TrialWorker:
                 return None
             if self._is_able(study):
                 workers = None if self.job.groups.fixed else self.job.workers
-                choose = self._chooser(study).choose
-                unfinished = study, study.claim(self.worker, size=self._size, workers=workers, choose=choose)
+                study.start_clock()
+                unfinished = (
+                    study,
+                    study.claim(
+                        self.worker,
+                        size=self._size,
+                        workers=workers,
+                        choose=self._chooser(study).choose,
+                        in_time=in_time(study),
+                        trials=replan(study),
+                    ),
+                )
                 if study.choice.pruned:
                     drop_needless(study, self.ready[study.uid][1])
                 if unfinished[1]:
@@ -194,11 +206,13 @@ class _TrialWorker:
 
     def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
         data, artifacts = self.ready[study.uid]
-        failed = None
+        failed, end = None, self.patiently(study.search_end) or math.inf
         with Lease(self.storage, study.name, claims) as lease:
-            training = Training(
-                study, data, self.device, artifacts, lambda: self.stop() or lease.halted, self.patiently
-            )
+
+            def stopped() -> bool:
+                return self.stop() or lease.halted or time.time() >= end
+
+            training = Training(study, data, self.device, artifacts, stopped, self.patiently)
             try:
                 failed = training.train(claims)
             except DiskError as error:

@@ -1,5 +1,6 @@
 """Choices: the groups are of one shape and within the budget, the promising goes on, the hopeless is pruned."""
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from cifar_sweep.config import Value
-from cifar_sweep.search.choice import Choice, Course, Situation, grant_end
+from cifar_sweep.search.choice import Choice, Course, Gain, InTime, Situation, grant_end
 from cifar_sweep.search.chooser import Chooser, decay, told
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
@@ -140,3 +141,62 @@ def test_decay_counts_the_steps_of_the_schedule() -> None:
     settings = {"step_size": 4, "gamma": 0.1}
     assert [decay(settings, epoch) for epoch in (1, 4, 5, 9)] == pytest.approx([0, 0, 1, 2])
     assert decay({}, 100) == 0
+
+
+def searched(count: int, value: Any, *, noise: float = 0.01) -> list[Course]:
+    """Trials at random points, trained to their end; `value` is the accuracy there by the share of the range."""
+    chance = random.Random(0)
+    shares = [chance.random() for _ in range(count)]
+    whole = [value(share) + chance.gauss(0, noise) for share in shares]
+    return [
+        course(
+            k, [end * (0.5 + epoch / 24) for epoch in range(1, EPOCHS + 1)], rate=10 ** (-5 + 4 * share), complete=True
+        )
+        for k, (share, end) in enumerate(zip(shares, whole, strict=True))
+    ]
+
+
+def gain_of(courses: Sequence[Course]) -> Gain:
+    """What more trials would gain, as the first choice says that is not at random."""
+    return next(gain for seed in range(20) if (gain := choose(sweep(), courses, seed=seed).gain))
+
+
+def test_on_a_flat_space_more_trials_are_not_worth_it() -> None:
+    gain = gain_of(searched(24, lambda _: 0.6))
+    assert not gain.is_worthwhile
+    assert 0.002 < gain.noise < 0.05
+    assert str(Gain(0.001, 0.005)) == "10 more trials are expected to gain 0.1 points; one seed's noise is 0.5"
+
+
+def test_where_the_best_region_is_hardly_searched_more_trials_are_worth_it() -> None:
+    rising = [
+        each for each in searched(50, lambda share: 0.2 + 0.5 * share) if float(each.params["learning_rate"]) < 1e-3
+    ]
+    assert len(rising) >= 16
+    gain = gain_of(rising)
+    assert gain.is_worthwhile
+    assert gain.expected > 0.03
+    assert choose(sweep(), good_and_bad()[:2], seed=1).gain is None, "before anything is complete nobody knows"
+
+
+def test_where_time_is_short_only_what_ends_in_time_is_chosen() -> None:
+    def timed(shape: Value, done: int) -> int:
+        return 2 if (shape == 16 and not done) or done == 2 else 0
+
+    def chosen(courses: Sequence[Course], seed: int, in_time: InTime = timed) -> Choice:
+        situation = Situation(courses, lambda _: 8, 100, lambda point: point.get("batch_size", 32), seed, in_time)
+        return Chooser(sweep(**BATCH)).choose(situation)
+
+    for seed in range(6):
+        begun = chosen([], seed).new
+        assert 1 <= len(begun) <= 2
+        assert {point["batch_size"] for point in begun} == {16}
+        late = chosen([*good_and_bad(), course(9, [0.5] * 4, frozen=True)], seed)
+        assert {point["batch_size"] for point in late.new} <= {16}
+        assert len(late.thawed) <= 2
+        assert 9 not in late.thawed, "the best one, but there is no time for it"
+        assert not late.new or not late.thawed
+    over = chosen(good_and_bad(), 0, in_time=lambda _shape, _done: 0)
+    assert not over.new
+    assert not over.thawed
+    assert not chosen([], 0, in_time=lambda _shape, _done: 0).new

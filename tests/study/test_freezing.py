@@ -9,7 +9,7 @@ import pytest
 
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import UsageError
-from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
+from cifar_sweep.search.choice import Choice, Choose, Gain, Hope, Situation
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
@@ -174,3 +174,31 @@ def test_sampler_and_pruner_auto_need_the_strategy(named: dict[str, str]) -> Non
 def test_a_stored_sweep_of_strategy_auto_is_read_again() -> None:
     stored = sweep(4).model_dump(mode="json")
     assert parse(stored, where="test") == sweep(4)
+
+
+def test_a_search_that_is_not_worth_going_on_with_ends_where_it_was_asked_to(make: Callable[..., SweepStudy]) -> None:
+    study, me, other = make(9, stop="auto"), worker(), worker()
+    train(study, study.claim(me, choose=new(2)))
+    held = study.claim(other, choose=says(new=[{"learning_rate": 0.01}], gain=Gain(0.02, 0.01)))
+    assert study.gain == Gain(0.02, 0.01)
+    assert study.claim(me, choose=says(thawed=[0], gain=Gain(0.001, 0.01))) == []
+    why = "10 more trials are expected to gain 0.1 points; one seed's noise is 1.0"
+    assert study.over == why
+    assert [trial.reason for trial in study.trials()] == [f"stopped after epoch 2: {why}"] * 2 + [""]
+    assert not study.finished(), "another worker is at it"
+    train(study, held)
+    assert study.claim(me, choose=new(1)) == []
+    assert study.finished()
+    assert study.settle()
+    assert (study.state, study.reason, study.budget) == ("finished", why, 3)
+    assert counts(study) == {"pruned": 3}
+
+
+def test_a_search_goes_on_where_nobody_asked_it_to_stop(make: Callable[..., SweepStudy]) -> None:
+    study = make(9)
+    assert len(study.claim(worker(), choose=says(new=[{"learning_rate": 0.01}], gain=Gain(0.001, 0.01)))) == 1
+    assert study.over == ""
+    with pytest.raises(UsageError, match="stop = 'auto' needs the model of strategy = 'auto'"):
+        sweep(4, strategy="optuna", stop="auto")
+    with pytest.raises(UsageError, match="there is no stop 'now'; known: auto, never"):
+        sweep(4, stop="now")

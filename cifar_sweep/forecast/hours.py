@@ -1,0 +1,225 @@
+"""What so many hours buy, and what still ends in time.
+
+Before a search: how long its trials may be, on how many images, how many there are, and how many are confirmed. While
+it runs: how many trials of a shape a group may have, so that they, or the best of them, still come to their end.
+"""
+
+import math
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from statistics import median
+from typing import TYPE_CHECKING
+
+from cifar_sweep.config import Shape
+from cifar_sweep.errors import UsageError
+from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, network_name, noted_costs
+from cifar_sweep.forecast.expected import expected_shapes
+from cifar_sweep.forecast.pruning import expected_survival
+from cifar_sweep.search.choice import InTime, grant_end, in_time_always
+from cifar_sweep.sweep.file import cut, longest
+from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
+from cifar_sweep.sweep.sweep import Sweep
+
+if TYPE_CHECKING:
+    from cifar_sweep.study.record import TrialRecord
+    from cifar_sweep.study.study import SweepStudy
+
+ENOUGH = 30  # trials: where they do not fit, epochs and images are cut; two random starts of strategy auto
+FEWEST = 8  # where these do not fit either, cuts go below what says much of whole trainings
+# The fewest training images and epochs of a trial, for either number.
+FLOORS = {ENOUGH: (2500, 4), FEWEST: (500, 1)}
+CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
+# How many of the best are trained again, under how many seeds: the first for which this share of the time is enough.
+CONFIRMED = ((5, 3), (3, 3), (3, 2), (2, 2))
+CONFIRMED_SHARE = 0.3
+SAFETY = 1.15  # a shared machine differs by as much from one minute to the next
+NONE_COMPLETE = 2.0  # the same for trials that begin while none is complete, beside others that have begun
+SIZES = (32, 16, 8, 4, 2, 1)
+ALIKE = 4  # trials of a group where the shape is searched, on average
+# What is cut, in words.
+CUT = {
+    "epochs": "epochs", "step_size": "epochs between StepLR's decays", "train_images": "training images",
+    "validation_images": "validation images",
+}  # fmt: skip
+LATEST = 8  # epochs of a network at a batch size tell how fast it is now
+
+
+@dataclass(frozen=True)
+class HourPlan:
+    """A sweep cut to so many hours.
+
+    Attributes:
+        sweep: with what is cut, which its description says, and as many trials as are likely to fit.
+        trials: how many these are.
+        reserve: seconds that are left to the confirmation.
+    """
+
+    hours: float
+    sweep: Sweep
+    trials: int
+    reserve: float
+
+
+def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) -> HourPlan:
+    """What so many hours buy of a sweep; `spent` are the seconds of them that have passed.
+
+    Whole trials, where `ENOUGH` of them fit; else epochs and images are cut by one share, down to the floors, and then
+    there are fewer trials. Raises UsageError where not even one of the shortest would come to its end.
+    """
+    pace, before = Pace(costs), spent + costs.start + END_SECONDS
+    found = None
+    for enough, (images, epochs) in FLOORS.items():
+        wanted = sweep.size if sweep.given else enough
+        floors = {"images": costs.train_images, "least_images": images, "least_epochs": epochs}
+
+        def made(share: float, floors: dict[str, int] = floors) -> HourPlan:
+            return _plan_of(cut(sweep, share, **floors), pace, hours, max(3600 * hours - before, 0.0))
+
+        # The largest share of which enough trials fit, or the smallest.
+        place = bisect_left(CUTS[:-1], wanted, key=lambda share: made(share).trials)
+        found = made(CUTS[place])
+        if found.trials >= (wanted if sweep.given else FEWEST):
+            break
+    assert found is not None
+    if not found.trials:
+        needed = (before + 2 * _Trials(found.sweep, pace).seconds) / 3600
+        raise UsageError(
+            f"--hours {hours:g}: no trial of {sweep.name!r} would come to its end, even if cut to the shortest; "
+            f"accepted: from about {math.ceil(100 * needed) / 100:g}."
+        )
+    if words := shortened(sweep, found.sweep, images=costs.train_images):
+        described = f"{sweep.description}; cut to {hours:g} h: {words}".removeprefix("; ")
+        return replace(found, sweep=found.sweep.model_copy(update={"description": described}))
+    return found
+
+
+def shortened(whole: Sweep, short: Sweep, *, images: int) -> str:
+    """In what a sweep was cut, in words, as in "12 of 30 epochs"; empty where it is whole."""
+    all_there_are = {"train_images": images, "validation_images": images // 4}
+    parts = []
+    for name, noun in CUT.items():
+        before, now = (longest(sweep, name) or all_there_are.get(name, 0) for sweep in (whole, short))
+        parts += [f"{now:,} of {before:,} {noun}"] if now < before else []
+    return ", ".join(parts)
+
+
+def _plan_of(sweep: Sweep, pace: Pace, hours: float, left: float) -> HourPlan:
+    """The plan for trials of this length."""
+    expected = _Trials(sweep, pace)
+    if sweep.given:
+        return HourPlan(hours, sweep, min(expected.fit(left), sweep.size), 0.0)
+    most = CONFIRMED_SHARE * left
+    trials = expected.fit(left - most)
+    rounds = {pair: math.ceil(pair[0] / pace.costs.workers) for pair in CONFIRMED}
+    needed = {pair: SAFETY * rounds[pair] * expected.whole(pair[1]) for pair in CONFIRMED}
+    confirm = next((pair for pair in CONFIRMED if needed[pair] <= most), None)
+    changed = sweep.model_copy(update={"trials": max(trials, 1), "confirm": confirm})
+    return HourPlan(hours, changed, trials, needed[confirm] if confirm else 0.0)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """What the trials of a sweep cost at this pace, on average over the shapes that are to be expected."""
+
+    sweep: Sweep
+    pace: Pace
+
+    @cached_property
+    def _shares(self) -> Mapping[Shape, float]:
+        shares: dict[Shape, float] = defaultdict(float)
+        for count, shape in expected_shapes(self.sweep, precision="fp32"):
+            shares[shape] += count / self.sweep.size
+        return shares
+
+    def whole(self, members: int) -> float:
+        """Seconds of a group of so many trials, each trained to its end."""
+        return math.fsum(
+            share * shape.epochs * self.pace.epoch(shape, members) for shape, share in self._shares.items()
+        )
+
+    @cached_property
+    def seconds(self) -> float:
+        """A worker's seconds for a trial, as far as it is likely to be trained, in groups as they are likely to be."""
+        most = ALIKE if any(name in SHAPE_PARAMETERS for name in self.sweep.space) else SIZES[0]
+        lengths = {shape.epochs for shape in self._shares}
+        trained = {epochs: math.fsum(expected_survival(self.sweep, epochs)) for epochs in lengths}
+        total = self.pace.factor * self.pace.costs.trial
+        for shape, share in self._shares.items():
+            size = min(self.pace.costs.size(shape), most)
+            total += share * trained[shape.epochs] * self.pace.epoch(shape, size) / size
+        return max(total, 1e-9)
+
+    def fit(self, seconds: float) -> int:
+        """How many are likely to end in so many seconds, pruned ones among them."""
+        return int(max(seconds, 0.0) * self.pace.costs.workers / self.seconds)
+
+
+class Speeds:
+    """Seconds of a group's epoch, by what epochs took in this study so far, and where none did by its costs."""
+
+    def __init__(self, trials: "Sequence[TrialRecord]", costs: Costs) -> None:
+        self.costs = costs
+        ratios: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for trial in sorted(trials, key=lambda trial: trial.started or datetime.min):
+            if trial.config is None:
+                continue
+            shape = trial.config.shape
+            for result in trial.curve:
+                reckoned = costs.epoch(shape, result.group_size) / result.group_size
+                ratios[network_name(shape), shape.batch_size].append(result.seconds / reckoned)
+        self._ratios = {key: median(found[-LATEST:]) for key, found in ratios.items()}
+
+    @property
+    def factor(self) -> float:
+        """How many times as long an epoch takes as it was reckoned to."""
+        return median(self._ratios.values()) if self._ratios else 1.0
+
+    def epoch(self, shape: Shape, members: int) -> float:
+        """Wall seconds of an epoch of a group of so many trials, with its reports."""
+        ratio = self._ratios.get((network_name(shape), shape.batch_size), self.factor)
+        return ratio * self.costs.epoch(shape, members) + max(ratio, 1.0) * self.costs.between(shape, members)
+
+
+def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
+    """How many trials of a shape that has so many epochs behind it may be trained now, so that it ends in time.
+
+    Of strategy auto these are all of a group to the end of their grant, and then the best quarter of them to their own
+    end; of others all to their end. A study without a deadline has time for any number.
+    """
+    end = study.search_end()
+    if end is None:
+        return in_time_always
+    left = end - (time.time() if now is None else now)
+    trials = study.trials()
+    speeds = Speeds(trials, noted_costs(study) or Costs())
+    # One complete trial is worth more than one more that begins.
+    unsure = any(trial.is_frozen for trial in trials) and not any(trial.state == "complete" for trial in trials)
+
+    def most(shape: Shape, done: int) -> int:
+        rest = shape.epochs - done
+        granted = grant_end(done, shape.epochs) - done if study.sweep.strategy == "auto" else rest
+        for size in SIZES:
+            seconds = granted * speeds.epoch(shape, size) + (rest - granted) * speeds.epoch(shape, math.ceil(size / 4))
+            seconds += size * speeds.costs.trial * max(speeds.factor, 1.0)
+            if (NONE_COMPLETE if unsure and not done else SAFETY) * seconds <= left:
+                return size
+        return 0
+
+    return most
+
+
+def replan(study: "SweepStudy", *, now: float | None = None) -> int | None:
+    """How many trials the study is now likely to have in its time; None where it has no deadline."""
+    end = study.search_end()
+    if end is None or study.sweep.given or study.over:
+        return None
+    trials = study.trials()
+    begun = sum(trial.config is not None and trial.state != "failed" for trial in trials)
+    costs = noted_costs(study) or Costs()
+    pace = Pace(costs, Speeds(trials, costs).factor)
+    return begun + _Trials(study.sweep, pace).fit(end - (time.time() if now is None else now))
