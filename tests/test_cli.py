@@ -307,7 +307,7 @@ def test_help_answers_at_once() -> None:
 @pytest.mark.alone
 def test_a_run_in_so_many_hours_ends_in_time_and_stays_as_it_was_cut(tiny_sweep: Path, cli: Any) -> None:
     tiny_sweep.write_text(tiny_sweep.read_text().replace('pruner = "none"', 'strategy = "auto"'))
-    command = ("run", "tiny.toml", "--data", "synthetic:2000", "--workers", 1, "--threads", 1, "--hours", 0.01)
+    command = (*RUN, "--hours", 0.01)
     begun = time.monotonic()
     finished = cli(*command)
     assert finished.exit_code == 0, finished.err
