@@ -1,14 +1,16 @@
 """What a sweep is expected to train, before it is run."""
 
-import math
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep
+from cifar_sweep.search.cube import Cube
+from cifar_sweep.sweep.sweep import Sweep
 
 DRAWS = 200
+# All that a trial's time is estimated from.
+DECISIVE = ("model", "batch_norm", "batch_size", "epochs", "train_images")
 
 
 def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]]:
@@ -24,7 +26,7 @@ def queued_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     if sweep.given:
         return [shape_of(sweep.fixed | point.params(), precision) for point in sweep.enqueue]
     generator = random.Random(0)  # noqa: S311 - no secret
-    return [shape_of(sweep.fixed | draw(sweep.space, generator) | point, precision) for point in _first_points(sweep)]
+    return [shape_of(sweep.fixed | draw(sweep, generator) | point, precision) for point in _first_points(sweep)]
 
 
 def _first_points(sweep: Sweep) -> list[dict[str, Value]]:
@@ -41,10 +43,8 @@ def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     if sweep.given:
         return []
     generator = random.Random(0)  # noqa: S311 - no secret
-    # All that a trial's time is estimated from.
-    decisive = ("model", "batch_norm", "batch_size", "epochs", "train_images")
-    space = {name: domain for name, domain in sweep.space.items() if name in decisive}
-    return [shape_of(sweep.fixed | draw(space, generator), precision) for _ in range(DRAWS if space else 1)]
+    draws = DRAWS if sweep.space.keys() & set(DECISIVE) else 1
+    return [shape_of(sweep.fixed | draw(sweep, generator, DECISIVE), precision) for _ in range(draws)]
 
 
 def shape_of(params: Mapping[str, Value], precision: str = "fp32") -> Shape:
@@ -57,23 +57,7 @@ def _shape_of(params: tuple[tuple[str, Value], ...], precision: str) -> Shape:
     return TrialConfig.from_params(dict(params), classes=10, precision=precision, data_seed=0, seed=0).shape
 
 
-def draw(space: Mapping[str, Range | Choices], generator: random.Random) -> dict[str, Value]:
-    """A random point of `space`, as the random sampler would take it."""
-    return {name: _draw(domain, PARAMETERS[name].kind, generator) for name, domain in space.items()}
-
-
-def _draw(domain: Range | Choices, kind: type, generator: random.Random) -> Value:
-    if isinstance(domain, Choices):
-        return generator.choice(domain.choices)
-    low, high = domain.low, domain.high
-    if domain.base2:
-        return int(2 ** generator.randint(int(math.log2(low)), int(math.log2(high))))
-    if domain.log:  # as Optuna does it: a whole number is drawn by the logarithmic width of its surroundings
-        margin = 0.5 if kind is int else 0.0
-        value = math.exp(generator.uniform(math.log(low - margin), math.log(high + margin)))
-        value = min(max(value, low), high)
-        return round(value) if kind is int else value
-    if kind is not int:
-        return generator.uniform(low, high)
-    step = domain.step or 1
-    return int(low) + step * generator.randint(0, int(high - low) // step)
+def draw(sweep: Sweep, generator: random.Random, names: Collection[str] = PARAMETERS) -> dict[str, Value]:
+    """A random point of the space: its parameters of these names."""
+    cube = Cube(sweep)
+    return cube.some([generator.random() for _ in cube.names], names)

@@ -227,5 +227,5 @@ def _strictness(sweep: Sweep, groups: Sequence[WorkerGroup], complete: Trials) -
 
 def _waiting_shape(sweep: Sweep, generator: random.Random, trial: TrialRecord) -> Shape:
     """The shape of a waiting trial: of an interrupted one its own; what a point leaves open is drawn."""
-    point = trial.params if sweep.given else draw(sweep.space, generator) | decode(trial.queued)
+    point = trial.params if sweep.given else draw(sweep, generator) | decode(trial.queued)
     return trial.config.shape if trial.config else shape_of(sweep.fixed | dict(point))

@@ -81,7 +81,7 @@ def _groups(sweep: Sweep, plan: Plan, *, precision: str, classes: int) -> list[l
     assert plan.costs is not None
     generator = random.Random(0)  # noqa: S311 - no secret
     points = [sweep.fixed | point.params() for point in sweep.enqueue]
-    points += [sweep.fixed | draw(sweep.space, generator) for _ in range(0 if sweep.given else LIKELY_DRAWS)]
+    points += [sweep.fixed | draw(sweep, generator) for _ in range(0 if sweep.given else LIKELY_DRAWS)]
     alike: dict[tuple[str, int], list[TrialConfig]] = defaultdict(list)
     for seed, params in enumerate(points):
         config = _config(params, precision=precision, classes=classes, seed=seed)
