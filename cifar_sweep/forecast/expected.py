@@ -1,7 +1,7 @@
 """What a sweep is expected to train, before it is run."""
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value
@@ -57,7 +57,7 @@ def _shape_of(params: tuple[tuple[str, Value], ...], precision: str) -> Shape:
     return TrialConfig.from_params(dict(params), classes=10, precision=precision, data_seed=0, seed=0).shape
 
 
-def draw(sweep: Sweep, generator: random.Random, names: Collection[str] = PARAMETERS) -> dict[str, Value]:
+def draw(sweep: Sweep, generator: random.Random, names: Sequence[str] = tuple(PARAMETERS)) -> dict[str, Value]:
     """A random point of the space: its parameters of these names."""
     cube = Cube(sweep)
     return cube.some([generator.random() for _ in cube.names], names)

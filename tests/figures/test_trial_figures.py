@@ -1,6 +1,6 @@
 """A report's figures show what they say, thin out what would be slow, and lead from a point to its trial."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from cifar_sweep.figures.curve_figures import curves
 from cifar_sweep.figures.search_figures import Axis, Importances, importance, slices
 from cifar_sweep.figures.style import thinned
-from cifar_sweep.figures.timeline import lanes_of, spans_of, timeline, without_pauses
+from cifar_sweep.figures.timeline import lanes_of, long_pauses, timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when
 from cifar_sweep.study.record import records
 from tests.report.report_studies import made_up, many, sweep_of
@@ -132,18 +132,31 @@ def test_thousands_of_trials_are_thinned() -> None:
 # Workers
 
 
+def at(start: float, end: float) -> tuple[datetime, datetime]:
+    """A span by its seconds after a whole minute."""
+    minute = datetime(2026, 1, 1)
+    return minute + timedelta(seconds=start), minute + timedelta(seconds=end)
+
+
 def test_lanes() -> None:
-    assert lanes_of([(0, 5), (1, 2), (2, 6), (5, 7), (5, 8)]) == [0, 1, 1, 0, 2]
+    assert lanes_of([at(0, 5), at(1, 2), at(2, 6), at(5, 7), at(5, 8)]) == [0, 1, 1, 0, 2]
 
 
-def test_long_pauses_are_cut() -> None:
-    spans, cuts = without_pauses([(0, 10), (5, 20), (1020, 1040), (1041, 1100)])
-    busy = 99
-    kept = busy / 50
-    assert spans[:2] == [(0, 10), (5, 20)]
-    assert spans[2] == pytest.approx((20 + kept, 40 + kept))
-    assert spans[3] == pytest.approx((41 + kept, 100 + kept)), "a short pause stays"
-    assert cuts == pytest.approx([20 + kept / 2])
+def test_long_pauses() -> None:
+    spans = [at(0, 10), at(5, 20), at(1020, 1040), at(1041, 1100)]
+    assert long_pauses(spans) == [at(20, 1020)], "a short pause stays"
+    assert long_pauses([]) == []
+
+
+def test_long_pauses_are_cut_out() -> None:
+    trials = [made_up(SWEEP, 0), made_up(SWEEP, 1)]
+    trials[1].datetime_start = trials[0].datetime_complete + timedelta(days=1)
+    trials[1].datetime_complete = trials[1].datetime_start + timedelta(seconds=20)
+    figure = timeline(records(trials))
+    [cut] = figure.layout.xaxis.rangebreaks
+    begin, end = (each.isoformat() for each in (trials[0].datetime_complete, trials[1].datetime_start))
+    assert cut.bounds == (begin, end)
+    assert figure.layout.shapes[0].x0 == begin
 
 
 def test_the_timeline() -> None:
@@ -156,7 +169,6 @@ def test_the_timeline() -> None:
     assert sorted(number for number, *_ in complete.customdata) == [0, 1, 2, 3]
     assert list(figure.layout.yaxis.ticktext) == ["worker 1", "worker 2", "unknown worker"]
     assert [number for number, *_ in pruned.customdata] == [4]
-    assert max(complete.x) == pytest.approx(3, abs=0.01), "hours"
+    assert max(complete.x) == 3 * 3600 * 1000, "milliseconds"
+    assert complete.base[0] == trials[0].datetime_start.isoformat()
     assert len({*complete.y, *pruned.y}) >= 3
-    ended, _ = spans_of(records(trials))
-    assert [trial.number for trial in ended] == [0, 1, 2, 3, 4], "those that have ended"
