@@ -53,6 +53,8 @@ def timeline(trials: Sequence[TrialRecord]) -> go.Figure:
     pauses = [[end.isoformat() for end in pause] for pause in long_pauses([(start, end) for start, end, *_ in spans])]
     for begin, _ in pauses:
         figure.add_vline(x=begin, line={"color": QUIET, "width": 1, "dash": "dot"})
+    if spans:  # with breaks plotly would make it far too wide
+        figure.update_xaxes(range=[spans[0][0].isoformat(), max(end for _, end, *_ in spans).isoformat()])
     figure.update_xaxes(title="time", type="date", rangebreaks=[{"bounds": pause} for pause in pauses])
     ticks = {"tickvals": list(names), "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, range=[first - 0.5, -0.8], showgrid=False)
