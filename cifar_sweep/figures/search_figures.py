@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import optuna
 import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -207,75 +206,47 @@ def slices(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: 
 
 
 def _slice(trials: Sequence[TrialRecord], name: str, best: TrialRecord | None, most: int, *, log: bool) -> go.Figure:
-    axis = Axis.of(name, [trial.params[name] for trial in trials], log=log)
+    values = [trial.params[name] for trial in trials]
+    row = in_a_row(name, values)
+
+    def place(trial: TrialRecord) -> Value:
+        """Where trials share a value, each stands a little beside it: the golden ratio puts neighbours far apart."""
+        value, aside = trial.params[name], 0.5 * (trial.number * 0.618034 % 1 - 0.5)
+        return round(row.index(value) + aside, 3) if row else value
+
     figure = go.Figure()
     for state in ("pruned", "failed", "running", "waiting", "complete"):
         members = style.thinned([trial for trial in trials if trial.state == state], most)
         style.add_trials(
             figure,
             members,
-            lambda trial: axis.beside(trial.params[name], trial.number),
+            place,
             marker=style.marker(state, size=6) | {"opacity": 0.85},
             text=[_value_text(trial.params[name]) for trial in members],
             hovertemplate=f"trial %{{customdata}}, {state}: %{{y:.2f}} %<br>{name} %{{text}}<extra></extra>",
         )
     ring = {"symbol": "circle-open", "size": 14, "color": style.BEST, "line": {"width": 2.5}}
     at_best = [best] if best is not None and name in best.params else []
-    style.add_trials(
-        figure, at_best, lambda trial: axis.raw(trial.params[name]), marker=ring, hovertemplate=None, hoverinfo="skip"
-    )
-    figure.update_xaxes(**axis.layout()).update_yaxes(ticksuffix=" %")
+    style.add_trials(figure, at_best, place, marker=ring, hovertemplate=None, hoverinfo="skip")
+    if row:
+        ticks = {"tickvals": list(range(len(row))), "ticktext": [_value_text(value) for value in row]}
+        figure.update_xaxes(**ticks, range=[-0.6, len(row) - 0.4], showgrid=False)
+    elif log and all(isinstance(value, (int, float)) and value > 0 for value in values):
+        figure.update_xaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(ticksuffix=" %")
     return style.finish(figure, height=230, showlegend=False)
+
+
+def in_a_row(name: str, values: Sequence[Value]) -> list[Value]:
+    """The different values in their order, if each is to have a place of its own: words, and few numbers; else none.
+
+    A number has one where trials share it, or where it is whole.
+    """
+    choices = [choice for choice in PARAMETERS[name].choices if choice in values]
+    known = choices + sorted(set(values) - set(choices))
+    is_shared = len(values) >= 3 * len(known) or PARAMETERS[name].kind is not float
+    return known if PARAMETERS[name].kind is str or (is_shared and len(known) <= FEW_VALUES) else []
 
 
 def _value_text(value: Value) -> str:
     return escape(plain(value, 3))
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Where a parameter's values stand: on a plain or a logarithmic scale, or as words in a row."""
-
-    name: str
-    words: tuple[str, ...] = ()  # the values of a parameter without order; empty where it has one
-    few: bool = False  # whether so many trials share a value that they are drawn beside each other
-    log: bool = False  # whether the scale is logarithmic
-    low: float = 0.0
-    high: float = 1.0
-
-    @classmethod
-    def of(cls, name: str, values: Sequence[Value], *, log: bool) -> "Axis":
-        """The axis of these values; logarithmic where `log` says so and they have logarithms."""
-        if PARAMETERS[name].kind in (str, bool) or not all(isinstance(value, (int, float)) for value in values):
-            found = {_value_text(value) for value in values}
-            known = [_value_text(choice) for choice in PARAMETERS[name].choices or (False, True)]
-            return cls(name, words=(*(word for word in known if word in found), *sorted(found - set(known))))
-        numbers = [float(value) for value in values]
-        low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-        distinct = len(set(numbers))
-        few = distinct <= FEW_VALUES and len(numbers) >= 3 * distinct
-        return cls(name, few=few, log=log and low > 0, low=low, high=high)
-
-    def raw(self, value: Value) -> float:
-        """The place of a value on an axis with `layout`."""
-        return float(self.words.index(_value_text(value)) if self.words else value)
-
-    def beside(self, value: Value, number: int) -> float:
-        """As `raw`; where many trials share a value, a little beside it, by the trial's number."""
-        place = self.raw(value)
-        jitter = number * 0.618034 % 1 - 0.5  # the golden ratio: neighbours are far apart
-        if self.words:
-            return round(place + 0.5 * jitter, 3)
-        if not self.few:
-            return place
-        return place * 2 ** (0.4 * jitter) if self.log else place + 0.03 * (self.high - self.low) * jitter
-
-    def layout(self) -> dict[str, Any]:
-        """Plotly's settings of the axis."""
-        if count := len(self.words):
-            ticks = {"tickvals": list(range(count)), "ticktext": list(self.words)}
-            return ticks | {"range": [-0.6, count - 0.4], "showgrid": False}
-        if self.name == "batch_size" and self.log:
-            sizes = [2**k for k in range(math.floor(math.log2(self.low)), math.ceil(math.log2(self.high)) + 1)]
-            return {"type": "log", "tickvals": sizes, "ticktext": [str(size) for size in sizes]}
-        return {"type": "log", "exponentformat": "power", "dtick": 1} if self.log else {}

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_sweep.figures.curve_figures import curves
-from cifar_sweep.figures.search_figures import Axis, Importances, importance, slices
+from cifar_sweep.figures.search_figures import Importances, importance, in_a_row, slices
 from cifar_sweep.figures.style import thinned
 from cifar_sweep.figures.timeline import lanes_of, long_pauses, timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when
@@ -89,20 +89,31 @@ def test_the_front_by_time() -> None:
 # Parameters
 
 
-def test_axes() -> None:
-    zero = Axis.of("weight_decay", [0.0, 1e-5], log=True)
-    assert not zero.log, "there is no logarithm of 0"
-    kind = Axis.of("optimizer", ["rmsprop", "sgd", "a network of one's own"], log=False)
-    assert kind.words == ("sgd", "rmsprop", "a network of one&#x27;s own"), "known ones in their order"
-    assert Axis.of("batch_norm", [True, False], log=False).words == ("false", "true")
+def test_words_and_few_numbers_stand_in_a_row() -> None:
+    own = "a network of one's own"
+    assert in_a_row("optimizer", ["rmsprop", own, "sgd"]) == ["sgd", "rmsprop", own], "known ones in their order"
+    assert in_a_row("batch_norm", [True, False]) == [False, True]
+    assert in_a_row("batch_size", [64, 16]) == [16, 64]
+    assert in_a_row("batch_size", list(range(16, 40))) == []
+    assert in_a_row("dropout", [0.2, 0.1]) == [], "no trial shares a value"
+    assert in_a_row("dropout", [0.2, 0.1] * 3) == [0.1, 0.2]
+
+
+def test_there_is_no_logarithm_of_0() -> None:
+    trials = [made_up(SWEEP, n) for n in range(2)]
+    [more] = slices(records(trials), ["learning_rate"], logarithmic=LOG)
+    trials[0].params |= {"learning_rate": 0.0}
+    [zero] = slices(records(trials), ["learning_rate"], logarithmic=LOG)
+    assert (zero.layout.xaxis.type, more.layout.xaxis.type) == (None, "log")
 
 
 def test_trials_of_one_value_stand_beside_each_other() -> None:
-    axis = Axis.of("batch_size", [16, 32] * 20, log=True)
-    places = [axis.beside(32, number) for number in range(40)]
-    assert len(set(places)) == 40
-    assert all(24 < place < 43 for place in places)
-    assert Axis.of("dropout", [0.1, 0.2], log=False).beside(0.2, 5) == 0.2
+    trials = [made_up(SWEEP, n, params={"log2_batch_size": 4 + n % 2}) for n in range(40)]
+    [figure] = slices(records(trials), ["batch_size"], logarithmic=LOG)
+    places = dict(zip(figure.data[0].customdata, figure.data[0].x, strict=True))
+    assert len(set(places.values())) == 40
+    assert all(round(place) == number % 2 for number, place in places.items())
+    assert list(figure.layout.xaxis.ticktext) == ["16", "32"]
 
 
 def test_slices() -> None:
@@ -120,7 +131,7 @@ def test_slices() -> None:
         "0.01",
     )
     assert (list(best.x), best.marker.symbol) == ([1e-2], "circle-open")
-    assert by_size.layout.xaxis.type == "log"
+    assert (by_rate.layout.xaxis.type, list(by_size.layout.xaxis.ticktext)) == ("log", ["32", "64"])
 
 
 def test_thousands_of_trials_are_thinned() -> None:
