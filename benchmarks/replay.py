@@ -36,6 +36,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.search import choice, chooser
+from cifar_sweep.search.cube import Cube
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
@@ -47,6 +48,7 @@ from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
 SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
+PRIOR_TRIALS, PRIOR_POINTS = 40, 5  # of the study that a prior comes from, and of it
 ENDLESS = 100_000  # trials: a replay ends by its epochs
 STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": {"strategy": "auto"},
@@ -128,6 +130,7 @@ class Replay:
         self.sweep = sweep.model_copy(update={"seed": seed})
         data = {"name": table.name, "fingerprint": "", "classes": table.classes}
         self.study: SweepStudy = open_or_resume(MemoryStorage(), "replay", self.sweep, data=data, artifacts="none")
+        self.study.set_prior(prior_of(table, self.sweep, options.prior, seed) if options.prior else ())
         self.chooser = chooser.Chooser(self.sweep)
         self.speeds, self.options = speeds, options
         self.curves: dict[int, list[dict[str, Any]]] = {}
@@ -202,6 +205,19 @@ class Replay:
                 self.study.release(claim)
 
 
+def prior_of(table: Table, sweep: Sweep, kind: str, seed: int) -> list[dict[str, Any]]:
+    """What another study would give as a prior: the best of its trials, which were trained for a third of the epochs.
+
+    A wrong one is that of the reversed space: what is best is said to be at the other end of each range.
+    """
+    generator = np.random.default_rng(seed + 1_000_000)
+    tried = generator.choice(len(table.settings), size=PRIOR_TRIALS, replace=False).tolist()
+    tried.sort(key=lambda k: -max(table.curves[k][0][: max(1, table.epochs[k] // 3)]))
+    best = [table.settings[k] for k in tried[:PRIOR_POINTS]]
+    cube = Cube(sweep)
+    return best if kind == "good" else [cube.params([1 - 1e-9 - share for share in cube.shares(at)]) for at in best]
+
+
 def sweep_of(table: Table, strategy: str) -> Sweep:
     """The sweep that the table is searched by."""
     about = {"name": table.name, "trials": ENDLESS, "fixed": table.fixed, "space": table.space}
@@ -240,6 +256,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=1, help="trials that a worker trains at once")
     parser.add_argument("--most-epochs", type=int, default=1500)
     parser.add_argument("--near", type=float, default=0.005, help="a replay ends when its choice is so near the best")
+    parser.add_argument("--prior", choices=["good", "wrong"], help="points of another study that the search is given")
     parser.add_argument("--speeds", type=Path, default=SPEEDS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="numbers of the strategy, to try")
@@ -267,7 +284,7 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
     if options.json:
         several = len(options.strategy) > 1
         path = options.json.with_stem(f"{options.json.stem}-{strategy}") if several else options.json
-        settings = {"workers": options.workers, "group": options.group, "set": options.set} | STRATEGIES[strategy]
+        settings = {"workers": options.workers, "group": options.group, "prior": options.prior, "set": options.set} | STRATEGIES[strategy]
         whole = {"table": table.facts(), "strategy": strategy, "versions": versions(), "settings": settings}
         path.write_text(json.dumps(whole | {"replays": list(replays)}))
 

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape, derive_seed
+from cifar_sweep.config import Shape, Value, derive_seed
 from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
@@ -159,7 +159,16 @@ class SweepStudy:
         shape_of = self._claiming(worker).shape_of
         found = courses(trials, classes=self.data["classes"])
         seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
-        return replace(choose(Situation(found, size, queue.new, shape_of, seed)), made_of=len(found))
+        return replace(choose(Situation(found, size, queue.new, shape_of, seed, self.prior)), made_of=len(found))
+
+    @property
+    def prior(self) -> list[dict[str, Value]]:
+        """The best points of another study, where it was begun with some."""
+        return list(self._study.user_attrs.get("prior", ()))
+
+    def set_prior(self, points: Sequence[Mapping[str, Value]]) -> None:
+        """Draw some of the random points near these."""
+        self._study.set_user_attr("prior", [dict(point) for point in points])
 
     @property
     def hopes(self) -> dict[int, Hope]:
