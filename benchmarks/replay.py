@@ -284,7 +284,12 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
     if options.json:
         several = len(options.strategy) > 1
         path = options.json.with_stem(f"{options.json.stem}-{strategy}") if several else options.json
-        settings = {"workers": options.workers, "group": options.group, "prior": options.prior, "set": options.set} | STRATEGIES[strategy]
+        settings = {
+            "workers": options.workers,
+            "group": options.group,
+            "prior": options.prior,
+            "set": options.set,
+        } | STRATEGIES[strategy]
         whole = {"table": table.facts(), "strategy": strategy, "versions": versions(), "settings": settings}
         path.write_text(json.dumps(whole | {"replays": list(replays)}))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.options import Address, Data, Device, SameData, Threads, say, settings_of
+from cifar_sweep.cli.options import Address, Data, Device, SameData, Threads, say, settings_of, without_password
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
@@ -25,6 +25,7 @@ WORKERS = "Processes that train; auto: what is measured to be fastest."
 GROUP = "Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay."
 PREVIEW_IMAGES = "synthetic:10000"  # drawn in a second; 60,000 take five
 SETTINGS = "Fix a parameter (batch_size=32) or a key (pruner=none)."
+FROM = "Begin with what another study knows: STUDY, or DATABASE::STUDY of another database."
 ARTIFACTS = """Where checkpoints and kept weights are: a folder, or s3://BUCKET/PREFIX. The study's if not given, which
 is artifacts/ at first."""
 
@@ -153,6 +154,14 @@ class NewStudyOptions(FileOptions):
 
     study: Annotated[str | None, Option(help="Name of the study; the sweep's name if not given.")] = None
     priority: Annotated[int | None, Option(help="Workers take the open study of the highest first; 0 at first.")] = None
+    earlier: Annotated[str | None, Option("--from", metavar="STUDY", callback=without_password, help=FROM)] = None
+
+    def earlier_study(self) -> "SweepStudy | None":
+        """The study of `--from`. Raises StudyError or StorageError where there is none."""
+        if self.earlier is None:
+            return None
+        address, _, name = self.earlier.rpartition("::")
+        return StorageOptions(address or self.storage).load(name)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
     source, images = asked.images()
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     files, priority = place.artifacts, place.priority
-    study = submit_study(place.storage, name, sweep, images, source=source, artifacts=files, priority=priority)
+    earlier = place.earlier_study()
+    many: dict[str, Any] = {"artifacts": files, "priority": priority, "earlier": earlier, "say": say}
+    study = submit_study(place.storage, name, sweep, images, source=source, **many)
     return study, source
 
 
@@ -133,6 +135,7 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         study=study,
         counts=study.summary(asked)["trials"],
         best=next(iter(ranked(asked)), None),
+        earlier=study.begun_with(),
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",
         at=_at(study, place),

@@ -20,11 +20,23 @@ def told(report: Report) -> dict[str, Any]:
     """What both templates are given: the report, and words about it.
 
     `counts` says how many trials are in each state, where not all are complete. `furthest` is a sentence about the best
-    value so far, for a study without a complete trial. `hand` is a `HandCard`.
+    value so far, for a study without a complete trial. `begun_with` says what it knew of another study. `hand` is a
+    `HandCard`.
     """
     counts = {name: count for name, count in report.counts.items() if count}
     in_words = "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
-    return {"report": report, "counts": in_words, "furthest": _furthest_text(report), "hand": hand_card(report)}
+    words = {"counts": in_words, "furthest": _furthest_text(report), "begun_with": _begun_with_text(report)}
+    return words | {"report": report, "hand": hand_card(report)}
+
+
+def _begun_with_text(report: Report) -> str:
+    if not (known := report.begun_with):
+        return ""
+    words = f"It began with {counted(known['trials'], 'trial')} of {', '.join(known['studies'])}, not counted here."
+    if best := known["best"]:
+        reached = f"{percent(best['value'])} % on the validation images"
+        words += f" The best of them is trial {best['number']} of {best['study']}: {reached}; its weights are there."
+    return words
 
 
 def _furthest_text(report: Report) -> str:

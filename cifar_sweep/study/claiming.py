@@ -44,16 +44,22 @@ def courses(trials: Sequence[TrialRecord], *, classes: int) -> list[Course]:
     found = []
     for trial in trials:
         if trial.config is not None and trial.state != "failed":
+            # What can be taken away at the end is a trial of the study's own: another study's is nothing to beat.
+            complete = trial.state == "complete" and not trial.earlier
             accuracies = [point.validation_accuracy for point in trial.curve]
             accuracies += [1 / classes] * (trial.epochs_left if trial.diverged else 0)
-            shape, complete = trial.config.shape, trial.state == "complete"
+            shape = trial.config.shape
             known = (trial.params, trial.settings, shape, shape.epochs, accuracies)
             found.append(Course(trial.number, *known, frozen=trial.is_frozen, complete=complete))
     return found
 
 
 def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
-    """The trials that the budget counts: of given points those of the sweep, of waiting ones those it has room for."""
+    """The trials that the budget counts: of given points those of the sweep, of waiting ones those it has room for.
+
+    Those that come from another study are not among them.
+    """
+    trials = [trial for trial in trials if not trial.earlier]
     if sweep.given:
         points = [(point.label, point.params()) for point in sweep.enqueue]
         trials = [trial for trial in trials if (trial.label, trial.given) in points]

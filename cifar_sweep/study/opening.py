@@ -13,6 +13,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.study.earlier import Earlier
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
@@ -37,13 +38,14 @@ def open_or_resume(
     code: Mapping[str, str] | None = None,
     artifacts: str | None = None,
     priority: int | None = None,
+    earlier: Earlier | None = None,
 ) -> SweepStudy:
     """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
 
     `data` has the `name`, `fingerprint` and `classes` (their number) of the data, `code` the fingerprints of users' own
     models. None leaves as it is where the trials' files go, ./artifacts at first, and the priority, 0 at first; workers
-    take the open study of the highest. Raises UsageError as `check_request`, StudyError where it is there with another
-    space, other data or another model.
+    take the open study of the highest. `earlier` is what it begins with of another study. Raises UsageError as
+    `check_request`, StudyError where it is there with another space, other data or another model.
     """
     check_request(name, sweep)
     with storage.lock():
@@ -54,12 +56,16 @@ def open_or_resume(
             raise not_ours(storage, name)
         if known := "sweep" in study.user_attrs:
             _check_same(study, sweep, data, code or {})
+        if earlier is not None and earlier.source.uid == study.user_attrs.get("uid"):
+            raise UsageError(f"--from {name}: a study knows its own trials already; accepted: another study.")
         if artifacts is not None or "artifacts" not in study.user_attrs:
             study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
         if priority is not None:
             study.set_user_attr("priority", priority)
         if not known:
             _give_facts(study, data, code or {})
+        if earlier is not None:
+            earlier.add_to(study, sweep)
         _enqueue(study, sweep)
         # Of a new study the sweep is last: one that has it is whole.
         for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():

@@ -25,7 +25,7 @@ STATE_NAMES = {
 # The user attributes of a trial that are read here; nobody else may change them.
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
-    "traceback", "label", "given", "shortened", "deaths", "died_after", "until",
+    "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "earlier",
 }  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
@@ -86,6 +86,8 @@ class TrialRecord:
     deaths = _of(lambda trial: int(trial.frozen.user_attrs.get("deaths", 0)))
     died_after = _object("died_after", int)  # how many epochs it had when its worker died last
     until = _object("until", int)  # the epoch after which it is frozen, if that is not its last one
+    # The trial of another study that it is: the `study`, its `uid` and the `number` there. It has no weights here.
+    earlier = _object("earlier", dict[str, Any])
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, Value, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.search.choice import Choice, Choose, Hope, Situation
+from cifar_sweep.search.choice import Choice, Choose, Course, Hope, Situation
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, ranked, records
@@ -99,7 +99,22 @@ class SweepStudy:
         return self.sweep.size
 
     def trials(self) -> list[TrialRecord]:
-        """All trials as they stand, by number, typed."""
+        """All its own trials as they stand, by number, typed."""
+        return [trial for trial in self._all() if not trial.earlier]
+
+    def begun_with(self) -> dict[str, Any] | None:
+        """What it knew from another study: its name, how many trials, and the best of them; None where nothing."""
+        taken = [trial for trial in self._all() if trial.earlier]
+        best = next(iter(ranked(taken)), None)
+        if not taken:
+            return None
+        there = (
+            best and best.earlier and {key: best.earlier[key] for key in ("study", "number")} | {"value": best.value}
+        )
+        studies = sorted({trial.earlier["study"] for trial in taken if trial.earlier})
+        return {"studies": studies, "trials": len(taken), "best": there}
+
+    def _all(self) -> list[TrialRecord]:
         return records(self._study.get_trials(deepcopy=False))
 
     def asked(self) -> list[TrialRecord]:
@@ -140,7 +155,7 @@ class SweepStudy:
                 if self.state != OPEN:
                     return []
                 self._read_again()
-                if choice.new and choice.made_of != len(courses(self.asked(), classes=self.data["classes"])):
+                if choice.new and choice.made_of != len(self._courses(self._all())):
                     continue  # another worker has begun trials meanwhile, perhaps at these very points
                 if choice.hopes:
                     hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
@@ -152,14 +167,23 @@ class SweepStudy:
 
     def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose) -> Choice:
         """What to train next as the study stands; nothing where that needs no choice: a trial waits, or all run."""
-        trials = self.asked()
+        everything = self._all()
+        trials = asked(everything, self.sweep)
         queue = queue_of(trials, self.sweep)
         if queue.placed or not (queue.new or any(trial.is_frozen for trial in trials)):
             return Choice()
         shape_of = self._claiming(worker).shape_of
-        found = courses(trials, classes=self.data["classes"])
+        found = self._courses(everything)
         seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
-        return replace(choose(Situation(found, size, queue.new, shape_of, seed, self.prior)), made_of=len(found))
+        choice = choose(Situation(found, size, queue.new, shape_of, seed, self.prior))
+        own = {trial.number for trial in trials}
+        hopes = {number: hope for number, hope in choice.hopes.items() if number in own}
+        return replace(choice, hopes=hopes, made_of=len(found))
+
+    def _courses(self, everything: Sequence[TrialRecord]) -> list[Course]:
+        """The trials that have begun, another study's among them, as a search sees them."""
+        known = [trial for trial in everything if trial.earlier]
+        return courses([*known, *asked(everything, self.sweep)], classes=self.data["classes"])
 
     @property
     def prior(self) -> list[dict[str, Value]]:
@@ -305,6 +329,7 @@ class SweepStudy:
             "stored_bytes": self.stored_bytes(trials),
             "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
             "best": best[0].described() if best else None,
+            "earlier": self.begun_with(),
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
         }

@@ -37,7 +37,10 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
         priority = f" (priority {each['priority']})" if each["priority"] and each["state"] == OPEN else ""
         reason = f": {each['reason']}" if each["reason"] else ""
         done = f"{counts['complete'] + counts['pruned']}/{each['budget']}"
-        others = ", ".join(f"{counts[name]} {name}" for name in ("running", "frozen", "failed") if counts[name])
+        parts = [f"{counts[name]} {name}" for name in ("running", "frozen", "failed") if counts[name]]
+        if known := each["earlier"]:
+            parts.append(f"{known['trials']} known from {', '.join(known['studies'])}")
+        others = ", ".join(parts)
         view.add_row(
             escape(each["name"]),
             escape(f"{each['state']}{priority}{reason}"),

@@ -1,10 +1,12 @@
 """Submitting: checking a sweep against its images and networks, and making its study."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import PARAMETERS, TrialConfig, Value, is_own
 from cifar_sweep.errors import UsageError
+from cifar_sweep.study.earlier import earlier_of
 from cifar_sweep.study.opening import check_request, open_or_resume
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
@@ -23,23 +25,31 @@ def submit(
     source: str,
     artifacts: str | None = None,
     priority: int | None = None,
+    earlier: SweepStudy | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> SweepStudy:
     """Put a study into the database, for workers to train: a new one, or one that is there, with the sweep's budget.
 
     Everything is checked before the database is made. `source` is where workers find the images, `artifacts` where
     checkpoints and weights go; workers take the open study of the highest `priority`. None leaves these as they are.
-    Raises as `check_submission`, `open_artifacts`, `open_storage` and `open_or_resume`.
+    `earlier` is another study that this one begins with; `say` is told what that gives. Raises as `check_submission`,
+    `open_artifacts`, `open_storage`, `earlier_of` and `open_or_resume`.
     """
     check_submission(name, sweep, data)
+    known, code = facts(data, source=source), fingerprints([str(model) for model in _values(sweep, "model")])
+    found = earlier_of(earlier, sweep, data=known, code=code) if earlier else None
+    if found:
+        say(found.words)
     address = open_artifacts(artifacts).address if artifacts is not None else None
     return open_or_resume(
         open_storage(storage),
         name,
         sweep,
-        data=facts(data, source=source),
-        code=fingerprints([str(model) for model in _values(sweep, "model")]),
+        data=known,
+        code=code,
         artifacts=address,
         priority=priority,
+        earlier=found,
     )
 
 
