@@ -26,6 +26,7 @@ GROUP = "Trials of one shape that each worker trains at once, as one network; au
 PREVIEW_IMAGES = "synthetic:10000"  # drawn in a second; 60,000 take five
 SETTINGS = "Fix a parameter (batch_size=32) or a key (pruner=none)."
 FROM = "Begin with what another study knows: STUDY, or DATABASE::STUDY of another database."
+EXTEND = "A study that has run gets the edited sweep as its own: more trials, longer ones, another space."
 ARTIFACTS = """Where checkpoints and kept weights are: a folder, or s3://BUCKET/PREFIX. The study's if not given, which
 is artifacts/ at first."""
 
@@ -155,6 +156,7 @@ class NewStudyOptions(FileOptions):
     study: Annotated[str | None, Option(help="Name of the study; the sweep's name if not given.")] = None
     priority: Annotated[int | None, Option(help="Workers take the open study of the highest first; 0 at first.")] = None
     earlier: Annotated[str | None, Option("--from", metavar="STUDY", callback=without_password, help=FROM)] = None
+    extend: Annotated[bool, Option("--extend", help=EXTEND)] = False
 
     def earlier_study(self) -> "SweepStudy | None":
         """The study of `--from`. Raises StudyError or StorageError where there is none."""

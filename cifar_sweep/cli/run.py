@@ -119,7 +119,13 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     files, priority = place.artifacts, place.priority
     earlier = place.earlier_study()
-    many: dict[str, Any] = {"artifacts": files, "priority": priority, "earlier": earlier, "say": say}
+    many: dict[str, Any] = {
+        "artifacts": files,
+        "priority": priority,
+        "earlier": earlier,
+        "say": say,
+        "extend": place.extend,
+    }
     study = submit_study(place.storage, name, sweep, images, source=source, **many)
     return study, source
 
@@ -136,6 +142,7 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         counts=study.summary(asked)["trials"],
         best=next(iter(ranked(asked)), None),
         earlier=study.begun_with(),
+        remark=study.remark,
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",
         at=_at(study, place),

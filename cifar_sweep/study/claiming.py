@@ -39,17 +39,23 @@ def queue_of(
     return Queue(sweep, count(trials, "complete", "pruned"), under_way, waiting)
 
 
-def courses(trials: Sequence[TrialRecord], *, classes: int) -> list[Course]:
-    """The trials that have begun, as a search sees them. A diverged one stays at the accuracy of chance."""
+def courses(trials: Sequence[TrialRecord], *, classes: int, extended: Sweep | None = None) -> list[Course]:
+    """The trials that have begun, as a search sees them. A diverged one stays at the accuracy of chance.
+
+    `extended` is the sweep of a study that had another one: of its trials, only those that could be of this one count.
+    """
     found = []
     for trial in trials:
         if trial.config is not None and trial.state != "failed":
+            params, different = (trial.params, {}) if extended is None else space.point_at(trial.config, extended)
+            if different.keys() - space.LENGTH:
+                continue
             # What can be taken away at the end is a trial of the study's own: another study's is nothing to beat.
             complete = trial.state == "complete" and not trial.earlier
             accuracies = [point.validation_accuracy for point in trial.curve]
             accuracies += [1 / classes] * (trial.epochs_left if trial.diverged else 0)
             shape = trial.config.shape
-            known = (trial.params, trial.settings, shape, shape.epochs, accuracies)
+            known = (params, trial.settings, shape, shape.epochs, accuracies)
             found.append(Course(trial.number, *known, frozen=trial.is_frozen, complete=complete))
     return found
 
@@ -164,7 +170,8 @@ class Claiming:
         self.storage.beat(trial_id)
         self.study.sampler = build_sampler(self.sweep, number=waiting.number)
         trial = optuna.Trial(self.study, trial_id)
-        space.suggest(trial, self.sweep, named=waiting.given)
+        if waiting.config is None:  # one that has begun stays what it is, whatever the space is now
+            space.suggest(trial, self.sweep, named=waiting.given)
         config = waiting.config or self._config(trial.params, number=waiting.number)
         epochs, granted = config.shape.epochs, self.sweep.strategy == "auto"
         until = grant_end(waiting.epochs_done, epochs) if granted else epochs

@@ -13,6 +13,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.study import extending
 from cifar_sweep.study.earlier import Earlier
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import records
@@ -39,23 +40,33 @@ def open_or_resume(
     artifacts: str | None = None,
     priority: int | None = None,
     earlier: Earlier | None = None,
+    extend: bool = False,
 ) -> SweepStudy:
     """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
 
     `data` has the `name`, `fingerprint` and `classes` (their number) of the data, `code` the fingerprints of users' own
     models. None leaves as it is where the trials' files go, ./artifacts at first, and the priority, 0 at first; workers
     take the open study of the highest. `earlier` is what it begins with of another study. Raises UsageError as
-    `check_request`, StudyError where it is there with another space, other data or another model.
+    `check_request`, StudyError where it is there with another space, other data or another model; with `extend` another
+    space is its own from now on, and a study that is not there is refused.
     """
     check_request(name, sweep)
+    if extend:
+        load(storage, name)  # it is not made by this
     with storage.lock():
         study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize", load_if_exists=True)
         if study.directions != [StudyDirection.MAXIMIZE]:
             raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
             raise not_ours(storage, name)
-        if known := "sweep" in study.user_attrs:
-            _check_same(study, sweep, data, code or {})
+        known = "sweep" in study.user_attrs
+        if known:
+            _check_data(study, data, code or {})
+            if extend:
+                extending.extend(storage, study, stored_sweep(study), sweep)
+                study.set_user_attr("code", study.user_attrs.get("code", {}) | dict(code or {}))
+            else:
+                _check_same(study, sweep)
         if earlier is not None and earlier.source.uid == study.user_attrs.get("uid"):
             raise UsageError(f"--from {name}: a study knows its own trials already; accepted: another study.")
         if artifacts is not None or "artifacts" not in study.user_attrs:
@@ -98,17 +109,23 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
 
 
-def _check_same(study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+def _check_same(study: optuna.Study, sweep: Sweep) -> None:
     """Numbers that mean different things must not meet in one study."""
     name = study.study_name
     stored, asked = stored_sweep(study).identity(), sweep.identity()
+    name = study.study_name
     if differing := next((key for key in asked if asked[key] != stored[key]), None):
         was, now = stored[differing], asked[differing]
         raise StudyError(
             f"study {name!r} is there already with another {differing}: it has {_difference(was, now)}, this run has "
-            f"{_difference(now, was)}; run with the same settings to continue it, or name a new study with --study."
+            f"{_difference(now, was)}; run with the same settings to continue it, name a new study with --study, "
+            "or let it go on with these from now on with --extend."
         )
-    there = study.user_attrs["data"]
+
+
+def _check_data(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+    """Raise StudyError if these are not the images, or not the models, that the study's trials were trained with."""
+    name, there = study.study_name, study.user_attrs["data"]
     if there["fingerprint"] != data["fingerprint"]:
         raise StudyError(
             f"study {name!r} was run on other data: {there['name']} ({there['fingerprint']}), not {data['name']} "

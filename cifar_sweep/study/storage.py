@@ -76,7 +76,7 @@ class Storage:
         self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
         self._cached = optuna.storages.get_storage(rdb)
-        self._uids: dict[int, str] = {}
+        self._known: dict[int, tuple[str, int]] = {}  # of each study its uid, and how often it was extended
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)  # how often a worker says that it trains
         weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
@@ -154,11 +154,11 @@ class Storage:
     def load(self, name: str) -> optuna.Study:
         """The study of this name, of which each finished trial is read once, however often it is loaded."""
         study = optuna.load_study(storage=self._cached, study_name=name)
-        key, uid = key_of(study), str(study.user_attrs.get("uid"))
-        if self._uids.setdefault(key, uid) == uid:
+        key, known = key_of(study), (str(study.user_attrs.get("uid")), len(study.user_attrs.get("changes", ())))
+        if self._known.setdefault(key, known) == known:
             return study
-        # It has the key of another one that was deleted: what is cached of that one is forgotten.
-        self._uids[key] = uid
+        # It was extended, or has the key of another one that was deleted: what is cached of its trials is forgotten.
+        self._known[key] = known
         self._cached = optuna.storages.get_storage(self.optuna)
         return optuna.load_study(storage=self._cached, study_name=name)
 

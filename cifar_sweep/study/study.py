@@ -22,9 +22,10 @@ from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, ranked, records
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
-from cifar_sweep.sweep import strategy
+from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.words import params_text
 
 
 def stored_sweep(study: optuna.Study) -> Sweep:
@@ -69,6 +70,19 @@ class SweepStudy:
         with self.storage.lock():
             self._study.set_user_attr("reason", reason)
             self._study.set_user_attr("state", state)
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """How it was extended, the first time first: `at`, what it `was` and is `now`, and the `trials` before that."""
+        return list(self._study.user_attrs.get("changes", ()))
+
+    def remark(self, trial: TrialRecord) -> str:
+        """What to say of a trial that was trained before the study was extended; empty of any other."""
+        if not any(trial.number in change["trials"] for change in self.changes) or trial.config is None:
+            return ""
+        _, different = space.point_at(trial.config, self.sweep)
+        settings = params_text(different)
+        return f"trial {trial.number} was trained under the earlier space" + (f", with {settings}" if settings else "")
 
     @property
     def costs(self) -> dict[str, Any] | None:
@@ -151,10 +165,13 @@ class SweepStudy:
         """
         while True:
             self.choice = choice = self._choice(worker, size, choose) if self.sweep.strategy == "auto" else Choice()
+            asked_for = self.sweep
             with self.storage.lock():
                 if self.state != OPEN:
                     return []
                 self._read_again()
+                if choice.new and self.sweep is not asked_for:
+                    return []  # it was extended just now: the next choice is of the new space
                 if choice.new and choice.made_of != len(self._courses(self._all())):
                     continue  # another worker has begun trials meanwhile, perhaps at these very points
                 if choice.hopes:
@@ -183,7 +200,8 @@ class SweepStudy:
     def _courses(self, everything: Sequence[TrialRecord]) -> list[Course]:
         """The trials that have begun, another study's among them, as a search sees them."""
         known = [trial for trial in everything if trial.earlier]
-        return courses([*known, *asked(everything, self.sweep)], classes=self.data["classes"])
+        extended = self.sweep if self.changes else None
+        return courses([*known, *asked(everything, self.sweep)], classes=self.data["classes"], extended=extended)
 
     @property
     def prior(self) -> list[dict[str, Value]]:
@@ -328,7 +346,8 @@ class SweepStudy:
             "priority": self.priority,
             "stored_bytes": self.stored_bytes(trials),
             "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
-            "best": best[0].described() if best else None,
+            "best": best[0].described() | {"remark": self.remark(best[0])} if best else None,
+            "changes": self.changes,
             "earlier": self.begun_with(),
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
 from cifar_sweep.config import PARAMETERS, TrialConfig, Value, applies, derive_seed
@@ -13,6 +14,8 @@ from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains
 # widened later, which a categorical one is not.
 EXPONENT = "log2_"
 
+
+LENGTH = {"epochs"}  # a trial of another length is an observation all the same: its curve says at which epoch
 
 # What decides whether others apply is suggested first.
 _DECIDING = ("model", "optimizer", "batch_norm")
@@ -31,14 +34,32 @@ def suggest(trial: BaseTrial, sweep: Sweep, *, named: Collection[str] | None = N
 
 
 def _suggest(trial: BaseTrial, name: str, domain: Range | Choices) -> Any:
+    key, distribution = _distribution(name, domain)
+    match distribution:
+        case CategoricalDistribution():
+            return trial.suggest_categorical(key, distribution.choices)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            value = trial.suggest_int(key, low, high, log=log, step=step)
+            return 2**value if key != name else value
+        case FloatDistribution(low=low, high=high, log=log):
+            return trial.suggest_float(key, low, high, log=log)
+
+
+def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribution]:
+    """A parameter's name and distribution as Optuna has them."""
     if isinstance(domain, Choices):
-        return trial.suggest_categorical(name, domain.choices)
+        return name, CategoricalDistribution(domain.choices)
     low, high, log = domain.low, domain.high, domain.log
     if domain.base2:
-        return int(2 ** trial.suggest_int(EXPONENT + name, int(low).bit_length() - 1, int(high).bit_length() - 1))
+        return EXPONENT + name, IntDistribution(int(low).bit_length() - 1, int(high).bit_length() - 1)
     if PARAMETERS[name].kind is int:
-        return trial.suggest_int(name, int(low), int(high), log=log, step=domain.step or 1)
-    return trial.suggest_float(name, float(low), float(high), log=log)
+        return name, IntDistribution(int(low), int(high), log=log, step=domain.step or 1)
+    return name, FloatDistribution(float(low), float(high), log=log)
+
+
+def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of each parameter of the space, by the name that it has there."""
+    return dict(_distribution(name, domain) for name, domain in sweep.space.items())
 
 
 def decode(params: Mapping[str, Any]) -> dict[str, Value]:

@@ -26,14 +26,15 @@ def submit(
     artifacts: str | None = None,
     priority: int | None = None,
     earlier: SweepStudy | None = None,
+    extend: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> SweepStudy:
     """Put a study into the database, for workers to train: a new one, or one that is there, with the sweep's budget.
 
     Everything is checked before the database is made. `source` is where workers find the images, `artifacts` where
     checkpoints and weights go; workers take the open study of the highest `priority`. None leaves these as they are.
-    `earlier` is another study that this one begins with; `say` is told what that gives. Raises as `check_submission`,
-    `open_artifacts`, `open_storage`, `earlier_of` and `open_or_resume`.
+    `earlier` is another study that this one begins with; with `extend` a study that is there gets this sweep; `say` is
+    told what both give. Raises as `check_submission`, `open_artifacts`, `open_storage`, `earlier_of`, `open_or_resume`.
     """
     check_submission(name, sweep, data)
     known, code = facts(data, source=source), fingerprints([str(model) for model in _values(sweep, "model")])
@@ -41,7 +42,7 @@ def submit(
     if found:
         say(found.words)
     address = open_artifacts(artifacts).address if artifacts is not None else None
-    return open_or_resume(
+    study = open_or_resume(
         open_storage(storage),
         name,
         sweep,
@@ -50,7 +51,11 @@ def submit(
         artifacts=address,
         priority=priority,
         earlier=found,
+        extend=extend,
     )
+    if extend and study.changes:
+        say(f"study {name!r} is extended: {study.changes[-1]['words']}")
+    return study
 
 
 def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
