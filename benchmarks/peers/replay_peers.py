@@ -1,4 +1,6 @@
-"""Let peers search a table of real curves (`curve_table.py`) with their own code; random and one-epoch search as well.
+"""Let peers search a table of real curves with their own code; random and one-epoch search as well.
+
+The rules are those of `cifar_sweep/replay/table.py`.
 
     python benchmarks/peers/replay_peers.py --table benchmarks/curves/joint.json.gz --strategy optuna_tpe_median \
         --replays 200 --json joint-median.json [--seed0 0] [--processes 2] [--most-epochs 1500] [--near 0.0]
@@ -40,12 +42,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import numpy as np
-from curve_table import Search, Table
+
+from cifar_sweep.replay.table import Search, Table
 
 EQUAL = 1e-9  # true means no further apart are the same
 

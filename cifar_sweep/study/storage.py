@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RDBStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import URL
@@ -174,6 +174,42 @@ class Storage:
     def close(self) -> None:
         """Give the database connections back."""
         self.optuna.engine.dispose()
+
+
+class MemoryStorage(Storage):
+    """A study database in memory, for one process."""
+
+    def __init__(self) -> None:
+        self.shown = "memory"
+        self.optuna = InMemoryStorage()  # type: ignore[assignment]
+
+    def lock(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def load(self, name: str) -> optuna.Study:
+        return optuna.load_study(storage=self.optuna, study_name=name)
+
+    def holder(self, trial_id: int) -> tuple[TrialState | None, str | None]:
+        trial = self.optuna.get_trial(trial_id)
+        owner = trial.user_attrs.get("owner")
+        return trial.state, owner["token"] if owner else None
+
+    def report(self, trial: optuna.Trial, _token: str, change: tables.Change) -> bool:
+        self.write(trial, change)
+        return True
+
+    def write(self, trial: optuna.Trial, change: tables.Change) -> None:
+        for key, value in (dict.fromkeys(change.removed) | dict(change.attributes)).items():
+            self.optuna.set_trial_user_attr(trial._trial_id, key, value)
+        for step, value in change.values.items():
+            self.optuna.set_trial_intermediate_value(trial._trial_id, step, value)
+        trial._cached_frozen_trial.intermediate_values.update(change.values)
+
+    def orphans(self, _study: optuna.Study) -> Sequence[int]:
+        return ()
+
+    def beat(self, trial_id: int) -> None:
+        pass
 
 
 def key_of(study: Any) -> int:
