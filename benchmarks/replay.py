@@ -25,20 +25,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 
 from cifar_sweep.replay.engine import ENDLESS, Replay, Speeds
 from cifar_sweep.replay.table import Table
 from cifar_sweep.search import choice, chooser
-from cifar_sweep.search.cube import Cube
 from cifar_sweep.study.provenance import versions
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
 SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
-PRIOR_TRIALS, PRIOR_POINTS = 40, 5  # of the study that a prior comes from, and of it
 STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": {"strategy": "auto"},
     "random": {"sampler": "random", "pruner": "none"},
@@ -46,19 +43,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "tpe_asha": {"sampler": "tpe", "pruner": "asha"},
     "tpe": {"sampler": "tpe", "pruner": "none"},
 }
-
-
-def prior_of(table: Table, sweep: Sweep, kind: str, seed: int) -> list[dict[str, Any]]:
-    """What another study would give as a prior: the best of its trials, which were trained for a third of the epochs.
-
-    A wrong one is that of the reversed space: what is best is said to be at the other end of each range.
-    """
-    generator = np.random.default_rng(seed + 1_000_000)
-    tried = generator.choice(len(table.settings), size=PRIOR_TRIALS, replace=False).tolist()
-    tried.sort(key=lambda k: -max(table.curves[k][0][: max(1, table.epochs[k] // 3)]))
-    best = [table.settings[k] for k in tried[:PRIOR_POINTS]]
-    cube = Cube(sweep)
-    return best if kind == "good" else [cube.params([1 - 1e-9 - share for share in cube.shares(at)]) for at in best]
 
 
 def sweep_of(table: Table, strategy: str) -> Sweep:
@@ -75,9 +59,8 @@ def replay(seed: int, *, options: argparse.Namespace, strategy: str) -> dict[str
     table = Table.read(options.table)
     started = time.perf_counter()
     sweep = sweep_of(table, strategy)
-    prior = prior_of(table, sweep, options.prior, seed) if options.prior else ()
     limits = {name: getattr(options, name) for name in ("most_epochs", "near", "workers", "group")}
-    search = Replay(table, sweep, seed=seed, speeds=Speeds.read(options.speeds), prior=prior, **limits).run()
+    search = Replay(table, sweep, seed=seed, speeds=Speeds.read(options.speeds), **limits).run()
     took = time.perf_counter() - started
     spent = {"spent": search.spent, "seconds": search.seconds}
     return spent | {"seed": seed, "trials": len(search.trained), "took": took, "events": search.events}
@@ -102,7 +85,6 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=1, help="trials that a worker trains at once")
     parser.add_argument("--most-epochs", type=int, default=1500)
     parser.add_argument("--near", type=float, default=0.005, help="a replay ends when its choice is so near the best")
-    parser.add_argument("--prior", choices=["good", "wrong"], help="points of another study that the search is given")
     parser.add_argument("--speeds", type=Path, default=SPEEDS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="numbers of the strategy, to try")
@@ -130,7 +112,7 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
     if options.json:
         several = len(options.strategy) > 1
         path = options.json.with_stem(f"{options.json.stem}-{strategy}") if several else options.json
-        settings = {name: getattr(options, name) for name in ("workers", "group", "prior", "set")}
+        settings = {name: getattr(options, name) for name in ("workers", "group", "set")}
         settings |= STRATEGIES[strategy]
         whole = {"table": table.facts(), "strategy": strategy, "versions": versions(), "settings": settings}
         path.write_text(json.dumps(whole | {"replays": list(replays)}))

@@ -7,14 +7,13 @@ the code that a sweep runs; only the database is one in memory, and an epoch's r
 import heapq
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cifar_sweep.config import Value
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.replay.table import Search, Table
 from cifar_sweep.search.chooser import Chooser
@@ -75,13 +74,11 @@ class Replay:
         workers: int = 1,
         group: int = 1,
         speeds: Speeds | None = None,
-        prior: Sequence[Mapping[str, Value]] = (),
     ) -> None:
         self.search = Search(table, seed)
         self.sweep = sweep.model_copy(update={"seed": seed})
         data = {"name": table.name, "fingerprint": "", "classes": table.classes}
         self.study: SweepStudy = open_or_resume(MemoryStorage(), "replay", self.sweep, data=data, artifacts="none")
-        self.study.set_prior(prior)
         self.chooser = Chooser(self.sweep)
         self.most_epochs, self.near, self.size, self.speeds = most_epochs, near, group, speeds or EVEN
         self.cut = 0  # trials that came to the end of a curve that was pruned

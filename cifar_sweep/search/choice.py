@@ -75,7 +75,6 @@ class Situation:
         room: how many new trials there may be.
         shape_of: the shape of a point.
         seed: decides all that is drawn.
-        prior: the best points of another study, which may be good here, too.
     """
 
     courses: Sequence[Course]
@@ -83,7 +82,6 @@ class Situation:
     room: int
     shape_of: Callable[[Mapping[str, Value]], Hashable]
     seed: int
-    prior: Sequence[Mapping[str, Value]] = ()
 
 
 Choose = Callable[[Situation], Choice]

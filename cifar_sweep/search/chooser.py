@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import PARAMETERS, Value
-from cifar_sweep.search.choice import Choice, Course, Hope, Situation, grant_end
-from cifar_sweep.search.cube import NEARBY, Cube, Shares
+from cifar_sweep.search.choice import Choice, Course, Hope, Situation
+from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 
 STARTUP = 16  # trials at random points before the model is asked
-PRIOR = 0.5  # the share of random points that are near those of a prior, while these do as well as the others
 AT_RANDOM = 0.25  # the share of choices that are random points all the same: a model can be wrong
 POINTS = 150  # random points of the space that compete to be new trials
 NEAR_POINTS = 30  # points around each of the best trials that compete, too
@@ -54,8 +53,8 @@ class Chooser:
         generator = np.random.default_rng(seed)
         known = [course for course in courses if course.accuracies]
         if not known or (room and (len(courses) < STARTUP or generator.random() < AT_RANDOM)):
-            drawn = self._random(1, now, generator)[0]
-            return Choice(new=self._group(drawn, lambda count: self._random(count, now, generator), now))
+            drawn = self._cube.uniform(1, generator)[0]
+            return Choice(new=self._group(drawn, lambda count: self._cube.uniform(count, generator), now))
         self._learn(known, seed)
         frozen = [course for course in known if course.frozen]
         trials = frozen + [course for course in known if not course.frozen]
@@ -92,29 +91,6 @@ class Chooser:
 
         new = self._group(points[first - len(trials)], mates, now)
         return Choice(new=new, pruned=pruned, hopes=hopes)
-
-    def _random(self, count: int, now: Situation, generator: np.random.Generator) -> Shares:
-        """Random points; some of them near a prior's: the fewer, the worse such points did so far."""
-        points = self._cube.uniform(count, generator)
-        if now.prior:
-            prior = np.array([self._cube.shares(point) for point in now.prior])
-            share = PRIOR * min(1.0, 2 * self._ahead(prior, now.courses)) ** 2
-            for k in np.flatnonzero(generator.random(count) < share):
-                points[k] = self._cube.near(prior[generator.integers(len(prior))], 1, generator)[0]
-        return points
-
-    def _ahead(self, prior: Shares, courses: Sequence[Course]) -> float:
-        """How often a trial near a prior's point is better than another one after their first grants."""
-        near: list[float] = []
-        others: list[float] = []
-        for course in courses:
-            first = grant_end(0, course.epochs)
-            if course.done >= first:
-                apart = np.abs(prior - np.array(self._cube.shares(course.params))).max(axis=1).min()
-                (near if apart < 3 * NEARBY else others).append(max(course.accuracies[:first]))
-        if not (near and others):
-            return 0.5
-        return float(np.greater.outer(near, others).mean())
 
     def _group(self, first: Shares, mates: Callable[[int], Shares], now: Situation) -> list[dict[str, Value]]:
         """A new point, and as many of its shape as the group has room for.

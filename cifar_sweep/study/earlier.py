@@ -1,4 +1,4 @@
-"""Starting a study with what another one knows: trials of the same meaning as they are, the best others as a prior."""
+"""Starting a study with what another one knows: its trials that this one could have had itself."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,44 +10,40 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from cifar_sweep.config import Value
 from cifar_sweep.errors import StudyError
-from cifar_sweep.study.record import TrialRecord, ranked, records
+from cifar_sweep.study.record import TrialRecord, records
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.words import counted
 
-PRIOR_POINTS = 5
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
 
 @dataclass
 class Earlier:
-    """What a sweep can use of another study.
+    """What a sweep takes over from another study.
 
     Attributes:
-        known: trials at points of the sweep's space, with all settings as the sweep has them.
-        prior: the best points of those that lie in the space but were trained with other settings.
-        words: what is used, in a sentence.
+        source: that study.
+        known: the points of its trials that could be of this sweep, with all settings the same, by their numbers.
+        words: what is taken over, in a sentence.
     """
 
     source: SweepStudy
     known: dict[int, dict[str, Value]] = field(default_factory=dict)
-    prior: list[dict[str, Value]] = field(default_factory=list)
     words: str = ""
 
     def add_to(self, study: optuna.Study, sweep: Sweep) -> None:
-        """Give a study what it does not have of this; to be called under the database's lock."""
+        """Give a study the trials that it does not have yet; to be called under the database's lock."""
         there = [trial.earlier for trial in records(study.get_trials(deepcopy=False))]
         for trial in self.source.trials():
             origin = {"study": self.source.name, "uid": self.source.uid, "number": trial.number}
             if trial.number in self.known and origin not in there:
                 study.add_trial(_copied(trial, self.known[trial.number], sweep, origin))
-        if self.prior:
-            study.set_user_attr("prior", self.prior)
 
 
 def earlier_of(source: SweepStudy, sweep: Sweep, *, data: Mapping[str, Any], code: Mapping[str, str]) -> Earlier:
-    """What a sweep on this data, with these fingerprints of users' own models, can use of another study.
+    """What a sweep on this data, with these fingerprints of users' own models, takes over from another study.
 
     Raises StudyError where that is nothing, or the other study was run on other data.
     """
@@ -56,35 +52,26 @@ def earlier_of(source: SweepStudy, sweep: Sweep, *, data: Mapping[str, Any], cod
         raise StudyError(f"{where}: a sweep of given points searches nothing; accepted for sweeps with a [space].")
     source.check_data(name=str(data["name"]), fingerprint=str(data["fingerprint"]))
     finished = [trial for trial in source.trials() if trial.state in STATES and trial.curve]
-    found, others = Earlier(source), dict[int, dict[str, Value]]()
-    reasons = defaultdict[str, list[Value]](list)
+    found, others = Earlier(source), defaultdict[str, list[Value]](list)
     for trial in finished:
         assert trial.config is not None  # it has a curve
         model = trial.config.shape.model
         point, different = space.point_at(trial.config, sweep)
         if source.code.get(model) != code.get(model):
-            reasons["another file for model"].append(model)
-        elif different:
-            for name, value in different.items():
-                reasons[name].append(value)
-            if not different.keys() & sweep.space.keys():
-                others[trial.number] = point
-        else:
+            different["another file for model"] = model
+        for name, value in different.items():
+            others[name].append(value)
+        if not different:
             found.known[trial.number] = point
-    if sweep.strategy == "auto":
-        best = ranked(trial for trial in finished if trial.number in others)
-        found.prior = [others[trial.number] for trial in best[:PRIOR_POINTS]]
-    there = ", ".join(f"{name} = {_some(values)}" for name, values in reasons.items()) or "no finished trial"
-    if not (found.known or found.prior):
+    there = ", ".join(f"{name} = {_some(values)}" for name, values in others.items()) or "no finished trial"
+    if not found.known:
         trials = "accepted: a study with trials that this sweep could have"
         raise StudyError(f"{where}: nothing of it can be used here, it has {there}; {trials}.")
     found.words = (
         f"study {source.name!r}: {len(found.known)} of {len(finished)} finished trials are known from the start"
     )
-    if reasons:
+    if others:
         found.words += f"; others have {there}"
-    if found.prior:
-        found.words += f", and its best {len(found.prior)} points are a prior: some random points are drawn near them"
     return found
 
 

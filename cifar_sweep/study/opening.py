@@ -118,8 +118,8 @@ def _check_same(study: optuna.Study, sweep: Sweep) -> None:
         was, now = stored[differing], asked[differing]
         raise StudyError(
             f"study {name!r} is there already with another {differing}: it has {_difference(was, now)}, this run has "
-            f"{_difference(now, was)}; run with the same settings to continue it, name a new study with --study, "
-            "or let it go on with these from now on with --extend."
+            f"{_difference(now, was)}; run with the same settings to continue it, go on with these from now on with "
+            "--extend, or name a new study with --study."
         )
 
 

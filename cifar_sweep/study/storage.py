@@ -154,7 +154,8 @@ class Storage:
     def load(self, name: str) -> optuna.Study:
         """The study of this name, of which each finished trial is read once, however often it is loaded."""
         study = optuna.load_study(storage=self._cached, study_name=name)
-        key, known = key_of(study), (str(study.user_attrs.get("uid")), len(study.user_attrs.get("changes", ())))
+        attributes = study.user_attrs
+        key, known = key_of(study), (str(attributes.get("uid")), len(attributes.get("changes", ())))
         if self._known.setdefault(key, known) == known:
             return study
         # It was extended, or has the key of another one that was deleted: what is cached of its trials is forgotten.

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape, Value, derive_seed
+from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Choose, Course, Hope, Situation
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
@@ -83,6 +83,10 @@ class SweepStudy:
         _, different = space.point_at(trial.config, self.sweep)
         settings = params_text(different)
         return f"trial {trial.number} was trained under the earlier space" + (f", with {settings}" if settings else "")
+
+    def _described(self, trial: TrialRecord) -> dict[str, Any]:
+        remark = self.remark(trial)
+        return trial.described() | ({"remark": remark} if remark else {})
 
     @property
     def costs(self) -> dict[str, Any] | None:
@@ -192,7 +196,7 @@ class SweepStudy:
         shape_of = self._claiming(worker).shape_of
         found = self._courses(everything)
         seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
-        choice = choose(Situation(found, size, queue.new, shape_of, seed, self.prior))
+        choice = choose(Situation(found, size, queue.new, shape_of, seed))
         own = {trial.number for trial in trials}
         hopes = {number: hope for number, hope in choice.hopes.items() if number in own}
         return replace(choice, hopes=hopes, made_of=len(found))
@@ -202,15 +206,6 @@ class SweepStudy:
         known = [trial for trial in everything if trial.earlier]
         extended = self.sweep if self.changes else None
         return courses([*known, *asked(everything, self.sweep)], classes=self.data["classes"], extended=extended)
-
-    @property
-    def prior(self) -> list[dict[str, Value]]:
-        """The best points of another study, where it was begun with some."""
-        return list(self._study.user_attrs.get("prior", ()))
-
-    def set_prior(self, points: Sequence[Mapping[str, Value]]) -> None:
-        """Draw some of the random points near these."""
-        self._study.set_user_attr("prior", [dict(point) for point in points])
 
     @property
     def hopes(self) -> dict[int, Hope]:
@@ -346,7 +341,7 @@ class SweepStudy:
             "priority": self.priority,
             "stored_bytes": self.stored_bytes(trials),
             "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
-            "best": best[0].described() | {"remark": self.remark(best[0])} if best else None,
+            "best": self._described(best[0]) if best else None,
             "changes": self.changes,
             "earlier": self.begun_with(),
             "data": self.data["name"],

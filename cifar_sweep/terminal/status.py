@@ -45,7 +45,7 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
             escape(each["name"]),
             escape(f"{each['state']}{priority}{reason}"),
             f"{done} ({others})" if others else done,
-            f"{best['value']:.2%}{' (earlier space)' if best['remark'] else ''}" if best else "-",
+            f"{best['value']:.2%}{' (earlier space)' if 'remark' in best else ''}" if best else "-",
             _left_text(each),
             f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
             f"{each['stored_bytes'] / 1e6:,.1f} MB",

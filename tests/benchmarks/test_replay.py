@@ -54,7 +54,6 @@ def options(table: Path, **changes: Any) -> argparse.Namespace:
         "group": 1,
         "most_epochs": 600,
         "near": 0.005,
-        "prior": None,
     }
     return argparse.Namespace(**usual | changes)
 

@@ -81,7 +81,6 @@ def test_strategies_find_the_best_and_are_the_same_each_time(
     first, second = (replay_study(study, strategy, replays=3) for _ in range(2))
     assert first.within == second.within
     assert any(epochs for _, reached in first.within.values() for epochs in reached)
-    assert first.seconds < 2
 
 
 def test_proposals_between_trained_points_are_counted_apart(storage: Storage, name: str) -> None:
@@ -105,7 +104,13 @@ def test_proposals_between_trained_points_are_counted_apart(storage: Storage, na
 
 
 def test_what_cannot_be_replayed_is_refused(storage: Storage, name: str) -> None:
-    given = {"name": "s", "sampler": "given", "pruner": "none", "enqueue": [{"label": "A", "epochs": 1}]}
+    given = {
+        "name": "s",
+        "sampler": "given",
+        "pruner": "none",
+        "space": GRID,
+        "enqueue": [{"label": "A", "step_size": 1}],
+    }
     study = open_or_resume(storage, f"{name}-given", parse(given, where="test"), data=DATA)
     with pytest.raises(StudyError, match="has given points, which no strategy chose"):
         replay_study(study, RANDOM, replays=1)

@@ -134,12 +134,3 @@ def test_another_file_of_the_same_model_is_another_model(source: SweepStudy) -> 
     source.code = {"convnet": "one"}
     with pytest.raises(StudyError, match="another file for model = convnet"):
         found(source)
-
-
-def test_a_study_of_another_length_is_a_prior(source: SweepStudy, name: str) -> None:
-    auto = {"strategy": "auto", "sampler": "auto", "pruner": "auto", "fixed": {"model": "convnet", "epochs": 6}}
-    earlier = found(source, **auto)
-    assert earlier.known == {}
-    assert [point["learning_rate"] for point in earlier.prior] == [1e-3, 1e-2, 1e-4], "the best one first"
-    assert "epochs = 3" in earlier.words
-    assert begun(source, name, **auto).prior == earlier.prior

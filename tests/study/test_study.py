@@ -633,6 +633,8 @@ def test_the_summary_counts_every_state_and_orphans_as_waiting(
         "trials": {"complete": 2, "pruned": 1, "failed": 1, "running": 2, "waiting": 2, "frozen": 0},
         "budget": 8,
         "best": {"number": best.number, "value": 0.7, "params": {"learning_rate": 1e-2, "batch_size": 64}},
+        "earlier": None,
+        "changes": [],
         "data": "pictures",
         "data_fingerprint": "abc",
         "state": "open",
