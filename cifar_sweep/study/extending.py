@@ -116,7 +116,7 @@ def _about(begun: Sequence[TrialRecord], others: Sequence[TrialRecord], now: Swe
     if not others:
         return words + ", and could be of the new space as well."
     left_out = sum(not is_comparable(trial, now) for trial in others)
-    words += f"; {len(others)} of them have settings that the new space has not"
+    words += f"; {len(others)} of them {'has' if len(others) == 1 else 'have'} settings that the new space has not"
     if now.strategy == "auto":
         return words + (f", and {left_out} of these tell the model nothing." if left_out else ".")
     return words + f": sampler {now.sampler.name} compares their values with new ones all the same."

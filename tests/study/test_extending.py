@@ -92,7 +92,7 @@ def test_a_narrower_range_leaves_the_old_trials_in_a_range_that_holds_them(ran: 
     assert study.remark(study.trials()[0]).endswith("earlier space, with learning_rate=0.0001")
     assert study.remark(study.trials()[1]).endswith("earlier space")
     assert study.trials()[0].params == POINTS[0]
-    assert "1 of them have settings" in study.changes[0]["words"]
+    assert "1 of them has settings" in study.changes[0]["words"]
     assert "sampler tpe compares their values with new ones all the same" in study.changes[0]["words"]
 
 
