@@ -28,8 +28,8 @@ from typing import Any
 import optuna
 import torch
 
-from cifar_sweep.replay.engine import ENDLESS, Replay, Speeds
-from cifar_sweep.replay.table import Table
+from cifar_sweep.replay.engine import ENDLESS, Replay
+from cifar_sweep.replay.table import Speeds, Table
 from cifar_sweep.search import choice, chooser
 from cifar_sweep.study.provenance import versions
 from cifar_sweep.sweep.parsing import parse
@@ -114,7 +114,12 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
         path = options.json.with_stem(f"{options.json.stem}-{strategy}") if several else options.json
         settings = {name: getattr(options, name) for name in ("workers", "group", "set")}
         settings |= STRATEGIES[strategy]
-        whole = {"table": table.facts(), "strategy": strategy, "versions": versions(), "settings": settings}
+        whole = {
+            "table": table.facts(Speeds.read(options.speeds)),
+            "strategy": strategy,
+            "versions": versions(),
+            "settings": settings,
+        }
         path.write_text(json.dumps(whole | {"replays": list(replays)}))
 
 

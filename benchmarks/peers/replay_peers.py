@@ -13,8 +13,7 @@ itself, or when the epochs are spent. It is the same each time for the same seed
 What is the same for all peers:
 
 - They are told the best validation accuracy so far, after each epoch: it is what the choice is made by.
-- Every proposal is a new trial, which the nearest setting stands for. They are told what came of it as the result of
-  the parameters that they proposed.
+- Every proposal is a new trial, which a setting stands for. They are told what came of it, and which setting it was.
 - A range has an even scale: logarithms for a logarithmic range, exponents for powers of two, places in the list for
   choices that are numbers. Momentum is always proposed, also for Adam, which has none.
 - A trial's budget is its setting's own epochs; the unit of a rung is one epoch.
@@ -24,7 +23,6 @@ random and one-epoch search need numpy alone.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import math
@@ -32,6 +30,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -48,13 +47,65 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import numpy as np
 
-from cifar_sweep.replay.table import Search, Table
+from cifar_sweep.replay.table import Search, Speeds, Table
 
+SPEEDS = Path(__file__).resolve().parents[1] / "curves" / "speeds.json"
 EQUAL = 1e-9  # true means no further apart are the same
+Work = Callable[[], None]  # trains one more trial, or one more round of trials
 
 
 class EndedError(Exception):
     """The replay is over; raised inside the peer's loop."""
+
+
+class Clock:
+    """Simulated time of workers, which are threads: only the one whose time is the least goes on.
+
+    So results come in the order of their time, and a replay is the same each time.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._times = [0.0] * workers
+        self._turn = threading.Condition()
+        self._is_over = False
+        self._of = threading.local()
+        self._failed: Exception | None = None
+
+    def run(self, work: Work) -> None:
+        """Let all workers work until the replay is over."""
+        threads = [threading.Thread(target=self._work, args=(worker, work)) for worker in range(len(self._times))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._failed:
+            raise self._failed
+
+    def _work(self, worker: int, work: Work) -> None:
+        self._of.worker = worker
+        try:
+            self.pass_by(0.0)
+            while True:
+                work()
+        except EndedError:
+            pass
+        except Exception as error:
+            self._failed = error
+        finally:
+            with self._turn:
+                self._is_over = True
+                self._turn.notify_all()
+
+    def pass_by(self, seconds: float) -> float:
+        """Let time pass for the worker that asks: its time then. Raises EndedError if the replay is over meanwhile."""
+        worker = self._of.worker
+        with self._turn:
+            self._times[worker] += seconds
+            self._turn.notify_all()
+            self._turn.wait_for(lambda: self._is_over or self._times.index(min(self._times)) == worker)
+            if self._is_over:
+                raise EndedError
+            return self._times[worker]
 
 
 @dataclass
@@ -63,6 +114,8 @@ class Replay(Search):
 
     most_epochs: int = 1500
     near: float = 0.0  # it ends when the choice's true mean is no further below the best
+    clock: Clock = field(default_factory=lambda: Clock(1))
+    speeds: Speeds = field(default_factory=lambda: Speeds.read(SPEEDS))
     shown: list[float] = field(default_factory=list)  # each trial's best validation accuracy so far
 
     def start(self, params: Mapping[str, Any]) -> int:
@@ -72,6 +125,7 @@ class Replay(Search):
 
     def train(self, trial: int) -> float:
         """Train one more epoch: the trial's best validation accuracy so far."""
+        self.seconds = self.clock.pass_by(self.speeds.epoch(self.table.batch_size(self.settings[trial]), 1))
         self.shown[trial] = max(self.shown[trial], self.epoch(trial))
         if self.spent >= self.most_epochs or self.has_found():
             raise EndedError
@@ -132,6 +186,17 @@ class Knob:
                 return self.choices[place]
         return place
 
+    def place(self, value: Any) -> Any:
+        """A peer's value for a sweep's."""
+        match self.scale:
+            case "log":
+                return min(max(math.log10(value), self.low), self.high)
+            case "base2":
+                return round(math.log2(value))
+            case "place":
+                return self.choices.index(value)
+        return value
+
 
 class Space:
     """A table's space on even scales."""
@@ -141,6 +206,9 @@ class Space:
 
     def values(self, places: Mapping[str, Any]) -> dict[str, Any]:
         return {knob.name: knob.value(places[knob.name]) for knob in self.knobs}
+
+    def places(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {knob.name: knob.place(values[knob.name]) for knob in self.knobs}
 
     def draw(self, generator: np.random.Generator) -> dict[str, Any]:
         """Values by lot."""
@@ -155,28 +223,35 @@ class Space:
         return self.values(drawn)
 
 
-def random_search(replay: Replay) -> None:
+def random_search(replay: Replay) -> Work:
     """Whole schedules of settings by lot."""
     space, generator = Space(replay.table), np.random.default_rng([replay.seed, 1])
-    while True:
+
+    def work() -> None:
         trial = replay.start(space.draw(generator))
         while not replay.is_done(trial):
             replay.train(trial)
 
+    return work
 
-def one_epoch(replay: Replay, *, kept: int, of: int) -> None:
+
+def one_epoch(replay: Replay, *, kept: int, of: int) -> Work:
     """Rounds: `of` settings by lot for one epoch each, then the best `kept` for all their epochs; the others are gone.
 
-    As published it is one round. How large a round must be nobody knows beforehand, so rounds follow each other.
+    As published it is one round. How large a round must be nobody knows beforehand, so rounds follow each other; each
+    worker has its own.
     """
     space, generator = Space(replay.table), np.random.default_rng([replay.seed, 1])
-    while True:
+
+    def work() -> None:
         tried = [replay.start(space.draw(generator)) for _ in range(of)]
         for trial in tried:
             replay.train(trial)
         for trial in sorted(tried, key=lambda k: -replay.shown[k])[:kept]:
             while not replay.is_done(trial):
                 replay.train(trial)
+
+    return work
 
 
 def optuna_distributions(space: Space) -> dict[str, Any]:
@@ -192,7 +267,14 @@ def optuna_distributions(space: Space) -> dict[str, Any]:
     }
 
 
-def optuna_study(replay: Replay, *, sampler: str, pruner: str, **pruner_settings: Any) -> None:
+def correct(study: Any, trial: Any, distributions: Mapping[str, Any], places: Mapping[str, Any]) -> None:
+    """Let a trial of Optuna have been at these places."""
+    for name, distribution in distributions.items():
+        inner = distribution.to_internal_repr(places[name])
+        study._storage.set_trial_param(trial._trial_id, name, inner, distribution)
+
+
+def optuna_study(replay: Replay, *, sampler: str, pruner: str, **pruner_settings: Any) -> Work:
     """A study with its own ask, report, should_prune and tell. A complete trial is told as such, never as pruned."""
     import optuna
 
@@ -207,9 +289,11 @@ def optuna_study(replay: Replay, *, sampler: str, pruner: str, **pruner_settings
         sampler=getattr(optuna.samplers, sampler)(seed=replay.seed),
         pruner=getattr(optuna.pruners, pruner)(**pruner_settings),
     )
-    while True:
+
+    def work() -> None:
         asked = study.ask(distributions)
         trial = replay.start(space.values(asked.params))
+        correct(study, asked, distributions, space.places(replay.params(trial)))
         while not replay.is_done(trial):
             best = replay.train(trial)
             asked.report(best, replay.trained[trial])
@@ -218,6 +302,8 @@ def optuna_study(replay: Replay, *, sampler: str, pruner: str, **pruner_settings
                 break
         else:
             study.tell(asked, best)
+
+    return work
 
 
 @cache
@@ -264,8 +350,8 @@ def quicken_syne_tune() -> None:
     PinballLoss.fit_intercept_only, Bore._loss = quantile, later
 
 
-def syne_tune(replay: Replay, *, scheduler: str, **settings: Any) -> None:
-    """A scheduler as Syne Tune's `Tuner` calls it, with one worker."""
+def syne_tune(replay: Replay, *, scheduler: str, **settings: Any) -> Work:
+    """A scheduler as Syne Tune's `Tuner` calls it."""
     import datetime
 
     from syne_tune import config_space
@@ -295,9 +381,10 @@ def syne_tune(replay: Replay, *, scheduler: str, **settings: Any) -> None:
         random_seed=replay.seed,
         **settings,
     )
-    while True:
-        config = tuner.suggest().config
-        number = replay.start(space.values(config))
+
+    def work() -> None:
+        number = replay.start(space.values(tuner.suggest().config))
+        config = space.places(replay.params(number))
         trial = Trial(number, config, datetime.datetime.fromtimestamp(0, datetime.UTC))
         tuner.on_trial_add(trial)
         while not replay.is_done(number):
@@ -308,8 +395,10 @@ def syne_tune(replay: Replay, *, scheduler: str, **settings: Any) -> None:
         else:
             tuner.on_trial_complete(trial, result)
 
+    return work
 
-def ray_tune(replay: Replay, **settings: Any) -> None:
+
+def ray_tune(replay: Replay, **settings: Any) -> Work:
     """Ray Tune's ASHAScheduler and OptunaSearch, called in the order in which its controller calls them.
 
     No Ray is started: neither of them uses the controller, and of a trial only its id.
@@ -322,11 +411,15 @@ def ray_tune(replay: Replay, **settings: Any) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     np.random.seed(replay.seed)  # the scheduler draws brackets from numpy's common generator
     space, told = Space(replay.table), {"metric": "best", "mode": "max"}
-    searcher = OptunaSearch(space=optuna_distributions(space), seed=replay.seed, **told)
+    distributions = optuna_distributions(space)
+    searcher = OptunaSearch(space=distributions, seed=replay.seed, **told)
     scheduler = ASHAScheduler(max_t=max(replay.table.epochs), **told, **settings)
-    while True:
+
+    def work() -> None:
         trial = SimpleNamespace(trial_id=f"{len(replay.trained):05d}")
         number = replay.start(space.values(searcher.suggest(trial.trial_id)))
+        asked = searcher._ot_trials[trial.trial_id]
+        correct(searcher._ot_study, asked, distributions, space.places(replay.params(number)))
         scheduler.on_trial_add(None, trial)
         while not replay.is_done(number):
             result = {"best": replay.train(number), "training_iteration": replay.trained[number]}
@@ -336,12 +429,14 @@ def ray_tune(replay: Replay, **settings: Any) -> None:
         scheduler.on_trial_complete(None, trial, result)
         searcher.on_trial_complete(trial.trial_id, result)
 
+    return work
+
 
 @dataclass(frozen=True)
 class Strategy:
     """How a replay is run: with which settings, and by whose packages."""
 
-    search: Callable[..., None]
+    search: Callable[..., Work]
     settings: Mapping[str, Any] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
 
@@ -400,24 +495,25 @@ class Job:
     seed: int
     most_epochs: int
     near: float
+    workers: int
 
 
 def replay(job: Job) -> tuple[dict[str, Any], bool, float]:
     """One replay, whether it found what it looked for, and its processor seconds: the machine may be shared."""
     table, started = read(job.table), time.process_time()
-    done = run(table, job.strategy, job.seed, most_epochs=job.most_epochs, near=job.near)
+    done = run(table, job.strategy, job.seed, most_epochs=job.most_epochs, near=job.near, workers=job.workers)
     seconds = time.process_time() - started
     outcome = {"seed": job.seed, "spent": done.spent, "seconds": done.seconds, "events": done.events}
     return outcome, done.has_found(), seconds
 
 
-def run(table: Table, strategy: str, seed: int, *, most_epochs: int, near: float = 0.0) -> Replay:
+def run(table: Table, strategy: str, seed: int, *, most_epochs: int, near: float = 0.0, workers: int = 1) -> Replay:
     """Replay a strategy."""
-    found, chosen = Replay(table, seed, most_epochs=most_epochs, near=near), STRATEGIES[strategy]
+    clock, chosen = Clock(workers), STRATEGIES[strategy]
+    found = Replay(table, seed, most_epochs=most_epochs, near=near, clock=clock)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(EndedError):
-            chosen.search(found, **chosen.settings)
+        clock.run(chosen.search(found, **chosen.settings))
     return found
 
 
@@ -439,20 +535,22 @@ def main() -> None:
     parser.add_argument("--seed0", type=int, default=0, help="the first replay's seed; the others follow it")
     parser.add_argument("--most-epochs", type=int, default=1500)
     parser.add_argument("--near", type=float, default=0.0, help="a replay ends when its choice is so near to the best")
+    parser.add_argument("--workers", type=int, default=1, help="that search together, each one trial at a time")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     for name in options.strategy:
         seeds = range(options.seed0, options.seed0 + options.replays)
-        jobs = [Job(options.table, name, seed, options.most_epochs, options.near) for seed in seeds]
+        jobs = [Job(options.table, name, seed, options.most_epochs, options.near, options.workers) for seed in seeds]
         done = replays(jobs, options.processes)
         strategy = STRATEGIES[name]
         result = {
-            "table": read(options.table).facts(),
+            "table": read(options.table).facts(Speeds.read(SPEEDS)),
             "strategy": name,
             "versions": {"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", *strategy.packages)},
-            "settings": dict(strategy.settings) | {"most_epochs": options.most_epochs, "near": options.near},
+            "settings": dict(strategy.settings)
+            | {"most_epochs": options.most_epochs, "near": options.near, "workers": options.workers},
             "replays": [outcome for outcome, _, _ in done],
         }
         several = len(options.strategy) > 1

@@ -5,17 +5,12 @@ the code that a sweep runs; only the database is one in memory, and an epoch's r
 """
 
 import heapq
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from cifar_sweep.curve import EpochResult
-from cifar_sweep.replay.table import Search, Table
+from cifar_sweep.replay.table import Search, Speeds, Table
+from cifar_sweep.search.choice import Choice, Situation
 from cifar_sweep.search.chooser import Chooser
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.opening import open_or_resume
@@ -25,25 +20,6 @@ from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.sweep import Sweep
 
 ENDLESS = 100_000  # trials: a replay ends by its epochs
-
-
-@dataclass
-class Speeds:
-    """How long an epoch takes, relative to one trial alone at batch size 64: by batch size and group size."""
-
-    relative: Mapping[int, Mapping[int, float]]
-
-    @classmethod
-    def read(cls, path: Path) -> "Speeds":
-        stored = json.loads(path.read_text())["seconds_of_an_epoch"]
-        return cls({int(size): {int(k): float(s) for k, s in row.items()} for size, row in stored.items()})
-
-    def epoch(self, batch_size: int, members: int) -> float:
-        """Seconds of an epoch of the whole group; between what was measured linear in the logarithms."""
-        rows = [np.interp(math.log2(members), np.log2(list(row)), list(row.values())) for row in self.relative.values()]
-        return float(np.interp(math.log2(batch_size), np.log2(list(self.relative)), rows))
-
-
 EVEN = Speeds({1: {1: 1.0}})  # each epoch takes as long as any other
 
 
@@ -84,6 +60,7 @@ class Replay:
         self.cut = 0  # trials that came to the end of a curve that was pruned
         self.curves: dict[int, list[dict[str, Any]]] = {}
         self.trials: dict[int, int] = {}  # a trial's number in the search
+        self.ahead: list[int] = []  # trials that were chosen and not claimed yet
         owners = [Owner("replay", 0, "", f"worker-{worker}") for worker in range(workers)]
         self.workers = [Worker(owner, "cpu", 1, "bf16") for owner in owners]
 
@@ -115,18 +92,26 @@ class Replay:
             self.workers[worker],
             size=lambda _: self.size,
             workers=len(self.workers),
-            choose=self.chooser.choose,
+            choose=self._choose,
         )
         if not claims:
             return False
         for claim in claims:
             if claim.number not in self.trials:
-                self.trials[claim.number] = self.search.begin(claim.config.to_dict())
+                begun = self.ahead.pop(0) if self.ahead else self.search.begin(claim.config.to_dict())
+                self.trials[claim.number] = begun
                 self.curves[claim.number] = []
         group = Group(now, worker, claims, done=len(claims[0].curve))
         group.at += self._time(group)
         heapq.heappush(under_way, group)
         return True
+
+    def _choose(self, now: Situation) -> Choice:
+        """The chooser's choice, its new points moved to the settings that stand for them."""
+        made = self.chooser.choose(now)
+        self.ahead = [self.search.begin(self.sweep.fixed | dict(point)) for point in made.new]
+        told = [self.search.params(number) for number in self.ahead]
+        return replace(made, new=[{name: each[name] for name in self.sweep.space if name in each} for each in told])
 
     def _time(self, group: Group) -> float:
         return self.speeds.epoch(group.claims[0].config.shape.batch_size, len(group.claims))

@@ -3,8 +3,10 @@
 The same rules hold for every strategy, ours and the peers':
 
 - A strategy proposes any point of the table's space. What it trains is the nearest setting of the table: of those with
-  the same shape (optimizer, batch norm, batch size, epochs) the one with the nearest learning rate and other numbers.
-  The strategy is told what comes of it as if it were the point it proposed, and it may propose the same one again.
+  the same shape (optimizer, batch norm, batch size, epochs) and not trained in this search, the one with the nearest
+  learning rate and other numbers; where all of a shape were trained, the nearest one again. The strategy is told which
+  one it was: otherwise it would learn from results of parameters that were never trained, and train a setting that it
+  likes again and again, until a lucky seed comes.
 - A setting with several seeds gives one of them, by lot. A diverged curve goes on at the accuracy of chance.
 - The strategy's choice at any time is the trial with the best validation accuracy among those trained to their last
   epoch: only they have weights that somebody could take away.
@@ -17,7 +19,7 @@ import gzip
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -85,17 +87,20 @@ class Table:
         near = [c for c, true in zip(self.curves, self.true, strict=True) if len(c) > 1 and true > self.best - NEAR]
         return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, speeds: "Speeds") -> dict[str, Any]:
         """What replays are compared by, once the table is no longer at hand; `whole` is the mean of a whole trial."""
-        seconds = [sum(row["seconds"]) for rows in self.rows.values() for row in rows if "seconds" in row]
+        seconds = [epochs * speeds.epoch(self.batch_size(k), 1) for k, epochs in enumerate(self.epochs)]
         return {
             "name": self.name,
             "best": self.best,
             "noise": self.noise,
             "chance": 1 / self.classes,
             "whole_epochs": statistics.mean(self.epochs),
-            "whole_seconds": statistics.mean(seconds) if seconds else 0.0,
+            "whole_seconds": statistics.mean(seconds),
         }
+
+    def batch_size(self, setting: int) -> int:
+        return int((self.fixed | self.settings[setting]).get("batch_size", 64))
 
     @cached_property
     def _coordinates(self) -> npt.NDArray[np.float64]:
@@ -120,10 +125,14 @@ class Table:
             placed.append(share * (RATE_COUNTS if name == "learning_rate" else 1.0))
         return placed
 
-    def nearest(self, params: Mapping[str, Any]) -> int:
-        """The setting that stands for this point: of its shape, if any was trained of that."""
+    def nearest(self, params: Mapping[str, Any], *, but: Container[int] = ()) -> int:
+        """The setting that stands for this point, none of `but` unless these are all that there are of its shape.
+
+        Where the table has none of its shape, one of any.
+        """
         shape = tuple(params.get(name) for name in self.exact)
-        alike = self._by_shape.get(shape) or list(range(len(self.settings)))
+        there = self._by_shape.get(shape) or list(range(len(self.settings)))
+        alike = [k for k in there if k not in but] or there
         distances = np.square(self._coordinates[alike] - np.array(self.coordinates(params))).sum(axis=1)
         return alike[int(distances.argmin())]
 
@@ -133,6 +142,23 @@ class Table:
         for k, setting in enumerate(self.settings):
             by_shape.setdefault(tuple(setting.get(name) for name in self.exact), []).append(k)
         return by_shape
+
+
+@dataclass
+class Speeds:
+    """How long an epoch takes, relative to one trial alone at batch size 64: by batch size and group size."""
+
+    relative: Mapping[int, Mapping[int, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Speeds":
+        stored = json.loads(path.read_text())["seconds_of_an_epoch"]
+        return cls({int(size): {int(k): float(s) for k, s in row.items()} for size, row in stored.items()})
+
+    def epoch(self, batch_size: int, members: int) -> float:
+        """Seconds of an epoch of the whole group; between what was measured linear in the logarithms."""
+        rows = [np.interp(math.log2(members), np.log2(list(row)), list(row.values())) for row in self.relative.values()]
+        return float(np.interp(math.log2(batch_size), np.log2(list(self.relative)), rows))
 
 
 @dataclass
@@ -167,13 +193,17 @@ class Search:
 
     def begin(self, params: Mapping[str, Any]) -> int:
         """The number of a new trial at these parameters."""
-        setting = self.table.nearest(params)
+        setting = self.table.nearest(params, but=set(self.settings))
         curves = self.table.curves[setting]
         self._curves.append(curves[int(self._generator.integers(len(curves)))])
         self.settings.append(setting)
         self.points.append(params)
         self.trained.append(0)
         return len(self.trained) - 1
+
+    def params(self, trial: int) -> Mapping[str, Any]:
+        """The parameters of the setting that it trains."""
+        return self.table.settings[self.settings[trial]]
 
     def epochs(self, trial: int) -> int:
         """How long the trial's whole schedule is."""

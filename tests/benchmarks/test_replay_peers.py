@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 from benchmarks.peers import replay_peers
-from benchmarks.peers.replay_peers import Knob, Space, Table, run
+from benchmarks.peers.replay_peers import Clock, Knob, Search, Space, Speeds, Table, correct, optuna_distributions, run
 
 EPOCHS = 4
 SPACE = {
@@ -73,7 +74,9 @@ def test_one_epoch_search_trains_the_best_of_a_round_whole() -> None:
     whole = [k for k, epochs in enumerate(found.trained) if epochs == EPOCHS]
     assert len(found.trained) == 10
     assert [found.settings[k] for k in whole] == [max(found.settings)]
-    assert found.events == [(10 + EPOCHS - 1, 0.0, table.true[max(found.settings)])]
+    spent = 10 + EPOCHS - 1
+    seconds = spent * Speeds.read(replay_peers.SPEEDS).epoch(64, 1)
+    assert found.events == [(spent, pytest.approx(seconds), table.true[max(found.settings)])]
 
 
 def test_one_epoch_search_leaves_those_that_a_round_did_not_keep() -> None:
@@ -92,10 +95,46 @@ def test_a_replay_ends_with_its_epochs(strategy: str) -> None:
     assert found.spent == sum(found.trained)
 
 
+def test_two_workers_train_twice_as_much_in_the_same_time() -> None:
+    table = Table(stored(FINALS))
+    alone, both = (run(table, "random", 0, most_epochs=80, near=-1, workers=workers) for workers in (1, 2))
+    assert alone.spent == both.spent == 80
+    assert both.seconds == pytest.approx(alone.seconds / 2)
+    assert both.trained[:2] == [EPOCHS, EPOCHS]
+    assert [event[0] for event in both.events[:2]] == [2 * EPOCHS - 1, 2 * EPOCHS]  # side by side
+
+
+def test_a_workers_fault_ends_the_replay() -> None:
+    def work() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        Clock(2).run(work)
+
+
 def test_a_replay_is_the_same_for_the_same_seed() -> None:
     table = Table(stored(FINALS))
     runs = [run(table, "random", seed, most_epochs=1000).settings for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_optuna_is_told_what_was_trained() -> None:
+    space = Space(Table(stored([0.5], space=SPACE)))
+    distributions = optuna_distributions(space)
+    study = optuna.create_study()
+    asked = study.ask(distributions)
+    correct(study, asked, distributions, space.places({"optimizer": "adam", "learning_rate": 1e-3}))
+    study.tell(asked, 1.0)
+    assert study.trials[0].params == {"optimizer": "adam", "learning_rate": pytest.approx(-3.0)}
+
+
+def test_a_setting_stands_for_one_trial_while_its_shape_has_others() -> None:
+    search = Search(Table(stored(FINALS)), seed=0)
+    alike = [k for k in range(len(FINALS)) if k % 2]  # those of one optimizer
+    for _ in [*alike, 7]:
+        search.begin(search.table.settings[7])
+    assert sorted(search.settings[:-1]) == alike
+    assert search.settings[0] == search.settings[-1] == 7
 
 
 def test_even_scales_become_values_of_a_sweep() -> None:
@@ -105,6 +144,7 @@ def test_even_scales_become_values_of_a_sweep() -> None:
     places = {"optimizer": "adam", "batch_size": 5, "learning_rate": -3.0, "epochs": 2, "gamma": 0.5}
     values = {"optimizer": "adam", "batch_size": 32, "learning_rate": 1e-3, "epochs": 16, "gamma": 0.5}
     assert space.values(places) == pytest.approx(values)
+    assert space.places(values) == pytest.approx(places)
     assert Knob.of("batch_size", batch_size).value(6.49) == 64  # a peer may propose a little outside
     assert Knob.of("batch_size", batch_size).value(6.51) == 64
 
@@ -119,7 +159,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
     ).stdout  # fmt: skip
     assert "one_epoch_top_2: 3 of 3 within 2 points of the best" in printed
     found = json.loads((tmp_path / "out-random.json").read_text())
-    assert found["table"] == Table(stored(FINALS)).facts()
+    assert found["table"] == Table(stored(FINALS)).facts(Speeds.read(replay_peers.SPEEDS))
     assert (found["table"]["name"], found["strategy"]) == ("made_up", "random")
     assert set(found["versions"]) == {"python", "numpy"}
     assert [replay["seed"] for replay in found["replays"]] == [5, 6, 7]
