@@ -4,16 +4,16 @@
     python benchmarks/replay.py --table FILE --strategy auto random tpe_median --workers 2 --group 8 --replays 50
 
 Workers claim groups from a study, each group "trains" an epoch, its trials are reported, pruned, frozen or told, all by
-the code that a sweep runs; only the database is one in memory, and an epoch's result is the table's (the rules are in
-`curve_table.py`). Time is simulated: an epoch takes as long as a group of its size takes at its batch size, relative to
-one trial alone (`speeds.json` beside the tables), and results come in the order of that time.
+the code that a sweep runs (`cifar_sweep/replay/engine.py`); only the database is one in memory, and an epoch's result
+is the table's, by the rules in `cifar_sweep/replay/table.py`. Time is simulated: an epoch takes as long as a group of
+its size takes at its batch size, relative to one trial alone (`speeds.json` beside the tables), and results come in the
+order of that time.
 
 A replay ends when its choice is within `--near` of the best setting, half a point, or when `--most-epochs` are spent.
 The JSON has, for each replay, the epochs, the simulated seconds and the choice's true mean after each complete trial.
 """
 
 import argparse
-import heapq
 import json
 import math
 import multiprocessing
@@ -21,31 +21,21 @@ import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
-from curve_table import SPEEDS, Search, Speeds, Table
-from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState
 
-from cifar_sweep.curve import EpochResult
+from cifar_sweep.replay.engine import ENDLESS, Replay
+from cifar_sweep.replay.table import Speeds, Table
 from cifar_sweep.search import choice, chooser
-from cifar_sweep.study.claim import Claim, Worker
-from cifar_sweep.study.opening import open_or_resume
-from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.provenance import versions
-from cifar_sweep.study.storage import Storage
-from cifar_sweep.study.study import SweepStudy
-from cifar_sweep.study.tables import Change
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
-ENDLESS = 100_000  # trials: a replay ends by its epochs
+SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
 STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": {"strategy": "auto"},
     "auto_stop": {"strategy": "auto", "stop": "auto"},
@@ -54,145 +44,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "tpe_asha": {"sampler": "tpe", "pruner": "asha"},
     "tpe": {"sampler": "tpe", "pruner": "none"},
 }
-
-
-class MemoryStorage(Storage):
-    """A study database in memory, for one process."""
-
-    def __init__(self) -> None:
-        self.shown = "memory"
-        self.optuna = InMemoryStorage()  # type: ignore[assignment]
-
-    def lock(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def load(self, name: str) -> optuna.Study:
-        return optuna.load_study(storage=self.optuna, study_name=name)
-
-    def holder(self, trial_id: int) -> tuple[TrialState | None, str | None]:
-        trial = self.optuna.get_trial(trial_id)
-        owner = trial.user_attrs.get("owner")
-        return trial.state, owner["token"] if owner else None
-
-    def report(self, trial: optuna.Trial, _token: str, change: Change) -> bool:
-        self.write(trial, change)
-        return True
-
-    def write(self, trial: optuna.Trial, change: Change) -> None:
-        for key, value in (dict.fromkeys(change.removed) | dict(change.attributes)).items():
-            self.optuna.set_trial_user_attr(trial._trial_id, key, value)
-        for step, value in change.values.items():
-            self.optuna.set_trial_intermediate_value(trial._trial_id, step, value)
-        trial._cached_frozen_trial.intermediate_values.update(change.values)
-
-    def orphans(self, _study: optuna.Study) -> Sequence[int]:
-        return ()
-
-    def beat(self, trial_id: int) -> None:
-        pass
-
-
-@dataclass(order=True)
-class Group:
-    """A group that a worker trains: when its next epoch ends."""
-
-    at: float
-    worker: int
-    claims: list[Claim] = field(compare=False)
-    done: int = field(compare=False, default=0)
-
-
-class Replay:
-    """One sweep on a table."""
-
-    def __init__(self, table: Table, sweep: Sweep, speeds: Speeds, options: argparse.Namespace, seed: int) -> None:
-        self.search = Search(table, seed)
-        self.sweep = sweep.model_copy(update={"seed": seed})
-        data = {"name": table.name, "fingerprint": "", "classes": table.classes}
-        self.study: SweepStudy = open_or_resume(MemoryStorage(), "replay", self.sweep, data=data, artifacts="none")
-        self.chooser = chooser.Chooser(self.sweep)
-        self.speeds, self.options = speeds, options
-        self.curves: dict[int, list[dict[str, Any]]] = {}
-        self.trials: dict[int, int] = {}  # a trial's number in the search
-        self.ahead: list[int] = []  # trials that were chosen and not claimed yet
-        owners = [Owner("replay", 0, 0.0, f"worker-{worker}") for worker in range(options.workers)]
-        self.workers = [Worker(owner, "cpu", 1, "bf16") for owner in owners]
-
-    def run(self) -> Search:
-        """Search until the end."""
-        under_way: list[Group] = []
-        idle = list(range(len(self.workers)))
-        now = 0.0
-        while not self.over():
-            idle = [worker for worker in idle if not self._begin(worker, now, under_way)]
-            if not under_way:
-                break
-            group = heapq.heappop(under_way)
-            now = self.search.seconds = group.at
-            self._epoch(group)
-            if group.claims and group.done < group.claims[0].until:
-                group.at += self._time(group)
-                heapq.heappush(under_way, group)
-            else:
-                self._end(group)
-                idle.append(group.worker)
-        return self.search
-
-    def over(self) -> bool:
-        return self.search.spent >= self.options.most_epochs or self.search.short() <= self.options.near + 1e-9
-
-    def _begin(self, worker: int, now: float, under_way: list[Group]) -> bool:
-        claims = self.study.claim(
-            self.workers[worker],
-            size=lambda _: self.options.group,
-            workers=self.options.workers,
-            choose=self._choose,
-        )
-        if not claims:
-            return False
-        for claim in claims:
-            if claim.number not in self.trials:
-                begun = self.ahead.pop(0) if self.ahead else self.search.begin(claim.config.to_dict())
-                self.trials[claim.number] = begun
-                self.curves[claim.number] = []
-        group = Group(now, worker, claims, done=len(claims[0].curve))
-        group.at += self._time(group)
-        heapq.heappush(under_way, group)
-        return True
-
-    def _choose(self, now: choice.Situation) -> choice.Choice:
-        """The chooser's choice, its new points moved to the settings that stand for them."""
-        made = self.chooser.choose(now)
-        self.ahead = [self.search.begin(self.sweep.fixed | dict(point)) for point in made.new]
-        told = [self.search.params(number) for number in self.ahead]
-        return replace(
-            made, new=[{name: params[name] for name in point} for point, params in zip(made.new, told, strict=True)]
-        )
-
-    def _time(self, group: Group) -> float:
-        return self.speeds.epoch(group.claims[0].config.shape.batch_size, len(group.claims))
-
-    def _epoch(self, group: Group) -> None:
-        group.done += 1
-        staying = []
-        for claim in group.claims:
-            accuracy = self.search.epoch(self.trials[claim.number])
-            point = EpochResult(group.done, 0.0, 0.0, 0.0, accuracy, claim.config.knobs.learning_rate, 1.0)
-            self.curves[claim.number].append(asdict(point))
-            self.study.report(claim, self.curves[claim.number])
-        for claim in group.claims:
-            if group.done < claim.config.shape.epochs and self.study.should_prune(claim):
-                self.study.prune(claim, "pruned")
-            else:
-                staying.append(claim)
-        group.claims = staying
-
-    def _end(self, group: Group) -> None:
-        for claim in group.claims:
-            if group.done == claim.config.shape.epochs:
-                self.study.complete(claim, max(point["validation_accuracy"] for point in claim.curve))
-            else:
-                self.study.release(claim)
 
 
 def sweep_of(table: Table, strategy: str) -> Sweep:
@@ -208,7 +59,9 @@ def replay(seed: int, *, options: argparse.Namespace, strategy: str) -> dict[str
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     table = Table.read(options.table)
     started = time.perf_counter()
-    search = Replay(table, sweep_of(table, strategy), Speeds.read(options.speeds), options, seed).run()
+    sweep = sweep_of(table, strategy)
+    limits = {name: getattr(options, name) for name in ("most_epochs", "near", "workers", "group")}
+    search = Replay(table, sweep, seed=seed, speeds=Speeds.read(options.speeds), **limits).run()
     took = time.perf_counter() - started
     spent = {"spent": search.spent, "seconds": search.seconds}
     return spent | {"seed": seed, "trials": len(search.trained), "took": took, "events": search.events}
@@ -261,8 +114,14 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
     if options.json:
         several = len(options.strategy) > 1
         path = options.json.with_stem(f"{options.json.stem}-{strategy}") if several else options.json
-        settings = {"workers": options.workers, "group": options.group, "set": options.set} | STRATEGIES[strategy]
-        whole = {"table": table.facts(), "strategy": strategy, "versions": versions(), "settings": settings}
+        settings = {name: getattr(options, name) for name in ("workers", "group", "set")}
+        settings |= STRATEGIES[strategy]
+        whole = {
+            "table": table.facts(Speeds.read(options.speeds)),
+            "strategy": strategy,
+            "versions": versions(),
+            "settings": settings,
+        }
         path.write_text(json.dumps(whole | {"replays": list(replays)}))
 
 

@@ -26,6 +26,7 @@ ALLOWED = {
     "sweep": {"config", "errors"},
     "search": {"sweep", "config"},
     "study": {"search", "sweep", "artifacts", "curve", "words", "config", "errors"},
+    "replay": {"study", "search", "sweep", "curve", "config", "errors"},
     "training": {"curve", "config", "files", "errors"},
     "forecast": {"study", "search", "sweep", "config"},
     "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
@@ -43,8 +44,8 @@ ALLOWED = {
     "dashboard": {"figures", "hand", "study", "search", "sweep", "artifacts", "words", "config", "pages", "errors"},
     "terminal": {"forecast", "study", "sweep", "training", "artifacts", "words", "config", "pages", "errors"},
     "cli": {
-        "dashboard", "report", "terminal", "figures", "hand", "work", "machine", "forecast", "exports", "study",
-        "sweep", "training", "artifacts", "words", "config", "files", "pages", "errors",
+        "dashboard", "report", "terminal", "replay", "figures", "hand", "work", "machine", "forecast", "exports",
+        "study", "sweep", "training", "artifacts", "words", "config", "files", "pages", "errors",
     },
     "api": {
         "terminal", "figures", "work", "machine", "forecast", "exports", "study", "sweep", "training", "artifacts",

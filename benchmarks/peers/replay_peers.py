@@ -1,4 +1,6 @@
-"""Let peers search a table of real curves (`curve_table.py`) with their own code; random and one-epoch search as well.
+"""Let peers search a table of real curves with their own code; random and one-epoch search as well.
+
+The rules are those of `cifar_sweep/replay/table.py`.
 
     python benchmarks/peers/replay_peers.py --table benchmarks/curves/joint.json.gz --strategy optuna_tpe_median \
         --replays 200 --json joint-median.json [--seed0 0] [--processes 2] [--most-epochs 1500] [--near 0.0]
@@ -39,13 +41,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import numpy as np
-from curve_table import Search, Speeds, Table
 
+from cifar_sweep.replay.table import Search, Speeds, Table
+
+SPEEDS = Path(__file__).resolve().parents[1] / "curves" / "speeds.json"
 EQUAL = 1e-9  # true means no further apart are the same
 Work = Callable[[], None]  # trains one more trial, or one more round of trials
 
@@ -111,7 +115,7 @@ class Replay(Search):
     most_epochs: int = 1500
     near: float = 0.0  # it ends when the choice's true mean is no further below the best
     clock: Clock = field(default_factory=lambda: Clock(1))
-    speeds: Speeds = field(default_factory=Speeds.read)
+    speeds: Speeds = field(default_factory=lambda: Speeds.read(SPEEDS))
     shown: list[float] = field(default_factory=list)  # each trial's best validation accuracy so far
 
     def start(self, params: Mapping[str, Any]) -> int:
@@ -541,7 +545,7 @@ def main() -> None:
         done = replays(jobs, options.processes)
         strategy = STRATEGIES[name]
         result = {
-            "table": read(options.table).facts(),
+            "table": read(options.table).facts(Speeds.read(SPEEDS)),
             "strategy": name,
             "versions": {"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", *strategy.packages)},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.options import Address, Data, Device, SameData, Threads, say, settings_of
+from cifar_sweep.cli.options import Address, Data, Device, SameData, Threads, say, settings_of, without_password
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
@@ -29,6 +29,8 @@ the end is kept."""
 PREVIEW_IMAGES = "synthetic:10000"  # drawn in a second; 60,000 take five
 SETTINGS = "Fix a parameter (batch_size=32) or a key (pruner=none)."
 CONFIRM = "TRIALS,SEEDS as in 5,3: so many of the best trials again, under so many fresh seeds each."
+FROM = "Begin with what another study knows: STUDY, or DATABASE::STUDY of another database."
+EXTEND = "A study that has run gets the edited sweep as its own: more trials, longer ones, another space."
 ARTIFACTS = """Where checkpoints and kept weights are: a folder, or s3://BUCKET/PREFIX. The study's if not given, which
 is artifacts/ at first."""
 
@@ -166,6 +168,8 @@ class NewStudyOptions(FileOptions):
     hours: Annotated[float | None, Option(help=HOURS, callback=hours_from)] = None
     priority: Annotated[int | None, Option(help="Workers take the open study of the highest first; 0 at first.")] = None
     confirm: Annotated[str | None, Option(metavar="TRIALS,SEEDS", help=CONFIRM)] = None
+    earlier: Annotated[str | None, Option("--from", metavar="STUDY", callback=without_password, help=FROM)] = None
+    extend: Annotated[bool, Option("--extend", help=EXTEND)] = False
 
     def confirmed(self, sweep: "Sweep") -> "Sweep":
         """The sweep with the confirmation that is asked for. Raises UsageError where there can be none."""
@@ -175,6 +179,13 @@ class NewStudyOptions(FileOptions):
             return sweep
         pair = [int(part) if part.strip().isdecimal() else part for part in self.confirm.split(",")]
         return parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
+
+    def earlier_study(self) -> "SweepStudy | None":
+        """The study of `--from`. Raises StudyError or StorageError where there is none."""
+        if self.earlier is None:
+            return None
+        address, _, name = self.earlier.rpartition("::")
+        return StorageOptions(address or self.storage).load(name)
 
 
 @dataclass(frozen=True)

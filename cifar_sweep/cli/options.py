@@ -20,10 +20,10 @@ _PASSWORD = re.compile(r"^[^/]*://[^/@]*:[^@]*@|[?&](ssl)?password=")
 DATABASE = "sqlite:///FILE or postgresql://USER@HOST/DATABASE."
 
 
-def without_password(context: typer.Context, parameter: typer.CallbackParam, address: str) -> str:
+def without_password(context: typer.Context, parameter: typer.CallbackParam, address: str | None) -> str | None:
     """Raise UsageError for a database address on the command line that shows everybody its password."""
     told = context.get_parameter_source(str(parameter.name))
-    if told is not None and told.name == "COMMANDLINE" and _PASSWORD.search(address):
+    if address and told is not None and told.name == "COMMANDLINE" and _PASSWORD.search(address):
         raise UsageError(
             f"{parameter.name}: a password on the command line is seen in the process list; accepted: "
             "the address without it, with PGPASSWORD or ~/.pgpass, or the whole of it in CIFAR_SWEEP_STORAGE."

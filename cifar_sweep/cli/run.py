@@ -134,10 +134,13 @@ def _submit(
     source, images = asked.images()
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     more: dict[str, Any] = {"source": source, "artifacts": place.artifacts, "priority": place.priority}
+    more |= {"earlier": place.earlier_study(), "say": say}
     if place.hours is None:
-        return submit_study(place.storage, name, sweep, images, **more), source
+        return submit_study(place.storage, name, sweep, images, extend=place.extend, **more), source
     if asked.trials is not None:
         raise UsageError("--trials: --hours decides how many trials there are; accepted: one of the two.")
+    if place.extend:
+        raise UsageError("--extend: a study of --hours keeps its own plan; accepted: one of the two.")
     name = place.study or f"{name}-{place.hours:g}h"
     costs = _costs_of(sweep, images, None if place.hours < TIMED_HOURS else workers)
     if workers and workers.processes:
@@ -200,6 +203,8 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         best=next(iter(ranked(asked)), None),
         remarks=study.remarks(asked),
         finished=study.finished(),
+        earlier=study.begun_with(),
+        remark=study.remark,
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",
         at=_at(study, place),

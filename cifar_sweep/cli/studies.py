@@ -1,4 +1,4 @@
-"""Looking at studies: `status`, `report`, `compare`, `plot`, `dashboard`."""
+"""Looking at studies: `status`, `report`, `compare`, `plot`, `replay`, `dashboard`."""
 
 import functools
 import sys
@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from cifar_sweep.cli.bundles import ImageOptions, StorageOptions
-from cifar_sweep.cli.options import StudyName, echo_json, say, terminal
+from cifar_sweep.cli.options import StudyName, echo_json, say, say_of, terminal
 
 if TYPE_CHECKING:
     from cifar_sweep.report.facts import ImageFindings
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HOST = "Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN."
 ALLOW_WRITE = "Let its page write notes, end trials, delete studies; else read only."
 FORMATS = "html: a page that opens offline; md: in short; csv: a row for each trial."
+Pruners = Literal["none", "median", "percentile", "asha", "hyperband"]
 OUT = "File to write, - for standard output; STUDY-report.FORMAT if not given."
 NO_IMAGES = "Measure nothing, and show no images: the database is enough."
 
@@ -80,6 +81,34 @@ def compare(
         terminal().print(view)
     if figure is not None:
         say(f"written: {figure}")
+
+
+def replay(
+    study: StudyName = None,
+    sampler: Annotated[Literal["tpe", "random"] | None, Option(help="The sampler of the other strategy.")] = None,
+    pruner: Annotated[Pruners | None, Option(help="Its pruner; median if not given.")] = None,
+    strategy: Annotated[Literal["auto"] | None, Option(help="auto, instead of a sampler and a pruner.")] = None,
+    replays: Annotated[int, Option(min=1, help="How often it searches, each time with another seed.")] = 20,
+    as_json: Annotated[bool, Option("--json", help="As JSON; null is never.")] = False,
+    *,
+    place: StorageOptions,
+) -> None:
+    """Say what another strategy would have cost on a study's own curves; nothing is trained."""
+    from cifar_sweep.errors import UsageError
+    from cifar_sweep.replay.recorded import replay_study
+
+    asked = {key: value for key, value in (("sampler", sampler), ("pruner", pruner)) if value is not None}
+    if strategy and asked:
+        raise UsageError(
+            "--strategy auto has its own sampler and pruner; accepted: it alone, or --sampler and --pruner."
+        )
+    chosen: dict[str, str] = {**asked} or {"strategy": "auto"}
+    searched = place.load(study)
+    found = replay_study(searched, chosen, replays=replays)
+    if as_json:
+        echo_json({"study": searched.name, "strategy": chosen} | found.described())
+    else:
+        say_of("replay", study=searched.name, strategy=chosen, found=found)
 
 
 def plot(

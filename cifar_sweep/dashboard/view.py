@@ -128,7 +128,8 @@ class StudyView:
             }
             if [seen.trial for seen in before.values()] == list(trials.values()):
                 return before
-            kept = {trial.number for trial in self.study.kept(list(trials.values()))}
+            own = [trial for trial in trials.values() if not trial.earlier]
+            kept = {trial.number for trial in self.study.kept(own)}
             now = {
                 key: TrialView(trial, _files(self.study, trial, kept=trial.number in kept), len(trials) <= MOST_CURVES)
                 for key, trial in trials.items()
@@ -140,7 +141,7 @@ class StudyView:
     def note_and_figures(self) -> tuple[str, dict[str, str]]:
         """The note on the study, and its figures as JSON by name."""
         with self._lock:
-            trials = [seen.trial for seen in self._look().values()]
+            trials = [seen.trial for seen in self._look().values() if not seen.trial.earlier]
             of, begun = (self._changes, self.attributes), time.monotonic()
             if self._made is None or (self._made_of != of and begun >= self._made_until):
                 claims = _claims(self.study)

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.figures.search_figures import Importances, importances_of
@@ -119,6 +120,7 @@ class Report:
     by_hand: ByHand | None  # None on synthetic images
     saved: Saved
     importances: Importances
+    begun_with: Mapping[str, Any] | None  # what it knew of another study, as `SweepStudy.begun_with` says it
     findings: ImageFindings
     reproduction: Reproduction
     parameters: tuple[str, ...]  # the names of all that were searched or given
@@ -143,6 +145,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         by_hand=by_hand,
         saved=saved_by_pruning(trials),
         importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
+        begun_with=study.begun_with(),
         findings=findings,
         reproduction=reproduction_of(study, best),
         parameters=tuple(name for name in PARAMETERS if any(name in trial.params for trial in trials)),

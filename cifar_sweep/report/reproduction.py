@@ -26,7 +26,8 @@ class Reproduction:
 def reproduction_of(study: SweepStudy, best: TrialRecord | None) -> Reproduction:
     """What was run, and how to run it again; `best` is the trial to be trained again, if there is one."""
     run, file = _run_command(study)
-    commands = [(run, "the whole sweep again")]
+    whole = "the sweep as it is now; it was extended" if study.changes else "the whole sweep again"
+    commands = [(run, whole)]
     if best is not None:
         folder = f"exports/{study.name}-{best.number}"
         commands += [

@@ -20,11 +20,27 @@ def told(report: Report) -> dict[str, Any]:
     """What both templates are given: the report, and words about it.
 
     `counts` says how many trials are in each state, where not all are complete. `furthest` is a sentence about the best
-    value so far, for a study without a complete trial. `hand` is a `HandCard`.
+    value so far, for a study without a complete trial. `past` says what it knew of another study, and how it was
+    extended. `hand` is a `HandCard`.
     """
     counts = {name: count for name, count in report.counts.items() if count}
     in_words = "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
-    return {"report": report, "counts": in_words, "furthest": _furthest_text(report), "hand": hand_card(report)}
+    notes = [f"On {each['at'][:10]} the study was extended: {each['words']}" for each in report.study.changes]
+    if report.answer and (remark := report.study.remark(report.answer.trial)):
+        notes.append(f"{remark[0].upper()}{remark[1:]}: it is not the same as a trial of the space as it is now.")
+    past = " ".join(filter(None, [_begun_with_text(report), *notes]))
+    words = {"counts": in_words, "furthest": _furthest_text(report), "past": past}
+    return words | {"report": report, "hand": hand_card(report)}
+
+
+def _begun_with_text(report: Report) -> str:
+    if not (known := report.begun_with):
+        return ""
+    words = f"It began with {counted(known['trials'], 'trial')} of {', '.join(known['studies'])}, not counted here."
+    if best := known["best"]:
+        reached = f"{percent(best['value'])} % on the validation images"
+        words += f" The best of them is trial {best['number']} of {best['study']}: {reached}; its weights are there."
+    return words
 
 
 def _furthest_text(report: Report) -> str:

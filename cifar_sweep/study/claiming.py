@@ -41,21 +41,33 @@ def queue_of(
     return Queue(sweep, count(trials, "complete", "pruned"), under_way, waiting)
 
 
-def courses(trials: Sequence[TrialRecord], *, classes: int) -> list[Course]:
-    """The trials that have begun, as a search sees them. A diverged one stays at the accuracy of chance."""
+def courses(trials: Sequence[TrialRecord], *, classes: int, extended: Sweep | None = None) -> list[Course]:
+    """The trials that have begun, as a search sees them. A diverged one stays at the accuracy of chance.
+
+    `extended` is the sweep of a study that had another one: of its trials, only those that could be of this one count.
+    """
     found = []
     for trial in trials:
         if trial.config is not None and trial.state != "failed":
+            params, different = (trial.params, {}) if extended is None else space.point_at(trial.config, extended)
+            if different.keys() - space.LENGTH:
+                continue
+            # What can be taken away at the end is a trial of the study's own: another study's is nothing to beat.
+            complete = trial.state == "complete" and not trial.earlier
             accuracies = [point.validation_accuracy for point in trial.curve]
             accuracies += [1 / classes] * (trial.epochs_left if trial.diverged else 0)
-            shape, complete = trial.config.shape, trial.state == "complete"
-            known = (trial.params, trial.settings, shape, shape.epochs, accuracies)
+            shape = trial.config.shape
+            known = (params, trial.settings, shape, shape.epochs, accuracies)
             found.append(Course(trial.number, *known, frozen=trial.is_frozen, complete=complete))
     return found
 
 
 def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
-    """The trials that the budget counts: of given points those of the sweep, of waiting ones those it has room for."""
+    """The trials that the budget counts: of given points those of the sweep, of waiting ones those it has room for.
+
+    Those that come from another study are not among them.
+    """
+    trials = [trial for trial in trials if not trial.earlier]
     if sweep.given:
         points = [(point.label, point.params()) for point in sweep.enqueue]
         trials = [trial for trial in trials if (trial.label, trial.given) in points]
@@ -230,7 +242,8 @@ class Claiming:
         self.storage.beat(trial_id)
         self.study.sampler = build_sampler(self.sweep, number=waiting.number)
         trial = optuna.Trial(self.study, trial_id)
-        space.suggest(trial, self.sweep, named=waiting.given)
+        if waiting.config is None:  # one that has begun stays what it is, whatever the space is now
+            space.suggest(trial, self.sweep, named=waiting.given)
         fresh = waiting.confirms is not None
         config = waiting.config or (
             self._repeated(waiting) if fresh else self._config(trial.params, number=waiting.number)

@@ -14,6 +14,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.study import extending
+from cifar_sweep.study.earlier import Earlier
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import records
@@ -40,34 +42,50 @@ def open_or_resume(
     artifacts: str | None = None,
     priority: int | None = None,
     hours: Hours | None = None,
+    earlier: Earlier | None = None,
+    extend: bool = False,
 ) -> SweepStudy:
     """The study `name`, made if it is not there, with the sweep's budget; open, if it was finished or halted.
 
     `data` has the `name`, `fingerprint` and `classes` (their number) of the data, `code` the fingerprints of users' own
     models. None leaves as it is where the trials' files go, ./artifacts at first, and the priority, 0 at first; workers
     take the open study of the highest. `hours` says that the sweep was cut to them; a study that is there keeps its own
-    cut and its own end. Raises UsageError as `check_request`, StudyError where it is there with another
-    space, other data or another model.
+    cut and its own end. `earlier` is what it begins with of another study. Raises UsageError as `check_request`,
+    StudyError where it is there with another space, other data or another model; with `extend` another space is its own
+    from now on, and a study that is not there is refused.
     """
     check_request(name, sweep)
+    if extend:
+        load(storage, name)  # it is not made by this
     with storage.lock():
         study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize", load_if_exists=True)
         if study.directions != [StudyDirection.MAXIMIZE]:
             raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
             raise not_ours(storage, name)
-        if known := "sweep" in study.user_attrs:
-            _check_same(study, sweep, data, code or {}, hours)
+        known = "sweep" in study.user_attrs
+        if known:
+            _check_data(study, data, code or {})
+            if extend:
+                _check_hours(study, hours)
+                extending.extend(storage, study, stored_sweep(study), sweep)
+                study.set_user_attr("code", study.user_attrs.get("code", {}) | dict(code or {}))
+            else:
+                _check_same(study, sweep, hours)
             sweep = stored_sweep(study) if hours else sweep
             study.set_user_attr("over", study.user_attrs.get("over", "") if hours else "")
         elif hours:
             study.set_user_attr("hours", asdict(hours))
+        if earlier is not None and earlier.source.uid == study.user_attrs.get("uid"):
+            raise UsageError(f"--from {name}: a study knows its own trials already; accepted: another study.")
         if artifacts is not None or "artifacts" not in study.user_attrs:
             study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
         if priority is not None:
             study.set_user_attr("priority", priority)
         if not known:
             _give_facts(study, data, code or {})
+        if earlier is not None:
+            earlier.add_to(study, sweep)
         _enqueue(study, sweep)
         # Of a new study the sweep is last: one that has it is whole.
         for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():
@@ -100,10 +118,8 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
 
 
-def _check_same(
-    study: optuna.Study, sweep: Sweep, data: Mapping[str, Any], code: Mapping[str, str], hours: Hours | None
-) -> None:
-    """Numbers that mean different things must not meet in one study."""
+def _check_hours(study: optuna.Study, hours: Hours | None) -> None:
+    """A study that was cut to so many hours goes on in them, and no other does."""
     name, given = study.study_name, study.user_attrs.get("hours")
     if (given["hours"] if given else None) != (hours.hours if hours else None):
         has = f"with --hours {given['hours']:g}" if given else "without --hours"
@@ -111,15 +127,26 @@ def _check_same(
             f"study {name!r} was begun {has}, which decides how long its trials are; run {has} to continue it, or name "
             "a new study with --study."
         )
-    stored = given["asked"] if given else stored_sweep(study).identity()
+
+
+def _check_same(study: optuna.Study, sweep: Sweep, hours: Hours | None) -> None:
+    """Numbers that mean different things must not meet in one study."""
+    _check_hours(study, hours)
+    name = study.study_name
+    stored = study.user_attrs["hours"]["asked"] if hours else stored_sweep(study).identity()
     asked = hours.asked if hours else sweep.identity()
     if differing := next((key for key in asked if asked[key] != stored[key]), None):
         was, now = stored[differing], asked[differing]
         raise StudyError(
             f"study {name!r} is there already with another {differing}: it has {_difference(was, now)}, this run has "
-            f"{_difference(now, was)}; run with the same settings to continue it, or name a new study with --study."
+            f"{_difference(now, was)}; run with the same settings to continue it, go on with these from now on with "
+            "--extend, or name a new study with --study."
         )
-    there = study.user_attrs["data"]
+
+
+def _check_data(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+    """Raise StudyError if these are not the images, or not the models, that the study's trials were trained with."""
+    name, there = study.study_name, study.user_attrs["data"]
     if there["fingerprint"] != data["fingerprint"]:
         raise StudyError(
             f"study {name!r} was run on other data: {there['name']} ({there['fingerprint']}), not {data['name']} "

@@ -26,7 +26,7 @@ STATE_NAMES = {
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
     "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "confirms", "confirm",
-    "correct",
+    "correct", "earlier",
 }  # fmt: skip
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
@@ -91,6 +91,8 @@ class TrialRecord:
     correct = _object("correct", dict[str, Any])
     confirms = _object("confirms", int)  # the trial of the search that it repeats under a fresh seed
     confirm = _object("confirm", tuple[int, int])  # and as part of what: so many trials, so many seeds each
+    # The trial of another study that it is: the `study`, its `uid` and the `number` there. It has no weights here.
+    earlier = _object("earlier", dict[str, Any])
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data

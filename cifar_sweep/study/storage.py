@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RDBStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import URL
@@ -76,7 +76,7 @@ class Storage:
         self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
         self.optuna = rdb
         self._cached = optuna.storages.get_storage(rdb)
-        self._uids: dict[int, str] = {}
+        self._known: dict[int, tuple[str, int]] = {}  # of each study its uid, and how often it was extended
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)  # how often a worker says that it trains
         weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
@@ -154,11 +154,12 @@ class Storage:
     def load(self, name: str) -> optuna.Study:
         """The study of this name, of which each finished trial is read once, however often it is loaded."""
         study = optuna.load_study(storage=self._cached, study_name=name)
-        key, uid = key_of(study), str(study.user_attrs.get("uid"))
-        if self._uids.setdefault(key, uid) == uid:
+        attributes = study.user_attrs
+        key, known = key_of(study), (str(attributes.get("uid")), len(attributes.get("changes", ())))
+        if self._known.setdefault(key, known) == known:
             return study
-        # It has the key of another one that was deleted: what is cached of that one is forgotten.
-        self._uids[key] = uid
+        # It was extended, or has the key of another one that was deleted: what is cached of its trials is forgotten.
+        self._known[key] = known
         self._cached = optuna.storages.get_storage(self.optuna)
         return optuna.load_study(storage=self._cached, study_name=name)
 
@@ -174,6 +175,42 @@ class Storage:
     def close(self) -> None:
         """Give the database connections back."""
         self.optuna.engine.dispose()
+
+
+class MemoryStorage(Storage):
+    """A study database in memory, for one process."""
+
+    def __init__(self) -> None:
+        self.shown = "memory"
+        self.optuna = InMemoryStorage()  # type: ignore[assignment]
+
+    def lock(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def load(self, name: str) -> optuna.Study:
+        return optuna.load_study(storage=self.optuna, study_name=name)
+
+    def holder(self, trial_id: int) -> tuple[TrialState | None, str | None]:
+        trial = self.optuna.get_trial(trial_id)
+        owner = trial.user_attrs.get("owner")
+        return trial.state, owner["token"] if owner else None
+
+    def report(self, trial: optuna.Trial, _token: str, change: tables.Change) -> bool:
+        self.write(trial, change)
+        return True
+
+    def write(self, trial: optuna.Trial, change: tables.Change) -> None:
+        for key, value in (dict.fromkeys(change.removed) | dict(change.attributes)).items():
+            self.optuna.set_trial_user_attr(trial._trial_id, key, value)
+        for step, value in change.values.items():
+            self.optuna.set_trial_intermediate_value(trial._trial_id, step, value)
+        trial._cached_frozen_trial.intermediate_values.update(change.values)
+
+    def orphans(self, _study: optuna.Study) -> Sequence[int]:
+        return ()
+
+    def beat(self, trial_id: int) -> None:
+        pass
 
 
 def key_of(study: Any) -> int:

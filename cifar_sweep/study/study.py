@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.search.choice import Choice, Choose, Gain, Hope, InTime, Situation, in_time_always
+from cifar_sweep.search.choice import Choice, Choose, Course, Gain, Hope, InTime, Situation, in_time_always
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.hours import TIME_OVER, Hours
@@ -26,9 +26,10 @@ from cifar_sweep.study.selection import expected
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
-from cifar_sweep.sweep import strategy
+from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.words import params_text
 
 TEST_IMAGES = 10_000  # CIFAR-10's, where a study does not say
 
@@ -107,6 +108,23 @@ class SweepStudy:
         return str(self._study.user_attrs.get("over", ""))
 
     @property
+    def changes(self) -> list[dict[str, Any]]:
+        """How it was extended, the first time first: `at`, what it `was` and is `now`, and the `trials` before that."""
+        return list(self._study.user_attrs.get("changes", ()))
+
+    def remark(self, trial: TrialRecord) -> str:
+        """What to say of a trial that was trained before the study was extended; empty of any other."""
+        if not any(trial.number in change["trials"] for change in self.changes) or trial.config is None:
+            return ""
+        _, different = space.point_at(trial.config, self.sweep)
+        settings = params_text(different)
+        return f"trial {trial.number} was trained under the earlier space" + (f", with {settings}" if settings else "")
+
+    def _described(self, trial: TrialRecord) -> dict[str, Any]:
+        remark = self.remark(trial)
+        return trial.described() | ({"remark": remark} if remark else {})
+
+    @property
     def costs(self) -> dict[str, Any] | None:
         """What its parts were reckoned to cost where it was started, as it was noted; None where nobody did."""
         return self._study.user_attrs.get("costs")
@@ -136,7 +154,22 @@ class SweepStudy:
         return self.sweep.size
 
     def trials(self) -> list[TrialRecord]:
-        """All trials as they stand, by number, typed."""
+        """All its own trials as they stand, by number, typed."""
+        return [trial for trial in self._all() if not trial.earlier]
+
+    def begun_with(self) -> dict[str, Any] | None:
+        """What it knew from another study: its name, how many trials, and the best of them; None where nothing."""
+        taken = [trial for trial in self._all() if trial.earlier]
+        best = next(iter(ranked(taken)), None)
+        if not taken:
+            return None
+        there = (
+            best and best.earlier and {key: best.earlier[key] for key in ("study", "number")} | {"value": best.value}
+        )
+        studies = sorted({trial.earlier["study"] for trial in taken if trial.earlier})
+        return {"studies": studies, "trials": len(taken), "best": there}
+
+    def _all(self) -> list[TrialRecord]:
         return records(self._study.get_trials(deepcopy=False))
 
     def asked(self) -> list[TrialRecord]:
@@ -188,14 +221,16 @@ class SweepStudy:
         while True:
             auto = self.sweep.strategy == "auto"
             self.choice = choice = self._choice(worker, size, choose, in_time) if auto else Choice()
+            asked_for = self.sweep.identity()
             with self.storage.lock():
                 if self.state != OPEN:
                     return []
                 self._read_again()
+                if choice.new and self.sweep.identity() != asked_for:
+                    return []  # it was extended just now: the next choice is of the new space
                 if trials is not None and not self.over:
                     self._change(trials=trials)
-                searched = asked(self.trials(), self.sweep) if choice.new else []
-                if choice.new and choice.made_of != len(courses(searched, classes=self.data["classes"])):
+                if choice.new and choice.made_of != len(self._courses(self._all())):
                     continue  # another worker has begun trials meanwhile, perhaps at these very points
                 if choice.hopes:
                     hopes = {str(number): asdict(hope) for number, hope in choice.hopes.items()}
@@ -244,14 +279,23 @@ class SweepStudy:
     def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose, in_time: InTime) -> Choice:
         """What to train next as the study stands; nothing where that needs no choice: a trial waits, or all run."""
         claiming = self._claiming(worker, in_time)
-        trials = asked(self.trials(), self.sweep)
+        everything = self._all()
+        trials = asked(everything, self.sweep)
         queue = queue_of(claiming.timely(trials), self.sweep)
         if queue.placed or self.over or not (queue.new or any(trial.is_frozen for trial in trials)):
             return Choice()
-        found = courses(trials, classes=self.data["classes"])
+        found = self._courses(everything)
         seed = derive_seed(self.sweep.seed, "choice", len(found), sum(course.done for course in found))
-        now = Situation(found, size, queue.new, claiming.shape_of, seed, in_time)
-        return replace(choose(now), made_of=len(found))
+        choice = choose(Situation(found, size, queue.new, claiming.shape_of, seed, in_time))
+        own = {trial.number for trial in trials}
+        hopes = {number: hope for number, hope in choice.hopes.items() if number in own}
+        return replace(choice, hopes=hopes, made_of=len(found))
+
+    def _courses(self, everything: Sequence[TrialRecord]) -> list[Course]:
+        """The trials that have begun, another study's among them, as a search sees them."""
+        known = [trial for trial in everything if trial.earlier]
+        extended = self.sweep if self.changes else None
+        return courses([*known, *asked(everything, self.sweep)], classes=self.data["classes"], extended=extended)
 
     @property
     def hopes(self) -> dict[int, Hope]:
@@ -408,8 +452,10 @@ class SweepStudy:
             "priority": self.priority,
             "stored_bytes": self.stored_bytes(trials),
             "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
-            "best": best[0].described() if best else None,
+            "best": self._described(best[0]) if best else None,
             "confirmation": described(trials),
+            "changes": self.changes,
+            "earlier": self.begun_with(),
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
         }

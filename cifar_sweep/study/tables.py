@@ -14,13 +14,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import FrozenTrial, TrialState
 from pydantic_core import from_json
-from sqlalchemy import Connection, Row, Select, Table, insert, or_, select, text
+from sqlalchemy import Connection, Row, Select, Table, insert, or_, select, text, update
 
 FEW = 200  # trials that are asked for by their keys; more of them are read with all others of their study
 _TABLES = BaseModel.metadata.tables
@@ -116,6 +121,28 @@ def read(
         )
         for row in rows
     }
+
+
+def redistribute(connection: Connection, study_id: int, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Give the parameters of a study's trials these distributions; where one does not hold a value, it gets wider.
+
+    Optuna refuses a new trial of a study where its choices differ from an old one's, and its samplers pass a parameter
+    over whose ranges do. Raises ValueError where a value is none of the choices.
+    """
+    for row in connection.execute(select(_PARAMS).where(_PARAMS.c.trial_id.in_(_keys_of(study_id)))).all():
+        if (now := distributions.get(row.param_name)) is not None:
+            value = _distribution(row.distribution_json).to_external_repr(row.param_value)
+            wide = now if isinstance(now, CategoricalDistribution) else _holding(now, value)
+            stored = {"param_value": wide.to_internal_repr(value), "distribution_json": distribution_to_json(wide)}
+            connection.execute(update(_PARAMS).where(_PARAMS.c.param_id == row.param_id).values(stored))
+
+
+def _holding(distribution: Any, value: float) -> BaseDistribution:
+    """The same distribution if it holds a value, otherwise one that does."""
+    low, high, step = min(distribution.low, value), max(distribution.high, value), distribution.step
+    if (low, high) == (distribution.low, distribution.high) and not (step and (value - low) % step):
+        return cast(BaseDistribution, distribution)
+    return cast(BaseDistribution, type(distribution)(low, high, log=distribution.log))
 
 
 def _keys_of(study_id: int) -> Select[Any]:

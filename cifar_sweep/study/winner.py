@@ -110,8 +110,9 @@ def seeds_due(trials: Sequence[TrialRecord], confirm: tuple[int, int]) -> list[i
 
 
 def _chosen(trials: Iterable[TrialRecord], most: int) -> list[int]:
-    """The best trials of the search, by number."""
-    return [trial.number for trial in _by_value(trial for trial in trials if trial.confirms is None)[:most]]
+    """The best trials of the search, by number; those of another study, which it began with, are not among them."""
+    own = (trial for trial in trials if trial.confirms is None and not trial.earlier)
+    return [trial.number for trial in _by_value(own)[:most]]
 
 
 def confirmed(trials: Sequence[TrialRecord]) -> list[Candidate]:

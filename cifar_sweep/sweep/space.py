@@ -3,22 +3,25 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import BaseTrial
 
 from cifar_sweep.config import PARAMETERS, TrialConfig, Value, applies, derive_seed
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep
+from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains
 
 # A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
 # widened later, which a categorical one is not.
 EXPONENT = "log2_"
 
 
+LENGTH = {"epochs"}  # a trial of another length is an observation all the same: its curve says at which epoch
+
 # What decides whether others apply is suggested first.
 _DECIDING = ("model", "optimizer", "batch_norm")
 
 
-def suggest(trial: optuna.Trial, sweep: Sweep, *, named: Collection[str] | None = None) -> None:
+def suggest(trial: BaseTrial, sweep: Sweep, *, named: Collection[str] | None = None) -> None:
     """Give `trial` a value for each parameter of the space that does something beside those it has got already.
 
     A VGG's hidden units are so never sampled for a network without them, and Optuna's importances and plots know the
@@ -30,15 +33,33 @@ def suggest(trial: optuna.Trial, sweep: Sweep, *, named: Collection[str] | None 
             taken[name] = _suggest(trial, name, sweep.space[name])
 
 
-def _suggest(trial: optuna.Trial, name: str, domain: Range | Choices) -> Any:
+def _suggest(trial: BaseTrial, name: str, domain: Range | Choices) -> Any:
+    key, distribution = _distribution(name, domain)
+    match distribution:
+        case CategoricalDistribution():
+            return trial.suggest_categorical(key, distribution.choices)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            value = trial.suggest_int(key, low, high, log=log, step=step)
+            return 2**value if key != name else value
+        case FloatDistribution(low=low, high=high, log=log):
+            return trial.suggest_float(key, low, high, log=log)
+
+
+def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribution]:
+    """A parameter's name and distribution as Optuna has them."""
     if isinstance(domain, Choices):
-        return trial.suggest_categorical(name, domain.choices)
+        return name, CategoricalDistribution(domain.choices)
     low, high, log = domain.low, domain.high, domain.log
     if domain.base2:
-        return int(2 ** trial.suggest_int(EXPONENT + name, int(low).bit_length() - 1, int(high).bit_length() - 1))
+        return EXPONENT + name, IntDistribution(int(low).bit_length() - 1, int(high).bit_length() - 1)
     if PARAMETERS[name].kind is int:
-        return trial.suggest_int(name, int(low), int(high), log=log, step=domain.step or 1)
-    return trial.suggest_float(name, float(low), float(high), log=log)
+        return name, IntDistribution(int(low), int(high), log=log, step=domain.step or 1)
+    return name, FloatDistribution(float(low), float(high), log=log)
+
+
+def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of each parameter of the space, by the name that it has there."""
+    return dict(_distribution(name, domain) for name, domain in sweep.space.items())
 
 
 def decode(params: Mapping[str, Any]) -> dict[str, Value]:
@@ -68,6 +89,21 @@ def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
         elif domain is not None:
             encoded[name] = value
     return encoded
+
+
+def point_at(config: TrialConfig, sweep: Sweep) -> tuple[dict[str, Value], dict[str, Value]]:
+    """The point of a sweep's space at a trial's settings, and those settings that no trial of the sweep would have.
+
+    They are fixed otherwise, or outside of the space. Seeds do not count.
+    """
+    settings, shape = config.to_dict(), config.shape
+    searched = {name: settings[name] for name in sweep.space if applies(name, settings)}
+    point = {name: value for name, value in searched.items() if contains(sweep.space[name], value)}
+    seeds = {"data_seed": shape.data_seed, "seed": config.knobs.seed}
+    there = TrialConfig.from_params(sweep.fixed | point, classes=shape.classes, precision=shape.precision, **seeds)
+    same = there.to_dict()
+    different = {name: value for name, value in settings.items() if same[name] != value}
+    return point, different | {name: value for name, value in searched.items() if name not in point}
 
 
 def to_config(params: Mapping[str, Any], sweep: Sweep, *, number: int, classes: int, precision: str) -> TrialConfig:

@@ -43,12 +43,15 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
         priority = f" (priority {each['priority']})" if each["priority"] and each["state"] == OPEN else ""
         reason = f": {each['reason']}" if each["reason"] else ""
         done = f"{counts['complete'] + counts['pruned']}/{each['budget']}"
-        others = ", ".join(f"{counts[name]} {name}" for name in ("running", "frozen", "failed") if counts[name])
+        parts = [f"{counts[name]} {name}" for name in ("running", "frozen", "failed") if counts[name]]
+        if known := each["earlier"]:
+            parts.append(f"{known['trials']} known from {', '.join(known['studies'])}")
+        others = ", ".join(parts)
         view.add_row(
             escape(each["name"]),
             escape(f"{each['state']}{priority}{reason}"),
             f"{done} ({others})" if others else done,
-            f"{best['value']:.2%}" if best else "-",
+            f"{best['value']:.2%}{' (earlier space)' if 'remark' in best else ''}" if best else "-",
             _left_text(each),
             f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
             f"{each['stored_bytes'] / 1e6:,.1f} MB",

@@ -1,6 +1,7 @@
 """Submitting: checking a sweep against its images and networks, and making its study."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from cifar_sweep.config import PARAMETERS, TrialConfig, Value, is_own
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import Costs, note_costs
 from cifar_sweep.forecast.hours import plan_hours
+from cifar_sweep.study.earlier import earlier_of
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume
 from cifar_sweep.study.storage import open_storage
@@ -29,26 +31,39 @@ def submit(
     artifacts: str | None = None,
     priority: int | None = None,
     hours: Hours | None = None,
+    earlier: SweepStudy | None = None,
+    extend: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> SweepStudy:
     """Put a study into the database, for workers to train: a new one, or one that is there, with the sweep's budget.
 
     Everything is checked before the database is made. `source` is where workers find the images, `artifacts` where
     checkpoints and weights go; workers take the open study of the highest `priority`. None leaves these as they are.
-    `hours` are those that the sweep was cut to.
-    Raises as `check_submission`, `open_artifacts`, `open_storage` and `open_or_resume`.
+    `hours` are those that the sweep was cut to. `earlier` is another study that this one begins with; with `extend` a
+    study that is there gets this sweep; `say` is told what both give.
+    Raises as `check_submission`, `open_artifacts`, `open_storage`, `earlier_of`, `open_or_resume`.
     """
     check_submission(name, sweep, data)
+    known, code = facts(data, source=source), fingerprints([str(model) for model in _values(sweep, "model")])
+    found = earlier_of(earlier, sweep, data=known, code=code) if earlier else None
+    if found:
+        say(found.words)
     address = open_artifacts(artifacts).address if artifacts is not None else None
-    return open_or_resume(
+    study = open_or_resume(
         open_storage(storage),
         name,
         sweep,
-        data=facts(data, source=source),
-        code=fingerprints([str(model) for model in _values(sweep, "model")]),
+        data=known,
+        code=code,
         artifacts=address,
         priority=priority,
         hours=hours,
+        earlier=found,
+        extend=extend,
     )
+    if extend and study.changes:
+        say(f"study {name!r} is extended: {study.changes[-1]['words']}")
+    return study
 
 
 def submit_in_hours(

@@ -140,7 +140,7 @@ class _TrialWorker:
         self.failures: Counter[str] = Counter()  # trials that failed in a row, by the study's uid, as below
         self.given_up = 0  # studies in a row that were paused because all their trials fail
         self.ready: dict[str, tuple[ImageData, Artifacts]] = {}  # of studies that can be trained here
-        self.choosers: dict[str, Chooser] = {}  # by the study's uid
+        self.choosers: dict[tuple[str, int], Chooser] = {}  # by the study's uid, and how often it was extended
         self.unable: dict[str, CifarSweepError] = {}  # why the others cannot
 
     def work(self) -> None:
@@ -179,9 +179,10 @@ class _TrialWorker:
         return unfinished
 
     def _chooser(self, study: SweepStudy) -> Chooser:
-        if study.uid not in self.choosers:
-            self.choosers[study.uid] = Chooser(study.sweep)
-        return self.choosers[study.uid]
+        space = study.uid, len(study.changes)
+        if space not in self.choosers:
+            self.choosers[space] = Chooser(study.sweep)
+        return self.choosers[space]
 
     def _size(self, shape: Shape) -> int:
         return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))

@@ -634,6 +634,8 @@ def test_the_summary_counts_every_state_and_orphans_as_waiting(
         "budget": 8,
         "confirmation": None,
         "best": {"number": best.number, "value": 0.7, "params": {"learning_rate": 1e-2, "batch_size": 64}},
+        "earlier": None,
+        "changes": [],
         "data": "pictures",
         "data_fingerprint": "abc",
         "state": "open",

@@ -10,6 +10,7 @@ The same rules hold for every strategy, ours and the peers':
 - A setting with several seeds gives one of them, by lot. A diverged curve goes on at the accuracy of chance.
 - The strategy's choice at any time is the trial with the best validation accuracy among those trained to their last
   epoch: only they have weights that somebody could take away.
+- A curve that was pruned ends where it ends: what trains it further is told that this is its end, and it is no choice.
 - What counts is the choice's true mean: the mean over its seeds of the best validation accuracy of the whole schedule.
   The best setting is the one with the highest true mean; `noise` is one seed's standard deviation about it.
 """
@@ -18,13 +19,14 @@ import gzip
 import json
 import math
 import statistics
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
 NEAR = 0.10  # settings no further below the best are those that the choice is between: their noise counts
@@ -40,6 +42,7 @@ class Table:
         settings: the points that were trained.
         curves: for each setting, its seeds' validation accuracies by epoch.
         epochs: for each setting, how long its whole schedule is.
+        ended: the settings whose curves were pruned and not diverged: they cannot be continued.
     """
 
     def __init__(self, stored: Mapping[str, Any]) -> None:
@@ -55,12 +58,15 @@ class Table:
         self.settings: list[dict[str, Any]] = [self.rows[k][0]["params"] for k in kept]
         self.epochs = [int(params.get("epochs", self.fixed.get("epochs", 0))) for params in self.settings]
         self.curves = [
-            [self._whole(row["validation_accuracy"], epochs) for row in self.rows[k]]
-            for k, epochs in zip(kept, self.epochs, strict=True)
+            [self._whole(row, epochs) for row in self.rows[k]] for k, epochs in zip(kept, self.epochs, strict=True)
         ]
         self.rows = {place: self.rows[k] for place, k in enumerate(kept)}
+        self.ended = {k for k, rows in self.rows.items() if any(row.get("pruned") for row in rows)}
 
-    def _whole(self, curve: Sequence[float], epochs: int) -> list[float]:
+    def _whole(self, row: Mapping[str, Any], epochs: int) -> list[float]:
+        curve: list[float] = row["validation_accuracy"]
+        if row.get("pruned"):
+            return curve
         return [*curve, *[1 / self.classes] * (epochs - len(curve))]
 
     @classmethod
@@ -74,7 +80,7 @@ class Table:
 
     @property
     def best(self) -> float:
-        return max(self.true)
+        return max(true for k, true in enumerate(self.true) if k not in self.ended)
 
     @cached_property
     def noise(self) -> float:
@@ -82,9 +88,8 @@ class Table:
         near = [c for c, true in zip(self.curves, self.true, strict=True) if len(c) > 1 and true > self.best - NEAR]
         return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, speeds: "Speeds") -> dict[str, Any]:
         """What replays are compared by, once the table is no longer at hand; `whole` is the mean of a whole trial."""
-        speeds = Speeds.read()
         seconds = [epochs * speeds.epoch(self.batch_size(k), 1) for k, epochs in enumerate(self.epochs)]
         return {
             "name": self.name,
@@ -99,31 +104,36 @@ class Table:
         return int((self.fixed | self.settings[setting]).get("batch_size", 64))
 
     @cached_property
-    def _coordinates(self) -> np.ndarray:
+    def _coordinates(self) -> npt.NDArray[np.float64]:
         return np.array([self.coordinates(params) for params in self.settings])
 
     def coordinates(self, params: Mapping[str, Any]) -> list[float]:
         """Where a point lies: each range is 1 long, a rate's 4, and two choices are 1 apart."""
         placed: list[float] = []
         for name, domain in self.space.items():
-            value = params.get(name)
+            value: Any = params.get(name)
             if "choices" in domain and isinstance(domain["choices"][0], (str, bool)):
                 placed += [float(value == choice) / math.sqrt(2) for choice in domain["choices"]]
                 continue
             if "choices" in domain:
-                domain = {"low": min(domain["choices"]), "high": max(domain["choices"]), "log": True}
+                low, high = min(domain["choices"]), max(domain["choices"])
+                domain = {"low": low, "high": high, "log": low > 0}
             scale = math.log if domain.get("log") or domain.get("base2") else float
             low, high = scale(domain["low"]), scale(domain["high"])
             # Momentum does nothing for Adam, whatever was proposed.
             idle = value is None or (name == "momentum" and params.get("optimizer") == "adam")
-            share = 0.5 if idle else (scale(value) - low) / (high - low)
+            share = 0.5 if idle else (scale(value) - low) / ((high - low) or 1.0)
             placed.append(share * (RATE_COUNTS if name == "learning_rate" else 1.0))
         return placed
 
     def nearest(self, params: Mapping[str, Any], *, but: Container[int] = ()) -> int:
-        """The setting that stands for this point, none of `but` unless these are all that there are of its shape."""
+        """The setting that stands for this point, none of `but` unless these are all that there are of its shape.
+
+        Where the table has none of its shape, one of any.
+        """
         shape = tuple(params.get(name) for name in self.exact)
-        alike = [k for k in self._by_shape[shape] if k not in but] or self._by_shape[shape]
+        there = self._by_shape.get(shape) or list(range(len(self.settings)))
+        alike = [k for k in there if k not in but] or there
         distances = np.square(self._coordinates[alike] - np.array(self.coordinates(params))).sum(axis=1)
         return alike[int(distances.argmin())]
 
@@ -142,7 +152,7 @@ class Speeds:
     relative: Mapping[int, Mapping[int, float]]
 
     @classmethod
-    def read(cls, path: Path = SPEEDS) -> "Speeds":
+    def read(cls, path: Path) -> "Speeds":
         stored = json.loads(path.read_text())["seconds_of_an_epoch"]
         return cls({int(size): {int(k): float(s) for k, s in row.items()} for size, row in stored.items()})
 
@@ -160,6 +170,7 @@ class Search:
 
     Attributes:
         settings: the setting that each trial trains; trials are numbered from 0.
+        points: what each trial was proposed to be.
         trained: the epochs of each trial.
         spent: epochs trained in all.
         seconds: simulated; only replays with workers and groups set it.
@@ -170,6 +181,7 @@ class Search:
     table: Table
     seed: int
     settings: list[int] = field(default_factory=list)
+    points: list[Mapping[str, Any]] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
     spent: int = 0
     seconds: float = 0.0
@@ -186,6 +198,7 @@ class Search:
         curves = self.table.curves[setting]
         self._curves.append(curves[int(self._generator.integers(len(curves)))])
         self.settings.append(setting)
+        self.points.append(params)
         self.trained.append(0)
         return len(self.trained) - 1
 
@@ -195,14 +208,18 @@ class Search:
 
     def epochs(self, trial: int) -> int:
         """How long the trial's whole schedule is."""
-        return len(self._curves[trial])
+        return self.table.epochs[self.settings[trial]]
+
+    def is_cut(self, trial: int) -> bool:
+        """Whether its curve ends here, before its schedule does."""
+        return self.trained[trial] == len(self._curves[trial]) < self.epochs(trial)
 
     def epoch(self, trial: int) -> float:
         """Train a trial for one more epoch: its validation accuracy then."""
         self.spent += 1
         self.trained[trial] += 1
         done, curve = self.trained[trial], self._curves[trial]
-        if done == len(curve):
+        if done == self.epochs(trial):
             if self.chosen is None or max(curve) > self.chosen[0]:
                 self.chosen = max(curve), trial
             self.events.append((self.spent, self.seconds, self.table.true[self.settings[self.chosen[1]]]))

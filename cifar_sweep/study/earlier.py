@@ -1,0 +1,103 @@
+"""Starting a study with what another one knows: its trials that this one could have had itself."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+
+from cifar_sweep.config import Value
+from cifar_sweep.errors import StudyError
+from cifar_sweep.study.record import TrialRecord, records
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep import space, strategy
+from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.words import counted
+
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+
+
+@dataclass
+class Earlier:
+    """What a sweep takes over from another study.
+
+    Attributes:
+        source: that study.
+        known: the points of its trials that could be of this sweep, with all settings the same, by their numbers.
+        words: what is taken over, in a sentence.
+    """
+
+    source: SweepStudy
+    known: dict[int, dict[str, Value]] = field(default_factory=dict)
+    words: str = ""
+
+    def add_to(self, study: optuna.Study, sweep: Sweep) -> None:
+        """Give a study the trials that it does not have yet; to be called under the database's lock."""
+        there = [trial.earlier for trial in records(study.get_trials(deepcopy=False))]
+        for trial in self.source.trials():
+            origin = {"study": self.source.name, "uid": self.source.uid, "number": trial.number}
+            if trial.number in self.known and origin not in there:
+                study.add_trial(_copied(trial, self.known[trial.number], sweep, origin))
+
+
+def earlier_of(source: SweepStudy, sweep: Sweep, *, data: Mapping[str, Any], code: Mapping[str, str]) -> Earlier:
+    """What a sweep on this data, with these fingerprints of users' own models, takes over from another study.
+
+    Raises StudyError where that is nothing, or the other study was run on other data.
+    """
+    where = f"--from {source.name}"
+    if sweep.given:
+        raise StudyError(f"{where}: a sweep of given points searches nothing; accepted for sweeps with a [space].")
+    source.check_data(name=str(data["name"]), fingerprint=str(data["fingerprint"]))
+    finished = [trial for trial in source.trials() if trial.state in STATES and trial.curve]
+    found, others = Earlier(source), defaultdict[str, list[Value]](list)
+    for trial in finished:
+        assert trial.config is not None  # it has a curve
+        model = trial.config.shape.model
+        point, different = space.point_at(trial.config, sweep)
+        if source.code.get(model) != code.get(model):
+            different["another file for model"] = model
+        for name, value in different.items():
+            others[name].append(value)
+        if not different:
+            found.known[trial.number] = point
+    there = ", ".join(f"{name} = {_some(values)}" for name, values in others.items()) or "no finished trial"
+    if not found.known:
+        trials = "accepted: a study with trials that this sweep could have"
+        raise StudyError(f"{where}: nothing of it can be used here, it has {there}; {trials}.")
+    found.words = (
+        f"study {source.name!r}: {len(found.known)} of {len(finished)} finished trials are known from the start"
+    )
+    if others:
+        found.words += f"; others have {there}"
+    return found
+
+
+def _some(values: Sequence[Value]) -> str:
+    """The first of these values in words, and how many others there are."""
+    others = len(set(values)) - 1
+    return f"{values[0]}" + (f" and {counted(others, 'other value')}" if others else "")
+
+
+def _copied(trial: TrialRecord, point: Mapping[str, Value], sweep: Sweep, origin: Mapping[str, Any]) -> FrozenTrial:
+    """A finished trial as Optuna takes it up into the study of a sweep, at this point of it; without its weights."""
+    assert trial.config is not None
+    sampled = FixedTrial(space.encode(point, sweep))
+    space.suggest(sampled, sweep)
+    steps: dict[int, float] = {}
+    for result in trial.curve:
+        step = strategy.step_of(result.epoch, epochs=trial.config.shape.epochs, searched="epochs" in sweep.space)
+        steps |= {} if step is None else {step: result.validation_accuracy}
+    attributes = {"config": trial.config.to_dict(), "curve": list(map(asdict, trial.curve)), "earlier": dict(origin)}
+    copied = create_trial(
+        state=STATES[trial.state],
+        value=trial.value,
+        params=sampled.params,
+        distributions=sampled.distributions,
+        user_attrs=attributes | ({"reason": trial.reason} if trial.reason else {}),
+        intermediate_values=steps,
+    )
+    copied.datetime_start, copied.datetime_complete = trial.started, trial.ended
+    return copied

@@ -1,0 +1,123 @@
+"""Changing one's mind about a study that has run: another sweep from now on, and the old trials as what they are."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from cifar_sweep.config import PARAMETERS
+from cifar_sweep.errors import StudyError
+from cifar_sweep.study import tables
+from cifar_sweep.study.provenance import commit
+from cifar_sweep.study.record import TrialRecord, count, records
+from cifar_sweep.study.storage import Storage, key_of
+from cifar_sweep.study.tables import Change
+from cifar_sweep.study.winner import ranked
+from cifar_sweep.sweep import space
+from cifar_sweep.sweep.sweep import Choices, Sweep
+from cifar_sweep.words import counted
+
+
+def is_comparable(trial: TrialRecord, sweep: Sweep) -> bool:
+    """Whether a trial that has begun could be one of this sweep, but for its length."""
+    return trial.config is not None and not space.point_at(trial.config, sweep)[1].keys() - space.LENGTH
+
+
+def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> None:
+    """Note in a study what changes with another sweep, and make its trials fit that; to be called under the lock.
+
+    Raises StudyError where that cannot be.
+    """
+    before, after = was.identity(), now.identity()
+    changed = [key for key in after if after[key] != before[key]]
+    if not changed:
+        return
+    trials = [trial for trial in records(study.get_trials(deepcopy=False)) if not trial.earlier]
+    _check(storage, study, trials, was, now)
+    begun = [trial for trial in trials if trial.config is not None]
+    others = [trial for trial in begun if trial.config and space.point_at(trial.config, now)[1]]
+    for trial in trials:
+        if trial.is_frozen and (now.strategy != "auto" or not is_comparable(trial, now)):
+            _prune(storage, study, trial)
+    with storage.optuna.engine.begin() as connection:
+        tables.redistribute(connection, key_of(study), space.distributions(now))
+    longer = [each["fixed"].get("epochs", PARAMETERS["epochs"].default) for each in (before, after)]
+    if longer[0] < longer[1] and "epochs" not in {**before["space"], **after["space"]}:
+        for trial in ranked(trial for trial in begun if is_comparable(trial, now))[: now.keep_weights]:
+            assert trial.config is not None  # it has begun
+            label = f"trial {trial.number}, {longer[1]} epochs"
+            if label not in [other.label for other in trials]:
+                point, _ = space.point_at(trial.config, now)
+                study.enqueue_trial(space.encode(point, now), user_attrs={"label": label})
+    change = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "was": {key: before[key] for key in changed},
+        "now": {key: after[key] for key in changed},
+        "trials": [trial.number for trial in begun],
+        "words": _words(before, after, changed) + _about(begun, others, now),
+    }
+    study.set_user_attr("changes", [*study.user_attrs.get("changes", ()), change])
+
+
+def _check(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord], was: Sweep, now: Sweep) -> None:
+    name = f"study {study.study_name!r}"
+    if was.given or now.given:
+        raise StudyError(f"--extend: {name}: given points have no space to extend; accepted: a sweep that searches.")
+    if running := count(trials, "running") - len(storage.orphans(study)):
+        raise StudyError(f"--extend: {name}: {running} of its trials are being trained; stop their workers first.")
+    if (finished := count(trials, "complete", "pruned")) >= now.trials:
+        asked = f"{finished} trials are finished, and the sweep asks for {now.trials}"
+        raise StudyError(f"--extend: {name}: {asked}, so nothing new would be trained; raise trials.")
+    for trial in trials:
+        for key, value in trial.frozen.params.items():
+            domain = now.space.get(key)
+            if isinstance(domain, Choices) and value not in domain.choices:
+                left_out = f"trial {trial.number} has {key} = {value}, which the new choices leave out"
+                keep = "Optuna takes no choice away from a study: keep it, or begin a new study with --from"
+                raise StudyError(f"--extend: {name}: {left_out}; {keep}.")
+
+
+def _prune(storage: Storage, study: optuna.Study, trial: TrialRecord) -> None:
+    """End a frozen trial that nothing would thaw any more."""
+    trial_id = storage.trial_id(study, trial.number)
+    reason = f"frozen after epoch {trial.epochs_done} when the study was extended, with settings of the earlier space"
+    storage.write(optuna.Trial(study, trial_id), Change({"reason": reason}))
+    reported = trial.frozen.intermediate_values
+    values = [reported[max(reported)]] if reported else None
+    storage.optuna.set_trial_state_values(trial_id, state=TrialState.PRUNED, values=values)
+
+
+def _words(before: dict[str, Any], after: dict[str, Any], changed: Sequence[str]) -> str:
+    """What has changed, as in "epochs was 3, is 6"."""
+    parts = []
+    for key in changed:
+        old, new = (each[key] if isinstance(each[key], dict) else {key: each[key]} for each in (before, after))
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                one, other = (_plain(each[name]) if name in each else "not there" for each in (old, new))
+                parts.append(f"{name}: {one}, now {other}")
+    return "; ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    """A value or a range in words."""
+    if not isinstance(value, dict):
+        return str(value)
+    if "choices" in value:
+        return "one of " + ", ".join(map(str, value["choices"]))
+    return f"{value['low']} to {value['high']}" if "low" in value else str(value.get("name", value))
+
+
+def _about(begun: Sequence[TrialRecord], others: Sequence[TrialRecord], now: Sweep) -> str:
+    """What becomes of the trials that there are."""
+    words = f". {counted(len(begun), 'trial')} stay{'s' if len(begun) == 1 else ''} as before"
+    if not others:
+        return words + ", and could be of the new space as well."
+    left_out = sum(not is_comparable(trial, now) for trial in others)
+    words += f"; {len(others)} of them {'has' if len(others) == 1 else 'have'} settings that the new space has not"
+    if now.strategy == "auto":
+        return words + (f", and {left_out} of these tell the model nothing." if left_out else ".")
+    return words + f": sampler {now.sampler.name} compares their values with new ones all the same."
