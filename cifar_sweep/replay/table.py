@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
 NEAR = 0.10  # settings no further below the best are those that the choice is between: their noise counts
 EXACT = ("optimizer", "batch_norm", "batch_size", "epochs")  # a point's setting has the same
 RATE_COUNTS = 4.0  # a rate's whole range is four decades, and so far apart as four other ranges

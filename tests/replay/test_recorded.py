@@ -53,7 +53,7 @@ def test_what_the_study_itself_cost_and_what_random_would_have(storage: Storage,
     assert 9 <= found.near < 54, "the first one of each replay at least; a point stands for one trial of a replay"
     assert found.cut == 0
     reached = found.within["the best itself"][1]
-    assert set(reached) <= {4, 8, 12, 16, 20, 24}
+    assert set(reached) <= {4, 8, 12, 16, 20, 24, None}, "a point may come twice, and another one never"
     assert len(set(reached)) > 2
     assert found.quartiles()["in all"] == [24, 24, 24]
 
