@@ -17,6 +17,7 @@ from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.terminal.status import glance, remarks
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
 SPACE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}}
@@ -92,6 +93,9 @@ def test_a_frozen_trial_is_pruned_with_its_reason(make: Callable[..., SweepStudy
     assert (pruned.state, pruned.reason, pruned.epochs_done) == ("pruned", reason, 2)
     assert pruned.value == pytest.approx(0.12), "the last one reported"
     assert counts(study) == {"pruned": 1, "running": 1}
+    told = glance(study)
+    assert told["stopped"] == {0: reason}
+    assert remarks(told)[-1] == f"trial 0: {reason}"
     study.claim(worker(), choose=says(thawed=[0], pruned={0: "twice"}))
     assert study.trials()[0].reason == reason
 

@@ -35,6 +35,13 @@ def test_the_epochs_that_pruned_trials_were_spared() -> None:
     assert saved.seconds == pytest.approx(8 * 3.0 + 4 * 1.0)
 
 
+def test_the_epochs_that_frozen_trials_are_spared() -> None:
+    waiting = record(TrialState.WAITING, epochs=12, seconds=[2.0])
+    frozen = record(TrialState.WAITING, epochs=12, seconds=[2.0])
+    frozen.frozen.user_attrs["until"] = 1
+    assert saved_by_pruning([waiting, frozen]) == Saved(trials=0, epochs=11, seconds=22.0, frozen=1)
+
+
 def test_without_a_pace_there_is_no_time() -> None:
     begun = record(TrialState.PRUNED, epochs=10, seconds=[])
     never_begun = TrialRecord(optuna.create_trial(state=TrialState.PRUNED))
