@@ -53,7 +53,7 @@ def test_what_the_study_itself_cost_and_what_random_would_have(storage: Storage,
     assert 9 <= found.near < 54, "the first one of each replay at least; a point stands for one trial of a replay"
     assert found.cut == 0
     reached = found.within["the best itself"][1]
-    assert set(reached) <= {4, 8, 12, 16, 20, 24, None}, "a point may come twice, and another one never"
+    assert set(reached) <= {4, 8, 12, 16, 20, 24, None}, "a point is trained again where its shape has no other"
     assert len(set(reached)) > 2
     assert found.quartiles()["in all"] == [24, 24, 24]
 
@@ -69,7 +69,7 @@ def test_a_pruned_curve_ends_where_it_ends(storage: Storage, name: str) -> None:
     found = replay_study(study, RANDOM, replays=9)
     assert found.points == {"complete": 2, "pruned": 4}
     assert found.cut == 9
-    assert found.epochs == (12, [12] * 9), "what was not trained costs nothing"
+    assert max(found.epochs[1]) < 24, "what was not trained costs nothing"
     assert found.within["the best itself"][0] == 1 + 1 + 4 + 4
 
 
