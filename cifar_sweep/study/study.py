@@ -243,9 +243,14 @@ class SweepStudy:
                 if self.over:  # what others have frozen since
                     claiming.close(self.over)
                 claims = claiming.claim(size=size, workers=workers, choice=choice)
-                if not claims and self.search_end() is not None and not count(self.trials(), "running"):
+                # What was chosen and is gone, others have trained meanwhile: then it is chosen again.
+                if not (claims or choice.thawed or choice.new) and self._is_timed_out():
                     self._end_search(claiming, TIME_OVER)
                 return claims
+
+    def _is_timed_out(self) -> bool:
+        """Whether nothing runs of a search that has to end in time; to be asked where nothing else fits into it."""
+        return self.search_end() is not None and not count(self.trials(), "running")
 
     def _end_search(self, claiming: Claiming, why: str) -> None:
         """Let the search be over as if its budget were spent: what it has begun is all of it.
