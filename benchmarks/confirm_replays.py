@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curve_table import Table
 from optuna.trial import FrozenTrial, TrialState
 
+from cifar_sweep.replay.table import Table
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.selection import Expected, judged, unpacked
 from cifar_sweep.study.winner import Candidate, confirmed, seeds_due
