@@ -189,7 +189,7 @@ def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
     """How many trials of a shape that has so many epochs behind it may be trained now, so that it ends in time.
 
     Of strategy auto these are all of a group to the end of their grant, and then the best quarter of them to their own
-    end; of others all to their end. A study without a deadline has time for any number.
+    end; of others, and in a confirmation, all to their end. A study without a deadline has time for any number.
     """
     end = study.search_end()
     if end is None:
@@ -198,11 +198,12 @@ def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
     trials = study.trials()
     speeds = Speeds(trials, noted_costs(study) or Costs())
     # One complete trial is worth more than one more that begins.
+    by_grants = study.sweep.strategy == "auto" and not study.over
     unsure = any(trial.is_frozen for trial in trials) and not any(trial.state == "complete" for trial in trials)
 
     def most(shape: Shape, done: int) -> int:
         rest = shape.epochs - done
-        granted = grant_end(done, shape.epochs) - done if study.sweep.strategy == "auto" else rest
+        granted = grant_end(done, shape.epochs) - done if by_grants else rest
         for size in SIZES:
             seconds = granted * speeds.epoch(shape, size) + (rest - granted) * speeds.epoch(shape, math.ceil(size / 4))
             seconds += size * speeds.costs.trial * max(speeds.factor, 1.0)
