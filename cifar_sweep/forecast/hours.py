@@ -21,6 +21,7 @@ from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, network_name, n
 from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.pruning import expected_survival
 from cifar_sweep.search.choice import InTime, grant_end, in_time_always
+from cifar_sweep.study.winner import FIRST_SEEDS
 from cifar_sweep.sweep.file import cut, longest
 from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
@@ -80,9 +81,12 @@ def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) 
         def made(share: float, floors: dict[str, int] = floors) -> HourPlan:
             return _plan_of(cut(sweep, share, **floors), pace, hours, max(3600 * hours - before, 0.0))
 
-        # The largest share of which enough trials fit, or the smallest.
-        place = bisect_left(CUTS[:-1], wanted, key=lambda share: made(share).trials)
-        found = made(CUTS[place])
+        def fitting(share: float) -> int:
+            plan = made(share)
+            return plan.trials if sweep.given or plan.sweep.confirm else 0
+
+        # The largest share of which enough trials fit beside their confirmation, or the smallest.
+        found = made(CUTS[bisect_left(CUTS[:-1], wanted, key=fitting)])
         if found.trials >= (wanted if sweep.given else FEWEST):
             break
     assert found is not None
@@ -115,8 +119,7 @@ def _plan_of(sweep: Sweep, pace: Pace, hours: float, left: float) -> HourPlan:
         return HourPlan(hours, sweep, min(expected.fit(left), sweep.size), 0.0)
     most = CONFIRMED_SHARE * left
     trials = expected.fit(left - most)
-    rounds = {pair: math.ceil(pair[0] / pace.costs.workers) for pair in CONFIRMED}
-    needed = {pair: SAFETY * rounds[pair] * expected.whole(pair[1]) for pair in CONFIRMED}
+    needed = {pair: SAFETY * expected.confirming(*pair) for pair in CONFIRMED}
     confirm = next((pair for pair in CONFIRMED if needed[pair] <= most), None)
     changed = sweep.model_copy(update={"trials": max(trials, 1), "confirm": confirm})
     return HourPlan(hours, changed, trials, needed[confirm] if confirm else 0.0)
@@ -145,7 +148,7 @@ class _Trials:
     @cached_property
     def seconds(self) -> float:
         """A worker's seconds for a trial, as far as it is likely to be trained, in groups as they are likely to be."""
-        most = ALIKE if any(name in SHAPE_PARAMETERS for name in self.sweep.space) else SIZES[0]
+        most = SIZES[0] if self._are_alike else ALIKE
         lengths = {shape.epochs for shape in self._shares}
         trained = {epochs: math.fsum(expected_survival(self.sweep, epochs)) for epochs in lengths}
         total = self.pace.factor * self.pace.costs.trial
@@ -153,6 +156,20 @@ class _Trials:
             size = min(self.pace.costs.size(shape), most)
             total += share * trained[shape.epochs] * self.pace.epoch(shape, size) / size
         return max(total, 1e-9)
+
+    def confirming(self, trials: int, seeds: int) -> float:
+        """Seconds until so many trials are confirmed: in two rounds, and in full groups where all have one shape."""
+        total = 0.0
+        for each in filter(None, (min(seeds, FIRST_SEEDS), seeds - FIRST_SEEDS)):
+            size = min(trials * each, ALIKE * 2) if self._are_alike else each
+            groups = math.ceil(trials * each / size)
+            total += math.ceil(groups / self.pace.costs.workers) * self.whole(size)
+        return total
+
+    @property
+    def _are_alike(self) -> bool:
+        """Whether all trials have one shape."""
+        return not any(name in SHAPE_PARAMETERS for name in self.sweep.space)
 
     def fit(self, seconds: float) -> int:
         """How many are likely to end in so many seconds, pruned ones among them."""
@@ -197,8 +214,8 @@ def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
     left = end - (time.time() if now is None else now)
     trials = study.trials()
     speeds = Speeds(trials, noted_costs(study) or Costs())
-    # One complete trial is worth more than one more that begins.
     by_grants = study.sweep.strategy == "auto" and not study.over
+    # One complete trial is worth more than one more that begins.
     unsure = any(trial.is_frozen for trial in trials) and not any(trial.state == "complete" for trial in trials)
 
     def most(shape: Shape, done: int) -> int:

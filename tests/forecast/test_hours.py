@@ -216,6 +216,28 @@ def test_a_search_ends_in_time_however_fast_the_machine_is(
     assert all(reason.endswith(": the time was over") for reason in late)
 
 
+@pytest.mark.parametrize("slowness", [0.7, 1.0, 3.0])
+def test_the_best_are_confirmed_in_the_time_that_is_left_for_it(
+    slowness: float, storage: Storage, name: str, clock: Clock
+) -> None:
+    known = costs(4e-3, workers=1)
+    plan = plan_hours(sweep(LONG), known, 1.0)
+    assert plan.sweep.confirm
+    begun = clock.now
+    found = Simulated(storage, name, clock, plan.sweep, known, hours=1.0, reserve=plan.reserve)
+    found.run(lambda shape, members: slowness * known.epoch(shape, members))
+    study = found.study
+    seeds = [trial for trial in study.trials() if trial.confirms is not None]
+    assert clock.now <= begun + 3600
+    assert study.state == "finished"
+    assert study.summary()["trials"]["complete"] >= 1, "fresh seeds are not counted among these"
+    if slowness <= 1.0:
+        most, each = plan.sweep.confirm
+        assert len(seeds) == most * each
+        assert {seed.state for seed in seeds} == {"complete"}
+        assert study.summary()["confirmation"]
+
+
 def test_a_study_whose_time_is_over_ends_when_its_command_is_given_again(
     storage: Storage, name: str, clock: Clock
 ) -> None:
