@@ -115,7 +115,7 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be."""
     from cifar_sweep.work.submit import submit as submit_study
 
-    source, images = asked.images()
+    source, images = asked.images(sweep)
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     files, priority = place.artifacts, place.priority
     study = submit_study(place.storage, name, sweep, images, source=source, artifacts=files, priority=priority)
