@@ -28,7 +28,7 @@ def own(shape: Shape) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UsageError(
             f"model {shape.model!r}: it gave a {type(network).__name__}; accepted: a torch.nn.Module from images "
-            "[n, 3, side, side] to logits [n, classes]."
+            f"[n, 3, {shape.image_size}, {shape.image_size}] to logits [n, classes]."
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UsageError(f"model {shape.model!r}: it has no parameters to train.")

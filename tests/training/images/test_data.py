@@ -191,7 +191,7 @@ def spoil(root: Path, how: str) -> None:
 
 DAMAGES = {
     "missing": r"'.*pictures' does not exist; accepted are auto, .*synthetic, synthetic:N, an image folder",
-    "a file": "is not a folder; of files only those that end with .npz are read",
+    "a file": "is not a folder; of files only those of NumPy that end with .npz are read",
     "neither": r"has neither layout that is accepted: .*cifar-10-batches-py.*{train,test}",
     "no test": "has train/ but no test/",
     "no train": "has test/ but no train/",
