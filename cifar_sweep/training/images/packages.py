@@ -89,12 +89,13 @@ def _arrays_source(files: list[Path], path: Path, *, side: int) -> Source:
 
     def read(progress: Progress) -> Decoded:
         progress(f"reading {path.name} (once)")
+        named: dict[str, Any] = {}
         try:
-            opened = [np.load(file, allow_pickle=False) for file in files]
-            if path in files:
-                named = {name.lower(): opened[0][name] for name in opened[0].files}
-            else:
-                named = {file.stem.lower(): array for file, array in zip(files, opened, strict=True)}
+            for file in files:
+                with open(file, "rb") as opened:
+                    loaded = np.load(opened, allow_pickle=False)
+                    whole = {name.lower(): loaded[name] for name in loaded.files} if file == path else {}
+                    named |= whole or {file.stem.lower(): loaded}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"The arrays in {path} cannot be read: {one_line(error)}.") from None
         return _of_arrays(named, path, side)
@@ -197,7 +198,7 @@ def _kaggle_source(root: Path, labels: str, source: str, *, side: int) -> Source
         raise DataError(f"The labels {labels} of the data {source!r} cannot be read: {one_line(error)}.") from None
     if not (root / "train").is_dir():
         raise DataError(
-            f"The data {source!r} has {labels} but no folder train/; unpack train.7z or train.zip: 7z x train.7z"
+            f"The data {source!r} has {labels} but no folder train/; unpack it: 7z x train.7z"
         )
     passed: Passed = defaultdict(list)
     there = {image[0].removeprefix("train/"): image for image in image_files(root, "train/", passed)}
