@@ -165,9 +165,7 @@ def predict(
         raise UsageError(f"--against {against}: that is the same export; accepted: another one.")
     chosen = exports[str(export)]
     if other := next((name for name, each in exports.items() if each.image_size != chosen.image_size), None):
-        raise UsageError(
-            f"--against {other}: it takes images of another size than {export}, side by side they must agree."
-        )
+        raise UsageError(f"--against {other}: it takes images of another size than {export}; accepted: the same size.")
     pictures = [looks.read_picture(path, chosen.image_size) for path in images or []]
     if test:
         pictures += looks.some_of_test(_images_of(chosen, data, quiet=as_json), test)
@@ -259,7 +257,7 @@ def _images_of(export: "Exported", source: str | None, *, must_match: bool = Fal
         return images
     if must_match or [*images.classes] != origin.classes:
         others = [name for name in images.classes if name not in origin.classes]
-        differing = f" (such as {others[0]!r})" if others else ""
+        differing = f", such as {others[0]!r}" if others else ""
         raise UsageError(
             f"{export.folder}: trained on {origin.data} ({len(origin.classes)} classes), not on {images.name} "
             f"({len(images.classes)} classes{differing}); name its data with --data."

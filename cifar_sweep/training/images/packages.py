@@ -197,9 +197,7 @@ def _kaggle_source(root: Path, labels: str, source: str, *, side: int) -> Source
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"The labels {labels} of the data {source!r} cannot be read: {one_line(error)}.") from None
     if not (root / "train").is_dir():
-        raise DataError(
-            f"The data {source!r} has {labels} but no folder train/; unpack it: 7z x train.7z"
-        )
+        raise DataError(f"The data {source!r} has {labels} but no folder train/; unpack it: 7z x train.7z")
     passed: Passed = defaultdict(list)
     there = {image[0].removeprefix("train/"): image for image in image_files(root, "train/", passed)}
     by_stem = {name.rpartition(".")[0]: image for name, image in there.items()}

@@ -78,7 +78,9 @@ def test_other_endings_are_counted_with_examples(pictures: Path) -> None:
     endings, outside = load(str(pictures)).notes
     assert endings.startswith("passed over: 5 files with other endings (.heic 4, none 1), such as 'train/cat/0.heic', ")
     assert endings.endswith("'train/cat/2.heic'; rename them, or convert them to PNG, to use them")
-    assert outside.startswith("passed over: 2 images and folders outside of the class folders, such as 'extra', 'train/")
+    assert outside.startswith(
+        "passed over: 2 images and folders outside of the class folders, such as 'extra', 'train/"
+    )
 
 
 def test_a_class_of_other_files_is_refused_with_that_reason(pictures: Path) -> None:
@@ -114,7 +116,9 @@ def test_what_systems_leave_behind_is_no_class(pictures: Path, plain: str) -> No
     assert (data.fingerprint, data.classes) == (plain, ("cat", "dog"))
     litter, empty = data.notes
     assert litter.startswith("passed over: 10 hidden entries")
-    assert empty.startswith("passed over: 2 class folders without files, such as 'test/birds', 'train/birds'; put images")
+    assert empty.startswith(
+        "passed over: 2 class folders without files, such as 'test/birds', 'train/birds'; put images"
+    )
 
 
 def test_what_is_passed_over_is_said_afresh_and_decodes_nothing_again(

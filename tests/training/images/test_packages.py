@@ -178,7 +178,10 @@ def test_kaggles_labels_in_a_table(tmp_path: Path, named: str, ending: str) -> N
     assert data.classes == ("cat", "frog")
     assert (data.train_labels.bincount().tolist(), data.test_labels.bincount().tolist()) == ([8, 8], [2, 2])
     by_pixels = {noise(32, 32, 3, seed=number).tobytes(): number % 2 for number in range(1, 21)}
-    both = [*zip(data.train_images, data.train_labels, strict=True), *zip(data.test_images, data.test_labels, strict=True)]
+    both = [
+        *zip(data.train_images, data.train_labels, strict=True),
+        *zip(data.test_images, data.test_labels, strict=True),
+    ]
     assert {pixels.numpy().tobytes(): int(label) for pixels, label in both} == by_pixels
     assert data.notes == (
         f"{named} labels 20 images of train/: a fifth of each class is the test set",
@@ -223,7 +226,9 @@ def test_an_archive_is_answered_with_the_command_that_unpacks_it(tmp_path: Path,
 def test_tables_and_arrays_in_a_folder_are_answered(tmp_path: Path) -> None:
     (tmp_path / "hub" / "plain_text").mkdir(parents=True)
     (tmp_path / "hub" / "plain_text" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="is a table in parquet; this makes an image folder of it: pip install") as caught:
+    with pytest.raises(
+        DataError, match="is a table in parquet; this makes an image folder of it: pip install"
+    ) as caught:
         load(str(tmp_path / "hub"))
     words = shlex.split(str(caught.value).rpartition("&& ")[2])
     compile(words[2], "command", "exec")  # it can be pasted
@@ -249,7 +254,9 @@ def make_mnist(root: Path, name: str = "MNIST") -> Array:
     return images
 
 
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+)
 def test_digits_by_name_are_grey_in_three_channels(tmp_path: Path, name: str, folder: str) -> None:
     images = make_mnist(tmp_path / "data", folder)
     data = load(name, may_download=False)
