@@ -248,9 +248,7 @@ def _images_of(export: "Exported", source: str | None, *, must_match: bool = Fal
     images = None if source else find_decoded(origin.data_fingerprint)
     if images is None:
         if source is None and origin.data_source == "auto" and origin.data != "CIFAR-10":
-            raise UsageError(
-                f"{export.folder}: trained on {origin.data}, which is not known here; name it with --data."
-            )
+            raise UsageError(f"{export.folder}: trained on {origin.data}; name it with --data.")
         how: dict[str, Any] = {"side": export.image_size, "skip_damaged": True, "may_download": source is not None}
         images = load_data(source or origin.data_source, quiet=quiet, **how)
     if images.fingerprint == origin.data_fingerprint:

@@ -18,8 +18,8 @@ from cifar_sweep.errors import UsageError
 from cifar_sweep.exports.exported import Exported
 from cifar_sweep.files import replace_file
 from cifar_sweep.pages import rendered
+from cifar_sweep.pictures.decode import read_image, resized
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.images.decode import read_image, resized
 
 SHOWN = 3  # classes named per picture
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from cifar_sweep.config import TrialConfig, is_own
 from cifar_sweep.pages import rendered
-from cifar_sweep.training.images import decode
+from cifar_sweep.pictures import decode
 from cifar_sweep.training.images.data import ImageData
 
 SCRIPT = "predict.py"

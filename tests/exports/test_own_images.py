@@ -11,7 +11,7 @@ from PIL import Image
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.storage import open_existing
 from cifar_sweep.training.images import sources
-from tests.training.images.test_folder import fill, image
+from tests.pictures.test_folder import fill, image
 
 RUN = ("run", "./own.toml", "--data", "pictures", "--skip-damaged", "--threads", 1)
 SWEEP = """

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cifar_sweep.errors import DataError, DiskError
 from cifar_sweep.files import default_cache, replace_file
+from cifar_sweep.pictures.source import Decoded, Pixels, Progress
 from cifar_sweep.training.images import sources
-from cifar_sweep.training.images.source import Decoded, Pixels, Progress
 from cifar_sweep.training.images.split import split
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -13,8 +13,7 @@ import numpy as np
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import DataError, DiskError, UsageError
-from cifar_sweep.training.images import synthetic
-from cifar_sweep.training.images.folder import (
+from cifar_sweep.pictures.folder import (
     Part,
     Passed,
     files_source,
@@ -23,8 +22,9 @@ from cifar_sweep.training.images.folder import (
     reading,
     set_aside,
 )
-from cifar_sweep.training.images.packages import package_source, pixels_of
-from cifar_sweep.training.images.source import Decoded, Progress, Source, Square
+from cifar_sweep.pictures.packages import package_source, pixels_of
+from cifar_sweep.pictures.source import Decoded, Progress, Source, Square
+from cifar_sweep.training.images import synthetic
 
 SIDE = 32
 FORMAT = 1  # of what is not decoded from image files; part of every signature

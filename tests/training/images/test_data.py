@@ -329,7 +329,7 @@ def test_a_failed_download_touches_no_file_of_the_users(
 def test_a_full_disk_is_not_a_missing_network(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fail_download(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(DiskError, match="CIFAR-10 cannot be written to .*: No space left"):
+    with pytest.raises(DiskError, match=r"CIFAR-10 cannot be written to .*: No space left"):
         load(cache=cache)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cifar_sweep.errors import DataError
-from cifar_sweep.training.images import folder as folder_module
+from cifar_sweep.pictures import folder as folder_module
 from cifar_sweep.training.images.data import load
 
 
@@ -209,7 +209,7 @@ def test_a_name_in_other_bytes_than_utf_8_is_refused_before_training(pictures: P
 
 def test_names_that_differ_are_shown_with_their_ends(pictures: Path) -> None:
     (pictures / "test" / "cat").rename(pictures / "test" / "cat ")
-    with pytest.raises(DataError, match="differ in the data folder .* in 'cat', 'cat '"):
+    with pytest.raises(DataError, match=r"differ in the data folder .* in 'cat', 'cat '"):
         load(str(pictures))
 
 

@@ -10,8 +10,8 @@ from unicodedata import normalize
 import numpy as np
 
 from cifar_sweep.errors import DataError, one_line
-from cifar_sweep.training.images.folder import Part, Passed, files_source, image_files, reading, set_aside
-from cifar_sweep.training.images.source import Decoded, Labels, Pixels, Progress, Source, Square, rules
+from cifar_sweep.pictures.folder import Part, Passed, files_source, image_files, reading, set_aside
+from cifar_sweep.pictures.source import Decoded, Labels, Pixels, Progress, Source, Square, rules
 
 _LABEL_FILES = ("trainLabels.csv", "labels.csv", "train.csv")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z")
@@ -145,7 +145,7 @@ def pixels_of(images: Any, square: Square, *, where: str) -> Pixels:
     """
     from PIL import Image
 
-    from cifar_sweep.training.images.decode import as_seen
+    from cifar_sweep.pictures.decode import as_seen
 
     channels = (1, 3, 4)
     if images.ndim == 4 and images.shape[1] in channels and images.shape[3] not in channels:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import DataError
-from cifar_sweep.training.images.source import Decoded, Labels, Pixels, Progress, Source, Square, rules
+from cifar_sweep.pictures.source import Decoded, Labels, Pixels, Progress, Source, Square, rules
 
 PARTS = {
     "train": ("train", "training"),
@@ -238,7 +238,7 @@ def _check_classes(parts: Mapping[str, Part], names: Mapping[str, str], passed: 
 
 def _decode_part(root: Path, by_class: list[list[File]], square: Square, damaged: list[str]) -> tuple[Pixels, Labels]:
     """Decode one image after the other: for images this small two threads were slower (docs/LOG.md, 2026-11-22)."""
-    from cifar_sweep.training.images.decode import read_image
+    from cifar_sweep.pictures.decode import read_image
 
     total = sum(map(len, by_class))
     pixels, labels = np.empty((total, square.side, square.side, 3), np.uint8), np.empty(total, np.int64)

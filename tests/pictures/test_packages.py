@@ -107,7 +107,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, An
 def test_a_file_of_arrays_that_is_damaged(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays())
     (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:5000])
-    with pytest.raises(DataError, match="The arrays in .* cannot be read: BadZipFile"):
+    with pytest.raises(DataError, match=r"The arrays in .* cannot be read: BadZipFile"):
         load(str(tmp_path / "x.npz"))
 
 
@@ -150,7 +150,7 @@ def test_files_of_the_right_names_with_other_content_are_never_unpickled(tmp_pat
         (there / name).write_bytes(pickle.dumps(Trap()))
     for name in ("batches.meta", "train", "test", "meta"):
         (there / name).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(DataError, match="theirs is not the published content .* as an image folder"):
+    with pytest.raises(DataError, match=r"theirs is not the published content .* as an image folder"):
         load(str(tmp_path))
     assert not (tmp_path / "sprung").exists()
 
@@ -185,7 +185,8 @@ def test_kaggles_labels_in_a_table(tmp_path: Path, named: str, ending: str) -> N
     assert {pixels.numpy().tobytes(): int(label) for pixels, label in both} == by_pixels
     assert data.notes == (
         f"{named} labels 20 images of train/: a fifth of each class is the test set",
-        "passed over: 2 images without a label, such as 'train/more.png', 'test/1.png'; add them to the CSV file to use them",
+        "passed over: 2 images without a label, such as 'train/more.png', 'test/1.png'; add them to the CSV file to "
+        "use them",
         "passed over: 1 labels whose image is not there, such as '99'; bring back the images",
     )
 
@@ -193,7 +194,7 @@ def test_kaggles_labels_in_a_table(tmp_path: Path, named: str, ending: str) -> N
 def test_kaggles_images_that_are_still_packed(tmp_path: Path) -> None:
     root = kaggle(tmp_path / "kaggle")
     shutil.rmtree(root / "train")
-    with pytest.raises(DataError, match="has trainLabels.csv but no folder train/; unpack it: 7z x train.7z"):
+    with pytest.raises(DataError, match=r"has trainLabels.csv but no folder train/; unpack it: 7z x train.7z"):
         load(str(root))
 
 

@@ -85,7 +85,7 @@ class Square:
 
     def pixels(self, image: "Image") -> Pixels:
         """An image in RGB as uint8 [side, side, 3]."""
-        from cifar_sweep.training.images.decode import resized
+        from cifar_sweep.pictures.decode import resized
 
         self.sizes[image.size] += 1
         return np.asarray(resized(image, self.side))
