@@ -82,6 +82,7 @@ def run_sweep(
     threads: int = 0,
     device: str = "auto",
     max_hours: float | None = None,
+    skip_damaged: bool = False,
     storage: str | None = None,
     artifacts: str | Path | None = None,
     progress: bool = True,
@@ -93,12 +94,13 @@ def run_sweep(
     Args:
         sweep: what `load_sweep` gives or takes.
         study: name of the study; the sweep's if not given.
-        data: auto (CIFAR-10 in data/, else downloaded), a folder, or synthetic:N; CIFAR_SWEEP_DATA if not given.
+        data: as `images.data.load` takes it: auto, a name, a folder, synthetic:N; CIFAR_SWEEP_DATA if not given.
         workers: processes that train; 0 takes what is measured to be fastest, as for `group`.
         group: trials of one shape that each worker trains at once.
         threads: CPU threads of each worker; 0 shares the cores out.
         device: auto, cpu, cuda or cuda:N.
         max_hours: stop after so long.
+        skip_damaged: leave out images that cannot be read; the study notes them.
         storage: sqlite:///FILE or postgresql://USER@HOST/DATABASE; CIFAR_SWEEP_STORAGE, or studies.db, if not given.
         artifacts: where checkpoints and weights go; where the study has them if not given, artifacts/ at first.
         progress: whether to show how far it is.
@@ -108,7 +110,10 @@ def run_sweep(
     source = str(data or os.environ.get("CIFAR_SWEEP_DATA", "auto"))
     storage = storage or os.environ.get("CIFAR_SWEEP_STORAGE", DEFAULT_STORAGE)
     console = Console(quiet=not progress)
-    loaded = images.load(source, on_progress=console.print if progress else None)
+    say = console.print if progress else None
+    loaded = images.load(source, on_progress=say, side=chosen.image_size, skip_damaged=skip_damaged)
+    for note in loaded.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     folder = str(artifacts) if artifacts is not None else None
     made = submit(storage, study or chosen.name, chosen, loaded, source=source, artifacts=folder)
     many = made.data.get("train_images", TRAIN_IMAGES)
@@ -217,7 +222,7 @@ class Trial:
     def network(self) -> nn.Module:
         """The network with its best weights, on the CPU in evaluation mode.
 
-        From images [n, 3, 32, 32] in [0, 1], normalised where its config says so, to logits [n, classes]. Raises
+        From images [n, 3, side, side] in [0, 1], normalised where its config says so, to logits [n, classes]. Raises
         StudyError where its weights were not kept, or the file is damaged.
         """
         network = build(self.config.shape, seed=0)
@@ -231,7 +236,12 @@ class Trial:
         StudyError where the weights were not kept, or these are other images.
         """
         network = trained.trained_trial(self._study, self._trial, self._artifacts)
-        loaded = images.load(str(data or self._study.data["source"]))
+        loaded = images.load(
+            str(data or self._study.data["source"]),
+            side=self._study.sweep.image_size,
+            skip_damaged=True,
+            may_download=data is not None,
+        )
         self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
         on = resolve_device(device)
         prepare_process(on, threads=network.provenance.threads)

@@ -54,6 +54,8 @@ class Parameter:
             return self.kind is bool and isinstance(value, bool)
         if not isinstance(value, (int, float)) or not self.low <= value < math.inf:
             return False
+        if self.choices and value not in self.choices:
+            return False
         # The range first: an integer beyond the largest float has no float to convert to.
         too_high = self.high is not None and (value >= self.high if self.high_is_open else value > self.high)
         return not too_high and (self.kind is float or value == int(value))
@@ -80,6 +82,7 @@ PARAMETERS: dict[str, Parameter] = {
     "epochs": Parameter(int, 30, low=1, high=100_000),  # passes over the training images
     "train_images": Parameter(int, 0, low=0),  # training images used, class by class alike; 0 is all
     "validation_images": Parameter(int, 0, low=0),  # likewise; the same for all trials
+    "image_size": Parameter(int, 32, choices=(28, 32, 48, 64, 96)),  # pixels of a side; the same for all trials
     "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16")),  # arithmetic of the forward pass
     "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000),
     "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True),  # of sgd and rmsprop
@@ -157,6 +160,7 @@ class Shape:
     data_seed: int
     precision: str
     validation_images: int = 0
+    image_size: int = 32
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ class TrialConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Rebuild a config from `to_dict`'s result; UsageError if a value is missing, unknown, or out of range."""
         known = [field.name for part in (Shape, Knobs) for field in fields(part)]
-        values = {"validation_images": 0} | dict(values)  # what was stored before there was a choice
+        values = {"validation_images": 0, "image_size": 32} | dict(values)  # what was stored before there was a choice
         if unknown := [name for name in values if name not in known]:
             raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], known)}.")
         if missing := [name for name in known if name not in values]:
@@ -217,12 +221,19 @@ class TrialConfig:
         for name, value in values.items():
             if name in PARAMETERS and not (name == "hidden_units" and value == 0):
                 check_parameter(name, value, where="trial config")
+        check_image_size(str(values["model"]), values["image_size"], where="trial config")
         shape, knobs = ({field.name: values[field.name] for field in fields(part)} for part in (Shape, Knobs))
         return cls(Shape(**shape), Knobs(**knobs))
 
     def to_dict(self) -> dict[str, Value]:
         """All values, flat, as plain data."""
         return asdict(self.shape) | asdict(self.knobs)
+
+
+def check_image_size(model: str, size: Value, *, where: str) -> None:
+    """Raise UsageError where a model has nothing left of images so small."""
+    if model in VGG_MODELS and size < 32:  # type: ignore[operator]
+        raise UsageError(f"{where}: {model} halves images five times; accepted: image_size = 32, 48, 64 or 96.")
 
 
 def derive_seed(*path: int | str) -> int:

@@ -141,6 +141,8 @@ BAD_VALUES = [
     ("train_images", -1, "a whole number of at least 0"),
     ("train_images", float("inf"), "a whole number of at least 0"),
     ("validation_images", -1, "a whole number of at least 0"),
+    ("image_size", 40, "one of 28, 32, 48, 64, 96"),
+    ("image_size", "32", "one of 28, 32, 48, 64, 96"),
     ("learning_rate", 0, "a number from 1e-12 to 1000"),
     ("learning_rate", 1001, "a number from 1e-12 to 1000"),
     ("learning_rate", 10**400, "a number from 1e-12 to 1000"),

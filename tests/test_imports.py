@@ -27,10 +27,11 @@ ALLOWED = {
     "search": {"sweep", "config"},
     "study": {"search", "sweep", "artifacts", "curve", "words", "config", "errors"},
     "replay": {"study", "search", "sweep", "curve", "config", "errors"},
-    "training": {"curve", "config", "files", "errors"},
+    "pictures": {"config", "errors"},
+    "training": {"pictures", "curve", "config", "files", "errors"},
     "forecast": {"study", "search", "sweep", "config", "errors"},
     "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
-    "exports": {"study", "artifacts", "curve", "training", "config", "files", "pages", "version", "errors"},
+    "exports": {"study", "artifacts", "curve", "training", "pictures", "config", "files", "pages", "version", "errors"},
     "work": {
         "machine", "forecast", "exports", "study", "search", "sweep", "artifacts", "training", "curve", "config",
         "files", "version", "errors",
@@ -58,7 +59,7 @@ ALLOWED = {
 FORBIDDEN = {
     "training": {"optuna", "sqlalchemy", "sqlite3", "tomllib", "pydantic"},
     "search": {"optuna", "sqlalchemy", "sqlite3", "tomllib"},
-} | {room: {"torch", "torchvision"} for room in ("sweep", "study", "forecast", "figures", "dashboard")}
+} | {room: {"torch", "torchvision"} for room in ("sweep", "study", "pictures", "forecast", "figures", "dashboard")}
 # How Optuna keeps a trial. Other rooms read `study.record.TrialRecord`.
 STORED = re.compile(r"\b(user_attrs|system_attrs|FrozenTrial|TrialState)\b")
 

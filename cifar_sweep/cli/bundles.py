@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.options import Address, Data, Device, SameData, Threads, say, settings_of, without_password
+from cifar_sweep.cli.options import (
+    SKIP_DAMAGED,
+    Address,
+    Data,
+    Device,
+    SameData,
+    Threads,
+    say,
+    settings_of,
+    without_password,
+)
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
@@ -75,6 +85,7 @@ class SweepOptions:
     epochs: Annotated[int | None, Option(min=1, help="Epochs of each trial.")] = None
     train_images: Annotated[int | None, Option(min=1, help="Train on so many of the training images.")] = None
     data: Data = "auto"
+    skip_damaged: Annotated[bool, Option("--skip-damaged", help=SKIP_DAMAGED)] = False
     seed: Annotated[int | None, Option(min=0, help="Seed of the whole sweep.")] = None
     settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=SETTINGS)] = None
     only: Annotated[str | None, Option(help="Of a sweep of given runs these, as in B-009,C-1.")] = None
@@ -89,8 +100,11 @@ class SweepOptions:
         labels = [label.strip() for label in self.only.split(",")] if self.only is not None else []
         return load(find(self.sweep), changes=changes, preview=self.preview, only=labels)
 
-    def images(self, *, quiet: bool = False) -> "tuple[str, ImageData]":
-        """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead."""
+    def images(self, sweep: "Sweep", *, quiet: bool = False) -> "tuple[str, ImageData]":
+        """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead.
+
+        Says what was passed over, resized or set aside.
+        """
         from cifar_sweep.training.images.data import find_on_disk
 
         source = self.data
@@ -98,7 +112,10 @@ class SweepOptions:
             source = PREVIEW_IMAGES
             if not quiet:
                 say("CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours).")
-        return source, load_data(source, quiet=quiet)
+        images = load_data(source, quiet=quiet, side=sweep.image_size, skip_damaged=self.skip_damaged)
+        for line in [images.counted, *images.notes] if images.notes and not quiet else []:
+            say(line)
+        return source, images
 
 
 @dataclass(frozen=True)
@@ -197,13 +214,14 @@ class ImageOptions(FileOptions):
 
     def images_of(self, study: "SweepStudy", *, quiet: bool = False) -> "ImageData":
         """The images that the study was run on. Raises StudyError where `data` names others."""
-        images = load_data(self.data or study.data["source"], quiet=quiet)
+        how: dict[str, Any] = {"side": study.sweep.image_size, "skip_damaged": True}
+        images = load_data(self.data or study.data["source"], quiet=quiet, may_download=self.data is not None, **how)
         study.check_data(name=images.name, fingerprint=images.fingerprint)
         return images
 
 
-def load_data(source: str, *, quiet: bool = False) -> "ImageData":
-    """The images of this source."""
+def load_data(source: str, *, quiet: bool = False, **how: Any) -> "ImageData":
+    """The images of this source, loaded as `images.data.load` does."""
     from cifar_sweep.training.images import data
 
-    return data.load(source, on_progress=None if quiet else say)
+    return data.load(source, on_progress=None if quiet else say, **how)

@@ -7,7 +7,7 @@ import typer
 from typer import Option
 
 from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
-from cifar_sweep.cli.options import Data, Device, echo_json, say, say_of, terminal
+from cifar_sweep.cli.options import SKIP_DAMAGED, Data, Device, echo_json, say, say_of, terminal
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,16 +25,15 @@ def plan(
     from cifar_sweep.machine.outlook import look_ahead
     from cifar_sweep.machine.rehearsal import rehearse
     from cifar_sweep.training.device import resolve_device, resolve_precision
-    from cifar_sweep.training.images.split import split
     from cifar_sweep.work.submit import check_submission
 
     device = workers.device
     where = resolve_device(device)
     chosen = asked.load()
     started = time.perf_counter() - begun  # with the libraries, as a run loads them
-    source, images = asked.images(quiet=as_json)
+    source, images = asked.images(chosen, quiet=as_json)
     check_submission(chosen.name, chosen, images)
-    many = len(split(images.train_labels)[0])
+    many = len(images.divide()[0])
     made = workers.choose([chosen], train_images=many, always=True, say=(lambda _: None) if as_json else say)
     precision, _ = resolve_precision(where)
     pace = rehearse(
@@ -122,13 +121,20 @@ def bench(
     say(f"{on}; {images.name}; {turned}; torch {known['torch']}; validation in none")
 
 
-def doctor(data: Data = "auto", *, place: FileOptions) -> None:
+def doctor(
+    data: Data = "auto",
+    skip_damaged: Annotated[bool, Option("--skip-damaged", help=SKIP_DAMAGED)] = False,
+    *,
+    place: FileOptions,
+) -> None:
     """Check Python, torch, the device, bf16, the data, the storage and the disk."""
     from rich.table import Table
 
     from cifar_sweep.terminal.doctor import examine
 
-    findings = examine(storage=place.storage, data=data, artifacts=place.artifacts or "artifacts")
+    findings = examine(
+        storage=place.storage, data=data, skip_damaged=skip_damaged, artifacts=place.artifacts or "artifacts"
+    )
     view = Table.grid(padding=(0, 2))
     for subject, well, found in findings:
         view.add_row("ok" if well else "FAULT", subject, found)

@@ -156,16 +156,19 @@ def predict(
     data: SameData = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what pictures show. Each is resized as a whole to 32x32."""
+    """Say what pictures show. Each is resized as a whole to the size of the training's."""
     from cifar_sweep.exports import pictures as looks
     from cifar_sweep.exports.exported import read
 
     exports = {str(path): read(path) for path in (export, against) if path is not None}
     if against is not None and len(exports) == 1:
         raise UsageError(f"--against {against}: that is the same export; accepted: another one.")
-    pictures = [looks.read_picture(path) for path in images or []]
+    chosen = exports[str(export)]
+    if other := next((name for name, each in exports.items() if each.image_size != chosen.image_size), None):
+        raise UsageError(f"--against {other}: it takes images of another size than {export}; accepted: the same size.")
+    pictures = [looks.read_picture(path, chosen.image_size) for path in images or []]
     if test:
-        pictures += looks.some_of_test(_images_of(exports[str(export)], data, quiet=as_json), test)
+        pictures += looks.some_of_test(_images_of(chosen, data, quiet=as_json), test)
     if not pictures:
         raise UsageError("predict: give image files, or --test N for images of the test set.")
     said = looks.predictions(exports, pictures)
@@ -234,18 +237,28 @@ def model(
 
 
 def _images_of(export: "Exported", source: str | None, *, must_match: bool = False, quiet: bool = False) -> "ImageData":
-    """The images that an export was trained on, from `source` or from where its kind is found.
+    """The images that an export was trained on: from `source`, else those that the cache has, or from where they were.
 
-    Other images of as many classes are only remarked on, unless they `must_match`; not even that where `quiet`.
+    Other images of the same classes are only remarked on, unless they `must_match`; not even that where `quiet`.
+    Nothing is downloaded unless `source` says what.
     """
+    from cifar_sweep.training.images.data import find_decoded
+
     origin = export.origin
-    images = load_data(source or origin.data_source, quiet=quiet)
+    images = None if source else find_decoded(origin.data_fingerprint)
+    if images is None:
+        if source is None and origin.data_source == "auto" and origin.data != "CIFAR-10":
+            raise UsageError(f"{export.folder}: trained on {origin.data}; name it with --data.")
+        how: dict[str, Any] = {"side": export.image_size, "skip_damaged": True, "may_download": source is not None}
+        images = load_data(source or origin.data_source, quiet=quiet, **how)
     if images.fingerprint == origin.data_fingerprint:
         return images
-    if must_match or len(images.classes) != len(origin.classes):
+    if must_match or [*images.classes] != origin.classes:
+        others = [name for name in images.classes if name not in origin.classes]
+        differing = f", such as {others[0]!r}" if others else ""
         raise UsageError(
             f"{export.folder}: trained on {origin.data} ({len(origin.classes)} classes), not on {images.name} "
-            f"({len(images.classes)} classes); name its data with --data."
+            f"({len(images.classes)} classes{differing}); name its data with --data."
         )
     if not quiet:
         say(f"note: the export was trained on {origin.data}, this is {images.name}: numbers will differ.")

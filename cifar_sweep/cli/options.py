@@ -31,8 +31,9 @@ def without_password(context: typer.Context, parameter: typer.CallbackParam, add
     return address
 
 
-DATA = """auto (CIFAR-10 in data/, else downloaded), a folder (torchvision's, or {train,test}/CLASS/*), synthetic, or
-synthetic:N for N training images."""
+DATA = """auto (CIFAR-10 in data/, else downloaded); cifar100, mnist, fashion_mnist, kmnist, svhn, stl10 or eurosat
+likewise; a folder ({train,test}/CLASS/* or CIFAR's); arrays (.npz); synthetic, or synthetic:N for N training images."""
+SKIP_DAMAGED = "Leave out images that cannot be read; the study notes them."
 Data = Annotated[str, Option(envvar="CIFAR_SWEEP_DATA", help=DATA)]
 Address = Annotated[str, Option("--storage", envvar="CIFAR_SWEEP_STORAGE", callback=without_password, help=DATABASE)]
 SAME_DATA = "As in `run`; the same data if not given."

@@ -131,7 +131,7 @@ def _submit(
     from cifar_sweep.work.submit import submit_in_hours
 
     sweep = place.confirmed(sweep)
-    source, images = asked.images()
+    source, images = asked.images(sweep)
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     more: dict[str, Any] = {"source": source, "artifacts": place.artifacts, "priority": place.priority}
     more |= {"earlier": place.earlier_study(), "say": say}

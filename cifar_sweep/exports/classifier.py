@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         self.eval()
 
     def by_member(self, images: Tensor) -> Tensor:
-        """Probabilities [members, n, classes] of images [n, 3, 32, 32] in [0, 1]."""
+        """Probabilities [members, n, classes] of images [n, 3, side, side] in [0, 1]."""
         probabilities = []
         for config, network in zip(self.configs, self.members, strict=True):
             output = network((images - self.mean) / self.std if config.shape.normalize else images)

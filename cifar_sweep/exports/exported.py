@@ -70,6 +70,11 @@ class Exported:
         return self.members[0].origin
 
     @property
+    def image_size(self) -> int:
+        """The pixels of a side of the images that it takes."""
+        return self.members[0].config.shape.image_size
+
+    @property
     def shortened(self) -> str:
         """In what the members' trainings were shortened, as in "3 of 30 epochs"; empty where none was."""
         return "; ".join(sorted({member.origin.shortened for member in self.members} - {""}))

@@ -31,8 +31,8 @@ INSTALL = "`pip install 'cifar-sweep[onnx]'`"
 CHECKED = 100  # test images for which the file must give the network's probabilities
 TOLERANCE = 1e-4  # of a probability: the last digit that predict.py prints
 ABOUT = (
-    "Float32 images [n, 3, 32, 32], RGB from 0 to 1, to probabilities [n, classes]; the names of the classes and where "
-    "the network comes from are in the metadata."
+    "Float32 images [n, 3, {side}, {side}], RGB from 0 to 1, to probabilities [n, classes]; the names of the classes "
+    "and where the network comes from are in the metadata."
 )
 
 
@@ -76,11 +76,12 @@ def add(folder: Path, data: ImageData) -> dict[str, Any]:
 
 def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
     """A classifier on the CPU as an ONNX file, with its weights inside. Raises OnnxError where ONNX cannot say it."""
+    side = classifier.configs[0].shape.image_size
     with _silence():
         try:
             program = torch.onnx.export(
                 classifier,
-                (torch.zeros(2, 3, 32, 32),),
+                (torch.zeros(2, 3, side, side),),
                 input_names=["images"],
                 output_names=["probabilities"],
                 dynamic_shapes=({0: "n"},),
@@ -97,7 +98,7 @@ def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
     _forget_the_source(model)
     model.producer_name = "cifar-sweep"
     model.producer_version = __version__
-    model.doc_string = ABOUT
+    model.doc_string = ABOUT.format(side=side)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString())
@@ -136,13 +137,13 @@ def _metadata(export: Exported, metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def some_images(data: ImageData) -> Tensor:
-    """A hundred images from all over the test set, or all where it has fewer: [n, 3, 32, 32] in [0, 1]."""
+    """A hundred images from all over the test set, or all where it has fewer: [n, 3, side, side] in [0, 1]."""
     step = max(1, len(data.test_images) // CHECKED)
     return data.test_images[::step][:CHECKED].permute(0, 3, 1, 2).float() / 255
 
 
 def largest_difference(model: bytes, classifier: Classifier, images: Tensor) -> float:
-    """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, 32, 32] in [0, 1]."""
+    """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, h, w] in [0, 1]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

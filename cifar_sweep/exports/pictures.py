@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -18,9 +18,9 @@ from cifar_sweep.errors import UsageError
 from cifar_sweep.exports.exported import Exported
 from cifar_sweep.files import replace_file
 from cifar_sweep.pages import rendered
+from cifar_sweep.pictures.decode import read_image, resized
 from cifar_sweep.training.images.data import ImageData
 
-SIDE = 32
 SHOWN = 3  # classes named per picture
 
 
@@ -29,14 +29,14 @@ class Picture:
     """A picture, a file or one of the test set, as the networks see it."""
 
     name: str
-    pixels: Tensor  # uint8 [32, 32, 3]
-    size: tuple[int, int]  # width and height before the picture was resized
+    pixels: Tensor  # uint8 [side, side, 3]
+    size: Sequence[int]  # width and height before the picture was resized
     right: str | None = None  # the class that it shows; None where that is not known
 
     @property
     def resized(self) -> bool:
         """Whether the picture had another size."""
-        return self.size != (SIDE, SIDE)
+        return self.size != (self.pixels.shape[1], self.pixels.shape[0])
 
 
 def data_uri(pixels: Tensor) -> str:
@@ -46,20 +46,16 @@ def data_uri(pixels: Tensor) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def read_picture(path: Path) -> Picture:
-    """An image file in RGB, turned as its EXIF says, the whole picture resized to 32x32. Raises UsageError."""
+def read_picture(path: Path, side: int) -> Picture:
+    """An image file as training reads it, the whole picture resized. Raises UsageError."""
     try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
+        image = read_image(path)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such image file.") from None
-    except UnidentifiedImageError:
-        raise UsageError(f"{path}: not an image; accepted: JPEG, PNG, WebP and what else Pillow reads.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: the image cannot be read: {error}.") from None
-    small = upright if upright.size == (SIDE, SIDE) else upright.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3)
-    return Picture(str(path), pixels, upright.size)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: the image cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    pixels = torch.frombuffer(bytearray(resized(image, side).tobytes()), dtype=torch.uint8).view(side, side, 3)
+    return Picture(str(path), pixels, image.size)
 
 
 def some_of_test(data: ImageData, count: int) -> list[Picture]:
@@ -68,10 +64,8 @@ def some_of_test(data: ImageData, count: int) -> list[Picture]:
     if count > available:
         raise UsageError(f"--test {count}: {data.name} has {available:,} test images.")
     order = torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count]
-    return [
-        Picture(f"test image {k}", data.test_images[k].clone(), (SIDE, SIDE), data.classes[int(data.test_labels[k])])
-        for k in order.tolist()
-    ]
+    names, (_, *size, _) = [data.classes[label] for label in data.test_labels.tolist()], data.test_images.shape
+    return [Picture(f"test image {k}", data.test_images[k].clone(), size, names[k]) for k in order.tolist()]
 
 
 @dataclass(frozen=True)

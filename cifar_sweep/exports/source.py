@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from inspect import signature
+from inspect import getsource, signature
 from pprint import pformat
 
 from torch import nn
 
 from cifar_sweep.config import TrialConfig, is_own
 from cifar_sweep.pages import rendered
+from cifar_sweep.pictures import decode
 from cifar_sweep.training.images.data import ImageData
 
 SCRIPT = "predict.py"
@@ -66,9 +67,11 @@ def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, dat
         "exports",
         "predict.py.jinja",
         own_modules=sorted({own_module(config) for config in configs if is_own(config.shape.model)}),
+        decoder=getsource(decode).partition("\n")[2].strip(),  # without its docstring
         classes=pformat(list(data.classes), width=LINE_WIDTH, compact=True),
         mean=list(data.channel_mean),
         std=[value or 1.0 for value in data.channel_std],  # as `Batches` does with a constant channel
+        side=configs[0].shape.image_size,
         shapes=[config.shape for config in configs],
         networks=[network_source(config, network) for config, network in zip(configs, networks, strict=True)],
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Provenance:
     shortened: str = ""  # in what a given point was shortened, in words; else empty
     best_epoch: int  # the epoch that the weights are of, from 1
     validation_accuracy: float  # of that epoch, as a fraction
-    data_source: str  # where the images are found: synthetic ones by their name, any others by ``auto``
+    data_source: str  # where the images are found: by name; those of a folder by ``auto``
     device: str
     threads: int
     group_sizes: tuple[int, ...] = ()  # how many trials were trained together, epoch by epoch
@@ -130,7 +131,7 @@ def provenance_of(study: SweepStudy, trial: TrialRecord) -> Provenance:
         label=trial.label,
         shortened=trial.shortened,
         # An export is handed on: a folder of its maker's is of no use to others, and none of their business.
-        data_source=source if source.startswith("synthetic") else "auto",
+        data_source="auto" if Path(source).is_absolute() else source,
         device=environment.device,
         threads=environment.threads,
         commit=environment.commit or "",

@@ -2,7 +2,8 @@
 
 A network here is a model, and for the small ones batch norm, which makes a step up to 1.6 times as long: ``cnn3`` and
 ``cnn3+batch_norm``. In ``cnn1`` and the VGGs batch norm is 5 %. One of a user's own has the hash of its file with it,
-``my_module:build@0123456789abcdef``: what was timed of another file is not its time.
+``my_module:build@0123456789abcdef``: what was timed of another file is not its time. Of images that are not 32x32 the
+size comes last: ``cnn3 64px``.
 """
 
 from collections.abc import Mapping
@@ -62,17 +63,19 @@ ONE_AT_A_TIME = Groups(1)
 
 def network_of(shape: Shape) -> str:
     """The name of the network whose time stands for this shape's."""
+    size = "" if shape.image_size == 32 else f" {shape.image_size}px"
     if is_own(shape.model):
         from cifar_sweep.training.models.own import fingerprint  # loads torch
 
-        return f"{shape.model}{_FILE}{fingerprint(shape.model)}"
-    return shape.model + (_BATCH_NORM if shape.batch_norm and shape.model in _SMALL_MODELS else "")
+        return f"{shape.model}{_FILE}{fingerprint(shape.model)}{size}"
+    return shape.model + (_BATCH_NORM if shape.batch_norm and shape.model in _SMALL_MODELS else "") + size
 
 
 def config_of(network: str, *, precision: str = "fp32") -> TrialConfig:
     """The config of a trial that is timed for this network."""
+    network, _, size = network.partition(" ")
     model = network.removesuffix(_BATCH_NORM).partition(_FILE)[0]
-    params: dict[str, Value] = {"model": model}
+    params: dict[str, Value] = {"model": model, "image_size": int(size.removesuffix("px") or 32)}
     if model in _SMALL_MODELS:
         params["batch_norm"] = network != model
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
@@ -80,6 +83,7 @@ def config_of(network: str, *, precision: str = "fp32") -> TrialConfig:
 
 def stand_in(network: str) -> tuple[str, float]:
     """The network that is timed for this one, and how many times as long this one takes: deeper VGGs are not timed."""
-    if network not in VGG_MACS:
+    name, space, size = network.partition(" ")
+    if name not in VGG_MACS:
         return network, 1.0
-    return "vgg11", VGG_MACS[network] / VGG_MACS["vgg11"]
+    return f"vgg11{space}{size}", VGG_MACS[name] / VGG_MACS["vgg11"]

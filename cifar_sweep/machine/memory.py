@@ -28,7 +28,7 @@ def member_bytes(shape: Shape) -> int:
 @cache
 def _sizes(shape: Shape) -> tuple[int, int]:
     """How many parameters a network has, and how many numbers its layers give for an image."""
-    rows = summarize(build(shape, seed=0))
+    rows = summarize(build(shape, seed=0), side=shape.image_size)
     return sum(row.parameters for row in rows), sum(math.prod(row.output_shape) for row in rows)
 
 

@@ -60,7 +60,7 @@ def rehearse(
     with tempfile.TemporaryDirectory(prefix="cifar-sweep-") as folder, process_pool(len(places)) as pool:
         begun = time.perf_counter()
         call = {"source": source, "folder": folder, "threads": plan.split.threads}
-        first = [_config(FIRST, precision=precision, classes=classes)]
+        first = [_config(FIRST | {"image_size": sweep.image_size}, precision=precision, classes=classes)]
         pool.together(group_seconds, *(call | {"device": place, "configs": first} for place in places))
         ready = time.perf_counter()
         for configs in _groups(sweep, plan, precision=precision, classes=classes):
@@ -122,7 +122,7 @@ def group_seconds(
 ) -> GroupSeconds:
     """Time a group's second epoch on the images of `source`, and a checkpoint in `folder`. Sets the threads."""
     prepare_process(device, threads=threads)
-    loaded = images.load(source)
+    loaded = images.load(source, side=configs[0].shape.image_size, skip_damaged=True)
     start = time.perf_counter()
     run = Run(configs, loaded, device=device)
     run.epoch()

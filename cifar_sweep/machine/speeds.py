@@ -125,7 +125,7 @@ def rough_costs(sweep: Sweep, *, cache: Path | None = None) -> tuple[Costs, floa
     """About what a sweep costs, without timing anything, and the wall seconds if nothing is pruned.
 
     By the fastest split that was timed on this machine before, or by typical speeds on two cores. None where the sweep
-    trains a network of a user's own.
+    trains a network of a user's own, or of images of another size than 32x32, and it was not timed.
     """
     expected = expected_shapes(sweep, precision="fp32")
     if any(is_own(shape.model) for _, shape in expected):
@@ -136,8 +136,11 @@ def rough_costs(sweep: Sweep, *, cache: Path | None = None) -> tuple[Costs, floa
         split = re.search(r", (\d+) x (\d+) threads, ", key)
         if split and all(stand_in(network)[0] in entry for network in networks):
             found[Split(int(split[1]), int(split[2]))] = speeds_of(networks, entry)
+    usual = typical(networks)
+    if not found and usual is not None:
+        found = {Split(2, 1): usual}
     costs = [
         costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds, TRAIN_IMAGES)
-        for split, speeds in (found or {Split(2, 1): speeds_of(networks, TYPICAL)}).items()
+        for split, speeds in found.items()
     ]
-    return min(((each, unpruned_seconds(sweep, each)) for each in costs), key=lambda pair: pair[1])
+    return min(((each, unpruned_seconds(sweep, each)) for each in costs), key=lambda pair: pair[1], default=None)

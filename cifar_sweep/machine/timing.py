@@ -29,11 +29,12 @@ def step_seconds(
 ) -> float:
     """The least time of a training step of a group, on random images, after one to warm up. Sets the threads."""
     prepare_process(device, threads=threads)
-    run = Run([config_of(network, precision=precision)] * members, None, device=device)
+    config = config_of(network, precision=precision)
+    run, side = Run([config] * members, None, device=device), config.shape.image_size
     run.start_epoch(1)
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    images = torch.rand(batch, 3, 32, 32, generator=generator).to(device, dtype)
+    images = torch.rand(batch, 3, side, side, generator=generator).to(device, dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     run.step(images, labels)

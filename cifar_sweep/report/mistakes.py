@@ -19,7 +19,6 @@ from cifar_sweep.report.facts import ImageFindings, Mistake
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.images.split import split
 
 MISTAKES = 24  # fills rows of 3, 4, 6 or 8
 MISTAKES_OF_A_PAIR = 3  # otherwise two classes that look alike fill the page
@@ -49,7 +48,7 @@ def look_at_images(
     except CifarSweepError as error:
         return ImageFindings(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
     images = trained.config.shape.validation_images
-    _, validation_index = split(data.train_labels, validation_images=images)
+    _, validation_index = data.divide(validation_images=images)
     findings = ImageFindings(
         validation_images=len(validation_index),
         test_images=len(data.test_labels),
@@ -67,7 +66,7 @@ def look_at_images(
 
 
 def certain_mistakes(found: Predictions, images: torch.Tensor, *, classes: tuple[str, ...]) -> list[Mistake]:
-    """The mistakes that the network was surest of in uint8 images [n, 32, 32, 3], few of each pair of classes."""
+    """The mistakes that the network was surest of in uint8 images [n, side, side, 3], few of each pair of classes."""
     probability, taken = found.mean.max(dim=1)
     wrong = (taken != found.labels).nonzero().flatten()
     order = wrong[probability[wrong].argsort(descending=True, stable=True)]

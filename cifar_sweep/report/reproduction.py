@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import tomli_w
 
@@ -47,7 +48,7 @@ def _run_command(study: SweepStudy) -> tuple[str, str]:
     source = str(study.data.get("source", "auto"))
     if source != "auto":
         # A folder of its maker's is of no use to others, and none of their business.
-        words += ["--data", source if source.startswith("synthetic") else "FOLDER"]
+        words += ["--data", "FOLDER" if Path(source).is_absolute() else source]
     return shlex.join(words), "" if named else f"{sweep.name}.toml"
 
 
@@ -75,6 +76,7 @@ def _facts(study: SweepStudy, best: TrialRecord | None) -> dict[str, str]:
         seeds += f", best trial {settings['seed']}, order of its batches {settings['data_seed']}"
     known = {
         "data": f"{study.data['name']}, fingerprint {study.data['fingerprint']}",
+        "images": str(study.data.get("notes", "")),
         "seeds": seeds,
         "commit": _distinct(each.commit or "an installed package" for each in environments),
         "versions": _distinct(f"{name} {version}" for each in environments for name, version in each.versions.items()),

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cifar_sweep.config import PARAMETERS, check_parameter, traits
+from cifar_sweep.config import PARAMETERS, check_image_size, check_parameter, traits
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.sweep.sweep import (
     Choices,
@@ -89,9 +89,12 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
         check_parameter(name, value, where=f"{where}: [fixed]")
         if name in sweep.space:
             raise UsageError(f"{where}: {name} stands in [fixed] and in [space]; it belongs in one of them.")
-    if "validation_images" in sweep.space or any("validation_images" in point.params() for point in sweep.enqueue):
-        same = "validation_images is to be the same for all trials, which are compared by them"
-        raise UsageError(f"{where}: {same}; accepted: in [fixed] and [preview].")
+    for name, accepted in (("validation_images", "[fixed] and [preview]"), ("image_size", "[fixed]")):
+        if name in sweep.space or any(name in point.params() for point in sweep.enqueue):
+            same = f"{name} is to be the same for all trials, which are compared by their images"
+            raise UsageError(f"{where}: {same}; accepted: in {accepted}.")
+    for model in values_of(sweep, "model"):
+        check_image_size(str(model), sweep.image_size, where=where)
     for name, domain in sweep.space.items():
         for value in domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]:
             check_parameter(name, value, where=f"{where}: [space]")

@@ -225,6 +225,11 @@ class Sweep(_Table):
         """How many trials it has."""
         return len(self.enqueue) if self.given else self.trials
 
+    @property
+    def image_size(self) -> int:
+        """The pixels of a side of its images."""
+        return int(self.fixed.get("image_size", PARAMETERS["image_size"].default))
+
     def identity(self) -> dict[str, Any]:
         """What must not change under a study: everything that decides what its numbers mean."""
         return self.model_dump(mode="json", include={"seed", "strategy", "sampler", "pruner", "fixed", "space"})

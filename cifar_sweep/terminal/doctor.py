@@ -21,7 +21,7 @@ LOW_DISK_BYTES = 2 * 1024**3
 Finding = tuple[str, bool, str]  # what was looked at, whether it is well, and what was found
 
 
-def examine(*, storage: str, data: str, artifacts: str) -> list[Finding]:
+def examine(*, storage: str, data: str, artifacts: str, skip_damaged: bool = False) -> list[Finding]:
     """Look at everything that a run needs. Downloads nothing and makes no database."""
     found = versions()
     device = resolve_device("auto")
@@ -33,7 +33,7 @@ def examine(*, storage: str, data: str, artifacts: str) -> list[Finding]:
         ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}"),
         ("bf16", True, f"trains {ratio:.1f} times as fast as float32 here; precision auto is {precision}"),
         ("kernels", True, _kernels(device, precision)),
-        _data(data),
+        *_data(data, skip_damaged),
         _storage(storage),
         _artifacts(artifacts),
     ]
@@ -47,17 +47,17 @@ def _kernels(device: torch.device, precision: str) -> str:
     return f"{found}; compiled ones train groups of small networks faster"
 
 
-def _data(source: str) -> Finding:
-    found = images.find_on_disk() if source == "auto" else source
-    if found is None:
-        note = "CIFAR-10 is not on this disk; a run downloads it, --data names a folder, --preview needs none"
-        return "data", True, note
+def _data(source: str, skip_damaged: bool) -> list[Finding]:
     try:
-        data = images.load(found)
+        if images.find_on_disk(source) is None:
+            what = "CIFAR-10" if source == "auto" else source
+            note = f"{what} is not on this disk; a run downloads it, --data names a folder, --preview needs none"
+            return [("data", True, note)]
+        data = images.load(source, skip_damaged=skip_damaged, may_download=False)
     except CifarSweepError as error:
-        return "data", False, str(error)
-    counts = f"{len(data.train_labels):,} + {len(data.test_labels):,} images, {len(data.classes)} classes"
-    return "data", True, f"{data.name}: {counts}, fingerprint {data.fingerprint}"
+        return [("data", False, str(error))]
+    found = f"{data.counted}, fingerprint {data.fingerprint}"
+    return [("data", True, each) for each in (found, *data.notes)]
 
 
 def _storage(url: str) -> Finding:

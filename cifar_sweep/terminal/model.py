@@ -24,11 +24,12 @@ def describe_model(params: Mapping[str, Value]) -> dict[str, Any]:
     for layer in network.modules():
         if isinstance(layer, (nn.Dropout, nn.Dropout2d)):
             layer.p = config.knobs.dropout  # `build` leaves it at 0: the trainer sets it
-    rows = summarize(network)
+    side = config.shape.image_size
+    rows = summarize(network, side=side)
     return {
         "model": config.shape.model,
         "parameters": sum(row.parameters for row in rows),
-        "multiply_accumulates": macs(network),
+        "multiply_accumulates": macs(network, side=side),
         "layers": [
             {"layer": row.name, "detail": row.detail, "output_shape": [*row.output_shape], "parameters": row.parameters}
             for row in rows

@@ -8,7 +8,6 @@ from torch import Tensor
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.images.split import split
 
 CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
 
@@ -32,7 +31,7 @@ class Batches:
         if there are fewer. `normalize` subtracts the training part's channel mean and divides by its deviation; else
         pixels are in [0, 1]. `dtype` is that of the batches' images.
         """
-        train_index, validation_index = split(data.train_labels, validation_images=validation_images)
+        train_index, validation_index = data.divide(validation_images=validation_images)
         if not 0 <= train_images <= len(train_index):
             raise UsageError(
                 f"train_images = {train_images} is not accepted; the training part of {data.name} has "
@@ -64,7 +63,7 @@ class Batches:
             )
 
     def train(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield an epoch: images [b, 3, 32, 32] in channels_last memory format, and labels int64 [b].
+        """Yield an epoch: images [b, 3, side, side] in channels_last memory format, and labels int64 [b].
 
         The order depends on `seed`, `epoch` and the images used alone: it is the same on every device, and an epoch
         does not need the ones before it. The last batch may be smaller; a last batch of one image is left out, since

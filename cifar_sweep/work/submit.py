@@ -17,7 +17,6 @@ from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.sweep import Range, Sweep
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.images.split import split
 from cifar_sweep.training.models.own import check_outputs, fingerprints
 
 
@@ -102,7 +101,7 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
 def check_images(sweep: Sweep, data: ImageData) -> None:
     """Raise UsageError where a sweep asks for more images than there are, or for a larger batch."""
     held_out = max(int(value) for value in _values(sweep, "validation_images"))
-    available = len(split(data.train_labels, validation_images=held_out)[0])  # says where these are too many
+    available = len(data.divide(validation_images=held_out)[0])  # says where these are too many
     wanted = [int(value) for value in _values(sweep, "train_images")]
     if (most := max(wanted)) > available:
         raise UsageError(f"train_images = {most}: {data.name} has {available} training images besides validation.")
@@ -128,5 +127,6 @@ def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
     """What a study stores of its data; `source` is where to find it again, unless told otherwise."""
     there = str(Path(source).absolute()) if Path(source).exists() else source
     known: dict[str, str | int] = {"name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes)}
-    known |= {"train_images": len(split(data.train_labels)[0]), "test_images": len(data.test_labels)}
-    return known | {"source": there}
+    training, held_out = data.divide()
+    known |= {"train_images": len(training), "test_images": len(data.test_labels), "validation_images": len(held_out)}
+    return known | {"source": there} | ({"notes": "; ".join(data.notes)} if data.notes else {})

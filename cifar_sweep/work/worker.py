@@ -191,7 +191,9 @@ class _TrialWorker:
         if study.uid not in self.unable and study.uid not in self.ready:
             try:
                 artifacts = open_artifacts(self.job.artifacts or study.artifacts)
-                data = images.load(self.job.data or study.data["source"])
+                data = images.load(
+                    self.job.data or study.data["source"], side=study.sweep.image_size, skip_damaged=True
+                )
                 study.check_data(name=data.name, fingerprint=data.fingerprint)
                 check_code(study.name, study.code, fingerprints(study.code))
                 self.ready[study.uid] = data, artifacts

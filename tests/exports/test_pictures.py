@@ -33,7 +33,7 @@ def test_image_files_of_any_size_and_mode(exports: None, cli: Any) -> None:
 def test_a_picture_of_the_right_size_is_taken_as_it_is(small_data: ImageData, tmp_path: Path) -> None:
     pixels = small_data.test_images[3]
     Image.fromarray(pixels.numpy()).save(tmp_path / "one.png")
-    picture = pictures.read_picture(tmp_path / "one.png")
+    picture = pictures.read_picture(tmp_path / "one.png", 32)
     assert not picture.resized
     assert picture.pixels.equal(pixels)
 
@@ -43,7 +43,7 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     image.save(tmp_path / "turned.jpg", exif=exif)
-    assert pictures.read_picture(tmp_path / "turned.jpg").size == (32, 64)
+    assert pictures.read_picture(tmp_path / "turned.jpg", 32).size == (32, 64)
 
 
 def test_two_exports_side_by_side_on_the_test_set(exports: None, small_data: ImageData, cli: Any) -> None:
@@ -89,7 +89,7 @@ def test_what_is_no_picture(exports: None, cli: Any) -> None:
     for arguments, words in (
         (("one",), "give image files, or --test N"),
         (("one", "nothing.png"), "nothing.png: there is no such image file"),
-        (("one", "note.txt"), "note.txt: not an image; accepted: JPEG"),
+        (("one", "note.txt"), "note.txt: the image cannot be read: not an image that Pillow reads"),
         (("one", "half.png"), "half.png: the image cannot be read"),
         (("one", "--test", 101), "has 100 test images"),
         (("one", "whole.png", "--against", "one"), "that is the same export"),

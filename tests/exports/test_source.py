@@ -89,7 +89,7 @@ def test_pictures_that_are_missing_or_broken(predict_script: Path, capsys: pytes
     for name, words in {
         "nothing.png": "No such file or directory",
         "half.png": "truncated",
-        "note.txt": "cannot identify image file",
+        "note.txt": "not an image that Pillow reads",
         "out": "Is a directory",
     }.items():
         with pytest.raises(SystemExit) as ended:

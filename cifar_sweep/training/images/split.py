@@ -11,9 +11,10 @@ from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
 
 
-def split(labels: Tensor, *, validation_images: int = 0) -> tuple[Tensor, Tensor]:
+def split(labels: Tensor, *, validation_images: int = 0, given: int = 0) -> tuple[Tensor, Tensor]:
     """Divide the training images 80:20 into training and validation part, class by class.
 
+    Where the last so many images are `given` to validate on, they are the validation part.
     The seed is fixed: every study splits the same data alike, so that the numbers of different sweeps compare.
     Of `labels` int64 [n], gives the indices of the training part, ordered so that any prefix holds every class in its
     proportion to within one image; and those of the validation part, ascending: so many images of it as are asked for,
@@ -25,9 +26,9 @@ def split(labels: Tensor, *, validation_images: int = 0) -> tuple[Tensor, Tensor
         # RandomState, not Generator: its streams are frozen, so the split outlives every NumPy version.
         order = np.random.RandomState(derive_seed("split", number)).permutation(size)
         members = np.flatnonzero(classes == number)[order]
-        held_out = max(1, size // 5)
-        validation.append(members[:held_out])
-        training.append(members[held_out:])
+        held_out = members >= len(classes) - given if given else np.arange(size) < max(1, size // 5)
+        validation.append(members[held_out])
+        training.append(members[~held_out])
     there = sum(map(len, validation))
     if not 0 <= validation_images <= there:
         raise UsageError(
@@ -46,7 +47,9 @@ def _interleave(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     """
     sizes = [len(part) for part in parts]
     total = sum(sizes)
-    waiting = [(0, -(-total // size), number, 0) for number, size in enumerate(sizes)]  # release, deadline, part, j
+    waiting = [
+        (0, -(-total // size), number, 0) for number, size in enumerate(sizes) if size
+    ]  # release, deadline, part, j
     ready: list[tuple[int, int, int]] = []
     sequence = np.empty(total, dtype=np.int64)
     for position in range(total):

@@ -1,4 +1,4 @@
-"""The reports' networks for 3x32x32 images, each a function from a `Shape` to a plain ``nn.Sequential``.
+"""The reports' networks for images of three channels, each a function from a `Shape` to a plain ``nn.Sequential``.
 
 Dropout layers are always there, with rate 0, so that a network's parameter names do not depend on the rate; the
 trainer sets each trial's own rate.
@@ -15,7 +15,7 @@ from cifar_sweep.training.models.own import own
 def build(shape: Shape, *, seed: int) -> nn.Module:
     """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
 
-    From float images [batch, 3, 32, 32] to logits [batch, classes]; to probabilities where ``shape.softmax`` is set.
+    From float images [batch, 3, side, side] to logits [batch, classes]; to probabilities where ``shape.softmax`` is.
     Those of `MODELS` are plain ``nn.Sequential``s. Raises UsageError if something is wrong with a user's own network.
     """
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""The reports' networks, each a function from a `Shape` to a plain ``nn.Sequential``."""
+"""The reports' networks, each a function from a `Shape` to a plain ``nn.Sequential``; widths are of 32x32 images."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -44,12 +44,13 @@ def _connected(shape: Shape, *widths: int) -> list[nn.Module]:
 
 def lenet(shape: Shape) -> nn.Sequential:
     """Report E: two 5x5 convolutions without padding, then 400, 120, ``hidden_units`` (84 in the report), classes."""
+    side = ((shape.image_size - 4) // 2 - 4) // 2
     return nn.Sequential(
         *_conv(shape, nn.Conv2d(3, 6, 5)),
         nn.MaxPool2d(2),
         *_conv(shape, nn.Conv2d(6, 16, 5)),
         nn.MaxPool2d(2),
-        *_connected(shape, 400, 120, shape.hidden_units),
+        *_connected(shape, 16 * side**2, 120, shape.hidden_units),
     )
 
 
@@ -62,7 +63,7 @@ def convnet(shape: Shape) -> nn.Sequential:
         nn.MaxPool2d(2),
         *_conv(shape, nn.Conv2d(16, 32, 3, padding=1)),
         nn.MaxPool2d(2),
-        *_connected(shape, 512, 120, shape.hidden_units),
+        *_connected(shape, 32 * (shape.image_size // 8) ** 2, 120, shape.hidden_units),
     )
 
 
@@ -79,7 +80,7 @@ def cnn3(shape: Shape) -> nn.Sequential:
         *_conv(shape, nn.Conv2d(32, 64, 3, padding=1), dropout=nn.Dropout2d(0.0)),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(4096, shape.hidden_units),
+        nn.Linear(64 * (shape.image_size // 4) ** 2, shape.hidden_units),
         *_ordered(shape, nn.BatchNorm1d(shape.hidden_units), dropout=nn.Dropout(0.0)),
         nn.Linear(shape.hidden_units, shape.classes),
     )
@@ -93,7 +94,7 @@ def cnn1(shape: Shape) -> nn.Sequential:
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Dropout(0.0),
-        nn.Linear(65536, shape.classes),
+        nn.Linear(256 * (shape.image_size // 2) ** 2, shape.classes),
     )
 
 
@@ -106,7 +107,7 @@ def vgg(shape: Shape) -> nn.Sequential:
             layers += _conv(shape, nn.Conv2d(channels, width, 3, padding=1))
             channels = width
         layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, *_connected(shape, 512, shape.hidden_units))
+    return nn.Sequential(*layers, *_connected(shape, 512 * (shape.image_size // 32) ** 2, shape.hidden_units))
 
 
 MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {

@@ -28,7 +28,7 @@ def own(shape: Shape) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UsageError(
             f"model {shape.model!r}: it gave a {type(network).__name__}; accepted: a torch.nn.Module from images "
-            "[n, 3, 32, 32] to logits [n, classes]."
+            f"[n, 3, {shape.image_size}, {shape.image_size}] to logits [n, classes]."
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UsageError(f"model {shape.model!r}: it has no parameters to train.")
@@ -39,16 +39,16 @@ def own(shape: Shape) -> nn.Module:
 def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
     with torch.random.fork_rng(devices=[]):
-        network = own(shape).eval()
+        network, like = own(shape).eval(), (2, 3, shape.image_size, shape.image_size)
         try:
             with torch.no_grad():
-                outputs = network(torch.zeros(2, 3, 32, 32))
+                outputs = network(torch.zeros(like))
         except Exception as error:
-            raise UsageError(f"model {shape.model!r}: it fails on images [2, 3, 32, 32]: {one_line(error)}.") from error
+            raise UsageError(f"model {shape.model!r}: it fails on images {list(like)}: {one_line(error)}.") from error
     found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
     if found != (2, shape.classes):
         raise UsageError(
-            f"model {shape.model!r}: for images [2, 3, 32, 32] it gives {found}; accepted: logits (2, {shape.classes})."
+            f"model {shape.model!r}: for images {list(like)} it gives {found}; accepted: logits (2, {shape.classes})."
         )
 
 

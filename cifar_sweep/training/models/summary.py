@@ -18,26 +18,26 @@ class LayerRow:
     parameters: int
 
 
-def summarize(network: nn.Module) -> list[LayerRow]:
-    """One row per layer, from one zero image [1, 3, 32, 32] on the network's own device.
+def summarize(network: nn.Module, *, side: int = 32) -> list[LayerRow]:
+    """One row per layer, from one zero image [1, 3, side, side] on the network's own device.
 
     Layers are the modules that have no modules below them, in the order in which the image comes to them. Leaves the
     network as it was: no gradient, no batch norm statistics, every layer's training flag put back.
     """
-    counted = [(layer, shape, sum(map(torch.numel, layer.parameters()))) for layer, shape in _visits(network)]
+    counted = [(layer, shape, sum(map(torch.numel, layer.parameters()))) for layer, shape in _visits(network, side)]
     return [LayerRow(type(layer).__name__, _detail(layer), shape, count) for layer, shape, count in counted]
 
 
-def macs(network: nn.Module) -> int:
-    """Multiply-accumulates of the convolutions and linear layers for one image, forward."""
+def macs(network: nn.Module, *, side: int = 32) -> int:
+    """Multiply-accumulates of the convolutions and linear layers for one image [3, side, side], forward."""
     return sum(
         layer.weight.numel() * (math.prod(shape[1:]) if isinstance(layer, nn.Conv2d) else 1)
-        for layer, shape in _visits(network)
+        for layer, shape in _visits(network, side)
         if isinstance(layer, (nn.Conv2d, nn.Linear))
     )
 
 
-def _visits(network: nn.Module) -> list[tuple[nn.Module, tuple[int, ...]]]:
+def _visits(network: nn.Module, side: int) -> list[tuple[nn.Module, tuple[int, ...]]]:
     """Each layer that an image comes to, with the shape of its output; what is not one tensor has none."""
     found: list[tuple[nn.Module, tuple[int, ...]]] = []
 
@@ -50,7 +50,7 @@ def _visits(network: nn.Module) -> list[tuple[nn.Module, tuple[int, ...]]]:
     network.eval()
     try:
         with torch.no_grad():
-            network(torch.zeros(1, 3, 32, 32, device=like.device, dtype=like.dtype))
+            network(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,1 @@
+"""Image files and other forms of images: how they are found, decoded and counted."""
