@@ -142,7 +142,7 @@ def spoil_class(images: Path) -> None:
     [
         (spoil_nothing, ("images", "does not exist", "synthetic")),
         (spoil_half, ("no test/",)),
-        (spoil_image, ("train/dog/07.png", "corrupt")),
+        (spoil_image, ("train/dog/07.png", "cut short")),
         (spoil_class, ("dig", "dog")),
     ],
 )

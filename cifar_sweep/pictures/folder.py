@@ -119,15 +119,14 @@ def _part_names(root: Path, source: str, passed: Passed) -> dict[str, str]:
 def _missing(root: Path, names: Mapping[str, str], folders: list[str]) -> str:
     """What a folder without a training or a test part has, and what is to be done."""
     layout = "accepted is an image folder {train,test}/CLASS/*"
-    if "train" in names and "validation" in names:
-        own = names["validation"]
-        return (
-            f"has {names['train']}/ and {own}/ but no test/, which is read once, at the end; move some images of each "
-            f"class to test/CLASS/, or rename {own}/ to test/: a fifth of {names['train']}/ then is to validate"
-        )
     if names:
-        missing = "test" if "train" in names else "train"
-        return f"has {', '.join(f'{name}/' for name in names.values())} but no {missing}/; {layout}"
+        there = " and ".join(f"{name}/" for name in names.values())
+        if "train" not in names:
+            return f"has {there} but no train/; {layout}"
+        ways = "move some images of each class to test/CLASS/"
+        if own := names.get("validation"):
+            ways += f", or rename {own}/ to test/: a fifth of {names['train']}/ then is to validate"
+        return f"has {there} but no test/, which is read once, at the end; {ways}"
     for inner in (root / name for name in folders):
         below = {entry.name.lower() for entry in os.scandir(inner) if entry.is_dir()}
         if below & set(PARTS["train"]) and below & set(PARTS["test"]):

@@ -14,6 +14,7 @@ from cifar_sweep.forecast.costs import Speed
 from cifar_sweep.machine import memory
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, VGG_MACS, Groups, config_of, network_of, stand_in
 from cifar_sweep.machine.memory import free_memory, member_bytes
+from cifar_sweep.machine.speeds import typical
 from cifar_sweep.machine.timing import step_seconds
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs
@@ -40,6 +41,13 @@ def test_batch_norm_is_timed_apart_in_small_networks() -> None:
     assert network_of(shape("cnn3")) == "cnn3"
     assert network_of(shape("cnn3", batch_norm=True)) == "cnn3+batch_norm"
     assert network_of(shape("vgg16", batch_norm=True)) == network_of(shape("vgg16", batch_norm=False)) == "vgg16"
+
+
+def test_images_of_another_size_are_timed_apart() -> None:
+    for name in ("cnn3+batch_norm 64px", "vgg11 48px"):
+        assert network_of(config_of(name).shape) == name
+        assert typical([name]) is None
+    assert stand_in("vgg16 64px") == ("vgg11 64px", VGG_MACS["vgg16"] / VGG_MACS["vgg11"])
 
 
 @pytest.mark.parametrize("network", VGG_MACS)

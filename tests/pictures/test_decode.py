@@ -72,7 +72,7 @@ def test_libraries_warn_of_nothing(
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "b.tif", compression="tiff_lzw", tiffinfo={65000: "x"})
     note = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0"  # it ends too soon
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "c.jpg", exif=note)
-    with Image.open(tmp_path / "c.jpg") as image, pytest.warns(UserWarning, match="Corrupt EXIF data"):
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"), Image.open(tmp_path / "c.jpg") as image:
         image.getexif()
     warnings.simplefilter("always")
     recwarn.clear()

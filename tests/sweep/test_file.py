@@ -514,6 +514,25 @@ def test_trials_of_one_sweep_have_the_same_validation_images(file: Path, text: s
     assert "[fixed] and [preview]" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[space]\nimage_size = { choices = [32, 64] }", "image_size is to be the same for all trials"),
+        (LEARNING_RATE + "[[enqueue]]\nimage_size = 64", "image_size is to be the same for all trials"),
+        (
+            LEARNING_RATE + "[fixed]\nimage_size = 40",
+            "image_size = 40 is not accepted; it takes one of 28, 32, 48, 64, 96",
+        ),
+        (
+            LEARNING_RATE + "[fixed]\nimage_size = 28\nmodel = 'vgg13'",
+            "vgg13 halves images five times; accepted: image_",
+        ),
+    ],
+)
+def test_the_size_of_images_is_fixed_and_fits_the_network(file: Path, text: str, words: str) -> None:
+    assert words in refusal(file, text)
+
+
 def test_a_change_wins_over_the_preview(file: Path) -> None:
     text = "[preview]\ntrials = 3\nepochs = 1\n"
     sweep = load(written(file, text), preview=True, changes={"trials": 5, "epochs": 2})

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.errors import UsageError
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import LayerRow, macs, summarize
 
@@ -293,3 +294,21 @@ def test_the_network_is_left_as_it_was() -> None:
     for name, value in layers.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in layers.parameters())
+
+
+@pytest.mark.parametrize("side", [28, 48, 64, 96])
+@pytest.mark.parametrize("model", ["lenet", "convnet", "cnn3", "cnn1", "vgg11"])
+def test_networks_take_images_of_other_sizes(model: str, side: int) -> None:
+    if (model, side) == ("vgg11", 28):
+        with pytest.raises(UsageError, match="vgg11 halves images five times"):
+            network(model=model, image_size=side)
+        return
+    made = (
+        network(model=model, image_size=side, hidden_units=10)
+        if model != "cnn1"
+        else network(model=model, image_size=side)
+    )
+    with torch.no_grad():
+        assert made(torch.zeros(2, 3, side, side)).shape == (2, 10)
+    assert summarize(made, side=side)[-1].output_shape == (10,)
+    assert (macs(made, side=side) > macs(network(model=model))) == (side > 32)
