@@ -27,7 +27,7 @@ ALLOWED = {
     "search": {"sweep", "config"},
     "study": {"search", "sweep", "artifacts", "curve", "words", "config", "errors"},
     "training": {"curve", "config", "files", "errors"},
-    "forecast": {"study", "search", "sweep", "config"},
+    "forecast": {"study", "search", "sweep", "config", "errors"},
     "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
     "exports": {"study", "artifacts", "curve", "training", "config", "files", "pages", "version", "errors"},
     "work": {

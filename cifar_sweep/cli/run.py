@@ -123,9 +123,11 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
 
 
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
+    from cifar_sweep.study.claiming import given_among
     from cifar_sweep.study.files import study_folder
     from cifar_sweep.study.record import ranked
     from cifar_sweep.study.storage import HALTED
+    from cifar_sweep.study.verdict import verdict
 
     asked = study.asked()
     say_of(
@@ -133,6 +135,8 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         study=study,
         counts=study.summary(asked)["trials"],
         best=next(iter(ranked(asked)), None),
+        verdict=verdict(study, asked),
+        given=0 if study.sweep.given else given_among(asked, study.sweep),
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",
         at=_at(study, place),

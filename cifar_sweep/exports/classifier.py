@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -26,14 +27,16 @@ class Classifier(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        codes: Sequence[str | None] = (),
     ) -> None:
         """Build the networks and load the state dicts `weights`. `mean` and `std` are the channels', of [0, 1].
 
-        Raises RuntimeError where a member's weights do not fit its config.
+        `codes` has the fingerprints of users' own networks, None where there is none. Raises RuntimeError where a
+        member's weights do not fit its config, StudyError where a user's own network is another one by now.
         """
         super().__init__()
         self.configs = tuple(configs)
-        networks = [build(config.shape, seed=0) for config in configs]
+        networks = [build(config.shape, seed=0, code=code) for config, code in zip_longest(configs, codes)]
         for network, state in zip(networks, weights, strict=True):
             network.load_state_dict(dict(state))
         self.members = nn.ModuleList(networks)

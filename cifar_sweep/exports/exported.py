@@ -17,7 +17,7 @@ from torch import Tensor
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.exports.classifier import Classifier, accuracy, confusion, measured, predict, resident
-from cifar_sweep.exports.trained import Provenance, Trained
+from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 
@@ -90,11 +90,15 @@ class Exported:
             for k in range(len(self.members))
         ]
 
+    def trained(self) -> list[Trained]:
+        """The members with their weights. Raises StudyError as `weights` does."""
+        pairs = zip(self.members, self.weights(), strict=True)
+        return [Trained(member.config, weights, member.origin) for member, weights in pairs]
+
     def classifier(self) -> Classifier:
         """The trained networks. Raises StudyError where the weights are missing or damaged, or do not fit."""
-        configs, weights = [member.config for member in self.members], self.weights()
         try:
-            return Classifier(configs, weights, mean=self.origin.channel_mean, std=self.origin.channel_std)
+            return classifier_of(self.trained(), mean=self.origin.channel_mean, std=self.origin.channel_std)
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
 
@@ -111,11 +115,7 @@ def joined(exports: Sequence[Exported]) -> list[Trained]:
                 f"{other.folder}: trained on {second.data} ({second.data_fingerprint}), not as {exports[0].folder} on "
                 f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
             )
-    return [
-        Trained(member.config, weights, member.origin)
-        for export in exports
-        for member, weights in zip(export.members, export.weights(), strict=True)
-    ]
+    return [member for export in exports for member in export.trained()]
 
 
 def is_export(path: Path) -> bool:

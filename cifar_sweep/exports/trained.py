@@ -13,8 +13,8 @@ from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.training import checkpoint
-from cifar_sweep.training.images.data import ImageData
 
 
 class WeightsNotKeptError(StudyError):
@@ -64,17 +64,19 @@ class Trained:
     curve: Sequence[EpochResult] = ()
 
 
-def classifier_of(members: Sequence[Trained], data: ImageData) -> Classifier:
-    """The trained networks as one, for images like `data`."""
+def classifier_of(members: Sequence[Trained], *, mean: Sequence[float], std: Sequence[float]) -> Classifier:
+    """The trained networks as one, for images whose channels have this `mean` and `std`. Raises as `Classifier`."""
+    codes = [member.provenance.versions.get(member.config.shape.model) for member in members]
     configs, weights = [member.config for member in members], [member.weights for member in members]
-    return Classifier(configs, weights, mean=data.channel_mean, std=data.channel_std)
+    return Classifier(configs, weights, mean=mean, std=std, codes=codes)
 
 
 def pick(study: SweepStudy, number: int | None) -> TrialRecord:
     """The complete trial `number`, or the best one. Raises StudyError where there is none."""
     ranked = study.ranked()
     if number is None and not ranked:
-        raise StudyError(f"study {study.name!r} has no finished trial to export; run it first.")
+        why = verdict(study, study.trials()) or "run it first"
+        raise StudyError(f"study {study.name!r} has no finished trial to export; {why}.")
     chosen = next((trial for trial in ranked if number in (None, trial.number)), None)
     if chosen is None:
         there = ", ".join(str(trial.number) for trial in ranked) or "none"

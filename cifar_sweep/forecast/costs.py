@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cifar_sweep.config import Shape
 
@@ -131,7 +131,10 @@ class Pace:
 
 def noted_costs(study: "SweepStudy") -> Costs | None:
     """What a study's parts were reckoned to cost where it was started; None where nobody did."""
-    return Costs.model_validate(study.costs) if study.costs else None
+    try:
+        return Costs.model_validate(study.costs) if study.costs else None
+    except ValidationError:  # not as we wrote it
+        return None
 
 
 def note_costs(study: "SweepStudy", costs: Costs) -> None:

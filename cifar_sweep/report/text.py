@@ -10,7 +10,7 @@ from cifar_sweep.config import Value
 from cifar_sweep.figures.style import best_of, with_accuracy
 from cifar_sweep.pages import rendered
 from cifar_sweep.report.facts import Report
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, counts_text
 from cifar_sweep.words import counted, percent
 
 TOP_TRIALS = 10
@@ -22,8 +22,9 @@ def told(report: Report) -> dict[str, Any]:
     `counts` says how many trials are in each state, where not all are complete. `furthest` is a sentence about the best
     value so far, for a study without a complete trial. `hand` is a `HandCard`.
     """
-    counts = {name: count for name, count in report.counts.items() if count}
-    in_words = "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
+    in_words = counts_text(report.counts) if counts_text(report.counts, but=["complete"]) else ""
+    if report.given:
+        in_words = f"{in_words}{'; ' * bool(in_words)}{report.given} of the finished given, the others searched"
     return {"report": report, "counts": in_words, "furthest": _furthest_text(report), "hand": hand_card(report)}
 
 

@@ -1,6 +1,7 @@
 """Opening studies: a new one with its facts and hand points, one that is there if it fits, or any by name."""
 
 import json
+import logging
 import re
 import uuid
 import warnings
@@ -12,13 +13,15 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
-from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, nearest
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
-from cifar_sweep.study.study import SweepStudy, not_ours, stored_sweep
+from cifar_sweep.study.study import SweepStudy, not_ours, state_of, stored_sweep
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.sweep import Sweep
+
+log = logging.getLogger(__name__)
 
 
 def check_request(name: str, sweep: Sweep) -> None:
@@ -85,7 +88,11 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
         params = space.encode(point.params(), sweep)
         attributes: dict[str, Any] = {"label": point.label} if point.label else {}
         if sweep.given:
-            attributes |= {"given": point.params(), "shortened": point.shortened}
+            count = study.user_attrs["data"].get("train_images")
+            shortened = (
+                point.shortened.replace("of all training", f"of {count:,} training") if count else point.shortened
+            )
+            attributes |= {"given": point.params(), "shortened": shortened}
             if (point.label, point.params()) in there:
                 continue
         if params or sweep.given:
@@ -144,7 +151,18 @@ def load(storage: Storage, name: str | None = None) -> SweepStudy:
 def load_all(storage: Storage) -> list[SweepStudy]:
     """Every study of ours, by name; others' studies in the same database are passed over."""
     names = sorted(name for name, attributes in storage.studies() if "sweep" in attributes)
-    return [SweepStudy(storage, storage.load(name)) for name in names]
+    return [study for name in names if (study := _ours(storage, name))]
+
+
+def _ours(storage: Storage, name: str) -> SweepStudy | None:
+    """A study; None where it was deleted just now, or what stands there is not what we wrote."""
+    try:
+        return SweepStudy(storage, storage.load(name))
+    except KeyError:
+        return None
+    except CifarSweepError as error:
+        log.warning("study %r is passed over: %s", name, error)
+        return None
 
 
 def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[SweepStudy]:
@@ -152,14 +170,11 @@ def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[Swee
     known = [
         (name, attributes)
         for name, attributes in storage.studies()
-        if "sweep" in attributes and attributes.get("state", OPEN) == OPEN and (not names or name in names)
+        if "sweep" in attributes and state_of(attributes) == OPEN and (not names or name in names)
     ]
     for name, _ in sorted(known, key=lambda each: -each[1].get("priority", 0)):
-        try:
-            study = SweepStudy(storage, storage.load(name))
-        except KeyError:  # it was deleted just now
-            continue
-        if not study.settle():
+        study = _ours(storage, name)
+        if study and not study.settle():
             yield study
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cifar_sweep.config import PARAMETERS, check_parameter, traits
+from cifar_sweep.config import PARAMETERS, Value, check_parameter, traits
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.sweep.sweep import (
     Choices,
@@ -94,19 +94,24 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
             fault = f"{name} is no whole number, so base2 and step do not fit"
             raise UsageError(f"{where}: [space]: {fault}; accepted: low, high, log.")
     for number, point in enumerate(sweep.enqueue, start=1):
-        for name, value in point.params().items():
-            place = f"{where}: [[enqueue]] {number}"
-            check_parameter(name, value, where=place)
-            if name not in sweep.space and name not in sweep.fixed:
-                raise UsageError(f"{place}: {name} is not in [space]; {nearest(name, sweep.space)}.")
-            wrong, fixed, ranged = f"{place}: {name} = {in_toml(value)}", sweep.fixed.get(name), sweep.space.get(name)
-            if fixed is not None and value != fixed:
-                raise UsageError(f"{wrong} contradicts [fixed], where it is {in_toml(fixed)}.")
-            if ranged is not None and not contains(ranged, value):
-                raise UsageError(f"{wrong} is outside of its [space]: {ranged}.")
+        check_point(point.params(), sweep, where=f"{where}: [[enqueue]] {number}")
     for name, value in sweep.preview.fixed().items():
         check_parameter(name, value, where=f"{where}: [preview]")
     _check_used(sweep, where=where)
+
+
+def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[str, Value]:
+    """The values of a point in their parameters' own types. UsageError for one that `fixed` and `space` do not have."""
+    point = {name: check_parameter(name, value, where=where) for name, value in params.items()}
+    for name, value in point.items():
+        if name not in sweep.space and name not in sweep.fixed:
+            raise UsageError(f"{where}: {name} is not in [space]; {nearest(name, sweep.space)}.")
+        wrong, fixed, ranged = f"{where}: {name} = {in_toml(value)}", sweep.fixed.get(name), sweep.space.get(name)
+        if fixed is not None and value != fixed:
+            raise UsageError(f"{wrong} contradicts [fixed], where it is {in_toml(fixed)}.")
+        if ranged is not None and not contains(ranged, value):
+            raise UsageError(f"{wrong} is outside of its [space]: {ranged}.")
+    return point
 
 
 def _check_used(sweep: Sweep, *, where: str) -> None:

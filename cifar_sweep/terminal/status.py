@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cifar_sweep.forecast.time_left import at_work, seconds_left
-from cifar_sweep.study.record import saved_by_pruning
+from cifar_sweep.study.record import counts_text, is_synthetic, saved_by_pruning
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.words import duration, span
 
 
@@ -21,6 +22,7 @@ def glance(study: SweepStudy) -> dict[str, Any]:
     saved = saved_by_pruning(trials)
     left = seconds_left(study)
     return summary | {
+        "verdict": verdict(study, trials),
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
         "hopes": {number: asdict(hope) for number, hope in study.hopes.items()},
@@ -37,9 +39,9 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
         priority = f" (priority {each['priority']})" if each["priority"] and each["state"] == OPEN else ""
         reason = f": {each['reason']}" if each["reason"] else ""
         done = f"{counts['complete'] + counts['pruned']}/{each['budget']}"
-        others = ", ".join(f"{counts[name]} {name}" for name in ("running", "frozen", "failed") if counts[name])
+        others = counts_text(counts, but=["complete", "pruned", "waiting"])
         view.add_row(
-            escape(each["name"]),
+            escape(each["name"]) + (" (synthetic)" if is_synthetic([each["data"]]) else ""),
             escape(f"{each['state']}{priority}{reason}"),
             f"{done} ({others})" if others else done,
             f"{best['value']:.2%}" if best else "-",

@@ -56,9 +56,10 @@ class Retraining:
         threads = prepare_process(device, threads=self.threads or provenance.threads)
         kernels = kernels_name(device)
         self._say_of_kernels(provenance, kernels)
-        identity = json.dumps([config.to_dict(), self.data.fingerprint, device.type, threads, kernels]).encode()
+        code = fingerprints([config.shape.model])
+        identity = json.dumps([config.to_dict(), self.data.fingerprint, device.type, threads, kernels, code]).encode()
         saved = self.unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
-        run = self._taken_up(Run([config], self.data, device=device), saved)
+        run = self._taken_up(Run([config], self.data, device=device, code=code.get(config.shape.model)), saved)
         try:
             run, place = self._train_epochs(run, provenance, saved)
         except EpochInterruptedError:
@@ -68,7 +69,7 @@ class Retraining:
             provenance,
             device=f"{device.type} ({device_name(device)})",
             threads=threads,
-            versions=versions() | {"kernels": kernels} | fingerprints([config.shape.model]),
+            versions=versions() | {"kernels": kernels} | code,
             commit=commit() or "",
             **facts_of_curve(curve),
         )
@@ -118,7 +119,7 @@ class Retraining:
         if size <= len(run.members):
             run.keep([*others[:place], ours, *others[place : size - 1]])
             return run
-        together = Run([run.members[ours].config] * size, self.data, device=run.device)
+        together = Run([run.members[ours].config] * size, self.data, device=run.device, code=run.code)
         for k in range(size if run.epochs_done else 0):
             together.restore(k, run.state(ours))
         return together

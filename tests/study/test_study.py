@@ -378,11 +378,20 @@ def test_the_trial_of_a_live_process_is_not_taken(make: Callable[..., SweepStudy
     assert study.claim(worker()) == []
 
 
-def test_a_trial_that_has_no_owner_yet_is_taken_up(make: Callable[..., SweepStudy]) -> None:
+def test_a_trial_whose_worker_died_while_it_claimed_is_taken_up(
+    make: Callable[..., SweepStudy], ended_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make(trials=1)
-    trial_id = study.storage.optuna.create_new_trial(study._study._study_id)  # a worker that died while it claimed
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cifar_sweep.sweep.space.suggest", die)
+        with pytest.raises(KeyboardInterrupt):
+            study.claim(worker(pid=ended_pid))
     again = claimed(study)
-    assert again.trial_id == trial_id
+    assert again.number == 0
     assert SPACE.keys() - {"batch_size"} <= stored(study, again).params.keys()
 
 
