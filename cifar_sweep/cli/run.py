@@ -84,6 +84,7 @@ def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: 
 def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+    from cifar_sweep.forecast.pruning import never_prunes
     from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 
     plan = workers.choose([study.sweep], train_images=study.data.get("train_images", TRAIN_IMAGES), say=say)
@@ -101,6 +102,7 @@ def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
         asked=study.sweep.fixed.get("precision", "auto"),
         measured=f"{precision} (bf16 is {ratio:.1f} times as fast here)",
         seconds=None if begun else plan.seconds,
+        unpruned=never_prunes(study.sweep),
     )
     return plan
 
@@ -119,10 +121,13 @@ def _submit(sweep: "Sweep", asked: SweepOptions, place: NewStudyOptions) -> "tup
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     files, priority = place.artifacts, place.priority
     study = submit_study(place.storage, name, sweep, images, source=source, artifacts=files, priority=priority)
+    if study.budget > sweep.size:
+        say(f"study {name} has {study.budget} finished trials already: {sweep.size} trials change nothing")
     return study, source
 
 
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
+    from cifar_sweep.forecast.costs import epoch_seconds
     from cifar_sweep.study.claiming import given_among
     from cifar_sweep.study.files import study_folder
     from cifar_sweep.study.record import ranked
@@ -136,6 +141,8 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         counts=study.summary(asked)["trials"],
         best=next(iter(ranked(asked)), None),
         verdict=verdict(study, asked),
+        begun=any(trial.epochs_done for trial in asked),
+        epoch=epoch_seconds(study, asked),
         given=0 if study.sweep.given else given_among(asked, study.sweep),
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",

@@ -1,5 +1,7 @@
 """A trained network of a study: which trial it comes from, its stored weights, and what it was trained on."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +42,13 @@ class Provenance:
     commit: str  # of the source; empty where a package was installed
     versions: Mapping[str, str]  # of the packages and kernels that decide a number
     params: Mapping[str, Value]
+    config_sha256: str = ""  # of the config that was trained; empty in exports that do not say
+    changed: bool = False  # whether settings were changed since, so that it is another run than that trial's
+
+
+def digest(config: TrialConfig) -> str:
+    """A hash of all settings, in hex."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def facts_of_curve(curve: Sequence[EpochResult]) -> dict[str, Any]:
@@ -121,6 +130,7 @@ def provenance_of(study: SweepStudy, trial: TrialRecord) -> Provenance:
     """The provenance of a study's complete trial."""
     environment, source = trial.environment, str(study.data["source"])
     assert environment is not None
+    assert trial.config is not None
     return Provenance(
         study=study.name,
         trial=trial.number,
@@ -133,5 +143,6 @@ def provenance_of(study: SweepStudy, trial: TrialRecord) -> Provenance:
         commit=environment.commit or "",
         versions=environment.versions,
         params=trial.params,
+        config_sha256=digest(trial.config),
         **facts_of_curve(trial.curve),
     )

@@ -83,7 +83,7 @@ def _metrics(
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
-    kept = ("study", "trial", "label", "shortened", "params", "best_epoch")
+    kept = ("study", "trial", "label", "shortened", "params", "best_epoch", "changed")
     return {name: value for name, value in asdict(provenance).items() if name in kept}
 
 

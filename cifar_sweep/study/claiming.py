@@ -222,6 +222,7 @@ class Claiming:
             changed: dict[str, Any] = {"died_after": trial.epochs_done, "deaths": deaths, "owner": None}
             if deaths > MAX_DEATHS:
                 changed["reason"] = f"its worker died {deaths} times without finishing epoch {trial.epochs_done + 1}"
+                changed["reason"] += "; if it was killed for its time, an epoch needs more of it"
             for name, value in changed.items():
                 self.storage.optuna.set_trial_user_attr(trial_id, name, value)
             state = TrialState.FAIL if deaths > MAX_DEATHS else TrialState.WAITING

@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 
 from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, nearest
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import records
+from cifar_sweep.study.record import count, records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
 from cifar_sweep.study.study import SweepStudy, not_ours, state_of, stored_sweep
 from cifar_sweep.sweep import space, strategy
@@ -57,6 +57,10 @@ def open_or_resume(
             raise not_ours(storage, name)
         if known := "sweep" in study.user_attrs:
             _check_same(study, sweep, data, code or {})
+            finished = count(records(study.get_trials(deepcopy=False)), "complete", "pruned")
+            # What is finished stays: a smaller number than that takes nothing back.
+            least = min(finished, stored_sweep(study).trials)
+            sweep = sweep if sweep.given else sweep.model_copy(update={"trials": max(sweep.trials, least)})
         if artifacts is not None or "artifacts" not in study.user_attrs:
             study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
         if priority is not None:

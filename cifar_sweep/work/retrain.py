@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cifar_sweep.config import TrialConfig, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.trained import Provenance, Trained, facts_of_curve
+from cifar_sweep.exports.trained import Provenance, Trained, digest, facts_of_curve
 from cifar_sweep.files import replace_file
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
@@ -41,7 +41,8 @@ class Retraining:
             # Initial weights, dropout masks and order of the images are the copy's own.
             shape = replace(shape, data_seed=derive_seed(shape.data_seed, "copy", copy))
             knobs = replace(knobs, seed=derive_seed(knobs.seed, "copy", copy))
-            trained = self.train(TrialConfig(shape, knobs), provenance)
+            config = TrialConfig(shape, knobs)
+            trained = self.train(config, replace(provenance, config_sha256=digest(config)))
             if trained is None:
                 return None
             copies.append(trained)
@@ -65,8 +66,11 @@ class Retraining:
         except EpochInterruptedError:
             return None
         curve = run.members[place].history
+        edited = provenance.config_sha256 not in ("", digest(config))
         here = replace(
             provenance,
+            changed=provenance.changed or edited,
+            config_sha256=digest(config),
             device=f"{device.type} ({device_name(device)})",
             threads=threads,
             versions=versions() | {"kernels": kernels} | code,

@@ -402,7 +402,7 @@ def test_a_trial_that_kills_its_workers_is_failed(make: Callable[..., SweepStudy
     assert claimed(study).number == 1
     first = study.trials()[0].frozen
     assert first.state is TrialState.FAIL
-    assert first.user_attrs["reason"] == f"its worker died {deaths} times without finishing epoch 1"
+    assert first.user_attrs["reason"].startswith(f"its worker died {deaths} times without finishing epoch 1; if it was")
 
 
 ENDS: dict[str, Callable[[SweepStudy, Claim], None]] = {
