@@ -102,10 +102,11 @@ def serve(
             server.handle_request()
 
 
-def _named(name: str) -> str:
+def attachment(name: str) -> str:
     """A file's name as a header takes it: in ASCII, and as it is for browsers that know RFC 6266."""
     plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+    whole = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+    return f'attachment; filename="{plain}"{whole}'
 
 
 def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
@@ -124,7 +125,7 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
         if study is None or file is None:
             return sentence("404 Not Found", "this file is not kept, or not any more.", environ)
         etag = f'"{file.stored.sha256}"'
-        headers = [("ETag", etag), ("Content-Disposition", _named(file.name))]
+        headers = [("ETag", etag), ("Content-Disposition", attachment(file.name))]
         if environ.get("HTTP_IF_NONE_MATCH") == etag:
             return "304 Not Modified", headers, b""
         try:

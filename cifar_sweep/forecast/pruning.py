@@ -35,12 +35,12 @@ def never_prunes(sweep: Sweep) -> str:
     pruner, longest = sweep.pruner, max(sweep.epochs)
     if pruner.name in ("none", "auto"):
         return ""
-    if startup(sweep) >= sweep.size:
-        return f"it waits for {startup(sweep)} complete trials, and there are {sweep.size}; lower pruner.startup_trials"
     if not looks(sweep, longest):
         key = "warmup_steps" if pruner.name in ("median", "percentile") else "min_steps"
         first = f"it would look first after {key} = {getattr(pruner, key)}"
         return f"{first}, and trials end after {longest} epochs; lower pruner.{key}"
+    if startup(sweep) >= sweep.size:
+        return f"it waits for {startup(sweep)} complete trials, and there are {sweep.size}; lower pruner.startup_trials"
     return ""
 
 

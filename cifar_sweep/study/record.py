@@ -192,7 +192,7 @@ def as_ours(trial: FrozenTrial) -> FrozenTrial:
         return trial
     shown = copy(trial)
     shown.user_attrs = {key: value for key, value in trial.user_attrs.items() if not is_reserved(key)}
-    shown.user_attrs["reason"] = f"{STATE_NAMES[trial.state]}, but not trained by cifar-sweep"
+    shown.user_attrs["reason"] = "it is not trained by cifar-sweep"  # Optuna caches it: its state may be another by now
     shown.system_attrs, shown.state, shown.intermediate_values = {OUTSIDE: True}, TrialState.FAIL, {}
     shown.values = None
     return shown

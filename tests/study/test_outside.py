@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def test_twelve_of_ours_whatever_others_bring(deeds: list[Any], sqlite_template:
         ours: set[int] = set()
         while True:
             for _, deed in [each for each in deeds if each[0] == len(ours)]:
-                deed(theirs)
+                with suppress(ValueError):  # Optuna refuses it itself: another distribution than ours
+                    deed(theirs)
                 check(study, ours)
             deeds = [each for each in deeds if each[0] != len(ours)]
             number = train(study)
@@ -235,7 +236,7 @@ def test_a_trial_that_another_program_runs_is_left_to_it(storage: Storage, url: 
     assert [train(study), train(study), train(study)] == [1, 2, None]
     other.tell(theirs, 0.99)
     assert study.ranked()[0].number == 2
-    assert study.trials()[0].reason == "complete, but not trained by cifar-sweep"
+    assert study.trials()[0].reason == "it is not trained by cifar-sweep"
 
 
 @pytest.mark.parametrize(
