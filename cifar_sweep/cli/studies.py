@@ -38,6 +38,9 @@ def status(
         echo_json({"studies": glances})
     else:
         terminal().print(table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
+        for each in glances:
+            if each["verdict"]:
+                say(f"{each['name']}: {each['verdict']}")
 
 
 def compare(

@@ -44,7 +44,7 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
             escape(each["name"]) + (" (synthetic)" if is_synthetic([each["data"]]) else ""),
             escape(f"{each['state']}{priority}{reason}"),
             f"{done} ({others})" if others else done,
-            f"{best['value']:.2%}" if best else "-",
+            f"{best['value']:.2%}" if best and not each["verdict"] else "-",
             _left_text(each),
             f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
             f"{each['stored_bytes'] / 1e6:,.1f} MB",
