@@ -156,7 +156,7 @@ def check(study: SweepStudy, ours: set[int]) -> None:
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+    max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
 )
 @given(deeds=st.lists(st.tuples(st.integers(0, 11), DEEDS), min_size=1, max_size=4))
 def test_twelve_of_ours_whatever_others_bring(deeds: list[Any], sqlite_template: Path, tmp_path: Path) -> None:

@@ -639,7 +639,16 @@ def test_the_summary_counts_every_state_and_orphans_as_waiting(
     assert study.summary() == {
         "name": name,
         "description": "what for",
-        "trials": {"complete": 2, "pruned": 1, "failed": 1, "running": 2, "waiting": 2, "frozen": 0},
+        "trials": {
+            "complete": 2,
+            "pruned": 1,
+            "failed": 1,
+            "running": 2,
+            "waiting": 2,
+            "frozen": 0,
+            "outside": 0,
+            "diverged": 0,
+        },
         "budget": 8,
         "best": {"number": best.number, "value": 0.7, "params": {"learning_rate": 1e-2, "batch_size": 64}},
         "data": "pictures",
