@@ -21,10 +21,7 @@ ODD: dict[str, Any] = {
 }  # fmt: skip
 PARAMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"learning_rate": 50.0}, {"learning_rate": FloatDistribution(0, 100)}),
-    (
-        {"learning_rate": None, "a|b": True},
-        {n: CategoricalDistribution([None, True]) for n in ("learning_rate", "a|b")},
-    ),
+    ({"width": None, "a|b": True}, {name: CategoricalDistribution([None, True]) for name in ("width", "a|b")}),
 ]
 
 
@@ -37,8 +34,9 @@ def get(app: Any, path: str) -> tuple[str, bytes]:
 
 
 def test_commands_on_a_study_with_foreign_trials(tiny_sweep: Path, cli: Any, tmp_path: Path) -> None:
-    run = ("run", "./tiny.toml", "--data", "synthetic:500", "--epochs", 1, "--trials")
-    assert cli(*run, 2).exit_code == 0
+    asked = ("./tiny.toml", "--data", "synthetic:500", "--epochs", 1, "--trials")
+    run = ("run", *asked)
+    assert cli("submit", *asked, 2).exit_code == 0
     other = optuna.load_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="tiny")
     for state in TrialState:
         for params, kinds in PARAMS:
@@ -54,13 +52,13 @@ def test_commands_on_a_study_with_foreign_trials(tiny_sweep: Path, cli: Any, tmp
         counts = study["trials"]
         assert counts["complete"] + counts["pruned"] == ours
         assert counts["outside"] == 8
-        assert study["best"]["value"] < 0.99
+        assert study["best"] is None if ours == 0 else study["best"]["value"] < 0.99
         assert f"{ours}/{study['budget']}" in cli("status").out
         for form in ("html", "md", "csv"):
             told = cli("report", "--format", form, "--out", f"r.{form}")
             assert told.exit_code == 0, told.err
-        assert Path("r.csv").read_text().count("outside") == 8
-        for command in (("plot",), ("export", "--out", f"best-{ours}"), ("compare",)):
+        assert Path("r.csv").read_text().count(",outside,") == 8
+        for command in (("plot",), ("export", "--out", f"best-{ours}"), ("compare",)) if ours else ():
             told = cli(*command)
             assert told.exit_code == 0, told.err
         with closing(open_storage(f"sqlite:///{tmp_path}/studies.db")) as storage:
@@ -69,6 +67,9 @@ def test_commands_on_a_study_with_foreign_trials(tiny_sweep: Path, cli: Any, tmp
                 status, content = get(app, path)
                 assert status.startswith("200"), content[:500]
 
+    check(0)
+    finished = cli(*run, 2)
+    assert finished.exit_code == 0, finished.err
     check(2)
     finished = cli(*run, 5)
     assert finished.exit_code == 0, finished.err
@@ -78,9 +79,7 @@ def test_commands_on_a_study_with_foreign_trials(tiny_sweep: Path, cli: Any, tmp
         trials = storage.load("tiny").get_trials(deepcopy=False)
         mine = next(trial for trial in trials if trial.user_attrs.get("label") == "mine")
         assert (mine.state, mine.params["learning_rate"]) == (TrialState.COMPLETE, 2e-3)
-        assert trials[-4].user_attrs.get("reason") or any(
-            "fast" in str(trial.user_attrs.get("reason")) for trial in trials
-        )
+        assert any("fast" in str(trial.user_attrs.get("reason")) for trial in trials)
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,16 @@ class Classifier(nn.Module):
 
     def by_member(self, images: Tensor) -> Tensor:
         """Probabilities [members, n, classes] of images [n, 3, 32, 32] in [0, 1]."""
-        probabilities = []
-        for config, network in zip(self.configs, self.members, strict=True):
-            output = network((images - self.mean) / self.std if config.shape.normalize else images)
-            probabilities.append(output if config.shape.softmax else output.softmax(dim=1))
-        return torch.stack(probabilities)
+        return torch.stack([self._probabilities(k, images) for k in range(len(self.configs))])
+
+    def _probabilities(self, k: int, images: Tensor) -> Tensor:
+        shape = self.configs[k].shape
+        output: Tensor = self.members[k]((images - self.mean) / self.std if shape.normalize else images)
+        return output if shape.softmax else output.softmax(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The members' mean probabilities [n, classes]."""
-        return self.by_member(images).mean(dim=0)
+        """The members' mean probabilities [n, classes]; of one its own, without the mean that OpenCV 4 gets wrong."""
+        return self._probabilities(0, images) if len(self.configs) == 1 else self.by_member(images).mean(dim=0)
 
 
 def resident(data: ImageData, *, device: torch.device, validation_images: int = 0) -> Batches:

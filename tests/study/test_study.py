@@ -148,6 +148,17 @@ def test_the_budget_may_be_raised_on_resuming(make: Callable[..., SweepStudy]) -
     assert claimed(again).number == 1
 
 
+def test_fewer_trials_than_are_finished_change_nothing(make: Callable[..., SweepStudy]) -> None:
+    study = make(trials=3)
+    for _ in range(3):
+        study.complete(claimed(study), 0.5)
+    assert (make(trials=1).budget, make(trials=2).finished(), make(trials=3).budget) == (3, True, 3)
+    study = make(trials=5)
+    study.complete(claimed(study), 0.5)
+    again = make(trials=2)  # those that are finished, and no more
+    assert (again.budget, again.finished()) == (4, True)
+
+
 # Points to try first
 
 
