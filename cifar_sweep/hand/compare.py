@@ -12,7 +12,7 @@ from rich.text import Text
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import CifarSweepError, UsageError
-from cifar_sweep.hand.rows import HandRow, hand_rows, names_claims, points, whole_members
+from cifar_sweep.hand.rows import HandRow, hand_rows, is_about, points, whole_members
 from cifar_sweep.study.record import SYNTHETIC_REMARK, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.file import find, load
@@ -121,7 +121,7 @@ def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -
     if best is None:
         return row
     model = str(best.settings["model"])
-    hand = hand if names_claims(study) else ()
+    hand = hand if is_about(study) else ()
     same = [each for each in hand if each.model == model]
     claim, test = _best_claim(same), study.test_accuracy([best.number])
     return replace(

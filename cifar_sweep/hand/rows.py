@@ -52,8 +52,12 @@ def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
 
 def names_claims(study: SweepStudy) -> bool:
     """Whether claims belong beside a study: its points are given, or the reports' are tried first on their images."""
-    is_theirs = study.data["name"] == "CIFAR-10" or is_synthetic([study.data["name"]])
-    return study.sweep.given or (is_theirs and any(point.label for point in study.sweep.enqueue))
+    return study.sweep.given or (is_about(study) and any(point.label for point in study.sweep.enqueue))
+
+
+def is_about(study: SweepStudy) -> bool:
+    """Whether a study is of the reports' images, or of synthetic ones in their place; not of a person's own."""
+    return study.data["name"] == "CIFAR-10" or is_synthetic([study.data["name"]])
 
 
 def _settings(params: Mapping[str, Any]) -> dict[str, Value]:

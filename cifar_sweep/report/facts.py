@@ -117,7 +117,7 @@ class Report:
     shortened: str  # in what the sweep is less than a whole one; empty where it is whole
     verdict: str  # why no trial is worth taking away, where the study is over; else empty
     given: int  # how many of its finished trials are points that the sweep gave, where it searched others
-    answer: Answer | None  # None before any trial is complete, and where there is a verdict
+    answer: Answer | None  # None before any trial is complete
     by_hand: ByHand | None  # None on synthetic images
     saved: Saved
     importances: Importances
@@ -141,9 +141,9 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         counts=state_counts(trials, study.sweep),
         seconds=sum(trial.seconds for trial in trials),
         shortened=_shortened(study, by_hand),
-        verdict=(why := verdict(study, trials)),
+        verdict=verdict(study, trials),
         given=0 if study.sweep.given else given_among(trials, study.sweep),
-        answer=_answer(study, ranked, findings) if ranked and not why else None,
+        answer=_answer(study, ranked, findings) if ranked else None,
         by_hand=by_hand,
         saved=saved_by_pruning(trials),
         importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),

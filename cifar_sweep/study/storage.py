@@ -60,6 +60,12 @@ class Database(RDBStorage):
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         return _without_odd(super().get_study_user_attrs(study_id))
 
+    def get_all_studies(self) -> list[Any]:
+        found = super().get_all_studies()
+        for study in found:
+            study.user_attrs = _without_odd(study.user_attrs)
+        return found
+
     def _set_trial_param(
         self,
         trial_id: int,
@@ -196,10 +202,7 @@ class Storage:
     def studies(self) -> list[tuple[str, dict[str, Any]]]:
         """All studies, the oldest first: their names and user attributes."""
         # Not get_all_study_summaries, which reads every trial of every study.
-        return [
-            (each.study_name, _without_odd(each.user_attrs))
-            for each in sorted(self.optuna.get_all_studies(), key=key_of)
-        ]
+        return [(each.study_name, each.user_attrs) for each in sorted(self.optuna.get_all_studies(), key=key_of)]
 
     def close(self) -> None:
         """Give the database connections back."""
@@ -208,7 +211,7 @@ class Storage:
 
 def _without_odd(attributes: dict[str, Any]) -> dict[str, Any]:
     """A study's user attributes; of one of ours without those under our names that somebody else wrote over."""
-    if "sweep" not in attributes:
+    if not {"sweep", "data", "uid"} <= attributes.keys():
         return attributes
     return {key: value for key, value in attributes.items() if isinstance(value, _OF_A_STUDY.get(key, object))}
 

@@ -35,7 +35,9 @@ _HOLDER = text(
     "SELECT t.state, a.value_json FROM trials t LEFT JOIN trial_user_attributes a "
     "ON a.trial_id = t.trial_id AND a.key = 'owner' WHERE t.trial_id = :trial_id"
 )
-_IS_OURS = text("SELECT 1 FROM study_user_attributes WHERE study_id = :study_id AND key = 'sweep'")
+_IS_OURS = text(
+    "SELECT COUNT(*) FROM study_user_attributes WHERE study_id = :study_id AND key IN ('sweep', 'data', 'uid')"
+)
 _SET_ATTRIBUTE = text(
     "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial_id, :key, :value) "
     "ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"
@@ -66,8 +68,8 @@ class Change:
 
 
 def is_ours(connection: Connection, study_id: int) -> bool:
-    """Whether a study has a sweep."""
-    return connection.execute(_IS_OURS, {"study_id": study_id}).first() is not None
+    """Whether a study has what all of ours have."""
+    return connection.execute(_IS_OURS, {"study_id": study_id}).scalar_one() == 3
 
 
 def requeue(connection: Connection, trial_id: int, params: Mapping[str, Any]) -> None:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from cifar_sweep.study.record import TrialRecord, ranked
 from cifar_sweep.study.study import SweepStudy
 
-Z = 1.96  # of the 95 % interval around guessing
-
 
 def verdict(study: SweepStudy, trials: Sequence[TrialRecord]) -> str:
     """One sentence where no trial of a study that is over is worth taking away, with what to change; else empty.
 
-    So it is where all have diverged, or none is better than guessing by more than chance allows on as many images.
+    So it is where all have diverged, or none is better than guessing by a standard error of as many images.
     """
     finished = [trial for trial in trials if trial.state in ("complete", "pruned")]
     if not finished or len(finished) < study.budget:
@@ -24,7 +22,7 @@ def verdict(study: SweepStudy, trials: Sequence[TrialRecord]) -> str:
         words = "diverged: the loss was no longer a finite number; try lower learning rates, or less momentum"
         return f"all {len(finished)} trials {words} and weight decay ({span})"
     guess, images = 1 / study.data["classes"], _validation_images(study, finished[0])
-    if best is None or best.value is None or best.value > guess + Z * math.sqrt(guess * (1 - guess) / images):
+    if best is None or best.value is None or best.value > guess + math.sqrt(guess * (1 - guess) / images):
         return ""
     lost = sum(trial.diverged for trial in finished)
     others = f"; {lost} of {len(finished)} diverged" if lost else ""

@@ -41,7 +41,7 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
         done = f"{counts['complete'] + counts['pruned']}/{each['budget']}"
         others = counts_text(counts, but=["complete", "pruned", "waiting"])
         view.add_row(
-            escape(each["name"]) + (" (synthetic)" if is_synthetic([each["data"]]) else ""),
+            escape(each["name"]) + (" *" if is_synthetic([each["data"]]) else ""),
             escape(f"{each['state']}{priority}{reason}"),
             f"{done} ({others})" if others else done,
             f"{best['value']:.2%}" if best and not each["verdict"] else "-",
@@ -49,6 +49,8 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
             f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
             f"{each['stored_bytes'] / 1e6:,.1f} MB",
         )
+    if any(is_synthetic([each["data"]]) for each in glances):
+        view.caption = "* on synthetic images"
     return view
 
 
