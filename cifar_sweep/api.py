@@ -225,7 +225,7 @@ class Trial:
         From images [n, 3, side, side] in [0, 1], normalised where its config says so, to logits [n, classes]. Raises
         StudyError where its weights were not kept, or the file is damaged.
         """
-        network = build(self.config.shape, seed=0)
+        network = build(self.config.shape, seed=0, code=self._study.code.get(self.config.shape.model))
         network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
         return network.eval()
 

@@ -114,14 +114,26 @@ def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
     return (_ALL, {}) if is_own(model) else MODEL_TRAITS[model]
 
 
+# What other programs call them.
+ALIASES = {
+    "lr": "learning_rate", "base_lr": "learning_rate", "bs": "batch_size", "batch": "batch_size", "wd": "weight_decay",
+    "n_epochs": "epochs", "num_epochs": "epochs", "max_epochs": "epochs", "opt": "optimizer", "drop_rate": "dropout",
+    "dropout_rate": "dropout", "network": "model", "arch": "model",
+}  # fmt: skip
+
+
 def check_parameter(name: str, value: Any, *, where: str) -> Value:
     """`value` as parameter `name` takes it; UsageError, which names `where`, if it is unknown or out of range."""
     if name not in PARAMETERS:
-        raise UsageError(f"{where}: there is no parameter {name!r}; {nearest(name, PARAMETERS)}.")
+        hint = f"did you mean {ALIASES[name]}? " if name in ALIASES else ""
+        raise UsageError(f"{where}: there is no parameter {name!r}; {hint or nearest(name, PARAMETERS)}.")
+    parameter = PARAMETERS[name]
     try:
-        return PARAMETERS[name].check(value)
+        return parameter.check(value)
     except ValueError as error:
-        raise UsageError(f"{where}: {name} = {error}.") from None
+        is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
+        hint = "; 0 is none" if is_none and parameter.kind is not str and parameter.low == 0 else ""
+        raise UsageError(f"{where}: {name} = {error}{hint}.") from None
 
 
 def applies(name: str, values: Mapping[str, Value]) -> bool:

@@ -1,11 +1,15 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all; reading TOML as editors leave it."""
 
+import codecs
 import os
+import re
 import secrets
+import tomllib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from cifar_sweep.errors import DiskError
+from cifar_sweep.errors import DiskError, UsageError
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
@@ -26,6 +30,26 @@ def replace_file(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise DiskError(f"{path}: the file could not be written: {error.strerror or error}.") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, with or without a byte order mark. Raises OSError, and UsageError where it is none."""
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{path}: the file is text in UTF-16; save it as UTF-8.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: the file cannot be read: it is not text in UTF-8.") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        if curly := re.search("[\u2018-\u201f]", text):
+            fault = f"line {text.count(chr(10), 0, curly.start()) + 1} has a curly quote ({curly[0]})"
+            raise UsageError(f"{path}: not valid TOML: {fault}; accepted: straight ones.") from None
+        is_yaml = path.suffix in (".yaml", ".yml") or re.match(r"(?m)(\s*#.*\n|---\s*\n)*[\w.-]+:(\s|$)", text)
+        words = "it looks like YAML; a sweep is a TOML file, as README.md shows" if is_yaml else error
+        raise UsageError(f"{path}: not valid TOML: {words}.") from None
 
 
 def default_cache() -> Path:

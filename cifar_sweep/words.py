@@ -11,7 +11,13 @@ _MARKED_UP = re.compile(r"([\\`*_\[\]<>|~&$])")
 
 def in_markdown(text: str) -> str:
     """A text on one line that Markdown shows as it is."""
-    return _MARKED_UP.sub(r"\\\1", " ".join(text.split()))
+    return _MARKED_UP.sub(r"\\\1", line(" ".join(text.split())))
+
+
+def line(text: str) -> str:
+    """A text on one line that a terminal and a file in UTF-8 take: escape sequences and halves of letters are shown."""
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return shown.encode(errors="backslashreplace").decode()
 
 
 def percent(share: float) -> str:

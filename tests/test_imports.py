@@ -23,7 +23,7 @@ ALLOWED = {
     "files": {"errors"},
     "config": {"errors"},
     "artifacts": {"files", "errors"},
-    "sweep": {"config", "errors"},
+    "sweep": {"config", "files", "errors"},
     "search": {"sweep", "config"},
     "study": {"search", "sweep", "artifacts", "curve", "words", "config", "errors"},
     "replay": {"study", "search", "sweep", "curve", "config", "errors"},
@@ -31,7 +31,9 @@ ALLOWED = {
     "training": {"pictures", "curve", "config", "files", "errors"},
     "forecast": {"study", "search", "sweep", "config", "errors"},
     "machine": {"forecast", "training", "sweep", "config", "files", "errors"},
-    "exports": {"study", "artifacts", "curve", "training", "pictures", "config", "files", "pages", "version", "errors"},
+    "exports": {
+        "study", "artifacts", "curve", "training", "pictures", "words", "config", "files", "pages", "version", "errors",
+    },
     "work": {
         "machine", "forecast", "exports", "study", "search", "sweep", "artifacts", "training", "curve", "config",
         "files", "version", "errors",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import typer
 
-from cifar_sweep.cli import bundles, machine, networks, queue, run, studies
+from cifar_sweep.cli import bundles, machine, networks, output, queue, run, studies
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -38,8 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Ends the process with 0, 1 (a failure), 2 (wrong usage) or 128 + a signal."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     atexit.register(gc.freeze)  # torch's objects would be looked through for cycles at the end: 0.4 s of every command
+    with output.protected(sys.argv[1:] if arguments is None else arguments):
+        _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> None:
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()
     except CifarSweepError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

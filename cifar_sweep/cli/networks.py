@@ -131,7 +131,7 @@ def _numbers(trials: str | None) -> list[int]:
 
 def evaluate(export: ExportFolder, device: Device = "auto", data: SameData = None, as_json: AsJson = False) -> None:
     """Measure an export on the test set: accuracy, each class's, and the confusion matrix."""
-    from cifar_sweep.exports.exported import evaluate_export, read, table
+    from cifar_sweep.exports.exported import evaluate_export, read, tables
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     chosen = read(export)
@@ -142,7 +142,8 @@ def evaluate(export: ExportFolder, device: Device = "auto", data: SameData = Non
     if as_json:
         echo_json(evaluation)
         return
-    terminal().print(table(evaluation))
+    for view in tables(evaluation):
+        terminal().print(view)
     measured = f"{evaluation['test_accuracy']:.2%} ({evaluation['test_images']:,} images of {images.name})"
     say(f"\n{export}: test accuracy {measured}" + (f"; shortened: {chosen.shortened}" if chosen.shortened else ""))
 
@@ -212,6 +213,8 @@ def train(
     if (known := known_test_accuracy(export.folder)) is not None:
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
+        if any(each.provenance.changed for each in trained):
+            same += "; settings were changed: it is another run than the export's"
         say(f"test accuracy compared with the export's: {same}")
     _add_onnx(folder, images, output.with_onnx)
 

@@ -88,6 +88,7 @@ def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: 
 def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+    from cifar_sweep.forecast.pruning import never_prunes
     from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 
     plan = workers.choose([study.sweep], train_images=study.data.get("train_images", TRAIN_IMAGES), say=say)
@@ -105,6 +106,7 @@ def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
         asked=study.sweep.fixed.get("precision", "auto"),
         measured=f"{precision} (bf16 is {ratio:.1f} times as fast here)",
         seconds=None if begun else plan.seconds,
+        unpruned=never_prunes(study.sweep),
     )
     return plan
 
@@ -136,7 +138,10 @@ def _submit(
     more: dict[str, Any] = {"source": source, "artifacts": place.artifacts, "priority": place.priority}
     more |= {"earlier": place.earlier_study(), "say": say}
     if place.hours is None:
-        return submit_study(place.storage, name, sweep, images, extend=place.extend, **more), source
+        study = submit_study(place.storage, name, sweep, images, extend=place.extend, **more)
+        if study.budget > sweep.size:
+            say(f"study {name} has {study.budget} finished trials already: {sweep.size} trials change nothing")
+        return study, source
     if asked.trials is not None:
         raise UsageError("--trials: --hours decides how many trials there are; accepted: one of the two.")
     if place.extend:
@@ -189,8 +194,11 @@ def _say_hours(study: "SweepStudy", whole: "Sweep", costs: "Costs") -> None:
 
 
 def _say_end(study: "SweepStudy", place: FileOptions) -> None:
+    from cifar_sweep.forecast.costs import epoch_seconds
+    from cifar_sweep.study.claiming import given_among
     from cifar_sweep.study.files import study_folder
     from cifar_sweep.study.storage import HALTED
+    from cifar_sweep.study.verdict import verdict
     from cifar_sweep.study.winner import ranked
 
     asked = study.asked()
@@ -205,6 +213,10 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         finished=study.finished(),
         earlier=study.begun_with(),
         remark=study.remark,
+        verdict=verdict(study, asked),
+        begun=any(trial.epochs_done for trial in asked),
+        epoch=epoch_seconds(study, asked),
+        given=0 if study.sweep.given else given_among(asked, study.sweep),
         halted=study.state if study.state in HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{study_folder(study)}",
         at=_at(study, place),

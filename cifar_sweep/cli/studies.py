@@ -40,8 +40,8 @@ def status(
         return
     terminal().print(table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
     for each in glances:
-        if each["gain"]:
-            say(f"{each['name']}: {each['gain']['text']}")
+        for words in filter(None, (each["verdict"], each["gain"] and each["gain"]["text"])):
+            say(f"{each['name']}: {words}")
     for line in remarks(glances[0]) if len(glances) == 1 else []:
         say(line)
 

@@ -136,7 +136,8 @@ def _welcome(environ: dict[str, Any], token: str) -> Answer:
     """The same page without the token, which goes into a cookie: an address is copied, and kept in histories."""
     cookie = SimpleCookie({COOKIE: token})
     cookie[COOKIE].update({"httponly": "true", "samesite": "Strict", "path": "/"})
-    place = quote(environ.get("PATH_INFO") or "/")
+    # By its last part alone: a proxy may show the dashboard below a path that it does not know of.
+    place = quote((environ.get("PATH_INFO") or "/").rpartition("/")[2]) or "./"
     return "303 See Other", [("Location", place), ("Set-Cookie", cookie[COOKIE].OutputString())], b""
 
 

@@ -15,8 +15,10 @@ from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.pages import templates
 from cifar_sweep.search.choice import Hope
-from cifar_sweep.study.record import STATE_NAMES, SYNTHETIC_REMARK, TrialRecord, is_synthetic, saved_by_pruning
+from cifar_sweep.study.claiming import state_counts
+from cifar_sweep.study.record import SYNTHETIC_REMARK, TrialRecord, counts_text, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep.sweep import Choices, Sweep
 from cifar_sweep.words import duration, params_text
@@ -48,7 +50,6 @@ def study_note(
 
     `with_curves` says whether the trials' intermediate values are shown beside the note.
     """
-    states = [trial.state for trial in trials if trial.confirms is None]
     claimed = sorted((row for row in claims if row.claimed is not None), key=lambda row: -(row.claimed or 0))
     alike = [row for row in claimed if row.model in _networks(study.sweep)]
     return _rendered(
@@ -56,7 +57,8 @@ def study_note(
         study=study,
         sweep=study.sweep,
         data=data_words(study),
-        counts={state: states.count(state) for state in STATE_NAMES.values()},
+        counts=state_counts(trials, study.sweep),
+        verdict=verdict(study, trials),
         best=next(iter(ranked(trials)), None),
         remarks=[remark["text"] for remark in study.remarks(trials).values()],
         saved=saved_by_pruning(trials),
@@ -132,6 +134,7 @@ _ENVIRONMENT.globals |= {
 }
 _ENVIRONMENT.filters |= {
     "block": _block,
+    "counts_text": lambda counts: Markdown(counts_text(counts)),
     "count": lambda number: Markdown(f"{number:,}"),
     "digits": lambda number: Markdown(f"{number:.3g}"),
     "duration": lambda seconds: Markdown(duration(seconds)),

@@ -10,6 +10,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from socketserver import ThreadingMixIn
 from typing import Any
+from urllib.parse import quote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna_dashboard import wsgi  # type: ignore[import-untyped]
@@ -52,11 +53,11 @@ class _OneLine(logging.Handler):
 
 
 def token_for(host: str) -> str:
-    """The token that a dashboard on this address asks for; none on this machine's own. Raises UsageError."""
-    with suppress(ValueError):  # a name that is no address
-        if host == "localhost" or ip_address(host).is_loopback:
-            return ""
+    """The token that a dashboard on this address asks for; on this machine's own only a set one. Raises UsageError."""
     token = os.environ.get(TOKEN_VARIABLE, "")
+    with suppress(ValueError):  # a name that is no address
+        if not token and (host == "localhost" or ip_address(host).is_loopback):
+            return ""
     if len(token) < 8 or not token.isascii():
         raise UsageError(
             f"--host {host}: others can reach it there, and it has no password; accepted: 127.0.0.1, or a token of 8 "
@@ -101,6 +102,13 @@ def serve(
             server.handle_request()
 
 
+def attachment(name: str) -> str:
+    """A file's name as a header takes it: in ASCII, and as it is for browsers that know RFC 6266."""
+    plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
+    whole = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+    return f'attachment; filename="{plain}"{whole}'
+
+
 def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
     """`app`, whose answers below /artifacts/ are ours: optuna-dashboard would let any page read them, as any kind."""
     lock = threading.Lock()
@@ -117,7 +125,7 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
         if study is None or file is None:
             return sentence("404 Not Found", "this file is not kept, or not any more.", environ)
         etag = f'"{file.stored.sha256}"'
-        headers = [("ETag", etag), ("Content-Disposition", f'attachment; filename="{file.name}"')]
+        headers = [("ETag", etag), ("Content-Disposition", attachment(file.name))]
         if environ.get("HTTP_IF_NONE_MATCH") == etag:
             return "304 Not Modified", headers, b""
         try:

@@ -15,7 +15,7 @@ from cifar_sweep.figures.hand_figures import hand_beside_search
 from cifar_sweep.figures.search_figures import learning_rate_by_batch
 from cifar_sweep.figures.trial_figures import seconds_by_trial
 from cifar_sweep.hand.compare import whole_sweep
-from cifar_sweep.hand.rows import HandRow, hand_rows
+from cifar_sweep.hand.rows import HandRow, hand_rows, names_claims
 from cifar_sweep.study.reading import ReadingStorage, laid_over
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import OPEN
@@ -185,6 +185,8 @@ def _files(study: SweepStudy, trial: TrialRecord, *, kept: bool) -> tuple[File, 
 
 def _claims(study: SweepStudy) -> list[HandRow]:
     """What the reports claim of their hand runs."""
+    if not names_claims(study):
+        return []
     sweep = study.sweep if study.sweep.given else whole_sweep("reports")
     return hand_rows(sweep, None) if sweep else []
 

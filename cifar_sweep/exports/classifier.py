@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -26,14 +27,16 @@ class Classifier(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        codes: Sequence[str | None] = (),
     ) -> None:
         """Build the networks and load the state dicts `weights`. `mean` and `std` are the channels', of [0, 1].
 
-        Raises RuntimeError where a member's weights do not fit its config.
+        `codes` has the fingerprints of users' own networks, None where there is none. Raises RuntimeError where a
+        member's weights do not fit its config, StudyError where a user's own network is another one by now.
         """
         super().__init__()
         self.configs = tuple(configs)
-        networks = [build(config.shape, seed=0) for config in configs]
+        networks = [build(config.shape, seed=0, code=code) for config, code in zip_longest(configs, codes)]
         for network, state in zip(networks, weights, strict=True):
             network.load_state_dict(dict(state))
         self.members = nn.ModuleList(networks)
@@ -46,15 +49,16 @@ class Classifier(nn.Module):
 
     def by_member(self, images: Tensor) -> Tensor:
         """Probabilities [members, n, classes] of images [n, 3, side, side] in [0, 1]."""
-        probabilities = []
-        for config, network in zip(self.configs, self.members, strict=True):
-            output = network((images - self.mean) / self.std if config.shape.normalize else images)
-            probabilities.append(output if config.shape.softmax else output.softmax(dim=1))
-        return torch.stack(probabilities)
+        return torch.stack([self._probabilities(k, images) for k in range(len(self.configs))])
+
+    def _probabilities(self, k: int, images: Tensor) -> Tensor:
+        shape = self.configs[k].shape
+        output: Tensor = self.members[k]((images - self.mean) / self.std if shape.normalize else images)
+        return output if shape.softmax else output.softmax(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The members' mean probabilities [n, classes]."""
-        return self.by_member(images).mean(dim=0)
+        """The members' mean probabilities [n, classes]; of one its own, without the mean that OpenCV 4 gets wrong."""
+        return self._probabilities(0, images) if len(self.configs) == 1 else self.by_member(images).mean(dim=0)
 
 
 def resident(data: ImageData, *, device: torch.device, validation_images: int = 0) -> Batches:

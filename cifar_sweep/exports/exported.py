@@ -1,7 +1,6 @@
 """Reading an export folder: its config, what it comes from, and the classifier that it is."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,11 @@ from torch import Tensor
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.exports.classifier import Classifier, accuracy, confusion, measured, predict, resident
-from cifar_sweep.exports.trained import Provenance, Trained
+from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
+from cifar_sweep.files import read_toml
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.words import line
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
@@ -95,11 +96,15 @@ class Exported:
             for k in range(len(self.members))
         ]
 
+    def trained(self) -> list[Trained]:
+        """The members with their weights. Raises StudyError as `weights` does."""
+        pairs = zip(self.members, self.weights(), strict=True)
+        return [Trained(member.config, weights, member.origin) for member, weights in pairs]
+
     def classifier(self) -> Classifier:
         """The trained networks. Raises StudyError where the weights are missing or damaged, or do not fit."""
-        configs, weights = [member.config for member in self.members], self.weights()
         try:
-            return Classifier(configs, weights, mean=self.origin.channel_mean, std=self.origin.channel_std)
+            return classifier_of(self.trained(), mean=self.origin.channel_mean, std=self.origin.channel_std)
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
 
@@ -116,11 +121,7 @@ def joined(exports: Sequence[Exported]) -> list[Trained]:
                 f"{other.folder}: trained on {second.data} ({second.data_fingerprint}), not as {exports[0].folder} on "
                 f"{first.data} ({first.data_fingerprint}); an ensemble's members are trained on the same data."
             )
-    return [
-        Trained(member.config, weights, member.origin)
-        for export in exports
-        for member, weights in zip(export.members, export.weights(), strict=True)
-    ]
+    return [member for export in exports for member in export.trained()]
 
 
 def is_export(path: Path) -> bool:
@@ -132,11 +133,11 @@ def read(path: Path) -> Exported:
     """The export at `path`, a folder or its ``config.toml``. Raises UsageError where there is none that can be read."""
     file = path / "config.toml" if path.is_dir() else path
     try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+        raw = read_toml(file)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{file}: there is no such file; give the config.toml of an export, or its folder.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file}: not a readable TOML file: {error}.") from None
+    except OSError as error:
+        raise UsageError(f"{file}: the file cannot be read: {error.strerror}.") from None
     tables = raw.get("member", [raw])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{file}: not an exported config: [[member]] is a list of tables, one for each network.")
@@ -186,16 +187,37 @@ def evaluate_export(export: Exported, data: ImageData, *, device: torch.device) 
     }
 
 
-def table(evaluation: Mapping[str, Any]) -> Table:
-    """The confusion matrix with each class's accuracy, for a terminal."""
-    classes = evaluation["classes"]
-    view = Table(box=None, caption="a row is what the images show, a column what they were taken for")
-    view.add_column("")
-    for entry in classes:
-        view.add_column(escape(entry["class"]), justify="right")
-    view.add_column("accuracy", justify="right")
-    for label, (entry, row) in enumerate(zip(classes, evaluation["confusion"], strict=True)):
-        cells = [f"[bold]{count}[/]" if place == label else str(count) for place, count in enumerate(row)]
-        share = "-" if entry["accuracy"] is None else f"{entry['accuracy']:.1%}"
-        view.add_row(escape(entry["class"]), *cells, share)
-    return view
+MOST_COLUMNS = 76  # of a terminal of 80
+MOST_WORST, MOST_PAIRS = 15, 10
+
+
+def tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """For a terminal of 80 columns: the confusion matrix with each class's accuracy, or, where that is wider, the worst
+    classes and the commonest confusions.
+    """
+    classes = [(line(each["class"]), each["accuracy"]) for each in evaluation["classes"]]
+    counts = evaluation["confusion"]
+    name_width = max(len(name) for name, _ in classes)
+    cell_width = max(*(len(str(count)) for row in counts for count in row), 2)
+    share = ["-" if accuracy is None else f"{accuracy:.1%}" for _, accuracy in classes]
+    if name_width + (2 + max(cell_width, len(str(len(classes))))) * len(classes) + 10 <= MOST_COLUMNS:
+        caption = "a row is what the images show, a column what they were taken for"
+        view = Table(box=None, padding=(0, 2, 0, 0), caption=caption)
+        view.add_column("", no_wrap=True)
+        for label in range(len(classes)):
+            view.add_column(str(label), justify="right", no_wrap=True)
+        view.add_column("accuracy", justify="right", no_wrap=True)
+        for label, ((name, _), row) in enumerate(zip(classes, counts, strict=True)):
+            cells = [f"[bold]{count}[/]" if place == label else str(count) for place, count in enumerate(row)]
+            view.add_row(f"{label} {escape(name)}", *cells, share[label])
+        return [view]
+    worst = Table("worst classes", "images", "accuracy", box=None, padding=(0, 2, 0, 0))
+    ranked = sorted(range(len(classes)), key=lambda label: (classes[label][1] is None, classes[label][1]))
+    for label in ranked[:MOST_WORST]:
+        worst.add_row(escape(classes[label][0]), str(sum(counts[label])), share[label])
+    mixed = Table("shown", "taken for", "images", box=None, padding=(0, 2, 0, 0), caption="--json has the whole matrix")
+    pairs = [(count, right, taken) for right, row in enumerate(counts) for taken, count in enumerate(row)]
+    wrong = [pair for pair in pairs if pair[0] and pair[1] != pair[2]]
+    for count, right, taken in sorted(wrong, key=lambda pair: -pair[0])[:MOST_PAIRS]:
+        mixed.add_row(escape(classes[right][0]), escape(classes[taken][0]), str(count))
+    return [worst, mixed]

@@ -29,6 +29,8 @@ NAME = "model.onnx"
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 INSTALL = "`pip install 'cifar-sweep[onnx]'`"
 CHECKED = 100  # test images for which the file must give the network's probabilities
+# As old as the exporter writes, for the reach: what newer ones have is not used here.
+OPSET, IR_VERSION = 18, 8
 TOLERANCE = 1e-4  # of a probability: the last digit that predict.py prints
 ABOUT = (
     "Float32 images [n, 3, {side}, {side}], RGB from 0 to 1, to probabilities [n, classes]; the names of the classes "
@@ -88,6 +90,7 @@ def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
                 external_data=False,
                 verbose=False,
                 dynamo=True,
+                opset_version=OPSET,
             )
             assert program is not None
             model = program.model_proto
@@ -96,6 +99,7 @@ def to_onnx(classifier: Classifier, *, metadata: Mapping[str, str]) -> bytes:
         except Exception as error:  # a user's own network may lead the exporter to any error
             raise OnnxError(f"{NAME} cannot be written: {one_line(error.__cause__ or error)}.") from error
     _forget_the_source(model)
+    model.ir_version = min(model.ir_version, IR_VERSION)
     model.producer_name = "cifar-sweep"
     model.producer_version = __version__
     model.doc_string = ABOUT.format(side=side)

@@ -20,6 +20,7 @@ from cifar_sweep.files import replace_file
 from cifar_sweep.pages import rendered
 from cifar_sweep.pictures.decode import read_image, resized
 from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.words import line
 
 SHOWN = 3  # classes named per picture
 
@@ -127,8 +128,8 @@ def table(pictures: Sequence[Picture], said: Sequence[Sequence[Prediction]]) -> 
     view = Table("image", *(["is"] if labelled else []), *(escape(one.export) for one in said[0]), box=None)
     for picture, row in zip(pictures, said, strict=True):
         size = f" ({picture.size[0]}x{picture.size[1]}, resized)" if picture.resized else ""
-        cells = [escape(picture.name) + size] + ([escape(picture.right or "-")] if labelled else [])
-        cells += [f"[red]{escape(one.words)}[/]" if one.wrong else escape(one.words) for one in row]
+        cells = [escape(line(picture.name)) + size] + ([escape(line(picture.right or "-"))] if labelled else [])
+        cells += [f"[red]{escape(line(one.words))}[/]" if one.wrong else escape(line(one.words)) for one in row]
         view.add_row(*cells)
     return view
 

@@ -23,7 +23,7 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
     neither a user's own nor a chain of PyTorch's layers.
     """
     if is_own(config.shape.model):
-        made = f"{own_module(config)}.{config.shape.model.partition(':')[2]}(SimpleNamespace(**{asdict(config.shape)}))"
+        made = f"{config.shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(config.shape)}))"
         return f"nn.Sequential({made}, nn.Softmax(dim=1))" if config.shape.softmax else made
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"no source is known for {config.shape.model}, a {type(network).__name__}")
@@ -33,11 +33,6 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
             rows.append("   ")
         rows[-1] += f" {layer_source(layer)},"
     return "\n".join(["nn.Sequential(", *rows, ")"])
-
-
-def own_module(config: TrialConfig) -> str:
-    """The name, without its package, of the module that makes a user's own network."""
-    return config.shape.model.partition(":")[0].rpartition(".")[2]
 
 
 def layer_source(layer: nn.Module) -> str:
@@ -66,7 +61,7 @@ def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, dat
     text = rendered(
         "exports",
         "predict.py.jinja",
-        own_modules=sorted({own_module(config) for config in configs if is_own(config.shape.model)}),
+        own_modules=sorted({model.partition(":")[0] for config in configs if is_own(model := config.shape.model)}),
         decoder=getsource(decode).partition("\n")[2].strip(),  # without its docstring
         classes=pformat(list(data.classes), width=LINE_WIDTH, compact=True),
         mean=list(data.channel_mean),

@@ -48,7 +48,8 @@ class TestSet:
             return None
         data = self._data
         self.study.check_data(name=data.name, fingerprint=data.fingerprint)
-        test = predict(classifier_of(members, data), resident(data, device=self.device).test(), device=self.device)
+        classifier = classifier_of(members, mean=data.channel_mean, std=data.channel_std)
+        test = predict(classifier, resident(data, device=self.device).test(), device=self.device)
         measured = accuracy(test.mean, test.labels)
         self.study.record_test(numbers, measured)
         return measured

@@ -1,5 +1,7 @@
 """A trained network of a study: which trial it comes from, its stored weights, and what it was trained on."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +16,8 @@ from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.training import checkpoint
-from cifar_sweep.training.images.data import ImageData
 
 
 class WeightsNotKeptError(StudyError):
@@ -41,6 +43,13 @@ class Provenance:
     commit: str  # of the source; empty where a package was installed
     versions: Mapping[str, str]  # of the packages and kernels that decide a number
     params: Mapping[str, Value]
+    config_sha256: str = ""  # of the config that was trained; empty in exports that do not say
+    changed: bool = False  # whether settings were changed since, so that it is another run than that trial's
+
+
+def digest(config: TrialConfig) -> str:
+    """A hash of all settings, in hex."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def facts_of_curve(curve: Sequence[EpochResult]) -> dict[str, Any]:
@@ -69,17 +78,19 @@ class Trained:
     choice: Mapping[str, Any] = field(default_factory=dict)
 
 
-def classifier_of(members: Sequence[Trained], data: ImageData) -> Classifier:
-    """The trained networks as one, for images like `data`."""
+def classifier_of(members: Sequence[Trained], *, mean: Sequence[float], std: Sequence[float]) -> Classifier:
+    """The trained networks as one, for images whose channels have this `mean` and `std`. Raises as `Classifier`."""
+    codes = [member.provenance.versions.get(member.config.shape.model) for member in members]
     configs, weights = [member.config for member in members], [member.weights for member in members]
-    return Classifier(configs, weights, mean=data.channel_mean, std=data.channel_std)
+    return Classifier(configs, weights, mean=mean, std=std, codes=codes)
 
 
 def pick(study: SweepStudy, number: int | None) -> TrialRecord:
     """The complete trial `number`, or the best one. Raises StudyError where there is none."""
     ranked = study.ranked()
     if number is None and not ranked:
-        raise StudyError(f"study {study.name!r} has no finished trial to export; run it first.")
+        why = verdict(study, study.trials()) or "run it first"
+        raise StudyError(f"study {study.name!r} has no finished trial to export; {why}.")
     chosen = next((trial for trial in ranked if number in (None, trial.number)), None)
     if chosen is None:
         there = ", ".join(str(trial.number) for trial in ranked) or "none"
@@ -125,6 +136,7 @@ def provenance_of(study: SweepStudy, trial: TrialRecord) -> Provenance:
     """The provenance of a study's complete trial."""
     environment, source = trial.environment, str(study.data["source"])
     assert environment is not None
+    assert trial.config is not None
     return Provenance(
         study=study.name,
         trial=trial.number,
@@ -137,5 +149,6 @@ def provenance_of(study: SweepStudy, trial: TrialRecord) -> Provenance:
         commit=environment.commit or "",
         versions=environment.versions,
         params=trial.params,
+        config_sha256=digest(trial.config),
         **facts_of_curve(trial.curve),
     )

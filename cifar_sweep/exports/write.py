@@ -15,13 +15,13 @@ import torch
 from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict, resident
-from cifar_sweep.exports.source import SCRIPT, own_module, script
+from cifar_sweep.exports.source import SCRIPT, script
 from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
 from cifar_sweep.files import replace_file
 from cifar_sweep.pages import rendered
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.models.own import fingerprint, source_of
+from cifar_sweep.training.models.own import user_code
 
 
 def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: 
     network is a user's own, and its file is not the one that it was trained with.
     """
     beside = _own_files(members)
-    classifier = classifier_of(members, data)
+    classifier = classifier_of(members, mean=data.channel_mean, std=data.channel_std)
     metrics = _metrics(members, classifier, data=data, device=device)
     # Of an ensemble each tensor has its member's number before its name, as in `0.weight`.
     named = [(f"{k}." if len(members) > 1 else "", member.weights) for k, member in enumerate(members)]
@@ -83,25 +83,22 @@ def _metrics(
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
-    kept = ("study", "trial", "label", "shortened", "params", "best_epoch")
+    kept = ("study", "trial", "label", "shortened", "params", "best_epoch", "changed")
     return {name: value for name, value in asdict(provenance).items() if name in kept}
 
 
 def _own_files(members: Sequence[Trained]) -> dict[str, bytes]:
-    """The files of users' own networks that the script imports, by name."""
-    found = {}
+    """The files of users' own networks that the script imports, by their path."""
+    found: dict[str, bytes] = {}
     for member in members:
         model, provenance = member.config.shape.model, member.provenance
         if is_own(model):
-            path = source_of(model)
-            if provenance.versions.get(model, "") != fingerprint(model):
-                raise StudyError(
-                    f"model {model!r}: {path} is not what trial {provenance.trial} was trained with; restore the file."
-                )
-            name = f"{own_module(member.config)}.py"
-            if name == SCRIPT:
+            try:
+                found |= user_code(model, provenance.versions.get(model, "")).files
+            except StudyError as error:
+                raise StudyError(f"trial {provenance.trial} was trained with other files: {error}") from None
+            if SCRIPT in found:
                 raise StudyError(f"model {model!r}: an export has a {SCRIPT} of its own; name the module otherwise.")
-            found[name] = path.read_bytes()
     return found
 
 

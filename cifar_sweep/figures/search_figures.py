@@ -12,7 +12,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from cifar_sweep.config import PARAMETERS, Value
 from cifar_sweep.figures import style
-from cifar_sweep.study.record import STATE_NAMES, TrialRecord
+from cifar_sweep.study.record import STATES, TrialRecord
 from cifar_sweep.sweep import space
 from cifar_sweep.words import plain
 
@@ -137,7 +137,7 @@ def _cell_words(trials: Sequence[TrialRecord], row: str, place: int) -> str:
         f"best {style.in_percent(best.accuracy):.2f} %, {style.trial_name(best)}{last}",
         f"learning rate {best.settings['learning_rate']:.3g}, batch size {best.settings['batch_size']}",
         f"{len(trials)} trials: "
-        + ", ".join(f"{counts[state]} {state}" for state in STATE_NAMES.values() if counts[state]),
+        + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]),
     ])  # fmt: skip
 
 

@@ -18,6 +18,7 @@ PALETTE = ("#0077BB", "#EE7733", "#009988", "#EE3377", "#33BBEE", "#CC3311", "#8
 MEASURED, BEST, CLAIM, QUIET = PALETTE[0], PALETTE[1], PALETTE[1], PALETTE[6]
 STATE_COLOURS = {
     "complete": MEASURED, "pruned": PALETTE[4], "failed": PALETTE[5], "running": PALETTE[2], "waiting": QUIET,
+    "outside": QUIET,
 }  # fmt: skip
 STATE_SYMBOLS = {"complete": "circle", "pruned": "x-thin", "failed": "cross-thin"}
 TRIAL_HOVER = "trial %{customdata}: %{y:.2f} %<extra></extra>"

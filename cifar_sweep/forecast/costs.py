@@ -5,15 +5,16 @@ the study can say how long it will still take.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cifar_sweep.config import Shape
 
 if TYPE_CHECKING:
+    from cifar_sweep.study.record import TrialRecord
     from cifar_sweep.study.study import SweepStudy
 
 TRAIN_IMAGES = 40_000
@@ -131,7 +132,17 @@ class Pace:
 
 def noted_costs(study: "SweepStudy") -> Costs | None:
     """What a study's parts were reckoned to cost where it was started; None where nobody did."""
-    return Costs.model_validate(study.costs) if study.costs else None
+    try:
+        return Costs.model_validate(study.costs) if study.costs else None
+    except ValidationError:  # not as we wrote it
+        return None
+
+
+def epoch_seconds(study: "SweepStudy", trials: "Sequence[TrialRecord]") -> float | None:
+    """About how long an epoch of a trial that has begun takes; None where nobody has reckoned it."""
+    shapes = [trial.config.shape for trial in trials if trial.config]
+    costs = noted_costs(study)
+    return costs.epoch(shapes[0], 1) if costs and shapes and network_name(shapes[0]) in costs.networks else None
 
 
 def note_costs(study: "SweepStudy", costs: Costs) -> None:

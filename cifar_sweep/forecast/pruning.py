@@ -30,6 +30,20 @@ def looks(sweep: Sweep, epochs: int) -> list[int]:
     return [epoch for epoch, step in steps.items() if step in rungs]
 
 
+def never_prunes(sweep: Sweep) -> str:
+    """Why the pruner can end no trial of the sweep, in one sentence; empty where it can, or there is none."""
+    pruner, longest = sweep.pruner, max(sweep.epochs)
+    if pruner.name in ("none", "auto"):
+        return ""
+    if not looks(sweep, longest):
+        key = "warmup_steps" if pruner.name in ("median", "percentile") else "min_steps"
+        first = f"it would look first after {key} = {getattr(pruner, key)}"
+        return f"{first}, and trials end after {longest} epochs; lower pruner.{key}"
+    if startup(sweep) >= sweep.size:
+        return f"it waits for {startup(sweep)} complete trials, and there are {sweep.size}; lower pruner.startup_trials"
+    return ""
+
+
 def expected_survival(sweep: Sweep, epochs: int) -> list[float]:
     """The share of trials that is still trained in each of so many epochs, if all trials are as good as each other.
 

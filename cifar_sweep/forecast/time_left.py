@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import partial
 
 from cifar_sweep.config import Shape
+from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
 from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
 from cifar_sweep.forecast.pruning import expected_survival, startup
@@ -227,5 +228,10 @@ def _strictness(sweep: Sweep, groups: Sequence[WorkerGroup], complete: Trials) -
 
 def _waiting_shape(sweep: Sweep, generator: random.Random, trial: TrialRecord) -> Shape:
     """The shape of a waiting trial: of an interrupted one its own; what a point leaves open is drawn."""
-    point = trial.params if sweep.given else draw(sweep, generator) | decode(trial.queued)
-    return trial.config.shape if trial.config else shape_of(sweep.fixed | dict(point))
+    if trial.config:
+        return trial.config.shape
+    drawn = draw(sweep, generator)
+    try:
+        return shape_of(sweep.fixed | dict(trial.params if sweep.given else drawn | decode(trial.queued)))
+    except (UsageError, TypeError):  # somebody queued what does not fit; a worker will say so
+        return shape_of(sweep.fixed | drawn)

@@ -12,7 +12,7 @@ from rich.text import Text
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import CifarSweepError, UsageError
-from cifar_sweep.hand.rows import HandRow, hand_rows, points, whole_members
+from cifar_sweep.hand.rows import HandRow, hand_rows, is_about, points, whole_members
 from cifar_sweep.study.record import SYNTHETIC_REMARK, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.file import find, load
@@ -121,6 +121,7 @@ def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -
     if best is None:
         return row
     model = str(best.settings["model"])
+    hand = hand if is_about(study) else ()
     same = [each for each in hand if each.model == model]
     claim, test = _best_claim(same), study.test_accuracy([best.number])
     return replace(
@@ -151,8 +152,9 @@ def _sweep_shortened(study: SweepStudy, settings: Mapping[str, Any], file: Sweep
         words.append(f"{epochs} of {whole} epochs")
     elif words or (searched and "epochs" in fixed):
         words.append(f"{epochs} epochs")
-    if images := settings.get("train_images"):
-        words.append(f"{images:,} of all images")
+    images, of = settings.get("train_images"), study.data.get("train_images")
+    if file is not None and images and "train_images" not in file.space and images != file.fixed.get("train_images", 0):
+        words.append(f"{images:,} of {f'{of:,}' if of else 'all'} images")
     return ", ".join(words)
 
 

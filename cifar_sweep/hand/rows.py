@@ -50,6 +50,16 @@ def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
     return rows + [_ensemble_row(claim, study) for claim in sweep.ensemble]
 
 
+def names_claims(study: SweepStudy) -> bool:
+    """Whether claims belong beside a study: its points are given, or the reports' are tried first on their images."""
+    return study.sweep.given or (is_about(study) and any(point.label for point in study.sweep.enqueue))
+
+
+def is_about(study: SweepStudy) -> bool:
+    """Whether a study is of the reports' images, or of synthetic ones in their place; not of a person's own."""
+    return study.data["name"] == "CIFAR-10" or is_synthetic([study.data["name"]])
+
+
 def _settings(params: Mapping[str, Any]) -> dict[str, Value]:
     """All values of a trial with these parameters; its seeds and classes do not matter here."""
     return TrialConfig.from_params(params, classes=2, precision="fp32", data_seed=0, seed=0).to_dict()

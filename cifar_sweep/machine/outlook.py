@@ -6,7 +6,7 @@ from typing import Any
 
 from cifar_sweep.forecast.costs import END_SECONDS, Pace
 from cifar_sweep.forecast.expected import possible_shapes
-from cifar_sweep.forecast.pruning import looks
+from cifar_sweep.forecast.pruning import looks, never_prunes
 from cifar_sweep.forecast.schedule import Forecast, beginning, forecast, shortened
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.sweep.sweep import Sweep
@@ -30,6 +30,7 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
         "epochs": longest,
         "plan": asdict(plan.split) | {"group": plan.usual, "gain": round(plan.gain, 2) if plan.gain else None},
         "pruner": sweep.pruner.name,
+        "unpruned": never_prunes(sweep),
         "seconds_unpruned": _seconds(unpruned),
         "seconds_pruned": _seconds(pruned) if pruned else None,
         "start_seconds": round(pace.costs.start, 1),

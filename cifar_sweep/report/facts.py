@@ -13,11 +13,12 @@ from typing import Any
 from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.figures.search_figures import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
-from cifar_sweep.hand.rows import HandRow, hand_rows
+from cifar_sweep.hand.rows import HandRow, hand_rows, names_claims
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
-from cifar_sweep.study.claiming import state_counts
+from cifar_sweep.study.claiming import given_among, state_counts
 from cifar_sweep.study.record import Saved, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
+from cifar_sweep.study.verdict import verdict
 
 REPORTS = "reports"
 BY_HAND = "the points were chosen by hand, not searched"
@@ -116,6 +117,8 @@ class Report:
     counts: Mapping[str, int]  # how many trials are in each state
     seconds: float
     shortened: str  # in what the sweep is less than a whole one; empty where it is whole
+    verdict: str  # why no trial is worth taking away, where the study is over; else empty
+    given: int  # how many of its finished trials are points that the sweep gave, where it searched others
     answer: Answer | None  # None before any trial is complete
     by_hand: ByHand | None  # None on synthetic images
     saved: Saved
@@ -131,7 +134,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
     trials, ranked = study.trials(), study.ranked()
     best = next(iter(ranked), None)
     synthetic = is_synthetic([study.data["name"]])
-    by_hand = None if synthetic else _by_hand(study, best, reports)
+    by_hand = None if synthetic or not names_claims(study) else _by_hand(study, best, reports)
     return Report(
         study=study,
         data=data_words(study),
@@ -141,6 +144,8 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         counts=state_counts(trials, study.sweep),
         seconds=sum(trial.seconds for trial in trials),
         shortened=_shortened(study, by_hand),
+        verdict=verdict(study, trials),
+        given=0 if study.sweep.given else given_among(trials, study.sweep),
         answer=_answer(study, ranked, findings) if ranked else None,
         by_hand=by_hand,
         saved=saved_by_pruning(trials),

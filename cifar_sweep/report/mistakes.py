@@ -43,7 +43,7 @@ def look_at_images(
         trained = trained_trial(study, best, artifacts)
         data = load()
         study.check_data(name=data.name, fingerprint=data.fingerprint)
-        classifier = classifier_of([trained], data)
+        classifier = classifier_of([trained], mean=data.channel_mean, std=data.channel_std)
         TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
     except CifarSweepError as error:
         return ImageFindings(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")

@@ -10,7 +10,7 @@ from cifar_sweep.config import Value
 from cifar_sweep.figures.style import best_of, with_accuracy
 from cifar_sweep.pages import rendered
 from cifar_sweep.report.facts import Report
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, counts_text
 from cifar_sweep.words import counted, percent
 
 TOP_TRIALS = 10
@@ -23,8 +23,9 @@ def told(report: Report) -> dict[str, Any]:
     value so far, for a study without a complete trial. `past` says what it knew of another study, and how it was
     extended. `hand` is a `HandCard`.
     """
-    counts = {name: count for name, count in report.counts.items() if count}
-    in_words = "" if set(counts) <= {"complete"} else ", ".join(f"{count} {name}" for name, count in counts.items())
+    in_words = counts_text(report.counts) if counts_text(report.counts, but=["complete"]) else ""
+    if report.given:
+        in_words = f"{in_words}{'; ' * bool(in_words)}{report.given} of the finished given, the others searched"
     notes = [f"On {each['at'][:10]} the study was extended: {each['words']}" for each in report.study.changes]
     if report.answer and (remark := report.study.remark(report.answer.trial)):
         notes.append(f"{remark[0].upper()}{remark[1:]}: it is not the same as a trial of the space as it is now.")

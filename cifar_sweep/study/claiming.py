@@ -9,20 +9,22 @@ import optuna
 from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape, TrialConfig, Value, derive_seed
-from cifar_sweep.errors import StorageBusyError
+from cifar_sweep.errors import StorageBusyError, UsageError
 from cifar_sweep.search.choice import Choice, Course, InTime, grant_end, in_time_always
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import STATE_NAMES, TrialRecord, count, epoch_keys
+from cifar_sweep.study.record import STATES, TrialRecord, count, epoch_keys, is_reserved
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.study.winner import fresh_seeds, seeds_due
 from cifar_sweep.sweep import space
+from cifar_sweep.sweep.parsing import check_point
 from cifar_sweep.sweep.strategy import build_sampler
 from cifar_sweep.sweep.sweep import PrunerSettings, SamplerSettings, Sweep
 
 MAX_DEATHS = 3
+NOT_BEGUN = ("label", "owner", "deaths", "died_after")  # what a trial may have that has no config yet
 
 
 def queue_of(
@@ -91,13 +93,20 @@ def stage(trials: Sequence[TrialRecord], sweep: Sweep) -> tuple[Sweep, list[Tria
 def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
     """How many trials are in each state, frozen ones apart; of points that wait no more than there is room for.
 
-    Fresh seeds of a confirmation are not among them.
+    Fresh seeds of a confirmation are not among them. Of the pruned ones, `diverged` says how many ended so.
     """
     trials = [trial for trial in trials if trial.confirms is None]
-    counts = {name: count(trials, name) for name in STATE_NAMES.values()}
+    counts = {name: count(trials, name) for name in STATES}
     frozen = sum(trial.is_frozen for trial in trials)
     waiting = counts["waiting"] - frozen if sweep.given else len(queue_of(trials, sweep).placed)
-    return counts | {"waiting": waiting, "frozen": frozen}
+    return counts | {"waiting": waiting, "frozen": frozen, "diverged": sum(trial.diverged for trial in trials)}
+
+
+def given_among(trials: Sequence[TrialRecord], sweep: Sweep) -> int:
+    """How many of the finished trials are points that the sweep gives to be tried first."""
+    points = [point.params().items() for point in sweep.enqueue]
+    finished = [trial.settings.items() for trial in trials if trial.state in ("complete", "pruned")]
+    return sum(any(point <= settings for settings in finished) for point in points)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ class Claiming:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
         self._give_back_own()
         self._requeue_orphans()
+        self._check_queued()
         sweep, there = stage(self._confirming(), self.sweep)
         trials = {trial.number: trial for trial in self.timely(there)}
         queue = queue_of(list(trials.values()), sweep, shape_of=self._shape_of)
@@ -234,6 +244,8 @@ class Claiming:
     def _take(self, waiting: TrialRecord) -> Claim:
         """Run this waiting trial. Optuna's ask would take the first one, asked for now or not."""
         trial_id = self.storage.trial_id(self.study, waiting.number)
+        # First: a running trial that nobody of ours holds is another program's.
+        self.storage.optuna.set_trial_user_attr(trial_id, "owner", asdict(self.worker.owner))
         if not self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.RUNNING):
             raise StorageBusyError(
                 f"study {self.study.study_name!r}: trial {waiting.number} was taken without the lock."
@@ -263,6 +275,23 @@ class Claiming:
         environment = {"device": worker.device, "threads": worker.threads, "versions": known, "commit": commit()}
         return {"environment": environment, "owner": asdict(worker.owner)}
 
+    def _check_queued(self) -> None:
+        """Fail points that others have queued and that do not fit; the rest wait like our own, with nothing else."""
+        for trial in self._trials():
+            if trial.state != "waiting" or trial.config is not None or self.sweep.given or trial.confirms is not None:
+                continue
+            trial_id = self.storage.trial_id(self.study, trial.number)
+            params = {**trial.frozen.params, **trial.queued}
+            try:
+                point = space.renamed(check_point(space.decode(params), self.sweep, where="this point"), self.sweep)
+            except UsageError as error:
+                self.storage.optuna.set_trial_user_attr(trial_id, "reason", str(error))
+                self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
+                continue
+            odd = [key for key in trial.frozen.user_attrs if is_reserved(key) and key not in NOT_BEGUN]
+            if odd or trial.frozen.params or trial.frozen.intermediate_values or repr(point) != repr(trial.queued):
+                self.storage.requeue(trial_id, point, without=odd)
+
     def _give_back_own(self) -> None:
         """Requeue what this worker holds without knowing it: who claims has no trial, so a claim was broken off."""
         for trial in self._trials():
@@ -278,6 +307,7 @@ class Claiming:
             changed: dict[str, Any] = {"died_after": trial.epochs_done, "deaths": deaths, "owner": None}
             if deaths > MAX_DEATHS:
                 changed["reason"] = f"its worker died {deaths} times without finishing epoch {trial.epochs_done + 1}"
+                changed["reason"] += "; if it was killed for its time, an epoch needs more of it"
             for name, value in changed.items():
                 self.storage.optuna.set_trial_user_attr(trial_id, name, value)
             state = TrialState.FAIL if deaths > MAX_DEATHS else TrialState.WAITING

@@ -1,6 +1,7 @@
 """Opening studies: a new one with its facts and hand points, one that is there if it fits, or any by name."""
 
 import json
+import logging
 import re
 import uuid
 import warnings
@@ -13,16 +14,19 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
-from cifar_sweep.errors import StudyError, UsageError, nearest
+from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, nearest
 from cifar_sweep.study import extending
+from cifar_sweep.study.claiming import asked
 from cifar_sweep.study.earlier import Earlier
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import records
+from cifar_sweep.study.record import count, records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
-from cifar_sweep.study.study import SweepStudy, not_ours, stored_sweep
+from cifar_sweep.study.study import SweepStudy, not_ours, state_of, stored_sweep
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.sweep import Sweep
+
+log = logging.getLogger(__name__)
 
 
 def check_request(name: str, sweep: Sweep) -> None:
@@ -66,13 +70,18 @@ def open_or_resume(
         known = "sweep" in study.user_attrs
         if known:
             _check_data(study, data, code or {})
+            was = stored_sweep(study)
             if extend:
                 _check_hours(study, hours)
-                extending.extend(storage, study, stored_sweep(study), sweep)
+                extending.extend(storage, study, was, sweep)
                 study.set_user_attr("code", study.user_attrs.get("code", {}) | dict(code or {}))
             else:
                 _check_same(study, sweep, hours)
-            sweep = stored_sweep(study) if hours else sweep
+            finished = count(asked(records(study.get_trials(deepcopy=False)), was), "complete", "pruned")
+            # What is finished stays: a smaller number than that takes nothing back.
+            least = min(finished, was.trials)
+            sweep = sweep if sweep.given else sweep.model_copy(update={"trials": max(sweep.trials, least)})
+            sweep = was if hours else sweep
             study.set_user_attr("over", study.user_attrs.get("over", "") if hours else "")
         elif hours:
             study.set_user_attr("hours", asdict(hours))
@@ -111,7 +120,11 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
         params = space.encode(point.params(), sweep)
         attributes: dict[str, Any] = {"label": point.label} if point.label else {}
         if sweep.given:
-            attributes |= {"given": point.params(), "shortened": point.shortened}
+            count = study.user_attrs["data"].get("train_images")
+            shortened = (
+                point.shortened.replace("of all training", f"of {count:,} training") if count else point.shortened
+            )
+            attributes |= {"given": point.params(), "shortened": shortened}
             if (point.label, point.params()) in there:
                 continue
         if params or sweep.given:
@@ -188,7 +201,18 @@ def load(storage: Storage, name: str | None = None) -> SweepStudy:
 def load_all(storage: Storage) -> list[SweepStudy]:
     """Every study of ours, by name; others' studies in the same database are passed over."""
     names = sorted(name for name, attributes in storage.studies() if "sweep" in attributes)
-    return [SweepStudy(storage, storage.load(name)) for name in names]
+    return [study for name in names if (study := _ours(storage, name))]
+
+
+def _ours(storage: Storage, name: str) -> SweepStudy | None:
+    """A study; None where it was deleted just now, or what stands there is not what we wrote."""
+    try:
+        return SweepStudy(storage, storage.load(name))
+    except KeyError:
+        return None
+    except CifarSweepError as error:
+        log.warning("study %r is passed over: %s", name, error)
+        return None
 
 
 def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[SweepStudy]:
@@ -196,14 +220,11 @@ def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[Swee
     known = [
         (name, attributes)
         for name, attributes in storage.studies()
-        if "sweep" in attributes and attributes.get("state", OPEN) == OPEN and (not names or name in names)
+        if "sweep" in attributes and state_of(attributes) == OPEN and (not names or name in names)
     ]
     for name, _ in sorted(known, key=lambda each: -each[1].get("priority", 0)):
-        try:
-            study = SweepStudy(storage, storage.load(name))
-        except KeyError:  # it was deleted just now
-            continue
-        if not study.settle():
+        study = _ours(storage, name)
+        if study and not study.settle():
             yield study
 
 

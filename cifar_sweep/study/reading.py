@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Row
 
 from cifar_sweep.study import tables
+from cifar_sweep.study.record import as_ours
 from cifar_sweep.study.storage import Storage
 
 
@@ -67,6 +68,8 @@ class ReadingStorage(PassedOn):
                 changed = [row for key, row in rows.items() if key not in same]
                 with_reports = most_with_reports is None or len(rows) <= most_with_reports
                 read = tables.read(connection, study_id, changed, with_reports=with_reports)
+                if tables.is_ours(connection, study_id):
+                    read = {key: as_ours(trial) for key, trial in read.items()}
             if not rows:
                 self._behind.get_study_name_from_id(study_id)
             now: dict[int, tuple[Row[Any], FrozenTrial]] = {}

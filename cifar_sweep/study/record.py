@@ -1,16 +1,19 @@
 """One trial as everybody reads it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
 from cifar_sweep.artifacts import Stored
 from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.curve import EpochResult, best_epoch
+from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.sweep import space
 from cifar_sweep.words import params_text
@@ -22,12 +25,16 @@ STATE_NAMES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
+OUTSIDE = "outside"  # the state of a trial that another program trains, or has trained
+STATES = (*STATE_NAMES.values(), OUTSIDE)
 # The user attributes of a trial that are read here; nobody else may change them.
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
     "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "confirms", "confirm",
     "correct", "earlier",
 }  # fmt: skip
+_EPOCH_FIELDS = {field.name for field in fields(EpochResult)}
+_STORED = TypeAdapter(Stored).validate_python
 _EPOCH = "epoch:"  # and its number: the user attribute of one epoch of a trial that is not finished
 SYNTHETIC_REMARK = "synthetic images say nothing about CIFAR-10, which the claims are about"
 T = TypeVar("T")
@@ -53,9 +60,31 @@ def _text(key: str) -> "cached_property[str]":
     return _of(lambda trial: str(trial.frozen.user_attrs.get(key) or ""))
 
 
+def point_of(stored: Mapping[str, Value]) -> dict[str, Value]:
+    """A stored point as it is; ValueError where it is none."""
+    if not all(isinstance(value, (bool, int, float, str)) for value in stored.values()):
+        raise ValueError
+    return dict(stored)
+
+
+def _checkpoints(stored: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"epoch": int(saved["epoch"]), **asdict(_STORED(saved))} for saved in stored]
+
+
+def _results(points: Sequence[Mapping[str, Any]]) -> tuple[EpochResult, ...]:
+    return tuple(EpochResult(**point) for point in points)
+
+
 def _object(key: str, make: Callable[[Any], T]) -> "cached_property[T | None]":
-    """A property that is made of what is stored; None where nothing is."""
-    return _of(lambda trial: None if (stored := trial.frozen.user_attrs.get(key)) is None else make(stored))
+    """A property that is made of what is stored; None where nothing is, or nothing that we would have written."""
+    return _of(lambda trial: _made(trial.frozen.user_attrs.get(key), make))
+
+
+def _made(stored: Any, make: Callable[[Any], T]) -> T | None:
+    try:
+        return None if stored is None else make(stored)
+    except (CifarSweepError, TypeError, ValueError, AttributeError, KeyError, OverflowError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -66,25 +95,25 @@ class TrialRecord:
     worker: str = ""  # who trained it last, as in "worker 2"; empty where that is not known
 
     number = _of(lambda trial: trial.frozen.number)  # in its study, from 0
-    state = _of(lambda trial: STATE_NAMES[trial.frozen.state])
+    state = _of(lambda trial: OUTSIDE if OUTSIDE in trial.frozen.system_attrs else STATE_NAMES[trial.frozen.state])
     is_finished = _of(lambda trial: trial.frozen.state.is_finished())  # complete, pruned or failed
     value = _of(lambda trial: trial.frozen.value)  # of a complete trial its best validation accuracy, else its last
     started = _of(lambda trial: trial.frozen.datetime_start)  # when it was last taken up, in local time
     ended = _of(lambda trial: trial.frozen.datetime_complete)  # in local time
-    given = _object("given", dict[str, Value])  # the given point that it is, by its parameters' own names
+    given = _object("given", point_of)  # the given point that it is, by its parameters' own names
     label = _text("label")  # of a point that was enqueued or given
     shortened = _text("shortened")  # in what a given point was shortened, in words
     # The parameters that it was enqueued with, as Optuna has them; what they leave out is sampled.
     queued = _of(lambda trial: dict[str, Any](trial.frozen.system_attrs.get("fixed_params", {})))
     config = _object("config", TrialConfig.from_dict)  # what it trains; None before it was first taken up
     # The process that holds it, or held it last; None where its worker's death or a release took it away.
-    owner = _object("owner", lambda stored: Owner(**stored))
-    environment = _object("environment", lambda stored: Environment(**stored))  # what trained it last
-    weights = _object("weights", lambda stored: Stored(**stored))  # its weights' file, kept or dropped since
+    owner = _object("owner", TypeAdapter(Owner).validate_python)
+    environment = _object("environment", TypeAdapter(Environment).validate_python)  # what trained it last
+    weights = _object("weights", _STORED)  # its weights' file, kept or dropped since
     # What its next epoch can be continued from, as `SweepStudy.report` was given it.
-    checkpoints = _of(lambda trial: list[dict[str, Any]](trial.frozen.user_attrs.get("checkpoints", ())))
+    checkpoints = _of(lambda trial: _made(trial.frozen.user_attrs.get("checkpoints"), _checkpoints) or [])
     # How many workers died one after the other in the epoch in which its worker died last; 0 where none did.
-    deaths = _of(lambda trial: int(trial.frozen.user_attrs.get("deaths", 0)))
+    deaths = _of(lambda trial: _made(trial.frozen.user_attrs.get("deaths"), int) or 0)
     died_after = _object("died_after", int)  # how many epochs it had when its worker died last
     until = _object("until", int)  # the epoch after which it is frozen, if that is not its last one
     # Which validation images its best epoch names rightly, as `selection.packed` has it; None where that is not known.
@@ -96,7 +125,7 @@ class TrialRecord:
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data
-    curve = _of(lambda trial: tuple(EpochResult(**point) for point in trial.points))  # the first epoch first
+    curve = _of(lambda trial: _made(trial.points, _results) or ())  # the first epoch first
     best = _of(lambda trial: best_epoch(trial.curve))  # its best epoch so far, of equals the first; None before any
     epochs_done = _of(lambda trial: len(trial.points))  # how many epochs were reported
     epochs = _of(lambda trial: trial.config.shape.epochs if trial.config else None)  # of its config
@@ -120,7 +149,9 @@ class TrialRecord:
 
     @property
     def state_words(self) -> str:
-        """Its state for people: of a frozen trial also since when."""
+        """Its state for people: of a frozen trial also since when, of a pruned one whether it diverged."""
+        if self.diverged:
+            return "diverged"
         return f"frozen after epoch {self.epochs_done}" if self.is_frozen else str(self.state)
 
     @cached_property
@@ -156,6 +187,24 @@ class TrialRecord:
         return plain
 
 
+def as_ours(trial: FrozenTrial) -> FrozenTrial:
+    """A trial of a study of ours as everybody is to see it, samplers and pruners included.
+
+    One that another program trains, or has trained, is failed, whatever its state is there, and nothing that it stored
+    under our names is read. What waits may be trained here, whoever queued it.
+    """
+    known = TrialRecord(trial)
+    told = trial.state is TrialState.FAIL and known.reason
+    if trial.state is TrialState.WAITING or known.config or told or (trial.state is TrialState.RUNNING and known.owner):
+        return trial
+    shown = copy(trial)
+    shown.user_attrs = {key: value for key, value in trial.user_attrs.items() if not is_reserved(key)}
+    shown.user_attrs["reason"] = "it is not trained by cifar-sweep"  # Optuna caches it: its state may be another by now
+    shown.system_attrs, shown.state, shown.intermediate_values = {OUTSIDE: True}, TrialState.FAIL, {}
+    shown.values = None
+    return shown
+
+
 def is_reserved(attribute: str) -> bool:
     """Whether a user attribute of a trial is one of ours."""
     return attribute in RESERVED or attribute.startswith(_EPOCH)
@@ -173,10 +222,17 @@ def epoch_keys(curve: Sequence[Any]) -> list[str]:
 
 def stored_curve(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A trial's curve in its user attributes: `curve`, and one attribute for each epoch that was reported since."""
-    curve = list(attributes.get("curve", ()))
-    while point := attributes.get(epoch_key(len(curve) + 1)):
-        curve.append(point)
-    return curve
+    stored = attributes.get("curve")
+    curve = stored if isinstance(stored, list) and all(map(_is_point, stored)) else []
+    while _is_point(point := attributes.get(epoch_key(len(curve) + 1))):
+        curve = [*curve, point]
+    return list(curve)
+
+
+def _is_point(stored: Any) -> bool:
+    """Whether this may be an epoch as we store it."""
+    is_named = isinstance(stored, dict) and {"epoch", "validation_accuracy"} <= stored.keys() <= _EPOCH_FIELDS
+    return is_named and all(type(value) in (int, float) for value in stored.values())
 
 
 def records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
@@ -186,8 +242,15 @@ def records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
 
 
 def count(trials: Iterable[TrialRecord], *states: str) -> int:
-    """How many trials are in one of these states, named as in `STATE_NAMES`."""
+    """How many trials are in one of these states, named as in `STATES`."""
     return sum(trial.state in states for trial in trials)
+
+
+def counts_text(counts: Mapping[str, int], *, but: Sequence[str] = ()) -> str:
+    """How many trials are in each state, diverged ones apart, as in "2 pruned, 1 diverged": those that there are."""
+    apart = {**counts, "pruned": counts["pruned"] - counts["diverged"]}
+    names = ("complete", "pruned", "diverged", "failed", "running", "frozen", "waiting", OUTSIDE)
+    return ", ".join(f"{apart[name]} {name}" for name in names if apart[name] and name not in but)
 
 
 @dataclass(frozen=True)
@@ -202,7 +265,11 @@ class Saved:
 
 def saved_by_pruning(trials: Iterable[TrialRecord]) -> Saved:
     """The epochs that pruned and frozen trials were spared; where none was trained, they count without time."""
-    spared = [each for each in trials if each.epochs is not None and (each.state == "pruned" or each.is_frozen)]
+    spared = [
+        each
+        for each in trials
+        if each.epochs is not None and (each.is_frozen or (each.state == "pruned" and not each.diverged))
+    ]
     seconds = sum(trial.epochs_left * trial.seconds / trial.epochs_done for trial in spared if trial.curve)
     frozen = sum(trial.is_frozen for trial in spared)
     return Saved(len(spared) - frozen, sum(trial.epochs_left for trial in spared), seconds, frozen)
@@ -218,12 +285,12 @@ def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:
 
     A trial that its worker's death ended has none.
     """
-    owned = [trial for trial in trials if trial.user_attrs.get("owner") and trial.datetime_start]
-    owned.sort(key=lambda trial: (trial.datetime_start or datetime.min, trial.number))
-    owners = {trial.number: trial.user_attrs["owner"] for trial in owned}
-    tokens = list(dict.fromkeys(owner["token"] for owner in owners.values()))
-    several = len({owner["host"] for owner in owners.values()}) > 1
+    begun = sorted(trials, key=lambda trial: (trial.datetime_start or datetime.min, trial.number))
+    known = ((trial.number, TrialRecord(trial).owner) for trial in begun if trial.datetime_start)
+    owners = {number: owner for number, owner in known if owner}
+    tokens = list(dict.fromkeys(owner.token for owner in owners.values()))
+    several = len({owner.host for owner in owners.values()}) > 1
     return {
-        number: f"worker {tokens.index(owner['token']) + 1}" + (f" on {owner['host']}" if several else "")
+        number: f"worker {tokens.index(owner.token) + 1}" + (f" on {owner.host}" if several else "")
         for number, owner in owners.items()
     }

@@ -11,7 +11,7 @@ import sqlite3
 import time
 import warnings
 import weakref
-from collections.abc import Container, Sequence, Set
+from collections.abc import Collection, Container, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,17 @@ from cifar_sweep.study import locks, tables
 from cifar_sweep.study.address import check_sqlite_content, check_sqlite_file, is_sqlite, parse_address
 from cifar_sweep.study.locks import advisory_lock, file_lock
 from cifar_sweep.study.outage import explain
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, as_ours
 
 LEASE_SECONDS = 120  # longer than a database is away while it is started anew
 BEATS_PER_LEASE = 8  # several may be lost
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
+# What stands in the user attributes of a study of ours.
+_OF_A_STUDY: dict[str, type] = {
+    **dict.fromkeys(("sweep", "data", "code", "versions", "hopes", "costs", "test_accuracy"), dict),
+    **dict.fromkeys(("uid", "artifacts", "state", "reason"), str), "priority": int,
+}  # fmt: skip
 # A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
 CONNECTING = {
     "connect_timeout": 10, "tcp_user_timeout": 50_000,
@@ -52,6 +57,26 @@ class Database(RDBStorage):
         options: dict[str, Any] = {ONLY_READS: True} if self.engine.name == "sqlite" else READING_OF_A_SERVER
         return self.engine.connect().execution_options(**options)
 
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return _without_odd(super().get_study_user_attrs(study_id))
+
+    def get_all_studies(self) -> list[Any]:
+        found = super().get_all_studies()
+        for study in found:
+            study.user_attrs = _without_odd(study.user_attrs)
+        return found
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: Any,
+        previous: Any,  # noqa: ARG002
+    ) -> None:
+        """Without a look at what other programs stored under this name; a study of ours never changes its space."""
+        super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, distribution)
+
     def _get_trials(
         self,
         study_id: int,
@@ -63,9 +88,11 @@ class Database(RDBStorage):
             rows = tables.rows_of(connection, study_id, after=trial_id_greater_than, besides=included_trial_ids)
             chosen = [row for row in rows if states is None or row.state in states]
             trials = list(tables.read(connection, study_id, chosen).values())
+            ours = tables.is_ours(connection, study_id)
         if not trials:
             self.get_study_name_from_id(study_id)  # raises KeyError where there is no such study
-        return trials
+        seen = map(as_ours, trials) if ours else trials
+        return [trial for trial in seen if states is None or trial.state in states]
 
 
 class Storage:
@@ -139,6 +166,12 @@ class Storage:
         keys = {trial.frozen._trial_id: trial.owner for trial in running}
         return [key for key, owner in keys.items() if key in stale or owner is None or owner.is_dead()]
 
+    def requeue(self, trial_id: int, params: Mapping[str, Any], *, without: Collection[str]) -> None:
+        """Have a waiting trial begin with these parameters of Optuna, without these user attributes."""
+        with self.optuna.engine.begin() as connection:
+            tables.requeue(connection, trial_id, params)
+            tables.write(connection, trial_id, tables.Change({}, removed=without))
+
     def beat(self, trial_id: int) -> None:
         """Say once that a trial is being trained."""
         self.optuna.record_heartbeat(trial_id)
@@ -211,6 +244,13 @@ class MemoryStorage(Storage):
 
     def beat(self, trial_id: int) -> None:
         pass
+
+
+def _without_odd(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A study's user attributes; of one of ours without those under our names that somebody else wrote over."""
+    if not {"sweep", "data", "uid"} <= attributes.keys():
+        return attributes
+    return {key: value for key, value in attributes.items() if isinstance(value, _OF_A_STUDY.get(key, object))}
 
 
 def key_of(study: Any) -> int:

@@ -21,9 +21,9 @@ from cifar_sweep.search.choice import Choice, Choose, Course, Gain, Hope, InTime
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, state_counts
 from cifar_sweep.study.hours import TIME_OVER, Hours
-from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys, records
+from cifar_sweep.study.record import OUTSIDE, TrialRecord, count, epoch_key, epoch_keys, records
 from cifar_sweep.study.selection import expected
-from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN, Storage
+from cifar_sweep.study.storage import CANCELLED, FINISHED, HALTED, OPEN, Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
 from cifar_sweep.sweep import space, strategy
@@ -50,7 +50,8 @@ class SweepStudy:
     def __init__(self, storage: Storage, study: optuna.Study) -> None:
         self.storage, self._study, self.name = storage, study, study.study_name
         attributes = study.user_attrs
-        if "sweep" not in attributes or "data" not in attributes:
+        whole = {"sweep", "data", "uid", "artifacts"} <= attributes.keys()
+        if not whole or not {"name", "fingerprint", "classes"} <= attributes["data"].keys():
             raise not_ours(storage, self.name)
         self._read_again()
         self.uid: str = attributes["uid"]
@@ -64,7 +65,7 @@ class SweepStudy:
     @property
     def state(self) -> str:
         """`OPEN`, `FINISHED`, `PAUSED` or `CANCELLED`, as it stands in the database."""
-        return str(self._study.user_attrs.get("state", OPEN))
+        return state_of(self._study.user_attrs)
 
     @property
     def reason(self) -> str:
@@ -306,7 +307,10 @@ class SweepStudy:
     def hopes(self) -> dict[int, Hope]:
         """What was expected of each trial when a group was last chosen; empty where no model chooses."""
         stored = self._study.user_attrs.get("hopes", {})
-        return {int(number): Hope(**hope) for number, hope in stored.items()}
+        try:
+            return {int(number): Hope(**hope) for number, hope in stored.items()}
+        except (TypeError, ValueError):  # not as we wrote it
+            return {}
 
     @property
     def gain(self) -> Gain | None:
@@ -440,6 +444,7 @@ class SweepStudy:
         if trials is None:
             trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
             if self.sweep.given:
+                trials = [trial for trial in trials if trial.given is not None or trial.state == OUTSIDE]
                 budget = count(trials, "complete", "pruned", "running", "waiting")
         counts = state_counts(trials, self.sweep)
         # Trials whose worker is gone wait for the next one, whatever the database says until then. Without the lock a
@@ -464,6 +469,12 @@ class SweepStudy:
             "data": self.data["name"],
             "data_fingerprint": self.data["fingerprint"],
         }
+
+
+def state_of(attributes: Mapping[str, Any]) -> str:
+    """`OPEN`, `FINISHED`, `PAUSED` or `CANCELLED`, as it stands in a study's user attributes."""
+    state = attributes.get("state", OPEN)
+    return state if state in (FINISHED, *HALTED) else OPEN
 
 
 def not_ours(storage: Storage, name: str) -> StudyError:

@@ -25,7 +25,7 @@ from optuna.distributions import (
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import FrozenTrial, TrialState
 from pydantic_core import from_json
-from sqlalchemy import Connection, Row, Select, Table, insert, or_, select, text, update
+from sqlalchemy import Connection, Row, Select, Table, delete, insert, or_, select, text, update
 
 FEW = 200  # trials that are asked for by their keys; more of them are read with all others of their study
 _TABLES = BaseModel.metadata.tables
@@ -39,6 +39,9 @@ _NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 _HOLDER = text(
     "SELECT t.state, a.value_json FROM trials t LEFT JOIN trial_user_attributes a "
     "ON a.trial_id = t.trial_id AND a.key = 'owner' WHERE t.trial_id = :trial_id"
+)
+_IS_OURS = text(
+    "SELECT COUNT(*) FROM study_user_attributes WHERE study_id = :study_id AND key IN ('sweep', 'data', 'uid')"
 )
 _SET_ATTRIBUTE = text(
     "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial_id, :key, :value) "
@@ -57,7 +60,7 @@ def holder(connection: Connection, trial_id: int) -> tuple[TrialState | None, st
     if row is None:
         return None, None
     owner = json.loads(row.value_json) if row.value_json else None
-    return TrialState[row.state], owner["token"] if owner else None
+    return TrialState[row.state], str(owner.get("token")) if isinstance(owner, dict) else None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ class Change:
     attributes: Mapping[str, Any]
     removed: Collection[str] = ()
     values: Mapping[int, float] = field(default_factory=dict)
+
+
+def is_ours(connection: Connection, study_id: int) -> bool:
+    """Whether a study has what all of ours have."""
+    return bool(connection.execute(_IS_OURS, {"study_id": study_id}).scalar_one() == 3)
+
+
+def requeue(connection: Connection, trial_id: int, params: Mapping[str, Any]) -> None:
+    """Have a waiting trial begin with these parameters, and with nothing else that somebody gave it."""
+    of_trial = {"trial_id": trial_id}
+    for table in (_PARAMS, _REPORTS, _SYSTEM):
+        connection.execute(delete(table).where(table.c.trial_id == trial_id))
+    connection.execute(insert(_SYSTEM), of_trial | {"key": "fixed_params", "value_json": json.dumps(params)})
 
 
 def write(connection: Connection, trial_id: int, change: Change) -> None:

@@ -1,12 +1,12 @@
 """Sweep files: finding one, loading it, and changing it by options."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cifar_sweep.config import PARAMETERS, Value, check_parameter
 from cifar_sweep.errors import UsageError, nearest
+from cifar_sweep.files import read_toml
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import (
     SHORTENS,
@@ -35,7 +35,7 @@ def names() -> dict[str, Path]:
 def find(name: str) -> Path:
     """The file of the sweep `name`, which may be a path. Raises UsageError where there is none."""
     known = names()
-    if name.endswith(".toml") or "/" in name:
+    if name.endswith((".toml", ".yaml", ".yml")) or "/" in name:
         if Path(name).is_file():
             return Path(name)
         raise UsageError(f"{name}: there is no such sweep file; give a path to a TOML file or one of {listed(known)}.")
@@ -52,13 +52,9 @@ def load(path: Path, *, changes: Changes = None, preview: bool = False, only: Se
     Raises UsageError where the file is not TOML, or a key or value is not accepted.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = read_toml(path)
     except OSError as error:
         raise UsageError(f"{path}: the sweep file cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: the sweep file cannot be read: it is not text in UTF-8.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}.") from None
     return from_mapping({"name": path.stem} | raw, where=str(path), changes=changes, preview=preview, only=only)
 
 

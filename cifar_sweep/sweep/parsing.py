@@ -1,12 +1,13 @@
 """From the text of a sweep file to a checked `Sweep`: errors name the file, the table and the key."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cifar_sweep.config import PARAMETERS, check_image_size, check_parameter, traits
+from cifar_sweep.config import PARAMETERS, Value, check_image_size, check_parameter, traits
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.sweep.sweep import (
     Choices,
@@ -39,6 +40,17 @@ _ACCEPTED = {
     "less_than_equal": "a number of at most {le:g}",
     "union_tag_not_found": "a table with low and high, or with choices; a single value belongs in [fixed]",
 }
+# What other programs call these keys, and what is meant here.
+_MEANT = {
+    "values": "choices", "value": "a line in [fixed]", "min": "low", "max": "high", "q": "step",
+    "distribution": "log = true, base2 = true or neither", "method": "sampler", "algorithm": "sampler",
+    "parameters": "[space]", "params": "[space]", "search_space": "[space]", "early_terminate": "pruner",
+    "scheduler": "pruner", "n_trials": "trials", "num_trials": "trials", "num_samples": "trials", "run_cap": "trials",
+    "metric": "not needed: validation accuracy is maximised", "direction": "not needed: accuracy is maximised",
+    "defaults": "not needed", "hydra": "not needed",
+}  # fmt: skip
+_GRID = "for a grid write its points as [[enqueue]], each with a label, with sampler = 'given' and pruner = 'none'"
+MOST_STEPS = 50
 _SETTINGS: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": PrunerSettings}
 
 
@@ -98,23 +110,30 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
     for name, domain in sweep.space.items():
         for value in domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]:
             check_parameter(name, value, where=f"{where}: [space]")
-        if isinstance(domain, Range) and PARAMETERS[name].kind is float and (domain.step or domain.base2):
+        if isinstance(domain, Range) and domain.step and (written := _as_choices(name, domain.model_dump())):
+            raise UsageError(f"{where}: [space]: {name}: step is for whole numbers; accepted: {written}.")
+        if isinstance(domain, Range) and PARAMETERS[name].kind is float and domain.base2:
             fault = f"{name} is no whole number, so base2 and step do not fit"
             raise UsageError(f"{where}: [space]: {fault}; accepted: low, high, log.")
     for number, point in enumerate(sweep.enqueue, start=1):
-        for name, value in point.params().items():
-            place = f"{where}: [[enqueue]] {number}"
-            check_parameter(name, value, where=place)
-            if name not in sweep.space and name not in sweep.fixed:
-                raise UsageError(f"{place}: {name} is not in [space]; {nearest(name, sweep.space)}.")
-            wrong, fixed, ranged = f"{place}: {name} = {in_toml(value)}", sweep.fixed.get(name), sweep.space.get(name)
-            if fixed is not None and value != fixed:
-                raise UsageError(f"{wrong} contradicts [fixed], where it is {in_toml(fixed)}.")
-            if ranged is not None and not contains(ranged, value):
-                raise UsageError(f"{wrong} is outside of its [space]: {ranged}.")
+        check_point(point.params(), sweep, where=f"{where}: [[enqueue]] {number}")
     for name, value in sweep.preview.fixed().items():
         check_parameter(name, value, where=f"{where}: [preview]")
     _check_used(sweep, where=where)
+
+
+def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[str, Value]:
+    """The values of a point in their parameters' own types. UsageError for one that `fixed` and `space` do not have."""
+    point = {name: check_parameter(name, value, where=where) for name, value in params.items()}
+    for name, value in point.items():
+        if name not in sweep.space and name not in sweep.fixed:
+            raise UsageError(f"{where}: {name} is not in [space]; {nearest(name, sweep.space)}.")
+        wrong, fixed, ranged = f"{where}: {name} = {in_toml(value)}", sweep.fixed.get(name), sweep.space.get(name)
+        if fixed is not None and value != fixed:
+            raise UsageError(f"{wrong} contradicts [fixed], where it is {in_toml(fixed)}.")
+        if ranged is not None and not contains(ranged, value):
+            raise UsageError(f"{wrong} is outside of its [space]: {ranged}.")
+    return point
 
 
 def _check_used(sweep: Sweep, *, where: str) -> None:
@@ -140,13 +159,18 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
         accepted = list(_accepted_keys(path, raw))
         close = get_close_matches(key, accepted, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
+        if key in _MEANT:
+            hint = f"here it is {_GRID if (key, value) == ('method', 'grid') else _MEANT[key]}; "
         return f"{place}: there is no key {key!r}; {hint}accepted: {listed(accepted)}."
     if first["type"] == "missing":
         return f"{place}: {key} is missing; accepted: low and high, or choices."
     if first["type"] == "literal_error":
         settings, field = (_SETTINGS[path[0]], "name") if path[0] in _SETTINGS else (Sweep, path[0])
         known = get_args(settings.model_fields[field].annotation)
-        return f"{where}: there is no {path[0]} {in_toml(value)}; {nearest(str(value), known)}."
+        hint = {"grid": f"{_GRID}; ", "bayes": "did you mean tpe? "}.get(str(value), "")
+        return f"{where}: there is no {path[0]} {in_toml(value)}; {hint or nearest(str(value), known)}."
+    if path[0] == "space" and "step" in (table := _table_of(raw, path)) and (written := _as_choices(path[1], table)):
+        return f"{where}: [space]: {path[1]}: step is for whole numbers; accepted: {written}."
     if first["type"] == "value_error":
         return f"{place}: {key}: {first['ctx']['error']}."
     if isinstance(first["loc"][-1], int):
@@ -158,6 +182,24 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
         accepts = "a list of points, each begun by [[enqueue]]"
     shown = "" if isinstance(value, dict) else f" = {in_toml(value)}"
     return f"{place}: {key}{shown} is not accepted; it takes {accepts}."
+
+
+def _table_of(raw: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    table = raw["space"].get(path[1]) if len(path) > 1 and isinstance(raw["space"], dict) else None
+    return table if isinstance(table, dict) else {}
+
+
+def _as_choices(name: str, table: Mapping[str, Any]) -> str:
+    """The steps of a number that is not whole as the choices that they are; empty where they cannot be told."""
+    low, high, step = (table.get(key, math.nan) for key in ("low", "high", "step"))
+    if name not in PARAMETERS or PARAMETERS[name].kind is not float:
+        return ""
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (low, high, step)) or step <= 0:
+        return "low, high, log, or choices"
+    steps = math.floor((high - low) / step + 1e-9)
+    if not 0 <= steps < MOST_STEPS:
+        return "low, high, log, or choices"
+    return f"choices = [{listed(float(f'{low + k * step:.10g}') for k in range(steps + 1))}]"
 
 
 def _locate(loc: Sequence[int | str], *, where: str) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains
 # A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
 # widened later, which a categorical one is not.
 EXPONENT = "log2_"
+LARGEST_EXPONENT = 64
 
 
 LENGTH = {"epochs"}  # a trial of another length is an observation all the same: its curve says at which epoch
@@ -63,9 +64,17 @@ def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
 
 
 def decode(params: Mapping[str, Any]) -> dict[str, Value]:
-    """A trial's Optuna parameters under their own names: ``log2_batch_size = 5`` is ``batch_size = 32``."""
-    known = ((name, 2**value if name.startswith(EXPONENT) else value) for name, value in params.items())
-    return {name.removeprefix(EXPONENT): value for name, value in known}
+    """A trial's Optuna parameters under their own names: ``log2_batch_size = 5`` is ``batch_size = 32``.
+
+    What is no exponent of a parameter stays as somebody else wrote it.
+    """
+    known: dict[str, Value] = {}
+    for name, value in params.items():
+        base = name.removeprefix(EXPONENT)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_exponent = base != name and is_number and 0 <= value <= LARGEST_EXPONENT and value % 1 == 0
+        known |= {base: 2 ** int(value)} if is_exponent and base not in params else {name: value}
+    return known
 
 
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,9 +90,15 @@ def leaves_shape_open(params: Mapping[str, Any], sweep: Sweep) -> bool:
 
 def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
     """A point of the space as Optuna stores it, without what is not in the space or does nothing beside the rest."""
+    used = {name: value for name, value in point.items() if applies(name, sweep.fixed | dict(point))}
+    return renamed(used, sweep)
+
+
+def renamed(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
+    """A point of the space as Optuna stores it, without what is not in the space."""
     encoded: dict[str, Value] = {}
     for name, value in point.items():
-        domain = sweep.space.get(name) if applies(name, sweep.fixed | dict(point)) else None
+        domain = sweep.space.get(name)
         if isinstance(domain, Range) and domain.base2:
             encoded[EXPONENT + name] = int(value).bit_length() - 1
         elif domain is not None:

@@ -1,5 +1,6 @@
 """What works on this machine, and what does not."""
 
+import os
 import platform
 import shutil
 import sys
@@ -10,6 +11,7 @@ import torch
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.errors import CifarSweepError
+from cifar_sweep.study.address import check_sqlite_file, is_sqlite, parse_address
 from cifar_sweep.study.opening import load_all
 from cifar_sweep.study.provenance import versions
 from cifar_sweep.study.storage import open_storage
@@ -61,9 +63,11 @@ def _data(source: str, skip_damaged: bool) -> list[Finding]:
 
 
 def _storage(url: str) -> Finding:
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        return "storage", True, f"{url}: not there yet; the first run makes it"
     try:
+        address = parse_address(url)
+        if is_sqlite(address) and not Path(str(address.database)).exists():
+            check_sqlite_file(address)
+            return "storage", True, f"{url}: not there yet; the first run makes it"
         with closing(open_storage(url)) as storage:
             return "storage", True, f"{storage.shown}: {len(load_all(storage))} studies"
     except CifarSweepError as error:
@@ -71,9 +75,15 @@ def _storage(url: str) -> Finding:
 
 
 def _artifacts(address: str) -> Finding:
-    folder = open_artifacts(address).root
+    try:
+        folder = open_artifacts(address).root
+    except CifarSweepError as error:
+        return "files", False, str(error)
     if folder is None:
         return "files", True, f"{address}: not looked at"
-    free = shutil.disk_usage(next(there for there in (folder, *folder.parents) if there.exists())).free
+    there = next(there for there in (folder, *folder.parents) if there.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return "disk", False, f"{there}: no file can be written here; --artifacts names another folder"
+    free = shutil.disk_usage(there).free
     found = f"{free / 1024**3:.1f} GiB free for weights and checkpoints in {folder}; 2 GiB or more is comfortable"
     return "disk", free >= LOW_DISK_BYTES, found

@@ -17,7 +17,7 @@ from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.pages import rendered
 from cifar_sweep.study.outage import is_outage
-from cifar_sweep.study.record import TrialRecord, saved_by_pruning
+from cifar_sweep.study.record import TrialRecord, counts_text, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.winner import ranked
@@ -106,8 +106,7 @@ class _LiveView:
         summary = self.study.summary(trials)
         bar = Table.grid(padding=(0, 1))
         progress = ProgressBar(total=max(summary["budget"], 1), completed=_done(summary), width=BAR_WIDTH)
-        counts = ((summary["trials"][name], name) for name in ("pruned", "failed", "running", "frozen", "waiting"))
-        others = ", ".join(f"{count} {name}" for count, name in counts if count)
+        others = counts_text(summary["trials"], but=["complete"])
         bar.add_row(progress, f"{_done(summary)} of {summary['budget']} done{'; ' * bool(others)}{others}")
         told = _live_text(self.study, summary, trials, self.left.now(trials))
         lines = [*(line.partition("|")[::2] for line in told.splitlines()), *worker_lines(trials)]
@@ -161,7 +160,7 @@ def _ended_text(trial: TrialRecord) -> str:
     short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
     reason = f" ({trial.reason})" if trial.state == "failed" and trial.reason else ""
     name = f"trial {trial.number}" + ("" if trial.confirms is None else f" (confirms trial {trial.confirms})")
-    return f"{name} {trial.state}{value}{short} in {duration(trial.seconds)}{reason}, {trial.setting}"
+    return f"{name} {trial.state_words}{value}{short} in {duration(trial.seconds)}{reason}, {trial.setting}"
 
 
 def _done(summary: dict[str, Any]) -> int:

@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cifar_sweep.forecast.time_left import at_work, seconds_left
-from cifar_sweep.study.record import saved_by_pruning
+from cifar_sweep.study.record import counts_text, is_synthetic, saved_by_pruning
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.words import duration, span
 
 MOST_STOPPED = 5  # trials whose reasons are told
@@ -24,6 +25,7 @@ def glance(study: SweepStudy) -> dict[str, Any]:
     saved = saved_by_pruning(trials)
     left = seconds_left(study)
     return summary | {
+        "verdict": verdict(study, trials),
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
         "expected": study.remarks(trials).get("expected"),
@@ -39,24 +41,33 @@ def table(glances: Sequence[Mapping[str, Any]]) -> Table:
     name = Column("study", overflow="fold")  # it is needed whole
     view = Table(name, "state", "trials", "best", "time left", "pruning saved", "kept", box=None, padding=(0, 2, 0, 0))
     for each in glances:
-        best, saved, counts = each["best"], each["saved_by_pruning"], each["trials"]
+        saved, counts = each["saved_by_pruning"], each["trials"]
         priority = f" (priority {each['priority']})" if each["priority"] and each["state"] == OPEN else ""
         reason = f": {each['reason']}" if each["reason"] else ""
         done = f"{counts['complete'] + counts['pruned']}/{each['budget']}"
-        parts = [f"{counts[name]} {name}" for name in ("running", "frozen", "failed") if counts[name]]
+        parts = [counts_text(counts, but=["complete", "pruned", "waiting"])]
         if known := each["earlier"]:
             parts.append(f"{known['trials']} known from {', '.join(known['studies'])}")
-        others = ", ".join(parts)
+        others = ", ".join(filter(None, parts))
         view.add_row(
-            escape(each["name"]),
+            escape(each["name"]) + (" *" if is_synthetic([each["data"]]) else ""),
             escape(f"{each['state']}{priority}{reason}"),
             f"{done} ({others})" if others else done,
-            f"{best['value']:.2%}{' (earlier space)' if 'remark' in best else ''}" if best else "-",
+            _best_text(each),
             _left_text(each),
             f"{saved['epochs']} epochs, {duration(saved['seconds'])}" if saved["epochs"] else "-",
             f"{each['stored_bytes'] / 1e6:,.1f} MB",
         )
+    if any(is_synthetic([each["data"]]) for each in glances):
+        view.caption = "* on synthetic images"
     return view
+
+
+def _best_text(each: Mapping[str, Any]) -> str:
+    best = each["best"]
+    if not best or each["verdict"]:
+        return "-"
+    return f"{best['value']:.2%}{' (earlier space)' if 'remark' in best else ''}"
 
 
 def remarks(each: Mapping[str, Any]) -> list[str]:

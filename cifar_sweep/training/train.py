@@ -67,13 +67,20 @@ class Run:
 
     batches: Batches  # not there without data
 
-    def __init__(self, configs: Sequence[TrialConfig], data: ImageData | None, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        configs: Sequence[TrialConfig],
+        data: ImageData | None,
+        *,
+        device: torch.device,
+        code: str | None = None,  # the fingerprint of a user's own model, as `build` takes it
+    ) -> None:
         if len({config.shape for config in configs}) != 1:
             raise ValueError("a run needs one or more trials, all of one shape")
         self.shape = configs[0].shape
-        self.device = device
+        self.device, self.code = device, code
         self.members = [Member(config, device=device) for config in configs]
-        self.network = _network(self.shape, self.members).to(device=device)
+        self.network = _network(self.shape, self.members, code).to(device=device)
         self.prepare_optimizer()
         if data is not None:
             counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
@@ -172,7 +179,7 @@ class Run:
         member = self.members[k]
         if not member.best_weights:
             raise ValueError("no epoch with a finite loss yet")
-        network = build(self.shape, seed=0)
+        network = build(self.shape, seed=0, code=self.code)
         network.load_state_dict({name: value.cpu() for name, value in member.best_weights.items()})
         return network
 
@@ -219,9 +226,9 @@ class Run:
         self._correct = torch.zeros(len(self.members), device=self.device)
 
 
-def _network(shape: Shape, members: Sequence[Member]) -> Rows:
+def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
     """The members' networks with their initial weights, fused where that is possible."""
-    networks = [build(shape, seed=derive_seed(member.config.knobs.seed, "init")) for member in members]
+    networks = [build(shape, seed=derive_seed(member.config.knobs.seed, "init"), code=code) for member in members]
     masks = [Masks(member.config.knobs.dropout, member.generator) for member in members]
     dtype = torch.bfloat16 if shape.precision == "bf16" else None
     if can_fuse(networks[0]):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cifar_sweep.config import TrialConfig, derive_seed
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.trained import Provenance, Trained, facts_of_curve
+from cifar_sweep.exports.trained import Provenance, Trained, digest, facts_of_curve
 from cifar_sweep.files import replace_file
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
@@ -41,7 +41,8 @@ class Retraining:
             # Initial weights, dropout masks and order of the images are the copy's own.
             shape = replace(shape, data_seed=derive_seed(shape.data_seed, "copy", copy))
             knobs = replace(knobs, seed=derive_seed(knobs.seed, "copy", copy))
-            trained = self.train(TrialConfig(shape, knobs), provenance)
+            config = TrialConfig(shape, knobs)
+            trained = self.train(config, replace(provenance, config_sha256=digest(config)))
             if trained is None:
                 return None
             copies.append(trained)
@@ -56,19 +57,23 @@ class Retraining:
         threads = prepare_process(device, threads=self.threads or provenance.threads)
         kernels = kernels_name(device)
         self._say_of_kernels(provenance, kernels)
-        identity = json.dumps([config.to_dict(), self.data.fingerprint, device.type, threads, kernels]).encode()
+        code = fingerprints([config.shape.model])
+        identity = json.dumps([config.to_dict(), self.data.fingerprint, device.type, threads, kernels, code]).encode()
         saved = self.unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
-        run = self._taken_up(Run([config], self.data, device=device), saved)
+        run = self._taken_up(Run([config], self.data, device=device, code=code.get(config.shape.model)), saved)
         try:
             run, place = self._train_epochs(run, provenance, saved)
         except EpochInterruptedError:
             return None
         curve = run.members[place].history
+        edited = provenance.config_sha256 not in ("", digest(config))
         here = replace(
             provenance,
+            changed=provenance.changed or edited,
+            config_sha256=digest(config),
             device=f"{device.type} ({device_name(device)})",
             threads=threads,
-            versions=versions() | {"kernels": kernels} | fingerprints([config.shape.model]),
+            versions=versions() | {"kernels": kernels} | code,
             commit=commit() or "",
             **facts_of_curve(curve),
         )
@@ -118,7 +123,7 @@ class Retraining:
         if size <= len(run.members):
             run.keep([*others[:place], ours, *others[place : size - 1]])
             return run
-        together = Run([run.members[ours].config] * size, self.data, device=run.device)
+        together = Run([run.members[ours].config] * size, self.data, device=run.device, code=run.code)
         for k in range(size if run.epochs_done else 0):
             together.restore(k, run.state(ours))
         return together

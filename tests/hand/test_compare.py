@@ -313,9 +313,9 @@ PREVIEW = "\n[preview]\ntrials = 1\nepochs = 1\ntrain_images = 100\n"
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"preview": True}, "preview, 1 of 3 epochs, 100 of all images"),
+        ({"preview": True}, "preview, 1 of 3 epochs, 100 of 400 images"),
         ({"trials": 1, "epochs": 2}, "2 of 3 epochs"),
-        ({"trials": 1, "train_images": 50}, "50 of all images"),
+        ({"trials": 1, "train_images": 50}, "50 of 400 images"),
     ],
     ids=["preview", "epochs", "images"],
 )

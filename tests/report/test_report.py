@@ -81,7 +81,8 @@ def test_the_answer_is_the_best_complete_trial_with_what_was_chosen() -> None:
     }  # fmt: skip
     assert set(report.answer.searched) == {"learning_rate", "batch_size"}
     assert report.answer.trial.settings["optimizer"] == "adam"
-    assert report.counts == {"complete": 2, "pruned": 1, "failed": 0, "running": 0, "waiting": 0, "frozen": 0}
+    counts = {name: count for name, count in report.counts.items() if count}
+    assert counts == {"complete": 2, "pruned": 1}
     assert report.seconds == pytest.approx(sum(trial.seconds for trial in report.trials))
     assert (report.saved.trials, report.saved.epochs) == (1, 10 - report.trials[2].epochs_done)
     assert report.trials[0].label == "report A"

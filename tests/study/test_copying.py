@@ -198,7 +198,7 @@ def break_at(count: int) -> Callable[[sqlalchemy.Connection], None]:
 def test_a_study_arrives_as_it_was_and_comes_back(source: Storage, target: Storage) -> None:
     study = make_rich(source)
     before = everything(source)
-    states = ["COMPLETE", "PRUNED", "FAIL", "WAITING", "COMPLETE", "COMPLETE", "WAITING"]
+    states = ["COMPLETE", "PRUNED", "FAIL", "WAITING", "COMPLETE", "FAIL", "WAITING"]  # the last FAIL: not ours
     assert [trial.frozen.state.name for trial in study.trials()] == states
     said: list[str] = []
     assert copy_studies(source, target, ["first"], say=said.append) == ["first"]
@@ -243,13 +243,13 @@ def test_the_budget_goes_on_exactly(source: Storage, target: Storage) -> None:
 def test_a_released_trial_goes_on_where_it_was(source: Storage, target: Storage) -> None:
     study = make(source)
     released = claimed(study)
-    study.report(released, curve(2), [{"epoch": 2, "key": "k"}])
+    study.report(released, curve(2), [{"epoch": 2, "name": "k", "sha256": "0", "size": 1}])
     study.release(released)
     copy_studies(source, target)
     there = load(target, "first")
     again = claimed(there)
     assert (again.number, again.config, again.before.epochs_done) == (0, released.config, 2)
-    assert again.before.checkpoints == [{"epoch": 2, "key": "k"}]
+    assert again.before.checkpoints == [{"epoch": 2, "name": "k", "sha256": "0", "size": 1}]
     there.report(again, curve(3))
     assert list(there.trials()[0].frozen.intermediate_values) == [1, 2, 3]
 

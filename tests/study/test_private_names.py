@@ -11,8 +11,8 @@ import cifar_sweep
 from cifar_sweep.study.storage import Database, Storage
 from tests.study.plain_studies import begun
 
-PRIVATE = {"_study_id", "_trial_id", "_cached_frozen_trial", "_get_trials", "_get_stale_trial_ids"}
-USE = re.compile(r"(?<!self)\.(_[a-z]\w*)|def (_get_trials)\b")
+PRIVATE = {"_study_id", "_trial_id", "_cached_frozen_trial", "_get_trials", "_get_stale_trial_ids", "_set_trial_param"}
+USE = re.compile(r"(?<!self)\.(_[a-z]\w*)|def (_get_trials|_set_trial_param)\b")
 
 
 def test_one_file_uses_them() -> None:
@@ -41,4 +41,7 @@ def test_optuna_has_them(storage: Storage, name: str) -> None:
 def test_our_reading_takes_the_place_of_optunas() -> None:
     ours, theirs = (inspect.signature(each._get_trials) for each in (Database, RDBStorage))
     assert list(ours.parameters) == list(theirs.parameters)
+    ours, theirs = (inspect.signature(each._set_trial_param) for each in (Database, RDBStorage))
+    assert len(ours.parameters) == len(theirs.parameters)
+    assert "_set_trial_param(" in inspect.getsource(optuna.storages.get_storage("sqlite://").__class__)
     assert "_get_trials(" in inspect.getsource(optuna.storages.get_storage("sqlite://").__class__), "the cache calls it"

@@ -299,10 +299,10 @@ def test_the_table_of_studies_has_a_line_for_each_in_100_columns(opened: Open, m
     screen = console(terminal=False, width=100)
     screen.print(table(rows))
     lines = text(screen).splitlines()
-    assert len(lines) == 3
-    assert "4/40 (1 running, 1 failed)  70.00%" in lines[1]
+    assert len(lines) == 4
+    assert "4/40 (1 failed, 1 running)  70.00%" in lines[1]
     assert "29 epochs, 58 s" in lines[1]
-    assert lines[2].split() == ["second", "open", "0/4", "-", "-", "-", "0.0", "MB"]
+    assert lines[2].split() == ["second", "*", "open", "0/4", "-", "-", "-", "0.0", "MB"]
 
 
 def test_words_for_numbers() -> None:

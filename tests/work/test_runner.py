@@ -768,7 +768,7 @@ def test_status_during_and_after(tiny_sweep: Path, cli: Any) -> None:
     assert cli(*COMMAND).exit_code == 0
     [study] = json.loads(cli("status", "--json").out)["studies"]
     assert study["name"] == "tiny"
-    assert study["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "frozen": 0}
+    assert study["trials"]["complete"] == sum(study["trials"].values()) == 4
     assert study["budget"] == 4
     assert 0 < study["best"]["value"] <= 1
     assert set(study["best"]["params"]) == {"learning_rate"}

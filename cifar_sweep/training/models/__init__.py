@@ -12,15 +12,15 @@ from cifar_sweep.training.models.networks import MODELS
 from cifar_sweep.training.models.own import own
 
 
-def build(shape: Shape, *, seed: int) -> nn.Module:
+def build(shape: Shape, *, seed: int, code: str | None = None) -> nn.Module:
     """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
 
     From float images [batch, 3, side, side] to logits [batch, classes]; to probabilities where ``shape.softmax`` is.
-    Those of `MODELS` are plain ``nn.Sequential``s. Raises UsageError if something is wrong with a user's own network.
+    Those of `MODELS` are plain ``nn.Sequential``s. `code` is the fingerprint of a user's own. Raises as `own` does.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = own(shape) if is_own(shape.model) else MODELS[shape.model](shape)
+        network = own(shape, code=code) if is_own(shape.model) else MODELS[shape.model](shape)
         if shape.init == "xavier":
             network.apply(_init_xavier)
     if not shape.softmax:

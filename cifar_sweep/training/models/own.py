@@ -1,11 +1,8 @@
 """Networks of a user's own: `my_module:build`, a function from a `Shape` to any ``nn.Module``."""
 
-import hashlib
-import importlib
-import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,14 +11,19 @@ import torch
 from torch import nn
 
 from cifar_sweep.config import Shape, is_own
-from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
+from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, nearest, one_line
+from cifar_sweep.training.models.user_code import UserCode, code_of
 
 
-def own(shape: Shape) -> nn.Module:
-    """What ``shape.model`` makes of `shape`; UsageError if there is no such function or no network comes of it."""
-    function = _function_of(shape.model)
+def own(shape: Shape, *, code: str | None = None) -> nn.Module:
+    """What ``shape.model`` makes of `shape`; UsageError if there is no such function or no network comes of it.
+
+    With `code` the model of this fingerprint; StudyError if its files are others by now, and it is not loaded here.
+    """
+    files = user_code(shape.model, code)
+    function = _function_of(shape.model, files)
     try:
-        with current_folder_first():  # for what it imports only now
+        with files.current(), redirect_stdout(sys.stderr):
             network = function(shape)
     except Exception as error:
         raise UsageError(f"model {shape.model!r}: it raised {one_line(error)}.") from error
@@ -35,11 +37,15 @@ def own(shape: Shape) -> nn.Module:
     return network
 
 
-@cache
 def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
+    _check_outputs(shape, fingerprint(shape.model))
+
+
+@cache
+def _check_outputs(shape: Shape, code: str) -> None:
     with torch.random.fork_rng(devices=[]):
-        network, like = own(shape).eval(), (2, 3, shape.image_size, shape.image_size)
+        network, like = own(shape, code=code).eval(), (2, 3, shape.image_size, shape.image_size)
         try:
             with torch.no_grad():
                 outputs = network(torch.zeros(like))
@@ -52,29 +58,28 @@ def check_outputs(shape: Shape) -> None:
         )
 
 
-def source_of(model: str) -> Path:
-    """The file that holds the function `model`; UsageError if there is no such module, or it is not a Python file."""
-    name = model.partition(":")[0]
-    with current_folder_first():
-        try:
-            found = importlib.util.find_spec(name)
-        except (ImportError, ValueError):  # a package above it is missing, or is no package
-            found = None
-    if found is None or not found.origin or not found.origin.endswith(".py"):
+def user_code(model: str, code: str | None = None) -> UserCode:
+    """The module of the function `model`, with `code` that of this fingerprint, as `own` says; raises likewise."""
+    try:
+        found = code_of(model.partition(":")[0], code)
+    except OSError as error:
+        raise UsageError(f"model {model!r}: {error.filename} cannot be read: {error.strerror}.") from None
+    if found is None:
         raise UsageError(
-            f"model {model!r}: there is no module {name} in {Path.cwd()} or among the installed ones; accepted: a "
-            "Python file as my_module:build, which lies where the command is run."
+            f"model {model!r}: there is no module {model.partition(':')[0]} in {Path.cwd()} or among the installed "
+            "ones; accepted: a Python file as my_module:build, which lies where the command is run."
         )
-    return Path(found.origin)
+    if code not in (None, found.fingerprint):
+        raise StudyError(f"model {model!r}: {found.path}, or a file it imports, is another one by now; restore it.")
+    return found
 
 
 def fingerprint(model: str) -> str:
-    """A short hash of the file that holds `model`, not of what it imports; UsageError if the file cannot be read."""
-    path = source_of(model)
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UsageError(f"model {model!r}: {path} cannot be read: {error.strerror}.") from None
+    """A short hash of the file that holds `model` and of those that it imports from beside it.
+
+    This process knows them from now on as they are now. Raises UsageError if there is no such file to be read.
+    """
+    return user_code(model).fingerprint
 
 
 def fingerprints(models: Iterable[str]) -> dict[str, str]:
@@ -82,31 +87,16 @@ def fingerprints(models: Iterable[str]) -> dict[str, str]:
     return {model: fingerprint(model) for model in models if is_own(model)}
 
 
-def _function_of(model: str) -> Callable[..., Any]:
-    """The function that `model` names, from its module as it was when this process loaded it."""
-    path = source_of(model)
-    name, _, attribute = model.partition(":")
+def _function_of(model: str, code: UserCode) -> Callable[..., Any]:
     try:
-        with current_folder_first():
-            module = importlib.import_module(name)
+        module = code.module()
     except CifarSweepError:
         raise
     except Exception as error:
-        raise UsageError(f"model {model!r}: {path} cannot be loaded: {one_line(error)}.") from error
+        raise UsageError(f"model {model!r}: {code.path} cannot be loaded: {one_line(error)}.") from error
+    attribute = model.partition(":")[2]
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"model {model!r}: {path} has no function {attribute}; {nearest(attribute, known)}.")
+        raise UsageError(f"model {model!r}: {code.path} has no function {attribute}; {nearest(attribute, known)}.")
     return function  # type: ignore[no-any-return]
-
-
-@contextmanager
-def current_folder_first() -> Iterator[None]:
-    """Modules are found in the current folder first; a script's own folder is where Python looks otherwise."""
-    folder = str(Path.cwd())
-    importlib.invalidate_caches()  # a file may be younger than what was cached of its folder
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

@@ -1,0 +1,36 @@
+"""Whether a study came to anything, in words."""
+
+import math
+from collections.abc import Sequence
+
+from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.study.winner import ranked
+
+
+def verdict(study: SweepStudy, trials: Sequence[TrialRecord]) -> str:
+    """One sentence where no trial of a study that is over is worth taking away, with what to change; else empty.
+
+    So it is where all have diverged, or none is better than guessing by a standard error of as many images.
+    """
+    finished = [trial for trial in trials if trial.state in ("complete", "pruned") and trial.confirms is None]
+    if not finished or len(finished) < study.budget:
+        return ""
+    rates = [rate for trial in finished if isinstance(rate := trial.settings.get("learning_rate"), float)]
+    span = f"learning_rate was {min(rates):.3g} to {max(rates):.3g}" if rates else "learning_rate was not known"
+    best = next(iter(ranked(trials)), None)
+    if all(trial.diverged for trial in finished):
+        words = "diverged: the loss was no longer a finite number; try lower learning rates, or less momentum"
+        return f"all {len(finished)} trials {words} and weight decay ({span})"
+    guess, images = 1 / study.data["classes"], _validation_images(study, finished[0])
+    if best is None or best.value is None or best.value > guess + math.sqrt(guess * (1 - guess) / images):
+        return ""
+    lost = sum(trial.diverged for trial in finished)
+    others = f"; {lost} of {len(finished)} diverged" if lost else ""
+    words = f"no trial is better than guessing, {guess:.2%} of {study.data['classes']} classes{others}"
+    return f"{words}; try other learning rates ({span}), more epochs, or another network"
+
+
+def _validation_images(study: SweepStudy, trial: TrialRecord) -> int:
+    """How many images a trial was validated on: as many as it says, else one in five of each class."""
+    return int(trial.settings.get("validation_images", 0)) or round(study.data.get("train_images", 0) / 4) or 1
