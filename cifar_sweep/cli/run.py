@@ -1,5 +1,6 @@
 """Running sweeps: `run`, `submit`, `worker`."""
 
+import shlex
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -140,8 +141,8 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
 
 
 def _at(study: "SweepStudy", place: StorageOptions) -> str:
-    """The option that other commands need to find the study."""
-    return "" if place.storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
+    """The option that other commands need to find the study, for a shell."""
+    return "" if place.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(study.storage.shown)}"
 
 
 def worker(

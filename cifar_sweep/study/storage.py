@@ -5,52 +5,108 @@ nothing there, so every transaction begins with ``BEGIN IMMEDIATE``; counting tr
 several transactions, so both stand under one lock; ask and tell send no heartbeat, so we send our own.
 """
 
+import logging
 import math
+import multiprocessing
 import os
 import sqlite3
+import threading
 import time
-import warnings
 import weakref
-from collections.abc import Container, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Container, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.orm import scoped_session, sessionmaker
 
-from cifar_sweep.errors import StorageError, UsageError
-from cifar_sweep.study import locks, tables
-from cifar_sweep.study.address import check_sqlite_content, check_sqlite_file, is_sqlite, parse_address
+from cifar_sweep.errors import StorageError, StorageMissingError, UsageError
+from cifar_sweep.study import tables
+from cifar_sweep.study.address import (
+    check_sqlite_content,
+    check_sqlite_file,
+    connecting,
+    first_schema,
+    is_sqlite,
+    is_writable,
+    parse_address,
+    reader_of,
+    shown,
+)
 from cifar_sweep.study.locks import advisory_lock, file_lock
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.record import TrialRecord
 
+log = logging.getLogger(__name__)
 LEASE_SECONDS = 120  # longer than a database is away while it is started anew
 BEATS_PER_LEASE = 8  # several may be lost
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
-# A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
-CONNECTING = {
-    "connect_timeout": 10, "tcp_user_timeout": 50_000,
-    "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
-}  # fmt: skip
 ONLY_READS = "cifar_sweep_only_reads"
 READING_OF_A_SERVER = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+# One connection for each process: a server's are few. Heartbeats wait for it, and threads of a dashboard.
+ONE_CONNECTION = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 120}
+# What a server has for us: the schema that is used, whether there are others behind it, the tables in it, what we may.
+# What a server has for us: the schema that is used, whether others stand behind it, the tables in it, what we may do.
+LOOK = sqlalchemy.text("""
+    SELECT current_schema(), cardinality(current_schemas(false)) > 1,
+        ARRAY(SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+              WHERE nspname = current_schema() AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY 1),
+        current_setting('transaction_read_only') = 'off' AND has_table_privilege(to_regclass('trials'), 'INSERT')
+""")
 
 
 class Database(RDBStorage):
-    """Optuna's storage on a database, which reads trials by plain queries, each time in one moment of the database."""
+    """Optuna's storage on a database, which reads trials by plain queries, each time in one moment of the database.
 
-    def reading(self) -> sqlalchemy.Connection:
+    While a transaction is `joined`, all that its thread reads and writes is part of it. Optuna's own constructor would
+    always make tables, over several connections.
+    """
+
+    def __init__(self, engine: sqlalchemy.Engine) -> None:
+        lease = lease_seconds()
+        self.heartbeat_interval, self.grace_period = max(1, lease // BEATS_PER_LEASE), lease
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self.engine = engine
+        self.scoped_session = scoped_session(sessionmaker(bind=engine, join_transaction_mode="create_savepoint"))
+        self._joined = threading.local()
+
+    @contextmanager
+    def joined(self, connection: sqlalchemy.Connection) -> Iterator[None]:
+        """Have all that this thread does be part of the transaction of a connection."""
+        self._joined.connection, self.scoped_session().bind = connection, connection
+        try:
+            yield
+        finally:
+            self._joined.connection, self.scoped_session().bind = None, self.engine
+
+    @property
+    def transaction(self) -> sqlalchemy.Connection | None:
+        """What is joined."""
+        return getattr(self._joined, "connection", None)
+
+    def reading(self) -> AbstractContextManager[sqlalchemy.Connection]:
         """A connection that sees one moment of the database, and holds no writer off meanwhile."""
         options: dict[str, Any] = {ONLY_READS: True} if self.engine.name == "sqlite" else READING_OF_A_SERVER
-        return self.engine.connect().execution_options(**options)
+        joined = self.transaction
+        return nullcontext(joined) if joined else self.engine.connect().execution_options(**options)
+
+    def writing(self) -> AbstractContextManager[sqlalchemy.Connection]:
+        """A transaction: the one that is joined, or one of its own."""
+        return nullcontext(self.transaction) if self.transaction else self.engine.begin()
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that a trial is being trained, at this very moment: for Optuna a transaction has one moment alone."""
+        super().record_heartbeat(trial_id)
+        if self.transaction:
+            tables.beat_now(self.transaction, trial_id)
 
     def _get_trials(
         self,
@@ -71,24 +127,41 @@ class Database(RDBStorage):
 class Storage:
     """An open study database."""
 
-    def __init__(self, url: URL, rdb: Database) -> None:
-        # For people, without its password. libpq takes passwords as options, too, and those are not masked.
-        self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+    def __init__(self, url: URL, rdb: Database, writable: bool = True) -> None:
+        self.shown = shown(url)
+        self.writable = writable
         self.optuna = rdb
         self._cached = optuna.storages.get_storage(rdb)
         self._uids: dict[int, str] = {}
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)  # how often a worker says that it trains
-        weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
+        self._end = partial(_end, rdb.engine, checkpoint=writable)
+        weakref.finalize(self, self._end)  # a command ends without a word; its connections must not
 
-    def lock(self) -> AbstractContextManager[sqlalchemy.Connection | None]:
-        """Hold all other workers of this database off what takes several transactions.
+    def close(self) -> None:
+        """Give the database connections back."""
+        self._end()
 
-        Raises StorageBusyError where another process has held it for `locks.LOCK_SECONDS`. On a server it is held by a
-        transaction, which is given; under the lock of a file each transaction is its own.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold all other workers of this database off what takes several steps.
+
+        On a server they are one transaction, which is undone where an error ends it; in a file each is its own. Raises
+        StorageBusyError where another process has held it for `locks.LOCK_SECONDS`, StorageError where nothing may be
+        written here.
         """
-        engine = self.optuna.engine
-        return file_lock(engine.url) if is_sqlite(engine.url) else advisory_lock(engine)
+        if not self.writable:
+            raise StorageError(f"{self.shown}: the study database cannot be written here: permission denied.")
+        if is_sqlite(self.optuna.engine.url):
+            with file_lock(self.optuna.engine.url):
+                yield
+            return
+        try:
+            with advisory_lock(self.optuna.engine) as connection, self.optuna.joined(connection):
+                yield
+        except BaseException:
+            self._cached.__init__(self.optuna)  # type: ignore[misc] # it knows what was undone
+            raise
 
     def give_back(self, trial_id: int) -> None:
         """Put a running trial back into the queue, with its parameters, reports and attributes, but for its owner."""
@@ -114,7 +187,7 @@ class Storage:
 
     def report(self, trial: optuna.Trial, token: str, change: tables.Change) -> bool:
         """Write a change of a trial in one transaction, if the worker of this token holds it; whether it does."""
-        with self.lock() as held, nullcontext(held) if held else self.optuna.engine.begin() as connection:
+        with self.lock(), self.optuna.writing() as connection:
             if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
                 return False
             tables.write(connection, trial._trial_id, change)
@@ -123,7 +196,7 @@ class Storage:
 
     def write(self, trial: optuna.Trial, change: tables.Change) -> None:
         """Write a change of a trial in one transaction; to be called under the lock."""
-        with self.optuna.engine.begin() as connection:
+        with self.optuna.writing() as connection:
             tables.write(connection, trial._trial_id, change)
         _know(trial, change)
 
@@ -171,10 +244,6 @@ class Storage:
         # Not get_all_study_summaries, which reads every trial of every study.
         return [(each.study_name, each.user_attrs) for each in sorted(self.optuna.get_all_studies(), key=key_of)]
 
-    def close(self) -> None:
-        """Give the database connections back."""
-        self.optuna.engine.dispose()
-
 
 def key_of(study: Any) -> int:
     """The key of a study in its database; of an `optuna.Study`, or what `get_all_studies` gives."""
@@ -203,49 +272,106 @@ def lease_seconds() -> int:
 
 def open_storage(url: str) -> Storage:
     """Open the database at `url`, made if it is not there yet. Raises UsageError or StorageError."""
-    parsed = parse_address(url)
-    if not is_sqlite(parsed):
-        connecting = CONNECTING | {"options": f"-c lock_timeout={locks.LOCK_SECONDS}s"}
-        # No ping: a claim whose lock was lost with its connection must fail and be done again, not go on over a new
-        # connection (docs/LOG.md, 2026-11-23).
-        return _connect(parsed, {"pool_pre_ping": False, "connect_args": connecting})
-    check_sqlite_file(parsed)
-    # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
-    with file_lock(parsed):
-        check_sqlite_content(Path(str(parsed.database)))
-        return _connect(parsed, {"connect_args": {"timeout": 60}})
+    return _open(parse_address(url), make=True)
 
 
 def open_existing(url: str) -> Storage:
-    """As `open_storage`; raises StorageError where there is no database yet."""
-    parsed = parse_address(url)
-    if is_sqlite(parsed) and not Path(str(parsed.database)).is_file():
-        raise StorageError(
-            f"{parsed.database}: there is no study database here yet; `cifar-sweep run` makes one, or say where it is "
-            "with --storage."
-        )
-    return open_storage(url)
+    """As `open_storage`, to read alone where nothing may be written; StorageError where there is no database yet."""
+    return _open(parse_address(url), make=False)
 
 
-def _connect(url: URL, options: dict[str, Any]) -> Storage:
-    # Optuna formats the address with its schema version: braces of a password must survive that.
-    address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+def _open(url: URL, *, make: bool) -> Storage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live view says what Optuna would log
     try:
-        held = nullcontext() if is_sqlite(url) else advisory_lock(create_engine(url, poolclass=NullPool, **options))
-        with held, warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are, and the lower bound is tested
-            lease = lease_seconds()
-            beat = max(1, lease // BEATS_PER_LEASE)
-            rdb = Database(address, engine_kwargs=options, heartbeat_interval=beat, grace_period=lease)
+        storage = (_open_file if is_sqlite(url) else _open_server)(url, make=make)
+        with storage.optuna.reading() as connection:
+            tables.check_version(connection)
     except Exception as error:
         raise explain(error) or error from None
-    if is_sqlite(url):
-        # Only now: Optuna's schema check opens a second connection inside a transaction and would wait for itself.
-        rdb.engine.dispose()
-        sqlalchemy.event.listen(rdb.engine, "connect", _on_sqlite_connect)
-        sqlalchemy.event.listen(rdb.engine, "begin", _on_sqlite_begin)
+    return storage
+
+
+def _missing(what: str, theirs: str = "") -> StorageMissingError:
+    cure = "`cifar-sweep run` makes one, or say where it is with --storage"
+    return StorageMissingError(f"{what}: there is no study database here yet{theirs}; {cure}.")
+
+
+def _open_file(url: URL, *, make: bool) -> Storage:
+    path = Path(str(url.database))
+    if not (make or path.exists()):
+        raise _missing(str(path))
+    writable = make or is_writable(path)
+    check_sqlite_file(path, to_write=writable)
+    if not writable:
+        check_sqlite_content(path, to_write=False)
+        return Storage(url, Database(create_engine(url, poolclass=NullPool, creator=partial(reader_of, path))), False)
+    # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
+    with file_lock(url):
+        is_new = not check_sqlite_content(path, to_write=True)
+        path.touch()  # with the rights that this user's files have: SQLite would make it for its owner alone
+        rdb = Database(create_engine(url, connect_args={"timeout": 60}))
+        event.listen(rdb.engine, "connect", _on_sqlite_connect)
+        event.listen(rdb.engine, "begin", _on_sqlite_begin)
+        if is_new:
+            with rdb.engine.begin() as connection:
+                tables.make(connection)
     return Storage(url, rdb)
+
+
+def _open_server(url: URL, *, make: bool) -> Storage:
+    options, path = connecting(url)
+    engine = create_engine(url, connect_args=options, pool_pre_ping=True, **ONE_CONNECTION)
+    rdb = Database(engine)
+    event.listen(engine, "invalidate", _on_lost_connection)
+    if path is not None:
+        _search(engine, path)
+    with engine.connect() as connection:
+        schema, has_others, found, writable = connection.execute(LOOK).one()
+    if schema is None or (path is not None and first_schema(path) not in (schema, "$user")):
+        missing = first_schema(path or "public")
+        raise StorageError(f"{shown(url)}: there is no schema {missing!r} for this role; `CREATE SCHEMA` makes it.")
+    if path is not None or has_others:  # in the schemas behind it may be the tables of another study database
+        _search(engine, engine.dialect.identifier_preparer.quote(schema))
+    if {"studies", "version_info"} <= set(found):
+        return Storage(url, rdb, writable)
+    if taken := tables.NAMES & set(found):
+        theirs = f"tables of something else have the names of ours ({', '.join(sorted(taken))})"
+        cure = "name another database, or a schema of its own with ?options=-csearch_path=SCHEMA"
+        raise StorageError(f"{shown(url)}: {theirs}; {cure}.")
+    theirs = f"tables of something else ({', '.join(found[:5])})"
+    if not make:
+        raise _missing(shown(url), f" beside {theirs}" if found else "")
+    if found:
+        log.warning("%s: the studies stand beside %s, which are left alone", shown(url), theirs)
+    with advisory_lock(engine) as connection:
+        if not sqlalchemy.inspect(connection).has_table("version_info"):  # nobody was faster
+            tables.make(connection)
+    return Storage(url, rdb)
+
+
+def _end(engine: sqlalchemy.Engine, *, checkpoint: bool) -> None:
+    if checkpoint and is_sqlite(engine.url) and os.path.exists(str(engine.url.database)):
+        # What is in the log alone would be missing from a copy of the file, while a dashboard keeps that open.
+        with suppress(Exception), closing(engine.raw_connection()) as connection:  # the next command does it
+            for statement in ("PRAGMA busy_timeout = 1000", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                connection.cursor().execute(statement)
+    engine.dispose()
+
+
+def _search(engine: sqlalchemy.Engine, path: str) -> None:
+    """Look in these schemas alone: said with each transaction, for a pooler gives each one another connection."""
+    words = sqlalchemy.text("SELECT set_config('search_path', :path, true)")
+    event.listen(engine, "begin", lambda connection: connection.execute(words, {"path": path}))
+
+
+def _on_lost_connection(_connection: Any, _record: Any, _error: BaseException | None) -> None:
+    if multiprocessing.parent_process() is None:  # each worker sees it, too
+        _say_lost()
+
+
+@cache
+def _say_lost() -> None:
+    log.warning("the server has ended a connection that rested; it is opened again whenever it is needed")
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:

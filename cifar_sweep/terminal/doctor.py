@@ -4,15 +4,14 @@ import platform
 import shutil
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import torch
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.errors import CifarSweepError
+from cifar_sweep.errors import CifarSweepError, StorageMissingError
 from cifar_sweep.study.opening import load_all
 from cifar_sweep.study.provenance import versions
-from cifar_sweep.study.storage import open_storage
+from cifar_sweep.study.storage import open_existing
 from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.lanes import kernels, kernels_name, obstacle
@@ -61,11 +60,12 @@ def _data(source: str) -> Finding:
 
 
 def _storage(url: str) -> Finding:
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        return "storage", True, f"{url}: not there yet; the first run makes it"
     try:
-        with closing(open_storage(url)) as storage:
-            return "storage", True, f"{storage.shown}: {len(load_all(storage))} studies"
+        with closing(open_existing(url)) as storage:
+            only = "" if storage.writable else ", to be read alone"
+            return "storage", True, f"{storage.shown}: {len(load_all(storage))} studies{only}"
+    except StorageMissingError as error:
+        return "storage", True, f"{str(error).partition(';')[0]}; the first run makes it"
     except CifarSweepError as error:
         return "storage", False, str(error)
 

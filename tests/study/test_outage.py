@@ -121,13 +121,26 @@ def test_a_server_that_is_shutting_down_is_an_outage(own_postgres: PostgresServe
     assert is_outage(error)
 
 
-def test_too_many_clients_are_an_outage(own_postgres: PostgresServer, opened: Storage) -> None:
-    execute(opened, "DROP ROLE IF EXISTS lonely", "CREATE ROLE lonely LOGIN CONNECTION LIMIT 1")()
+def test_too_many_clients_are_an_outage_for_who_is_at_work_and_a_refusal_for_who_begins(
+    own_postgres: PostgresServer, opened: Storage, trial_id: int
+) -> None:
+    execute(opened, "DROP OWNED BY lonely" if exists(opened, "lonely") else "CREATE ROLE lonely LOGIN")()
+    execute(opened, "ALTER ROLE lonely CONNECTION LIMIT 1", "GRANT ALL ON ALL TABLES IN SCHEMA public TO lonely")()
     address = own_postgres.url.replace("postgres@", "lonely@")
-    with psycopg.connect(address):
-        refused = raised(lambda: open_storage(address))
-    assert "too many connections" in str(refused)
-    assert is_outage(refused)
+    with closing(open_storage(address)) as at_work:
+        at_work.close()
+        with psycopg.connect(address):
+            assert is_outage(raised(set_attribute(at_work, trial_id)))
+            refused = raised(lambda: open_storage(address))
+    assert "too many connections for role" in str(refused)
+    assert "each worker takes one connection, and the command another" in str(refused)
+    assert not is_outage(refused)
+
+
+def exists(storage: Storage, role: str) -> bool:
+    with storage.optuna.engine.connect() as connection:
+        found = connection.execute(sqlalchemy.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
+        return found.first() is not None
 
 
 def test_a_connection_that_the_server_gave_up_is_an_outage(opened: Storage) -> None:
@@ -279,8 +292,9 @@ def file(tmp_path: Path, sqlite_template: Path) -> Path:
 
 @pytest.fixture
 def on_file(file: Path) -> Iterator[Storage]:
-    """A database in a file, that waits for nobody."""
+    """A database in a file, that waits for nobody, with no connection from before."""
     with closing(open_storage(f"sqlite:///{file}")) as opened:
+        opened.close()
         sqlalchemy.event.listen(
             opened.optuna.engine, "connect", lambda made, _: made.execute("PRAGMA busy_timeout = 50")
         )
