@@ -55,11 +55,12 @@ def open_or_resume(
         if known := "sweep" in study.user_attrs:
             _check_same(study, sweep, data, code or {})
         if artifacts is not None or "artifacts" not in study.user_attrs:
-            study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
+            study.set_user_attr("artifacts", storage.to_store(artifacts or str(Path("artifacts").absolute())))
         if priority is not None:
             study.set_user_attr("priority", priority)
         if not known:
-            _give_facts(study, data, code or {})
+            _give_facts(study, dict(data) | {"source": storage.to_store(str(data.get("source", "")))}, code or {})
+            study.set_user_attr("home", storage.home())
         _enqueue(study, sweep)
         # Of a new study the sweep is last: one that has it is whole.
         for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():

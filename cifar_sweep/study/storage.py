@@ -9,6 +9,7 @@ import logging
 import math
 import multiprocessing
 import os
+import socket
 import sqlite3
 import threading
 import time
@@ -61,6 +62,7 @@ LOOK = sqlalchemy.text("""
               WHERE nspname = current_schema() AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY 1),
         current_setting('transaction_read_only') = 'off' AND has_table_privilege(to_regclass('trials'), 'INSERT')
 """)
+SERVER_HOME = "SELECT oid || ' ' || current_schema() FROM pg_database WHERE datname = current_database()"
 
 
 class Database(RDBStorage):
@@ -130,6 +132,7 @@ class Storage:
     def __init__(self, url: URL, rdb: Database, writable: bool = True) -> None:
         self.shown = shown(url)
         self.writable = writable
+        self.folder = Path(str(url.database)).parent if is_sqlite(url) else None  # what is below it moves with it
         self.optuna = rdb
         self._cached = optuna.storages.get_storage(rdb)
         self._uids: dict[int, str] = {}
@@ -141,6 +144,24 @@ class Storage:
     def close(self) -> None:
         """Give the database connections back."""
         self._end()
+
+    def to_store(self, address: str) -> str:
+        """A path as it is stored: from the database's own folder, if it is below it, so that both can be moved."""
+        below = self.folder and address.startswith("/") and Path(address).is_relative_to(self.folder)
+        return f"./{Path(address).relative_to(self.folder)}" if below and self.folder else address
+
+    def from_stored(self, stored: str) -> str:
+        """The path that was stored so, as it is now."""
+        return str(self.folder / stored) if self.folder and stored.startswith("./") else stored
+
+    def home(self) -> tuple[str, str]:
+        """Where this database is, and which file it is: of a moved one one of both is as it was, of a copy none."""
+        if self.folder:
+            path = str(self.optuna.engine.url.database)
+            found = os.stat(path)
+            return f"{socket.gethostname()}:{path}", f"{found.st_dev}:{found.st_ino}"
+        with self.optuna.reading() as connection:
+            return str(connection.execute(sqlalchemy.text(SERVER_HOME)).scalar_one()), ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -284,11 +305,20 @@ def _open(url: URL, *, make: bool) -> Storage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live view says what Optuna would log
     try:
         storage = (_open_file if is_sqlite(url) else _open_server)(url, make=make)
-        with storage.optuna.reading() as connection:
+        with _given_up_on_error(storage.optuna.engine), storage.optuna.reading() as connection:
             tables.check_version(connection)
     except Exception as error:
         raise explain(error) or error from None
     return storage
+
+
+@contextmanager
+def _given_up_on_error(engine: sqlalchemy.Engine) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        engine.dispose()
+        raise
 
 
 def _missing(what: str, theirs: str = "") -> StorageMissingError:
@@ -307,24 +337,38 @@ def _open_file(url: URL, *, make: bool) -> Storage:
         return Storage(url, Database(create_engine(url, poolclass=NullPool, creator=partial(reader_of, path))), False)
     # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
     with file_lock(url):
-        is_new = not check_sqlite_content(path, to_write=True)
+        was_there, is_new = path.exists(), not check_sqlite_content(path, to_write=True)
         path.touch()  # with the rights that this user's files have: SQLite would make it for its owner alone
         rdb = Database(create_engine(url, connect_args={"timeout": 60}))
         event.listen(rdb.engine, "connect", _on_sqlite_connect)
         event.listen(rdb.engine, "begin", _on_sqlite_begin)
-        if is_new:
-            with rdb.engine.begin() as connection:
-                tables.make(connection)
+        try:
+            with _given_up_on_error(rdb.engine), rdb.engine.begin() if is_new else nullcontext() as connection:
+                if connection:
+                    tables.make(connection)
+        except (sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
+            for half_made in () if was_there else ("", "-wal", "-shm"):
+                Path(f"{path}{half_made}").unlink(missing_ok=True)
+            reason = getattr(error, "orig", error)
+            if getattr(reason, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
+                raise
+            cure = "name a file on a local disk with --storage, or a PostgreSQL database"
+            raise StorageError(f"{path}: SQLite does not work here ({reason}; a network drive?); {cure}.") from None
     return Storage(url, rdb)
 
 
 def _open_server(url: URL, *, make: bool) -> Storage:
     options, path = connecting(url)
     engine = create_engine(url, connect_args=options, pool_pre_ping=True, **ONE_CONNECTION)
-    rdb = Database(engine)
     event.listen(engine, "invalidate", _on_lost_connection)
     if path is not None:
         _search(engine, path)
+    with _given_up_on_error(engine):
+        return Storage(url, Database(engine), _prepare(engine, url, path, make=make))
+
+
+def _prepare(engine: sqlalchemy.Engine, url: URL, path: str | None, *, make: bool) -> bool:
+    """Find the tables of a server's database, or make them; whether they may be written to."""
     with engine.connect() as connection:
         schema, has_others, found, writable = connection.execute(LOOK).one()
     if schema is None or (path is not None and first_schema(path) not in (schema, "$user")):
@@ -333,7 +377,7 @@ def _open_server(url: URL, *, make: bool) -> Storage:
     if path is not None or has_others:  # in the schemas behind it may be the tables of another study database
         _search(engine, engine.dialect.identifier_preparer.quote(schema))
     if {"studies", "version_info"} <= set(found):
-        return Storage(url, rdb, writable)
+        return bool(writable)
     if taken := tables.NAMES & set(found):
         theirs = f"tables of something else have the names of ours ({', '.join(sorted(taken))})"
         cure = "name another database, or a schema of its own with ?options=-csearch_path=SCHEMA"
@@ -346,7 +390,7 @@ def _open_server(url: URL, *, make: bool) -> Storage:
     with advisory_lock(engine) as connection:
         if not sqlalchemy.inspect(connection).has_table("version_info"):  # nobody was faster
             tables.make(connection)
-    return Storage(url, rdb)
+    return True
 
 
 def _end(engine: sqlalchemy.Engine, *, checkpoint: bool) -> None:

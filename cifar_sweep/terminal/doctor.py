@@ -4,6 +4,8 @@ import platform
 import shutil
 import sys
 from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -11,10 +13,11 @@ from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.errors import CifarSweepError, StorageMissingError
 from cifar_sweep.study.opening import load_all
 from cifar_sweep.study.provenance import versions
-from cifar_sweep.study.storage import open_existing
-from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision
+from cifar_sweep.study.storage import open_existing, open_storage
+from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.lanes import kernels, kernels_name, obstacle
+from cifar_sweep.training.limits import available_cores
 
 LOW_DISK_BYTES = 2 * 1024**3
 Finding = tuple[str, bool, str]  # what was looked at, whether it is well, and what was found
@@ -65,6 +68,13 @@ def _storage(url: str) -> Finding:
             only = "" if storage.writable else ", to be read alone"
             return "storage", True, f"{storage.shown}: {len(load_all(storage))} studies{only}"
     except StorageMissingError as error:
+        path = Path(url.removeprefix("sqlite:///"))
+        if url.startswith("sqlite:///"):  # whether one can be made there
+            try:
+                with TemporaryDirectory(dir=path.parent) as folder:
+                    open_storage(f"sqlite:///{folder}/{path.name}").close()
+            except (OSError, CifarSweepError) as fault:
+                return "storage", False, str(fault)
         return "storage", True, f"{str(error).partition(';')[0]}; the first run makes it"
     except CifarSweepError as error:
         return "storage", False, str(error)

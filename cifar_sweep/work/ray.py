@@ -23,7 +23,7 @@ from cifar_sweep.study.address import absolute
 from cifar_sweep.study.opening import open_studies
 from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_existing
-from cifar_sweep.training.device import available_cores
+from cifar_sweep.training.limits import available_cores
 from cifar_sweep.version import __version__
 from cifar_sweep.work.local import error_of
 from cifar_sweep.work.ray_cluster import ClusterError, joined

@@ -59,7 +59,7 @@ def locate(source: str) -> Source:
         return _synthetic_source(source)
     if not source:
         raise UsageError(f"The name of the data is empty; accepted are auto, synthetic, synthetic:N, or {_ACCEPTED}.")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"The data {source!r} {what}; accepted are auto, synthetic, synthetic:N, or {_ACCEPTED}.")
