@@ -87,8 +87,8 @@ def _writing(cache: Path) -> Iterator[None]:
     except (OSError, DiskError) as error:
         cause = error.__cause__ or error
         raise DiskError(
-            f"The data cache {cache} cannot be written: {getattr(cause, 'strerror', None) or cause}; it takes about 190 MB "
-            "for CIFAR-10, in a folder that CIFAR_SWEEP_CACHE can name."
+            f"The data cache {cache} cannot be written: {getattr(cause, 'strerror', None) or cause}; it takes about "
+            "190 MB for CIFAR-10, in a folder that CIFAR_SWEEP_CACHE can name."
         ) from error
 
 
