@@ -1,5 +1,6 @@
 """Running sweeps: `run`, `submit`, `worker`."""
 
+import os
 import shlex
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -142,7 +143,8 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
 
 def _at(study: "SweepStudy", place: StorageOptions) -> str:
     """The option that other commands need to find the study, for a shell."""
-    return "" if place.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(study.storage.shown)}"
+    known = (DEFAULT_STORAGE, os.environ.get("CIFAR_SWEEP_STORAGE"))  # with a password, which is not shown
+    return "" if place.storage in known else f" --storage {shlex.quote(study.storage.shown)}"
 
 
 def worker(

@@ -17,7 +17,7 @@ from cifar_sweep.study.storage import open_existing, open_storage
 from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.lanes import kernels, kernels_name, obstacle
-from cifar_sweep.training.limits import available_cores
+from cifar_sweep.training.limits import available_cores, memory
 
 LOW_DISK_BYTES = 2 * 1024**3
 Finding = tuple[str, bool, str]  # what was looked at, whether it is well, and what was found
@@ -32,13 +32,18 @@ def examine(*, storage: str, data: str, artifacts: str) -> list[Finding]:
     return [
         ("Python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed"),
         ("torch", True, ", ".join(f"{name} {found[name]}" for name in ("torch", "torchvision", "optuna"))),
-        ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}"),
+        ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}{_limit()}"),
         ("bf16", True, f"trains {ratio:.1f} times as fast as float32 here; precision auto is {precision}"),
         ("kernels", True, _kernels(device, precision)),
         _data(data),
         _storage(storage),
         _artifacts(artifacts),
     ]
+
+
+def _limit() -> str:
+    left = memory()
+    return "" if left is None else f", {left / 1024**3:.1f} GiB left of the memory that this process is limited to"
 
 
 def _kernels(device: torch.device, precision: str) -> str:
