@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StorageBusyError, StorageError, StudyError
 from cifar_sweep.study import locks, outage
-from cifar_sweep.study.outage import is_outage, wait_out
+from cifar_sweep.study.outage import explain, is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_storage
 from tests.servers import PostgresServer, StopMode
 
@@ -250,6 +250,23 @@ def test_a_name_that_is_not_known_now_is_an_outage(monkeypatch: pytest.MonkeyPat
 )
 def test_other_words_of_an_outage(words: str) -> None:
     assert is_outage(psycopg.OperationalError(f'connection failed: connection to server at "db" failed: {words}'))
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("FATAL:  unsupported startup parameter: options", "a pooler takes no options; leave them out of the address"),
+        ("FATAL:  query_wait_timeout", "the pooler had none left; each worker takes one connection, and the command"),
+        (
+            "ERROR:  transaction blocks not allowed in statement pooling mode",
+            "use the server's own address, or a",
+        ),
+        ("FATAL:  sorry, too many clients already", "each worker takes one connection, and the command another"),
+    ],
+)
+def test_what_is_to_be_done_about_it_is_said(words: str, advice: str) -> None:
+    error = sqlalchemy.exc.OperationalError("SELECT 1", {}, psycopg.OperationalError(words))
+    assert f"{words}; {advice}" in str(explain(error))
 
 
 def test_a_wrong_password_is_no_outage(guarded_postgres: PostgresServer) -> None:

@@ -1,5 +1,6 @@
 """PostgreSQL as it is found: behind a pooler, with few connections, with others' tables, in a schema, for reading."""
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -144,6 +145,32 @@ def test_a_heartbeat_has_its_own_moment_in_a_transaction(opened: Storage) -> Non
         opened.beat(trial_id)
         [(age,)] = transaction.exec_driver_sql("SELECT extract(epoch FROM heartbeat - now()) FROM trial_heartbeats")
     assert 0.2 <= age < 5
+
+
+def test_a_connection_that_the_server_ends_at_rest_costs_nothing(opened: Storage, server: PostgresServer) -> None:
+    trial_id = opened.optuna.create_new_trial(opened.optuna.create_new_study([], "s"))
+    ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND state = 'idle'"
+
+    def lock() -> None:
+        with opened.lock():
+            pass
+
+    for use in (lambda: opened.beat(trial_id), lambda: opened.is_halted("s"), lock):
+        assert sql(server, ended)
+        use()
+
+
+def test_an_address_is_printed_as_a_shell_takes_it(
+    server: PostgresServer, cli: Callable[..., Finished], tiny_sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{server.url}?application_name=it%27s%20me&connect_timeout=5"
+    submitted = cli("submit", tiny_sweep, "--data", "synthetic:500", "--storage", address)
+    [line] = [line for line in submitted.out.splitlines() if line.startswith("next: ")]
+    words = shlex.split(line)
+    again = words[words.index("--storage") + 1]
+    assert cli("status", "--storage", again).exit_code == 0
+    monkeypatch.setenv("CIFAR_SWEEP_STORAGE", address)
+    assert "--storage" not in cli("submit", tiny_sweep, "--data", "synthetic:500").out
 
 
 # Sweeps: eight trials, two workers

@@ -105,7 +105,7 @@ def test_a_copy_touches_nothing_of_its_original(
     assert elsewhere.items() <= tree(tmp_path / "large-disk").items()
     if delete in deeds:
         assert tree(tmp_path / "large-disk") == elsewhere
-        assert not (tmp_path / "copy" / "artifacts").is_dir() or (tmp_path / "copy" / "artifacts").is_symlink()
+        assert weights_in(tmp_path / "copy") == []
 
 
 @PLACES
@@ -165,6 +165,31 @@ def test_a_file_is_complete_when_a_command_has_ended_while_another_has_it_open(o
         shutil.copy(original / "studies.db", tmp_path / "alone.db")
     with closing(open_existing(f"sqlite:///{tmp_path}/alone.db")) as alone:
         assert [name for name, _ in alone.studies()] == ["tiny", "later"]
+
+
+# A drive on which SQLite does not work
+
+
+@pytest.mark.slow
+def test_a_drive_without_shared_memory_is_named_and_nothing_is_left(
+    tmp_path: Path, cli: Callable[..., Finished]
+) -> None:
+    real, net = tmp_path / "real", tmp_path / "net"
+    real.mkdir()
+    net.mkdir()
+    if not shutil.which("bindfs") or subprocess.run(["bindfs", "-o", "direct_io", real, net], check=False).returncode:
+        pytest.skip("bindfs is not installed, or may not mount here")
+    try:
+        address = f"sqlite:///{net}/studies.db"
+        with pytest.raises(
+            StorageError, match=r"SQLite does not work here \(.*a network drive\?\); name a file on a local"
+        ):
+            open_storage(address)
+        assert {path.name for path in real.iterdir()} <= {"studies.db.lock"}
+        assert "FAULT" in cli("doctor", "--storage", address, "--data", "synthetic:500").out
+        assert {path.name for path in real.iterdir()} <= {"studies.db.lock"}
+    finally:
+        subprocess.run(["umount", str(net)], check=True)
 
 
 # A group
