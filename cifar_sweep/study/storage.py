@@ -5,18 +5,15 @@ nothing there, so every transaction begins with ``BEGIN IMMEDIATE``; counting tr
 several transactions, so both stand under one lock; ask and tell send no heartbeat, so we send our own.
 """
 
-import logging
 import math
-import multiprocessing
 import os
 import socket
-import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Container, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from functools import cache, partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +21,22 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from cifar_sweep.errors import StorageError, StorageMissingError, UsageError
-from cifar_sweep.study import tables
-from cifar_sweep.study.address import (
-    check_sqlite_content,
-    check_sqlite_file,
-    connecting,
-    first_schema,
-    is_sqlite,
-    is_writable,
-    parse_address,
-    reader_of,
-    shown,
-)
+from cifar_sweep.errors import StorageError, UsageError
+from cifar_sweep.study import engines, tables
+from cifar_sweep.study.address import is_sqlite, parse_address, shown
+from cifar_sweep.study.engines import ONLY_READS
 from cifar_sweep.study.locks import advisory_lock, file_lock
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.record import TrialRecord
 
-log = logging.getLogger(__name__)
 LEASE_SECONDS = 120  # longer than a database is away while it is started anew
 BEATS_PER_LEASE = 8  # several may be lost
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
-ONLY_READS = "cifar_sweep_only_reads"
 READING_OF_A_SERVER = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-# One connection for each process: a server's are few. Heartbeats wait for it, and threads of a dashboard.
-ONE_CONNECTION = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 120}
-# What a server has for us: the schema that is used, whether there are others behind it, the tables in it, what we may.
-# What a server has for us: the schema that is used, whether others stand behind it, the tables in it, what we may do.
-LOOK = sqlalchemy.text("""
-    SELECT current_schema(), cardinality(current_schemas(false)) > 1,
-        ARRAY(SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-              WHERE nspname = current_schema() AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY 1),
-        current_setting('transaction_read_only') = 'off' AND has_table_privilege(to_regclass('trials'), 'INSERT')
-""")
 SERVER_HOME = "SELECT oid || ' ' || current_schema() FROM pg_database WHERE datname = current_database()"
 
 
@@ -138,7 +113,7 @@ class Storage:
         self._uids: dict[int, str] = {}
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)  # how often a worker says that it trains
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
-        self._end = partial(_end, rdb.engine, checkpoint=writable)
+        self._end = partial(engines.end, rdb.engine, checkpoint=writable)
         weakref.finalize(self, self._end)  # a command ends without a word; its connections must not
 
     def close(self) -> None:
@@ -304,125 +279,7 @@ def open_existing(url: str) -> Storage:
 def _open(url: URL, *, make: bool) -> Storage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live view says what Optuna would log
     try:
-        storage = (_open_file if is_sqlite(url) else _open_server)(url, make=make)
-        with _given_up_on_error(storage.optuna.engine), storage.optuna.reading() as connection:
-            tables.check_version(connection)
+        engine, writable = engines.open_engine(url, make=make)
     except Exception as error:
         raise explain(error) or error from None
-    return storage
-
-
-@contextmanager
-def _given_up_on_error(engine: sqlalchemy.Engine) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        engine.dispose()
-        raise
-
-
-def _missing(what: str, theirs: str = "") -> StorageMissingError:
-    cure = "`cifar-sweep run` makes one, or say where it is with --storage"
-    return StorageMissingError(f"{what}: there is no study database here yet{theirs}; {cure}.")
-
-
-def _open_file(url: URL, *, make: bool) -> Storage:
-    path = Path(str(url.database))
-    if not (make or path.exists()):
-        raise _missing(str(path))
-    writable = make or is_writable(path)
-    check_sqlite_file(path, to_write=writable)
-    if not writable:
-        check_sqlite_content(path, to_write=False)
-        return Storage(url, Database(create_engine(url, poolclass=NullPool, creator=partial(reader_of, path))), False)
-    # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
-    with file_lock(url):
-        was_there, is_new = path.exists(), not check_sqlite_content(path, to_write=True)
-        path.touch()  # with the rights that this user's files have: SQLite would make it for its owner alone
-        rdb = Database(create_engine(url, connect_args={"timeout": 60}))
-        event.listen(rdb.engine, "connect", _on_sqlite_connect)
-        event.listen(rdb.engine, "begin", _on_sqlite_begin)
-        try:
-            with _given_up_on_error(rdb.engine), rdb.engine.begin() if is_new else nullcontext() as connection:
-                if connection:
-                    tables.make(connection)
-        except (sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
-            for half_made in () if was_there else ("", "-wal", "-shm"):
-                Path(f"{path}{half_made}").unlink(missing_ok=True)
-            reason = getattr(error, "orig", error)
-            if getattr(reason, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
-                raise
-            cure = "name a file on a local disk with --storage, or a PostgreSQL database"
-            raise StorageError(f"{path}: SQLite does not work here ({reason}; a network drive?); {cure}.") from None
-    return Storage(url, rdb)
-
-
-def _open_server(url: URL, *, make: bool) -> Storage:
-    options, path = connecting(url)
-    engine = create_engine(url, connect_args=options, pool_pre_ping=True, **ONE_CONNECTION)
-    event.listen(engine, "invalidate", _on_lost_connection)
-    if path is not None:
-        _search(engine, path)
-    with _given_up_on_error(engine):
-        return Storage(url, Database(engine), _prepare(engine, url, path, make=make))
-
-
-def _prepare(engine: sqlalchemy.Engine, url: URL, path: str | None, *, make: bool) -> bool:
-    """Find the tables of a server's database, or make them; whether they may be written to."""
-    with engine.connect() as connection:
-        schema, has_others, found, writable = connection.execute(LOOK).one()
-    if schema is None or (path is not None and first_schema(path) not in (schema, "$user")):
-        missing = first_schema(path or "public")
-        raise StorageError(f"{shown(url)}: there is no schema {missing!r} for this role; `CREATE SCHEMA` makes it.")
-    if path is not None or has_others:  # in the schemas behind it may be the tables of another study database
-        _search(engine, engine.dialect.identifier_preparer.quote(schema))
-    if {"studies", "version_info"} <= set(found):
-        return bool(writable)
-    if taken := tables.NAMES & set(found):
-        theirs = f"tables of something else have the names of ours ({', '.join(sorted(taken))})"
-        cure = "name another database, or a schema of its own with ?options=-csearch_path=SCHEMA"
-        raise StorageError(f"{shown(url)}: {theirs}; {cure}.")
-    theirs = f"tables of something else ({', '.join(found[:5])})"
-    if not make:
-        raise _missing(shown(url), f" beside {theirs}" if found else "")
-    if found:
-        log.warning("%s: the studies stand beside %s, which are left alone", shown(url), theirs)
-    with advisory_lock(engine) as connection:
-        if not sqlalchemy.inspect(connection).has_table("version_info"):  # nobody was faster
-            tables.make(connection)
-    return True
-
-
-def _end(engine: sqlalchemy.Engine, *, checkpoint: bool) -> None:
-    if checkpoint and is_sqlite(engine.url) and os.path.exists(str(engine.url.database)):
-        # What is in the log alone would be missing from a copy of the file, while a dashboard keeps that open.
-        with suppress(Exception), closing(engine.raw_connection()) as connection:  # the next command does it
-            for statement in ("PRAGMA busy_timeout = 1000", "PRAGMA wal_checkpoint(TRUNCATE)"):
-                connection.cursor().execute(statement)
-    engine.dispose()
-
-
-def _search(engine: sqlalchemy.Engine, path: str) -> None:
-    """Look in these schemas alone: said with each transaction, for a pooler gives each one another connection."""
-    words = sqlalchemy.text("SELECT set_config('search_path', :path, true)")
-    event.listen(engine, "begin", lambda connection: connection.execute(words, {"path": path}))
-
-
-def _on_lost_connection(_connection: Any, _record: Any, _error: BaseException | None) -> None:
-    if multiprocessing.parent_process() is None:  # each worker sees it, too
-        _say_lost()
-
-
-@cache
-def _say_lost() -> None:
-    log.warning("the server has ended a connection that rested; it is opened again whenever it is needed")
-
-
-def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself; _on_sqlite_begin does
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-
-
-def _on_sqlite_begin(connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(ONLY_READS) else "BEGIN IMMEDIATE")
+    return Storage(url, Database(engine), writable)

@@ -37,13 +37,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> P
     """A project folder with a study of two trials, one of which has kept its weights."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(TINY_SWEEP)
+    in_folder(folder, session_cache, *RUN, "--trials", 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(finished: Path, tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
+    """The same project, with a run of the reports besides."""
+    folder = tmp_path_factory.mktemp("compared") / "project"
+    shutil.copytree(finished, folder)
+    in_folder(folder, session_cache, "run", "reports", "--only", "B-009", "--data", "synthetic:500", "--epochs", 1)
+    return folder
+
+
+def in_folder(folder: Path, cache: Path, *command: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("CIFAR_SWEEP_CACHE", str(session_cache))
-        patch.setenv("CIFAR_SWEEP_WORKERS", "1")
-        patch.setenv("CIFAR_SWEEP_GROUP", "1")
-        assert told(*RUN, "--trials", 2) == 0
-    return folder
+        for name, value in {"CACHE": str(cache), "WORKERS": "1", "GROUP": "1"}.items():
+            patch.setenv(f"CIFAR_SWEEP_{name}", value)
+        assert told(*command) == 0
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -181,9 +193,7 @@ def test_a_drive_without_shared_memory_is_named_and_nothing_is_left(
         pytest.skip("bindfs is not installed, or may not mount here")
     try:
         address = f"sqlite:///{net}/studies.db"
-        with pytest.raises(
-            StorageError, match=r"SQLite does not work here \(.*a network drive\?\); name a file on a local"
-        ):
+        with pytest.raises(StorageError, match=r"SQLite does not work here \(.*a network drive\?\); name a file on"):
             open_storage(address)
         assert {path.name for path in real.iterdir()} <= {"studies.db.lock"}
         assert "FAULT" in cli("doctor", "--storage", address, "--data", "synthetic:500").out
@@ -216,7 +226,7 @@ READING: dict[str, tuple[object, ...]] = {
     "status": ("status",),
     "report": ("report", "tiny"),
     "plot": ("plot", "tiny"),
-    "compare": ("compare", "--study", "tiny"),
+    "compare": ("compare",),
     "export": ("export", "tiny"),
     "copy": ("copy", "{storage}", "sqlite:///mine.db"),
     "doctor": ("doctor", "--data", "synthetic:500"),
@@ -224,7 +234,6 @@ READING: dict[str, tuple[object, ...]] = {
 WRITING: dict[str, tuple[object, ...]] = {
     "pause": ("pause", "tiny"),
     "delete": ("delete", "tiny", "--yes"),
-    "worker": ("worker", "--until-idle"),
     "run": ("run", "tiny.toml", "--data", "synthetic:500"),
 }
 READER = """
@@ -276,13 +285,13 @@ def read_only(folder: Path, desk: Path) -> dict[str, tuple[int, str]]:
 
 @pytest.fixture(scope="module", params=["at-rest", "at-work"])
 def reader(
-    request: pytest.FixtureRequest, finished: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, compared: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[int, str]]:
     """What a reader was told, of a study at rest, or of one whose owner is at work, by command."""
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("there is no setpriv, and root may write everywhere")
     folder = tmp_path_factory.mktemp("read") / "project"
-    shutil.copytree(finished, folder)
+    shutil.copytree(compared, folder)
     with pytest.MonkeyPatch.context() as patch, closing(open_storage(f"sqlite:///{folder}/studies.db")) as owner:
         for name, value in {"CACHE": str(session_cache), "ONNX": "0", "WORKERS": "1", "GROUP": "1"}.items():
             patch.setenv(f"CIFAR_SWEEP_{name}", value)
@@ -318,10 +327,10 @@ def test_a_reader_may_not(reader: dict[str, tuple[int, str]], command: str) -> N
 
 
 @pytest.fixture(scope="module")
-def selecting(finished: Path, module_postgres: PostgresServer) -> str:
+def selecting(compared: Path, module_postgres: PostgresServer) -> str:
     """The address of a role that may only look at a study."""
     with (
-        closing(open_existing(f"sqlite:///{finished}/studies.db")) as source,
+        closing(open_existing(f"sqlite:///{compared}/studies.db")) as source,
         closing(open_storage(module_postgres.url)) as target,
     ):
         copy_studies(source, target)
@@ -334,10 +343,10 @@ def selecting(finished: Path, module_postgres: PostgresServer) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", READING)
 def test_a_role_that_only_selects_may(
-    selecting: str, command: str, finished: Path, cli: Callable[..., Finished]
+    selecting: str, command: str, compared: Path, cli: Callable[..., Finished]
 ) -> None:
     arguments = [str(each).replace("{storage}", selecting) for each in READING[command]]
-    files = ("--artifacts", finished / "artifacts") if command in ("report", "compare", "export") else ()
+    files = ("--artifacts", compared / "artifacts") if command in ("report", "compare", "export") else ()
     ended = cli(*arguments, *files, *(() if command == "copy" else ("--storage", selecting)))
     assert ended.exit_code == 0, ended.err
 
