@@ -159,13 +159,14 @@ def worker(
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     from cifar_sweep.artifacts import open_artifacts
     from cifar_sweep.study.opening import load
+    from cifar_sweep.study.storage import open_waiting
     from cifar_sweep.training.device import resolve_device
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, serve
 
     resolve_device(workers.device)
     deadline = deadline_of(max_hours)
-    opened = place.open()
+    opened = open_waiting(place.storage)
     names = tuple(load(opened, name).name for name in studies or [])
     files = None if place.artifacts is None else open_artifacts(place.artifacts).address
     job = Job(place.storage, names, data=data, artifacts=files, device=workers.device, deadline=deadline)

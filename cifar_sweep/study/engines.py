@@ -78,7 +78,8 @@ def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
     # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
     with file_lock(url):
         was_there, is_new = path.exists(), not check_sqlite_content(path, to_write=True)
-        path.touch()  # with the rights that this user's files have: SQLite would make it for its owner alone
+        if not was_there:
+            path.touch()  # with the rights that this user's files have: SQLite would make it for its owner alone
         engine = create_engine(url, connect_args={"timeout": 60})
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)

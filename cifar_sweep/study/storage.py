@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from cifar_sweep.errors import StorageError, UsageError
+from cifar_sweep.errors import StorageError, StorageMissingError, UsageError
 from cifar_sweep.study import engines, tables
 from cifar_sweep.study.address import is_sqlite, parse_address, shown
 from cifar_sweep.study.engines import ONLY_READS
@@ -274,6 +274,16 @@ def open_storage(url: str) -> Storage:
 def open_existing(url: str) -> Storage:
     """As `open_storage`, to read alone where nothing may be written; StorageError where there is no database yet."""
     return _open(parse_address(url), make=False)
+
+
+def open_waiting(url: str) -> Storage:
+    """As `open_existing`, for who waits for studies: of a server the tables are made."""
+    try:
+        return open_existing(url)
+    except StorageMissingError:
+        if is_sqlite(parse_address(url)):
+            raise
+    return open_storage(url)
 
 
 def _open(url: URL, *, make: bool) -> Storage:

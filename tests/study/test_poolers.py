@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_sweep.errors import StorageError, StorageMissingError
-from cifar_sweep.study.storage import Storage, open_existing, open_storage
+from cifar_sweep.study.storage import Storage, open_existing, open_storage, open_waiting
 from tests.conftest import Finished
 from tests.servers import PgBouncer, PostgresServer
 
@@ -81,6 +81,11 @@ def test_who_only_looks_makes_no_table(server: PostgresServer, cli: Callable[...
     doctor = cli("doctor", "--storage", server.url, "--data", "synthetic:100")
     assert "no study database here yet beside tables of something else (customers); the first run" in doctor.out
     assert tables_in(server, "public") == {"customers"}
+
+
+def test_who_waits_for_studies_may_come_first(server: PostgresServer) -> None:
+    open_waiting(server.url).close()
+    open_existing(server.url).close()
 
 
 def test_tables_of_others_are_left_alone_and_named(server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
