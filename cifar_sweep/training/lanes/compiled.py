@@ -115,7 +115,9 @@ def lane_count(*, bf16: bool) -> int:
 
 def kernels_name(device: torch.device) -> str:
     """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
-    there = device.type == "cpu" and kernels(bf16=has_bf16())  # a cache from which no program may run is seen here
+    there = (
+        device.type == "cpu" and not obstacle() and kernels(bf16=has_bf16())
+    )  # a cache from which no program may run is seen here
     return f"compiled {str(identity())[:12]}" if there else "torch"
 
 
