@@ -59,7 +59,8 @@ def open_or_resume(
         if priority is not None:
             study.set_user_attr("priority", priority)
         if not known:
-            _give_facts(study, dict(data) | {"source": storage.to_store(str(data.get("source", "")))}, code or {})
+            found = {key: storage.to_store(value) if key == "source" else value for key, value in data.items()}
+            _give_facts(study, found, code or {})
             study.set_user_attr("home", storage.home())
         _enqueue(study, sweep)
         # Of a new study the sweep is last: one that has it is whole.

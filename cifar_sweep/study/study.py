@@ -50,7 +50,8 @@ class SweepStudy:
             raise not_ours(storage, self.name)
         self._read_again()
         self.uid: str = attributes["uid"]
-        self.data: dict[str, Any] = attributes["data"] | {"source": storage.from_stored(attributes["data"]["source"])}
+        stored: dict[str, Any] = attributes["data"]
+        self.data = {key: storage.from_stored(value) if key == "source" else value for key, value in stored.items()}
         self.code: dict[str, str] = attributes.get("code", {})
         self.artifacts: str = storage.from_stored(attributes["artifacts"])
         self.home: list[str] | None = attributes.get("home")  # the database's when files were last written, or made

@@ -115,9 +115,8 @@ def lane_count(*, bf16: bool) -> int:
 
 def kernels_name(device: torch.device) -> str:
     """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
-    there = (
-        device.type == "cpu" and not obstacle() and kernels(bf16=has_bf16())
-    )  # a cache from which no program may run is seen here
+    # Loaded, for nothing else shows that no program may run from the cache.
+    there = device.type == "cpu" and not obstacle() and kernels(bf16=has_bf16())
     return f"compiled {str(identity())[:12]}" if there else "torch"
 
 
