@@ -59,7 +59,7 @@ def open_or_resume(
         if priority is not None:
             study.set_user_attr("priority", priority)
         if not known:
-            found = {key: storage.to_store(value) if key == "source" else value for key, value in data.items()}
+            found = {key: storage.to_store(str(value)) if key == "source" else value for key, value in data.items()}
             _give_facts(study, found, code or {})
             study.set_user_attr("home", storage.home())
         _enqueue(study, sweep)

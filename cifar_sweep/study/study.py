@@ -50,8 +50,9 @@ class SweepStudy:
             raise not_ours(storage, self.name)
         self._read_again()
         self.uid: str = attributes["uid"]
-        stored: dict[str, Any] = attributes["data"]
-        self.data = {key: storage.from_stored(value) if key == "source" else value for key, value in stored.items()}
+        self.data: dict[str, Any] = dict(attributes["data"])
+        if "source" in self.data:
+            self.data["source"] = storage.from_stored(self.data["source"])
         self.code: dict[str, str] = attributes.get("code", {})
         self.artifacts: str = storage.from_stored(attributes["artifacts"])
         self.home: list[str] | None = attributes.get("home")  # the database's when files were last written, or made
