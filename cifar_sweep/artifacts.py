@@ -124,7 +124,7 @@ class Folder:
     """A folder, made with its first file. Folders inside go with their last file."""
 
     def __init__(self, address: str) -> None:
-        self.root = Path(address).absolute()
+        self.root = Path(os.path.expanduser(address)).absolute()
         self.shown, self.address = address, str(self.root)
         if not address or (os.path.exists(self.root) and not os.path.isdir(self.root)):
             raise UsageError(f"artifacts: {address!r} is no folder; accepted: {ACCEPTED}.")

@@ -32,6 +32,14 @@ class StorageBusyError(StorageError):
     """Another process holds the study database for very long; it may let go of it later."""
 
 
+class StorageFullError(StorageError):
+    """The server has no connection left for a process that begins."""
+
+
+class StorageMissingError(StorageError):
+    """There is no study database yet."""
+
+
 class DiskError(CifarSweepError):
     """A file could not be written, most often because the disk is full."""
 

@@ -1,15 +1,19 @@
 """Writing a file whole or not at all; reading TOML as editors leave it."""
 
 import codecs
+import logging
 import os
 import re
 import secrets
+import tempfile
 import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cifar_sweep.errors import DiskError, UsageError
+
+log = logging.getLogger(__name__)
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
@@ -53,8 +57,17 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def default_cache() -> Path:
-    """The cache folder: CIFAR_SWEEP_CACHE, else ``cifar-sweep`` in XDG_CACHE_HOME, else in ``~/.cache``."""
-    own = os.environ.get("CIFAR_SWEEP_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar-sweep"
+    """The cache folder: CIFAR_SWEEP_CACHE, else ``cifar-sweep`` in XDG_CACHE_HOME, else in ``~/.cache``.
+
+    Where there is no home folder, or none that can be written to, one among the temporary files.
+    """
+    if own := os.environ.get("CIFAR_SWEEP_CACHE"):
+        return Path(os.path.expanduser(own))
+    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "cifar-sweep")
+    there = next((folder for folder in (cache, *cache.parents) if folder.exists()), cache)
+    if cache.is_absolute() and os.access(there, os.W_OK):
+        return cache
+    cache = Path(tempfile.gettempdir(), f"cifar-sweep-{os.getuid()}")
+    log.warning("there is no home folder to write to: the cache is %s; CIFAR_SWEEP_CACHE names another", cache)
+    os.environ["CIFAR_SWEEP_CACHE"] = str(cache)  # once, and for all processes
+    return cache

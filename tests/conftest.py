@@ -26,7 +26,7 @@ from tests.bare import BarePython
 from tests.servers import PostgresServer
 
 REAL_DATA = os.environ.get("CIFAR_SWEEP_DATA")
-OWN_VARIABLES = ("CIFAR_SWEEP_DATA", "CIFAR_SWEEP_STORAGE", "CIFAR_SWEEP_ARTIFACTS")
+OWN_VARIABLES = ("CIFAR_SWEEP_DATA", "CIFAR_SWEEP_STORAGE", "CIFAR_SWEEP_ARTIFACTS", "OMP_NUM_THREADS", "PGOPTIONS")
 
 # Tests with one of these take seconds each: a browser, CIFAR-10, a Python without this package, a mounted disk.
 SLOW_FIXTURES = {"browser", "real_source", "bare_python", "small_disk"}

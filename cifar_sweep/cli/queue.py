@@ -49,11 +49,12 @@ def delete(
     place: FileOptions,
 ) -> None:
     """Delete a study with all its trials, checkpoints and weights. Exports stay."""
-    from cifar_sweep.study.files import remove_files
+    from cifar_sweep.study.files import is_own, remove_files
     from cifar_sweep.study.opening import delete as delete_study
 
     doomed = place.load(study)
     store, opened = place.files_of(doomed), doomed.storage
+    keep_files = keep_files or not is_own(doomed, store)  # a copy's are the original's, too
     files = f", {'but not' if keep_files else 'and'} its files from {store.shown}"
     question = f"Delete study {study} with its {len(doomed.trials())} trials from {opened.shown}{files}?"
     try:

@@ -1,5 +1,7 @@
 """Running sweeps: `run`, `submit`, `worker`."""
 
+import os
+import shlex
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -224,8 +226,9 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
 
 
 def _at(study: "SweepStudy", place: StorageOptions) -> str:
-    """The option that other commands need to find the study."""
-    return "" if place.storage == DEFAULT_STORAGE else f" --storage {study.storage.shown}"
+    """The option that other commands need to find the study, for a shell."""
+    known = (DEFAULT_STORAGE, os.environ.get("CIFAR_SWEEP_STORAGE"))  # with a password, which is not shown
+    return "" if place.storage in known else f" --storage {shlex.quote(study.storage.shown)}"
 
 
 def worker(
@@ -240,13 +243,14 @@ def worker(
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     from cifar_sweep.artifacts import open_artifacts
     from cifar_sweep.study.opening import load
+    from cifar_sweep.study.storage import open_waiting
     from cifar_sweep.training.device import resolve_device
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, serve
 
     resolve_device(workers.device)
     deadline = deadline_of(max_hours)
-    opened = place.open()
+    opened = open_waiting(place.storage)
     names = tuple(load(opened, name).name for name in studies or [])
     files = None if place.artifacts is None else open_artifacts(place.artifacts).address
     job = Job(place.storage, names, data=data, artifacts=files, device=workers.device, deadline=deadline)

@@ -136,9 +136,10 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard until Ctrl-C, with notes, figures and files of each study. It is for reading only."""
     from cifar_sweep.dashboard.server import serve
+    from cifar_sweep.study.storage import open_waiting
     from cifar_sweep.work.signals import stop_on_signals
 
-    opened = place.open()
+    opened = open_waiting(place.storage)
     where: dict[str, Any] = {"host": host, "port": port, "allow_write": allow_write}
     with stop_on_signals() as stop:
         serve(opened, **where, stop=stop, say=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"))

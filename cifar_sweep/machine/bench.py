@@ -25,8 +25,9 @@ from cifar_sweep.machine.plan import Plan, choose
 from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
-from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision, wait_for
+from cifar_sweep.training.device import prepare_process, resolve_device, resolve_precision, wait_for
 from cifar_sweep.training.images import data
+from cifar_sweep.training.limits import available_cores
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs
 from cifar_sweep.training.train import Run

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cifar_sweep.config import Shape
+from cifar_sweep.training import limits
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import summarize
 
@@ -36,9 +37,11 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes of the device's memory that nobody uses; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    limit = limits.memory()
     try:
         # What a program can have: free pages, and those that only hold files.
         found = re.search(r"^MemAvailable:\s+(\d+) kB", MEMORY_FILE.read_text(), flags=re.MULTILINE)
     except OSError:
-        return None
-    return 1024 * int(found[1]) if found else None
+        return limit
+    known = [bytes_ for bytes_ in (limit, 1024 * int(found[1]) if found else None) if bytes_ is not None]
+    return min(known, default=None)

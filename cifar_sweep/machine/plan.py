@@ -21,8 +21,9 @@ from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
 from cifar_sweep.machine.timing import Timer, devices
 from cifar_sweep.sweep.sweep import Sweep
-from cifar_sweep.training.device import available_cores, prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.device import prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.lanes import prepare_kernels
+from cifar_sweep.training.limits import available_cores, threads_asked
 
 MAX_WORKERS = 16
 # What may go to the groups of all workers; the rest is for the images, the libraries and other programs.
@@ -109,6 +110,7 @@ def choose(
     measures. Raises DeviceError if there is no such device here.
     """
     where = resolve_device(device)
+    threads = threads or threads_asked()
     trials = sum(sweep.size for sweep in sweeps)
     splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
     is_given = trials == 1 or bool(group and len(splits) == 1)

@@ -1,6 +1,7 @@
 """Studies from one database to another, SQLite or PostgreSQL: each whole or not at all, then read back."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _copy(study: SweepStudy, target: Storage, *, say: Callable[[str], None]) -> 
         if _is_copied(study, rows, target):
             say(f"study {study.name!r} is there already, the same trial for trial, and passed over.")
             return False
-        with target.optuna.engine.begin() as connection:
+        with target.optuna.writing() as connection:
             key = tables.add_study(connection, study.name, rows)
             if difference := rows.difference(tables.study_rows(connection, key)):
                 what = f"study {study.name!r} did not arrive as it was ({difference})"
@@ -75,7 +76,7 @@ def _copy(study: SweepStudy, target: Storage, *, say: Callable[[str], None]) -> 
 def _rows_of(study: SweepStudy) -> StudyRows:
     """A study as its copy is to be. Raises StudyError where it is being trained."""
     source, name = study.storage, study.name
-    with source.lock():
+    with source.lock() if source.writable else nullcontext():
         orphans = source.orphans(source.load(name))
         rows = _read(source, name)
     of_trials = {number: parts["trials"][0] for number, parts in rows.trials.items()}
@@ -94,8 +95,9 @@ def _rows_of(study: SweepStudy) -> StudyRows:
 
 
 def _read(storage: Storage, name: str) -> StudyRows:
+    key = storage.optuna.get_study_id_from_name(name)
     with storage.optuna.reading() as connection:
-        return tables.study_rows(connection, storage.optuna.get_study_id_from_name(name))
+        return tables.study_rows(connection, key)
 
 
 def _is_copied(study: SweepStudy, rows: StudyRows, target: Storage) -> bool:

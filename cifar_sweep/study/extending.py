@@ -41,7 +41,7 @@ def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> Non
     for trial in trials:
         if trial.is_frozen and (now.strategy != "auto" or not is_comparable(trial, now)):
             _prune(storage, study, trial)
-    with storage.optuna.engine.begin() as connection:
+    with storage.optuna.writing() as connection:
         tables.redistribute(connection, key_of(study), space.distributions(now))
     longer = [each["fixed"].get("epochs", PARAMETERS["epochs"].default) for each in (before, after)]
     if longer[0] < longer[1] and "epochs" not in {**before["space"], **after["space"]}:

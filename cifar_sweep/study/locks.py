@@ -29,9 +29,14 @@ def file_lock(url: URL) -> Iterator[None]:
 
 @contextmanager
 def advisory_lock(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
-    """The lock of a server's database, and the transaction that holds it."""
+    """The lock of a server's database, and the transaction that holds it.
+
+    With the transaction it goes, whatever happens, and behind whatever pooler: no connection keeps it, nor its time
+    limit.
+    """
     with engine.begin() as connection:
         try:
+            connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{int(1000 * LOCK_SECONDS)}ms'"))
             connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
         except sqlalchemy.exc.OperationalError as error:
             if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available

@@ -88,11 +88,13 @@ def open_or_resume(
         if earlier is not None and earlier.source.uid == study.user_attrs.get("uid"):
             raise UsageError(f"--from {name}: a study knows its own trials already; accepted: another study.")
         if artifacts is not None or "artifacts" not in study.user_attrs:
-            study.set_user_attr("artifacts", artifacts or str(Path("artifacts").absolute()))
+            study.set_user_attr("artifacts", storage.to_store(artifacts or str(Path("artifacts").absolute())))
         if priority is not None:
             study.set_user_attr("priority", priority)
         if not known:
-            _give_facts(study, data, code or {})
+            found = {key: storage.to_store(str(value)) if key == "source" else value for key, value in data.items()}
+            _give_facts(study, found, code or {})
+            study.set_user_attr("home", storage.home())
         if earlier is not None:
             earlier.add_to(study, sweep)
         _enqueue(study, sweep)

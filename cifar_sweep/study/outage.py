@@ -8,11 +8,10 @@ from random import SystemRandom
 from time import monotonic, sleep
 from typing import TypeVar
 
-import optuna
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from cifar_sweep.errors import StorageBusyError, StorageError
+from cifar_sweep.errors import StorageBusyError, StorageError, StorageFullError
 
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 5.0
@@ -33,6 +32,13 @@ WORDS = {
     "accepting connections on that socket", "timeout expired",
     "failed to resolve host", "could not translate host name",  # a container's name is gone while it is
 }  # fmt: skip
+EACH_TAKES_ONE = "each worker takes one connection, and the command another: fewer --workers, or a higher limit"
+ADVICE = {
+    **dict.fromkeys(("too many connections", "too many clients", "remaining connection slots"), EACH_TAKES_ONE),
+    "query_wait_timeout": f"the pooler had none left; {EACH_TAKES_ONE}",
+    "unsupported startup parameter": "a pooler takes no options; leave them out of the address and of PGOPTIONS",
+    "not allowed in statement pooling mode": "use the server's own address, or a pooler of sessions or transactions",
+}
 _ERRORS = (StorageInternalError, SQLAlchemyError, sqlite3.Error)
 T = TypeVar("T")
 
@@ -41,7 +47,8 @@ def is_outage(error: BaseException) -> bool:
     """Whether this says that the database does not answer now, and may later; not that it refuses for good.
 
     An outage is also a database that another process holds for longer than we wait. A full disk, a wrong password, a
-    missing table and every error that is none of the database's are no outage.
+    missing table and every error that is none of the database's are no outage; nor is a server that has no connection
+    left for a worker that begins.
     """
     return _outage(error) is not None
 
@@ -131,8 +138,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _says_later(error: BaseException) -> bool | None:
     """Whether this error says that the database may answer later; None where that is for its cause to say."""
-    if isinstance(error, StorageBusyError):
-        return True
+    if isinstance(error, (StorageBusyError, StorageFullError)):
+        return isinstance(error, StorageBusyError)
     if isinstance(error, sqlite3.Error):
         # The lowest byte is the kind, the rest which of its kind.
         return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_BUSY
@@ -160,14 +167,10 @@ def explain(error: BaseException) -> StorageError | None:
 
     Optuna wraps everything in one message about length limits; the driver's own word is at the end of the causes.
     """
-    if isinstance(error, RuntimeError) and "table schema" in str(error):
-        # Optuna names one of two commands, by whether it knows the database's version.
-        is_old = "optuna storage upgrade" in str(error)
-        cure = "bring it up with `optuna storage upgrade --storage URL`" if is_old else "`pip install -U optuna` helps"
-        made = f"made by an {'older' if is_old else 'unknown'} version of Optuna, this is {optuna.__version__}"
-        return StorageError(f"storage: the database was {made}; {cure}.")
     if not isinstance(error, _ERRORS):
         return None
     causes = list(_causes(error))
     word = next((str(cause.orig) for cause in causes if isinstance(cause, DBAPIError)), str(causes[-1]))
-    return StorageError(f"storage: the database refused: {_first_line(word, 'no reason given').rstrip('.')}.")
+    advice = next((f"; {cure}" for words, cure in ADVICE.items() if words in word), "")
+    kind = StorageFullError if advice.endswith(EACH_TAKES_ONE) else StorageError
+    return kind(f"storage: the database refused: {_first_line(word, 'no reason given').rstrip('.')}{advice}.")

@@ -7,26 +7,27 @@ several transactions, so both stand under one lock; ask and tell send no heartbe
 
 import math
 import os
-import sqlite3
+import socket
+import threading
 import time
-import warnings
 import weakref
-from collections.abc import Collection, Container, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import URL
+from sqlalchemy.orm import scoped_session, sessionmaker
 
-from cifar_sweep.errors import StorageError, UsageError
-from cifar_sweep.study import locks, tables
-from cifar_sweep.study.address import check_sqlite_content, check_sqlite_file, is_sqlite, parse_address
+from cifar_sweep.errors import StorageError, StorageMissingError, UsageError
+from cifar_sweep.study import engines, tables
+from cifar_sweep.study.address import is_sqlite, parse_address, shown
+from cifar_sweep.study.engines import ONLY_READS
 from cifar_sweep.study.locks import advisory_lock, file_lock
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.record import TrialRecord, as_ours
@@ -40,22 +41,54 @@ _OF_A_STUDY: dict[str, type] = {
     **dict.fromkeys(("sweep", "data", "code", "versions", "hopes", "costs", "test_accuracy"), dict),
     **dict.fromkeys(("uid", "artifacts", "state", "reason"), str), "priority": int,
 }  # fmt: skip
-# A connection that nobody answers any more, behind a cut cable or a forgetful firewall, is given up within a minute.
-CONNECTING = {
-    "connect_timeout": 10, "tcp_user_timeout": 50_000,
-    "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
-}  # fmt: skip
-ONLY_READS = "cifar_sweep_only_reads"
 READING_OF_A_SERVER = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+SERVER_HOME = "SELECT oid || ' ' || current_schema() FROM pg_database WHERE datname = current_database()"
 
 
 class Database(RDBStorage):
-    """Optuna's storage on a database, which reads trials by plain queries, each time in one moment of the database."""
+    """Optuna's storage on a database, which reads trials by plain queries, each time in one moment of the database.
 
-    def reading(self) -> sqlalchemy.Connection:
+    While a transaction is `joined`, all that its thread reads and writes is part of it. Optuna's own constructor would
+    always make tables, over several connections.
+    """
+
+    def __init__(self, engine: sqlalchemy.Engine) -> None:
+        lease = lease_seconds()
+        self.heartbeat_interval, self.grace_period = max(1, lease // BEATS_PER_LEASE), lease
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self.engine = engine
+        self.scoped_session = scoped_session(sessionmaker(bind=engine, join_transaction_mode="create_savepoint"))
+        self._joined = threading.local()
+
+    @contextmanager
+    def joined(self, connection: sqlalchemy.Connection) -> Iterator[None]:
+        """Have all that this thread does be part of the transaction of a connection."""
+        self._joined.connection, self.scoped_session().bind = connection, connection
+        try:
+            yield
+        finally:
+            self._joined.connection, self.scoped_session().bind = None, self.engine
+
+    @property
+    def transaction(self) -> sqlalchemy.Connection | None:
+        """What is joined."""
+        return getattr(self._joined, "connection", None)
+
+    def reading(self) -> AbstractContextManager[sqlalchemy.Connection]:
         """A connection that sees one moment of the database, and holds no writer off meanwhile."""
         options: dict[str, Any] = {ONLY_READS: True} if self.engine.name == "sqlite" else READING_OF_A_SERVER
-        return self.engine.connect().execution_options(**options)
+        joined = self.transaction
+        return nullcontext(joined) if joined else self.engine.connect().execution_options(**options)
+
+    def writing(self) -> AbstractContextManager[sqlalchemy.Connection]:
+        """A transaction: the one that is joined, or one of its own."""
+        return nullcontext(self.transaction) if self.transaction else self.engine.begin()
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that a trial is being trained, at this very moment: for Optuna a transaction has one moment alone."""
+        super().record_heartbeat(trial_id)
+        if self.transaction:
+            tables.beat_now(self.transaction, trial_id)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         return _without_odd(super().get_study_user_attrs(study_id))
@@ -98,24 +131,60 @@ class Database(RDBStorage):
 class Storage:
     """An open study database."""
 
-    def __init__(self, url: URL, rdb: Database) -> None:
-        # For people, without its password. libpq takes passwords as options, too, and those are not masked.
-        self.shown = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+    def __init__(self, url: URL, rdb: Database, writable: bool = True) -> None:
+        self.shown = shown(url)
+        self.writable = writable
+        self.folder = Path(str(url.database)).parent if is_sqlite(url) else None  # what is below it moves with it
         self.optuna = rdb
         self._cached = optuna.storages.get_storage(rdb)
         self._known: dict[int, tuple[str, int]] = {}  # of each study its uid, and how often it was extended
         self.heartbeat_seconds = float(rdb.heartbeat_interval or 1)  # how often a worker says that it trains
-        weakref.finalize(self, rdb.engine.dispose)  # a command ends without a word; its connections must not
         self._outage = -math.inf  # when the database last did not answer, on the monotonic clock
+        self._end = partial(engines.end, rdb.engine, checkpoint=writable)
+        weakref.finalize(self, self._end)  # a command ends without a word; its connections must not
 
-    def lock(self) -> AbstractContextManager[sqlalchemy.Connection | None]:
-        """Hold all other workers of this database off what takes several transactions.
+    def close(self) -> None:
+        """Give the database connections back."""
+        self._end()
 
-        Raises StorageBusyError where another process has held it for `locks.LOCK_SECONDS`. On a server it is held by a
-        transaction, which is given; under the lock of a file each transaction is its own.
+    def to_store(self, address: str) -> str:
+        """A path as it is stored: from the database's own folder, if it is below it, so that both can be moved."""
+        below = self.folder and address.startswith("/") and Path(address).is_relative_to(self.folder)
+        return f"./{Path(address).relative_to(self.folder)}" if below and self.folder else address
+
+    def from_stored(self, stored: str) -> str:
+        """The path that was stored so, as it is now."""
+        return str(self.folder / stored) if self.folder and stored.startswith("./") else stored
+
+    def home(self) -> tuple[str, str]:
+        """Where this database is, and which file it is: of a moved one one of both is as it was, of a copy none."""
+        if self.folder:
+            path = str(self.optuna.engine.url.database)
+            found = os.stat(path)
+            return f"{socket.gethostname()}:{path}", f"{found.st_dev}:{found.st_ino}"
+        with self.optuna.reading() as connection:
+            return str(connection.execute(sqlalchemy.text(SERVER_HOME)).scalar_one()), ""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold all other workers of this database off what takes several steps.
+
+        On a server they are one transaction, which is undone where an error ends it; in a file each is its own. Raises
+        StorageBusyError where another process has held it for `locks.LOCK_SECONDS`, StorageError where nothing may be
+        written here.
         """
-        engine = self.optuna.engine
-        return file_lock(engine.url) if is_sqlite(engine.url) else advisory_lock(engine)
+        if not self.writable:
+            raise StorageError(f"{self.shown}: the study database cannot be written here: permission denied.")
+        if is_sqlite(self.optuna.engine.url):
+            with file_lock(self.optuna.engine.url):
+                yield
+            return
+        try:
+            with advisory_lock(self.optuna.engine) as connection, self.optuna.joined(connection):
+                yield
+        except BaseException:
+            self._cached.__init__(self.optuna)  # type: ignore[misc] # it knows what was undone
+            raise
 
     def give_back(self, trial_id: int) -> None:
         """Put a running trial back into the queue, with its parameters, reports and attributes, but for its owner."""
@@ -141,7 +210,7 @@ class Storage:
 
     def report(self, trial: optuna.Trial, token: str, change: tables.Change) -> bool:
         """Write a change of a trial in one transaction, if the worker of this token holds it; whether it does."""
-        with self.lock() as held, nullcontext(held) if held else self.optuna.engine.begin() as connection:
+        with self.lock(), self.optuna.writing() as connection:
             if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
                 return False
             tables.write(connection, trial._trial_id, change)
@@ -150,7 +219,7 @@ class Storage:
 
     def write(self, trial: optuna.Trial, change: tables.Change) -> None:
         """Write a change of a trial in one transaction; to be called under the lock."""
-        with self.optuna.engine.begin() as connection:
+        with self.optuna.writing() as connection:
             tables.write(connection, trial._trial_id, change)
         _know(trial, change)
 
@@ -168,7 +237,7 @@ class Storage:
 
     def requeue(self, trial_id: int, params: Mapping[str, Any], *, without: Collection[str]) -> None:
         """Have a waiting trial begin with these parameters of Optuna, without these user attributes."""
-        with self.optuna.engine.begin() as connection:
+        with self.optuna.writing() as connection:
             tables.requeue(connection, trial_id, params)
             tables.write(connection, trial_id, tables.Change({}, removed=without))
 
@@ -205,20 +274,20 @@ class Storage:
         # Not get_all_study_summaries, which reads every trial of every study.
         return [(each.study_name, each.user_attrs) for each in sorted(self.optuna.get_all_studies(), key=key_of)]
 
-    def close(self) -> None:
-        """Give the database connections back."""
-        self.optuna.engine.dispose()
-
 
 class MemoryStorage(Storage):
     """A study database in memory, for one process."""
 
     def __init__(self) -> None:
-        self.shown = "memory"
+        self.shown, self.writable, self.folder = "memory", True, None
         self.optuna = InMemoryStorage()  # type: ignore[assignment]
 
-    def lock(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+    def home(self) -> tuple[str, str]:
+        return self.shown, ""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        yield
 
     def load(self, name: str) -> optuna.Study:
         return optuna.load_study(storage=self.optuna, study_name=name)
@@ -280,56 +349,28 @@ def lease_seconds() -> int:
 
 def open_storage(url: str) -> Storage:
     """Open the database at `url`, made if it is not there yet. Raises UsageError or StorageError."""
-    parsed = parse_address(url)
-    if not is_sqlite(parsed):
-        connecting = CONNECTING | {"options": f"-c lock_timeout={locks.LOCK_SECONDS}s"}
-        # No ping: a claim whose lock was lost with its connection must fail and be done again, not go on over a new
-        # connection (docs/LOG.md, 2026-11-23).
-        return _connect(parsed, {"pool_pre_ping": False, "connect_args": connecting})
-    check_sqlite_file(parsed)
-    # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
-    with file_lock(parsed):
-        check_sqlite_content(Path(str(parsed.database)))
-        return _connect(parsed, {"connect_args": {"timeout": 60}})
+    return _open(parse_address(url), make=True)
 
 
 def open_existing(url: str) -> Storage:
-    """As `open_storage`; raises StorageError where there is no database yet."""
-    parsed = parse_address(url)
-    if is_sqlite(parsed) and not Path(str(parsed.database)).is_file():
-        raise StorageError(
-            f"{parsed.database}: there is no study database here yet; `cifar-sweep run` makes one, or say where it is "
-            "with --storage."
-        )
+    """As `open_storage`, to read alone where nothing may be written; StorageError where there is no database yet."""
+    return _open(parse_address(url), make=False)
+
+
+def open_waiting(url: str) -> Storage:
+    """As `open_existing`, for who waits for studies: of a server the tables are made."""
+    try:
+        return open_existing(url)
+    except StorageMissingError:
+        if is_sqlite(parse_address(url)):
+            raise
     return open_storage(url)
 
 
-def _connect(url: URL, options: dict[str, Any]) -> Storage:
-    # Optuna formats the address with its schema version: braces of a password must survive that.
-    address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+def _open(url: URL, *, make: bool) -> Storage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live view says what Optuna would log
     try:
-        held = nullcontext() if is_sqlite(url) else advisory_lock(create_engine(url, poolclass=NullPool, **options))
-        with held, warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are, and the lower bound is tested
-            lease = lease_seconds()
-            beat = max(1, lease // BEATS_PER_LEASE)
-            rdb = Database(address, engine_kwargs=options, heartbeat_interval=beat, grace_period=lease)
+        engine, writable = engines.open_engine(url, make=make)
     except Exception as error:
         raise explain(error) or error from None
-    if is_sqlite(url):
-        # Only now: Optuna's schema check opens a second connection inside a transaction and would wait for itself.
-        rdb.engine.dispose()
-        sqlalchemy.event.listen(rdb.engine, "connect", _on_sqlite_connect)
-        sqlalchemy.event.listen(rdb.engine, "begin", _on_sqlite_begin)
-    return Storage(url, rdb)
-
-
-def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself; _on_sqlite_begin does
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-
-
-def _on_sqlite_begin(connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(ONLY_READS) else "BEGIN IMMEDIATE")
+    return Storage(url, Database(engine), writable)

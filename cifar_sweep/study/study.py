@@ -5,6 +5,7 @@ parameters and reports, and is claimed again; so a study holds exactly as many t
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -33,6 +34,8 @@ from cifar_sweep.words import params_text
 
 TEST_IMAGES = 10_000  # CIFAR-10's, where a study does not say
 
+log = logging.getLogger(__name__)
+
 
 def stored_sweep(study: optuna.Study) -> Sweep:
     """The sweep that is stored with a study of ours; parsed once for each text."""
@@ -55,9 +58,12 @@ class SweepStudy:
             raise not_ours(storage, self.name)
         self._read_again()
         self.uid: str = attributes["uid"]
-        self.data: dict[str, Any] = attributes["data"]
+        self.data: dict[str, Any] = dict(attributes["data"])
+        if "source" in self.data:
+            self.data["source"] = storage.from_stored(self.data["source"])
         self.code: dict[str, str] = attributes.get("code", {})
-        self.artifacts: str = attributes["artifacts"]
+        self.artifacts: str = storage.from_stored(attributes["artifacts"])
+        self.home: list[str] | None = attributes.get("home")  # the database's when files were last written, or made
         self.priority: int = attributes.get("priority", 0)
         self.choice = Choice()  # the last one that a claim here was made by
         self._study.pruner = strategy.build_pruner(self.sweep)
@@ -389,6 +395,12 @@ class SweepStudy:
             self.storage.give_back(claim.trial_id)
         return True
 
+    def settle_in(self, *, uid: str) -> None:
+        """Note that the study is in this database now, under this uid; to be called under the lock."""
+        self.uid, self.home = uid, list(self.storage.home())
+        for key, value in {"uid": uid, "home": self.home}.items():
+            self._study.set_user_attr(key, value)
+
     def check_data(self, *, name: str, fingerprint: str) -> None:
         """Raise StudyError if these are not the images that the study was run on."""
         if fingerprint != self.data["fingerprint"]:
@@ -403,6 +415,9 @@ class SweepStudy:
 
     def record_test(self, numbers: Sequence[int], accuracy: float) -> None:
         """Remember a test accuracy, so that the test set is not read again; what is there already stays."""
+        if not self.storage.writable:
+            log.warning("study %s can only be read here: its test accuracy is not noted", self.name)
+            return
         with self.storage.lock():
             there = self._study.user_attrs.get("test_accuracy", {})
             self._study.set_user_attr("test_accuracy", {"+".join(map(str, numbers)): accuracy} | there)

@@ -13,22 +13,30 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, cast
 
+import optuna
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.storages._rdb.models import BaseModel
+from optuna.storages import _rdb
+from optuna.storages._rdb.models import SCHEMA_VERSION, BaseModel
 from optuna.trial import FrozenTrial, TrialState
 from pydantic_core import from_json
 from sqlalchemy import Connection, Row, Select, Table, delete, insert, or_, select, text, update
 
+from cifar_sweep.errors import StorageError
+
 FEW = 200  # trials that are asked for by their keys; more of them are read with all others of their study
 _TABLES = BaseModel.metadata.tables
+NAMES = {*_TABLES, "alembic_version"}
 _TRIALS, _PARAMS, _VALUES = _TABLES["trials"], _TABLES["trial_params"], _TABLES["trial_values"]
 _REPORTS = _TABLES["trial_intermediate_values"]
 _USER, _SYSTEM = _TABLES["trial_user_attributes"], _TABLES["trial_system_attributes"]
@@ -52,6 +60,35 @@ _REPORT = text(
     "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
     "VALUES (:trial_id, :step, :value, 'FINITE') ON CONFLICT (trial_id, step) DO NOTHING"
 )
+_BEAT = text("UPDATE trial_heartbeats SET heartbeat = clock_timestamp() WHERE trial_id = :trial_id")  # PostgreSQL's
+
+
+@cache
+def _versions() -> ScriptDirectory:
+    return ScriptDirectory(str(Path(_rdb.__file__).parent / "alembic"))
+
+
+def make(connection: Connection) -> None:
+    """Make Optuna's tables. Its own constructor would do it over several connections, and in several transactions."""
+    BaseModel.metadata.create_all(connection)
+    version = {"version_info_id": 1, "schema_version": SCHEMA_VERSION, "library_version": optuna.__version__}
+    connection.execute(insert(_TABLES["version_info"]), version)
+    MigrationContext.configure(connection).stamp(_versions(), "head")
+
+
+def check_version(connection: Connection) -> None:
+    """Raise StorageError where the tables are those of another version of Optuna."""
+    found, known = MigrationContext.configure(connection).get_current_revision(), _versions()
+    if found != known.get_current_head():
+        is_old = found in (None, *(each.revision for each in known.walk_revisions()))
+        cure = "bring it up with `optuna storage upgrade --storage URL`" if is_old else "`pip install -U optuna` helps"
+        made = f"made by an {'older' if is_old else 'unknown'} version of Optuna, this is {optuna.__version__}"
+        raise StorageError(f"storage: the database was {made}; {cure}.")
+
+
+def beat_now(connection: Connection, trial_id: int) -> None:
+    """Set the heartbeat of a trial that has one to this moment, which is not that of the transaction."""
+    connection.execute(_BEAT, {"trial_id": trial_id})
 
 
 def holder(connection: Connection, trial_id: int) -> tuple[TrialState | None, str | None]:

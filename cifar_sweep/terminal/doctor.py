@@ -6,18 +6,19 @@ import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.errors import CifarSweepError
-from cifar_sweep.study.address import check_sqlite_file, is_sqlite, parse_address
+from cifar_sweep.errors import CifarSweepError, StorageMissingError
 from cifar_sweep.study.opening import load_all
 from cifar_sweep.study.provenance import versions
-from cifar_sweep.study.storage import open_storage
-from cifar_sweep.training.device import available_cores, device_name, resolve_device, resolve_precision
+from cifar_sweep.study.storage import open_existing, open_storage
+from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.lanes import kernels, kernels_name, obstacle
+from cifar_sweep.training.limits import available_cores, memory
 
 LOW_DISK_BYTES = 2 * 1024**3
 Finding = tuple[str, bool, str]  # what was looked at, whether it is well, and what was found
@@ -32,13 +33,18 @@ def examine(*, storage: str, data: str, artifacts: str, skip_damaged: bool = Fal
     return [
         ("Python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed"),
         ("torch", True, ", ".join(f"{name} {found[name]}" for name in ("torch", "torchvision", "optuna"))),
-        ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}"),
+        ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}{_limit()}"),
         ("bf16", True, f"trains {ratio:.1f} times as fast as float32 here; precision auto is {precision}"),
         ("kernels", True, _kernels(device, precision)),
         *_data(data, skip_damaged),
         _storage(storage),
         _artifacts(artifacts),
     ]
+
+
+def _limit() -> str:
+    left = memory()
+    return "" if left is None else f", {left / 1024**3:.1f} GiB left of the memory that this process is limited to"
 
 
 def _kernels(device: torch.device, precision: str) -> str:
@@ -64,12 +70,18 @@ def _data(source: str, skip_damaged: bool) -> list[Finding]:
 
 def _storage(url: str) -> Finding:
     try:
-        address = parse_address(url)
-        if is_sqlite(address) and not Path(str(address.database)).exists():
-            check_sqlite_file(address)
-            return "storage", True, f"{url}: not there yet; the first run makes it"
-        with closing(open_storage(url)) as storage:
-            return "storage", True, f"{storage.shown}: {len(load_all(storage))} studies"
+        with closing(open_existing(url)) as storage:
+            only = "" if storage.writable else ", to be read alone"
+            return "storage", True, f"{storage.shown}: {len(load_all(storage))} studies{only}"
+    except StorageMissingError as error:
+        path = Path(url.removeprefix("sqlite:///"))
+        if url.startswith("sqlite:///"):  # whether one can be made there
+            try:
+                with TemporaryDirectory(dir=path.parent) as folder:
+                    open_storage(f"sqlite:///{folder}/{path.name}").close()
+            except (OSError, CifarSweepError) as fault:
+                return "storage", False, str(fault)
+        return "storage", True, f"{str(error).partition(';')[0]}; the first run makes it"
     except CifarSweepError as error:
         return "storage", False, str(error)
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 import platform
 import statistics
 import time
@@ -14,6 +13,7 @@ from torch import nn
 
 from cifar_sweep.errors import DeviceError, DiskError
 from cifar_sweep.files import default_cache, replace_file
+from cifar_sweep.training.limits import available_cores, threads_asked
 
 # Below this one pair of steps is enough: without bf16 instructions it is about 0.1, and seven pairs take five seconds.
 HOPELESS_SPEEDUP = 0.5
@@ -46,7 +46,7 @@ def prepare_process(device: torch.device, *, threads: int) -> int:
     reflection padding still add up in any order there, so a GPU's numbers repeat nearly, the CPU's exactly.
     """
     if device.type == "cpu":
-        torch.set_num_threads(threads or available_cores())
+        torch.set_num_threads(threads or threads_asked() or available_cores())
         _keep_freed_memory()
     else:
         torch.backends.cudnn.deterministic = True
@@ -76,11 +76,6 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:

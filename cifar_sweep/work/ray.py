@@ -19,11 +19,11 @@ from filelock import FileLock
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.machine.plan import choose
-from cifar_sweep.study.address import parse_address
+from cifar_sweep.study.address import absolute
 from cifar_sweep.study.opening import open_studies
 from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_existing
-from cifar_sweep.training.device import available_cores
+from cifar_sweep.training.limits import available_cores
 from cifar_sweep.version import __version__
 from cifar_sweep.work.local import error_of
 from cifar_sweep.work.ray_cluster import ClusterError, joined
@@ -72,7 +72,7 @@ def run_on_ray(
     # On the nodes: paths that do not depend on the folder that a worker starts in, and the device as Ray shows it.
     job = replace(
         job,
-        storage=parse_address(job.storage).render_as_string(hide_password=False),
+        storage=absolute(job.storage),
         data=str(Path(job.data).absolute()) if job.data and Path(job.data).exists() else job.data,
         device=("cuda" if gpus else "cpu") if job.device == "auto" else job.device,
         threads=job.threads or 1,

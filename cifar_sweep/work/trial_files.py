@@ -13,7 +13,7 @@ from typing import Any
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, Stored
 from cifar_sweep.errors import one_line
 from cifar_sweep.study.claim import Claim
-from cifar_sweep.study.files import trial_folder
+from cifar_sweep.study.files import remove, trial_folder
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.train import Run
@@ -26,7 +26,7 @@ class TrialFiles:
     """The files of one claimed trial; `checkpoints` are those that are kept, as `SweepStudy.report` takes them."""
 
     def __init__(self, artifacts: Artifacts, study: SweepStudy, claim: Claim) -> None:
-        self._artifacts, self._trial = artifacts, claim.number
+        self._artifacts, self._study, self._trial = artifacts, study, claim.number
         self._folder = trial_folder(study, claim.number)
         self._mark = claim.owner.token[:8]
         self._reported = self.checkpoints = claim.before.checkpoints
@@ -75,7 +75,7 @@ class TrialFiles:
     def _drop_others_than(self, needed: list[dict[str, Any]]) -> None:
         for saved in self.checkpoints:
             if saved not in needed:
-                self._artifacts.remove(saved["name"])
+                remove(self._study, self._artifacts, [saved["name"]])
         self.checkpoints = [saved for saved in self.checkpoints if saved in needed]
 
 

@@ -18,7 +18,7 @@ from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.search.chooser import Chooser
 from cifar_sweep.study.claim import Claim, Worker
-from cifar_sweep.study.files import drop_needless
+from cifar_sweep.study.files import drop_needless, settle_in
 from cifar_sweep.study.lease import Lease, Patience
 from cifar_sweep.study.opening import check_code, open_studies
 from cifar_sweep.study.outage import is_outage, pause, wait_out
@@ -191,6 +191,7 @@ class _TrialWorker:
         if study.uid not in self.unable and study.uid not in self.ready:
             try:
                 artifacts = open_artifacts(self.job.artifacts or study.artifacts)
+                settle_in(study, artifacts)
                 data = images.load(
                     self.job.data or study.data["source"], side=study.sweep.image_size, skip_damaged=True
                 )

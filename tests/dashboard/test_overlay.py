@@ -374,7 +374,9 @@ def test_a_study_is_deleted_with_its_files_if_they_are_to_go(
     number = complete(study, 0.5)
     [file] = files_of(writable, study, number)
     folder = Path(study.artifacts)
-    stored = open_artifacts(study.artifacts).put(f"{study.name}-{study.uid}/trial-0000/left.safetensors", b"left")
+    stored = open_artifacts(study.artifacts).put(
+        f"{study.name}-{study.uid}/trial-0000/weights-0123abcd.safetensors", b"left"
+    )
     if with_files:  # as optuna-dashboard asks before it deletes the study
         writable.remove(file["artifact_id"])
     writable.delete_study(key_of(study))

@@ -455,6 +455,11 @@ def test_a_database_is_not_copied_to_itself(url: str, tmp_path: Path) -> None:
 # Others at the same time
 
 
+def lock(address: str) -> None:
+    with closing(open_storage(address)) as other, other.lock():
+        pass
+
+
 @there_and_back
 def test_nobody_claims_while_the_source_is_read(
     source: Storage, target: Storage, monkeypatch: pytest.MonkeyPatch
@@ -465,7 +470,7 @@ def test_nobody_claims_while_the_source_is_read(
 
     def look(study: optuna.Study) -> list[int]:
         with pytest.raises(StorageError, match="another process has held the study database for 1 s") as busy:
-            open_storage(address)  # under the lock, too
+            lock(address)
         refused.append(busy.value)
         monkeypatch.undo()
         return []
@@ -486,7 +491,7 @@ def test_nobody_claims_while_the_target_is_written(
 
     def look(_connection: sqlalchemy.Connection) -> None:
         with pytest.raises(StorageError, match="another process has held the study database for 1 s") as busy:
-            open_storage(address)
+            lock(address)
         refused.append(busy.value)
 
     monkeypatch.setattr(locks, "LOCK_SECONDS", 1)

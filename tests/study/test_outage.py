@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 
 from cifar_sweep.errors import StorageBusyError, StorageError, StudyError
 from cifar_sweep.study import locks, outage
-from cifar_sweep.study.outage import is_outage, wait_out
+from cifar_sweep.study.outage import explain, is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_storage
 from tests.servers import PostgresServer, StopMode
 
@@ -121,13 +121,26 @@ def test_a_server_that_is_shutting_down_is_an_outage(own_postgres: PostgresServe
     assert is_outage(error)
 
 
-def test_too_many_clients_are_an_outage(own_postgres: PostgresServer, opened: Storage) -> None:
-    execute(opened, "DROP ROLE IF EXISTS lonely", "CREATE ROLE lonely LOGIN CONNECTION LIMIT 1")()
+def test_too_many_clients_are_an_outage_for_who_is_at_work_and_a_refusal_for_who_begins(
+    own_postgres: PostgresServer, opened: Storage, trial_id: int
+) -> None:
+    execute(opened, "DROP OWNED BY lonely" if exists(opened, "lonely") else "CREATE ROLE lonely LOGIN")()
+    execute(opened, "ALTER ROLE lonely CONNECTION LIMIT 1", "GRANT ALL ON ALL TABLES IN SCHEMA public TO lonely")()
     address = own_postgres.url.replace("postgres@", "lonely@")
-    with psycopg.connect(address):
-        refused = raised(lambda: open_storage(address))
-    assert "too many connections" in str(refused)
-    assert is_outage(refused)
+    with closing(open_storage(address)) as at_work:
+        at_work.close()
+        with psycopg.connect(address):
+            assert is_outage(raised(set_attribute(at_work, trial_id)))
+            refused = raised(lambda: open_storage(address))
+    assert "too many connections for role" in str(refused)
+    assert "each worker takes one connection, and the command another" in str(refused)
+    assert not is_outage(refused)
+
+
+def exists(storage: Storage, role: str) -> bool:
+    with storage.optuna.engine.connect() as connection:
+        found = connection.execute(sqlalchemy.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
+        return found.first() is not None
 
 
 def test_a_connection_that_the_server_gave_up_is_an_outage(opened: Storage) -> None:
@@ -239,6 +252,23 @@ def test_other_words_of_an_outage(words: str) -> None:
     assert is_outage(psycopg.OperationalError(f'connection failed: connection to server at "db" failed: {words}'))
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("FATAL:  unsupported startup parameter: options", "a pooler takes no options; leave them out of the address"),
+        ("FATAL:  query_wait_timeout", "the pooler had none left; each worker takes one connection, and the command"),
+        (
+            "ERROR:  transaction blocks not allowed in statement pooling mode",
+            "use the server's own address, or a",
+        ),
+        ("FATAL:  sorry, too many clients already", "each worker takes one connection, and the command another"),
+    ],
+)
+def test_what_is_to_be_done_about_it_is_said(words: str, advice: str) -> None:
+    error = sqlalchemy.exc.OperationalError("SELECT 1", {}, psycopg.OperationalError(words))
+    assert f"{words}; {advice}" in str(explain(error))
+
+
 def test_a_wrong_password_is_no_outage(guarded_postgres: PostgresServer) -> None:
     assert not is_outage(raised(lambda: open_storage(guarded_postgres.url.replace("ec", "ce"))))
     assert not is_outage(raised(lambda: open_storage(guarded_postgres.url_without_password)))
@@ -279,8 +309,9 @@ def file(tmp_path: Path, sqlite_template: Path) -> Path:
 
 @pytest.fixture
 def on_file(file: Path) -> Iterator[Storage]:
-    """A database in a file, that waits for nobody."""
+    """A database in a file, that waits for nobody, with no connection from before."""
     with closing(open_storage(f"sqlite:///{file}")) as opened:
+        opened.close()
         sqlalchemy.event.listen(
             opened.optuna.engine, "connect", lambda made, _: made.execute("PRAGMA busy_timeout = 50")
         )

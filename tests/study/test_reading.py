@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import optuna
 import pytest
@@ -11,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from cifar_sweep.study.reading import ReadingStorage
-from cifar_sweep.study.storage import Storage
+from cifar_sweep.study.storage import Storage, open_storage
 from tests.study.plain_studies import begun, study_id
 
 
@@ -54,11 +55,13 @@ def test_a_study_that_is_not_there(storage: Storage) -> None:
         ReadingStorage(storage).get_all_trials(10_000_000)
 
 
-def test_who_reads_holds_no_writer_off(storage: Storage, name: str) -> None:
-    study = optuna.create_study(storage=storage.optuna, study_name=name)
+def test_who_reads_holds_no_writer_off(storage: Storage, url: str, name: str) -> None:
+    optuna.create_study(storage=storage.optuna, study_name=name)
+    other = open_storage(url)
+    study = optuna.load_study(storage=other.optuna, study_name=name)
     count = sqlalchemy.text("SELECT count(*) FROM trials WHERE study_id = :study_id")
     key = {"study_id": study_id(storage, name)}
-    with ThreadPoolExecutor() as pool, storage.optuna.reading() as connection:
+    with closing(other), ThreadPoolExecutor() as pool, storage.optuna.reading() as connection:
         assert connection.execute(count, key).scalar() == 0
         pool.submit(study.add_trial, create_trial(value=1.0)).result(timeout=20)
         assert connection.execute(count, key).scalar() == 0, "one moment of the database"

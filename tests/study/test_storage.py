@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import pytest
@@ -22,6 +23,8 @@ from sqlalchemy.engine import make_url
 from cifar_sweep.errors import CifarSweepError, StorageError, UsageError
 from cifar_sweep.study import locks
 from cifar_sweep.study import owner as owner_module
+from cifar_sweep.study.address import SIGNS, connecting, parse_address
+from cifar_sweep.study.address import shown as shown_address
 from cifar_sweep.study.outage import explain
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
@@ -194,12 +197,14 @@ def test_a_database_of_another_optuna_is_refused(path: Path, revision: str, expe
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("studies.db", f"storage: not a database address; {ACCEPTED}"),
+        ("studies.db", f"storage: not a database address; {ACCEPTED[:-1]}; a file is named as sqlite:///studies.db."),
         ("", f"storage: not a database address; {ACCEPTED}"),
-        ("postgresql://u:p@h:port/d", f"storage: not a database address; {ACCEPTED}"),
+        ("postgresql://u:p@h:port/d", "storage: not a database address: its port is no number"),
+        ("postgresql://u:p@ss:/{}%@h/d", f"storage: not a database address; {SIGNS}; accepted: "),
+        ("postgresql://u@h/d?connect_timeout=3&foo=bar", "storage: it has no option foo; accepted: "),
         ("mysql://u@h/d", f"storage: mysql databases are not supported; {ACCEPTED}"),
         ("redis://h", f"storage: redis databases are not supported; {ACCEPTED}"),
-        ("postgres://u@h/d", f"storage: postgres databases are not supported; {ACCEPTED}"),
+        ("jdbc:postgresql://u@h/d", f"storage: not a database address; {ACCEPTED}"),
         ("sqlite://", "storage: an in-memory SQLite database ends with its process; accepted: sqlite:///FILE."),
         (
             "sqlite:///:memory:",
@@ -258,7 +263,7 @@ def test_a_password_is_in_no_message(address: str, password: str) -> None:
 
 def test_a_password_with_an_at_sign_is_no_part_of_the_host() -> None:
     message = refusal("postgresql://me:sec@ret@127.0.0.1:1/d", UsageError)
-    assert message == "storage: the address has an @ too many; accepted: %40 for an @ in a password."
+    assert message == f"storage: the address has an @ too many; {SIGNS}."
 
 
 def test_an_unreachable_server_is_named_in_one_sentence() -> None:
@@ -266,6 +271,74 @@ def test_an_unreachable_server_is_named_in_one_sentence() -> None:
     assert "127.0.0.1" in message
     assert "refused" in message
     assert_one_sentence(message)
+
+
+PLAIN = "postgresql://me@h:5433/d"
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("postgres://me@h:5433/d", PLAIN),
+        ("POSTGRES://me@h:5433/d", PLAIN),
+        (" PostgreSQL+Psycopg2://me@h:5433/d\n", PLAIN),
+        ("postgresql+asyncpg://me:p%40%3A%2F%25@h:5433/d", PLAIN),
+        ("postgresql://me@h:5433/d?password=a+b", PLAIN),
+        ("postgres://", "postgresql://"),
+        ("postgresql:///d?service=lab", "postgresql:///d?service=lab"),
+        ("postgresql://me@/d?host=/run/pg&port=5433", "postgresql://me@/d?host=%2Frun%2Fpg&port=5433"),
+        ("postgresql://me@one:5432,two:5433/d", "postgresql://me@/d?host=one%2Ctwo&port=5432%2C5433"),
+        ("postgresql://me@[::1]:5433/d?sslmode=require", "postgresql://me@[::1]:5433/d?sslmode=require"),
+        ("postgresql://me@h/d?options=-csearch_path=lab", "postgresql://me@h/d?options=-csearch_path%3Dlab"),
+        ("postgresql://me@h/d?options=-c+a=1", "postgresql://me@h/d?options=-c%20a%3D1"),
+    ],
+)
+def test_an_address_is_understood_as_people_have_it_and_shown_as_it_can_be_given_again(
+    address: str, meant: str
+) -> None:
+    parsed = parse_address(address)
+    assert shown_address(parsed) == meant
+    assert shown_address(parse_address(meant)) == meant
+    assert connecting(parse_address(meant)) == connecting(parsed)
+
+
+@pytest.mark.parametrize("password", ["p@ss:/{}%?#&=+ '\"\\", "ümlaut", "$HOME"])
+def test_a_password_of_any_signs_is_passed_on_as_it_is(password: str) -> None:
+    assert parse_address(f"postgres://me:{quote(password, safe='')}@h/d").password == password
+
+
+@pytest.mark.parametrize(
+    ("options", "left", "path"),
+    [
+        ("-csearch_path=lab", "", "lab"),
+        ("-c statement_timeout=5s -c search_path=lab,public", "-c statement_timeout=5s", "lab,public"),
+        ("--search_path=my\\ lab -c a=b", "-c a=b", "my lab"),
+        ("-c a=b", "-c a=b", None),
+    ],
+)
+@pytest.mark.parametrize("place", ["address", "environment"])
+def test_a_search_path_is_no_option_of_the_connection(
+    place: str, options: str, left: str, path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "postgresql://me@h/d"
+    if place == "environment":
+        monkeypatch.setenv("PGOPTIONS", options)
+    else:
+        address += f"?options={options}"
+    connected, found = connecting(parse_address(address))
+    assert (connected["options"], found) == (left, path)
+
+
+def test_a_time_to_connect_that_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connecting(parse_address("postgresql://h/d"))[0]["connect_timeout"] == 10
+    assert "connect_timeout" not in connecting(parse_address("postgresql://h/d?connect_timeout=2"))[0]
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "3")
+    assert "connect_timeout" not in connecting(parse_address("postgresql://h/d"))[0]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_address("sqlite:///~/studies.db").database == f"{tmp_path}/studies.db"
 
 
 @pytest.mark.parametrize("password", PASSWORDS.values(), ids=list(PASSWORDS))

@@ -132,20 +132,20 @@ def _digest(*chunks: Any) -> str:
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def _writing(cache: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, DiskError) as error:
         cause = error.__cause__ or error
         raise DiskError(
-            f"The data cache cannot be written: {getattr(cause, 'strerror', None) or cause}; it takes about 190 MB for "
-            "CIFAR-10, in a folder that CIFAR_SWEEP_CACHE can name."
+            f"The data cache {cache} cannot be written: {getattr(cause, 'strerror', None) or cause}; it takes about "
+            "190 MB for CIFAR-10, in a folder that CIFAR_SWEEP_CACHE can name."
         ) from error
 
 
 @contextmanager
 def _locked(cache: Path, name: str) -> Iterator[None]:
-    with _writing():
+    with _writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / f"{name}.lock")
         lock.acquire()
@@ -177,7 +177,7 @@ def _write_entry(entry: Path, decoded: Decoded, *, source: str) -> None:
         "fingerprint": _digest(header.encode(), *arrays.values()),
         "validation": decoded.validation, "notes": decoded.notes, "damaged": decoded.damaged,
     }  # fmt: skip
-    with _writing():
+    with _writing(entry.parent):
         for left_over in entry.parent.glob(f".{entry.name}.*"):
             left_over.unlink()
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

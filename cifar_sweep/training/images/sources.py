@@ -1,6 +1,7 @@
 """Where images come from: torchvision's datasets, folders and files of the user's, our own drawings."""
 
 import errno
+import os
 import shutil
 import warnings
 from collections import defaultdict
@@ -67,7 +68,7 @@ def locate(source: str, *, side: int, downloads: Path) -> Source | None:
         return _synthetic_source(source, side)
     if not source:
         raise UsageError(f"The name of the data is empty; accepted are {ACCEPTED}.")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # Path's own fails where there is no home
     name = "cifar10" if source == "auto" else source
     if source == "auto" or (name in NAMED and not path.exists()):
         roots = (Path(DATA_FOLDER), downloads / name)

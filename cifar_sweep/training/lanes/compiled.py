@@ -86,7 +86,14 @@ def kernels(*, bf16: bool) -> ctypes.CDLL | None:
     """The library for vectors of `lane_count` members, compiled if it is not there; None where that cannot be."""
     if os.environ.get(KERNELS) == "torch" or identity() is None or (bf16 and not has_bf16()):
         return None
-    return library(default_cache() / "kernels", lane_count(bf16=bf16), 2 if bf16 else 1)
+    return library(_folder(), lane_count(bf16=bf16), 2 if bf16 else 1)
+
+
+def _folder() -> Path:
+    """This user's own: what is loaded as code is not taken from others that share the cache."""
+    folder = default_cache() / "kernels"
+    is_others = folder.exists() and folder.stat().st_uid != os.geteuid()
+    return folder.with_name(f"kernels-{os.geteuid()}") if is_others else folder
 
 
 def prepare_kernels() -> None:
@@ -108,7 +115,9 @@ def lane_count(*, bf16: bool) -> int:
 
 def kernels_name(device: torch.device) -> str:
     """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
-    return "torch" if device.type != "cpu" or obstacle() else f"compiled {str(identity())[:12]}"
+    # Loaded, for nothing else shows that no program may run from the cache.
+    there = device.type == "cpu" and not obstacle() and kernels(bf16=has_bf16())
+    return f"compiled {str(identity())[:12]}" if there else "torch"
 
 
 def obstacle() -> str:
@@ -117,7 +126,7 @@ def obstacle() -> str:
         return f"{KERNELS} is torch"
     if identity() is None:
         return "there is no C compiler (gcc or clang)"
-    reasons = [failed.read_text() for failed in (default_cache() / "kernels").glob(f"*-{identity()}.failed")]
+    reasons = [failed.read_text() for failed in _folder().glob(f"*-{identity()}.failed")]
     return f"the C compiler failed: {reasons[0]}" if reasons else ""
 
 
@@ -141,7 +150,7 @@ def library(folder: Path, lanes: int, pack: int) -> ctypes.CDLL | None:
         return _loaded(path)
     except (OSError, DiskError, CompilerError) as error:
         log.warning("no compiled kernels, PyTorch's are used: %s", error)
-        if isinstance(error, CompilerError):
+        if isinstance(error, CompilerError) and "space left" not in str(error):  # that passes
             with suppress(OSError):
                 failed.write_text(str(error))
         return None

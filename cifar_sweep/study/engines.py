@@ -1,0 +1,169 @@
+"""Engines for study databases: which tables are there, or are made; how connections are opened, and given back."""
+
+import logging
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Engine, NullPool, create_engine, event
+from sqlalchemy.engine import URL
+
+from cifar_sweep.errors import StorageError, StorageMissingError
+from cifar_sweep.study import tables
+from cifar_sweep.study.address import (
+    check_sqlite_content,
+    check_sqlite_file,
+    connecting,
+    first_schema,
+    is_sqlite,
+    is_writable,
+    reader_of,
+    shown,
+)
+from cifar_sweep.study.locks import advisory_lock, file_lock
+
+log = logging.getLogger(__name__)
+ONLY_READS = "cifar_sweep_only_reads"  # an option of a connection: its transactions hold no writer off
+# One connection for each process: a server's are few. Heartbeats wait for it, and threads of a dashboard.
+ONE_CONNECTION = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 120}
+# What a server has for us: the schema that is used, whether others stand behind it, the tables in it, what we may do.
+LOOK = sqlalchemy.text("""
+    SELECT current_schema(), cardinality(current_schemas(false)) > 1,
+        ARRAY(SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+              WHERE nspname = current_schema() AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY 1),
+        current_setting('transaction_read_only') = 'off' AND has_table_privilege(to_regclass('trials'), 'INSERT')
+""")
+
+
+def open_engine(url: URL, *, make: bool) -> tuple[Engine, bool]:
+    """The engine of a database, whose tables are made if `make` says so, and whether it may be written to.
+
+    Raises StorageError, or the error of a driver.
+    """
+    engine, writable = (_open_file if is_sqlite(url) else _open_server)(url, make=make)
+    with _given_up_on_error(engine), engine.connect().execution_options(**{ONLY_READS: True}) as connection:
+        tables.check_version(connection)
+    return engine, writable
+
+
+@contextmanager
+def _given_up_on_error(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+def _missing(what: str, theirs: str = "") -> StorageMissingError:
+    cure = "`cifar-sweep run` makes one, or say where it is with --storage"
+    return StorageMissingError(f"{what}: there is no study database here yet{theirs}; {cure}.")
+
+
+def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
+    path = Path(str(url.database))
+    if not (make or path.exists()):
+        raise _missing(str(path))
+    writable = make or is_writable(path)
+    check_sqlite_file(path, to_write=writable)
+    if not writable:
+        check_sqlite_content(path, to_write=False)
+        return create_engine(url, poolclass=NullPool, creator=partial(reader_of, path)), False
+    # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
+    with file_lock(url):
+        was_there, is_new = path.exists(), not check_sqlite_content(path, to_write=True)
+        if not was_there:
+            path.touch()  # with the rights that this user's files have: SQLite would make it for its owner alone
+        engine = create_engine(url, connect_args={"timeout": 60})
+        event.listen(engine, "connect", _on_sqlite_connect)
+        event.listen(engine, "begin", _on_sqlite_begin)
+        try:
+            with _given_up_on_error(engine), engine.begin() if is_new else nullcontext() as connection:
+                if connection:
+                    tables.make(connection)
+        except (sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
+            for half_made in () if was_there else ("", "-wal", "-shm"):
+                Path(f"{path}{half_made}").unlink(missing_ok=True)
+            reason = getattr(error, "orig", error)
+            if getattr(reason, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
+                raise
+            cure = "name a file on a local disk with --storage, or a PostgreSQL database"
+            raise StorageError(f"{path}: SQLite does not work here ({reason}; a network drive?); {cure}.") from None
+    return engine, True
+
+
+def _open_server(url: URL, *, make: bool) -> tuple[Engine, bool]:
+    options, path = connecting(url)
+    engine = create_engine(url, connect_args=options, pool_pre_ping=True, **ONE_CONNECTION)
+    event.listen(engine, "invalidate", _on_lost_connection)
+    if path is not None:
+        _search(engine, path)
+    with _given_up_on_error(engine):
+        return engine, _prepare(engine, url, path, make=make)
+
+
+def _prepare(engine: Engine, url: URL, path: str | None, *, make: bool) -> bool:
+    """Find the tables of a server's database, or make them; whether they may be written to."""
+    with engine.connect() as connection:
+        schema, has_others, found, writable = connection.execute(LOOK).one()
+    if schema is None or (path is not None and first_schema(path) not in (schema, "$user")):
+        missing = first_schema(path or "public")
+        raise StorageError(f"{shown(url)}: there is no schema {missing!r} for this role; `CREATE SCHEMA` makes it.")
+    if path is not None or has_others:  # in the schemas behind it may be the tables of another study database
+        _search(engine, engine.dialect.identifier_preparer.quote(schema))
+    if {"studies", "version_info"} <= set(found):
+        return bool(writable)
+    if taken := tables.NAMES & set(found):
+        theirs = f"tables of something else have the names of ours ({', '.join(sorted(taken))})"
+        cure = "name another database, or a schema of its own with ?options=-csearch_path=SCHEMA"
+        raise StorageError(f"{shown(url)}: {theirs}; {cure}.")
+    theirs = f"tables of something else ({', '.join(found[:5])})"
+    if not make:
+        raise _missing(shown(url), f" beside {theirs}" if found else "")
+    if found:
+        log.warning("%s: the studies stand beside %s, which are left alone", shown(url), theirs)
+    with advisory_lock(engine) as connection:
+        if not sqlalchemy.inspect(connection).has_table("version_info"):  # nobody was faster
+            tables.make(connection)
+    return True
+
+
+def end(engine: Engine, *, checkpoint: bool) -> None:
+    if checkpoint and is_sqlite(engine.url) and os.path.exists(str(engine.url.database)):
+        # What is in the log alone would be missing from a copy of the file, while a dashboard keeps that open.
+        with suppress(Exception), closing(engine.raw_connection()) as connection:  # the next command does it
+            for statement in ("PRAGMA busy_timeout = 1000", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                connection.cursor().execute(statement)
+    engine.dispose()
+
+
+def _search(engine: Engine, path: str) -> None:
+    """Look in these schemas alone: said with each transaction, for a pooler gives each one another connection."""
+    words = sqlalchemy.text("SELECT set_config('search_path', :path, true)")
+    event.listen(engine, "begin", lambda connection: connection.execute(words, {"path": path}))
+
+
+def _on_lost_connection(_connection: Any, _record: Any, _error: BaseException | None) -> None:
+    if multiprocessing.parent_process() is None:  # each worker sees it, too
+        _say_lost()
+
+
+@cache
+def _say_lost() -> None:
+    log.warning("the server has ended a connection that rested; it is opened again whenever it is needed")
+
+
+def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself; _on_sqlite_begin does
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _on_sqlite_begin(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(ONLY_READS) else "BEGIN IMMEDIATE")
