@@ -22,7 +22,8 @@ from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import count, records
 from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
-from cifar_sweep.study.study import SweepStudy, not_ours, state_of, stored_sweep
+from cifar_sweep.study.stored import not_ours, state_of, stored_sweep
+from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.sweep import Sweep
 
