@@ -57,7 +57,7 @@ def names_claims(study: SweepStudy) -> bool:
 
 def is_about(study: SweepStudy) -> bool:
     """Whether a study is of the reports' images, or of synthetic ones in their place; not of a person's own."""
-    return study.data["name"] == "CIFAR-10" or is_synthetic([study.data["name"]])
+    return str(study.data["name"]).startswith(("CIFAR-10", "synthetic")) and study.data["classes"] == CIFAR_CLASSES
 
 
 def _settings(params: Mapping[str, Any]) -> dict[str, Value]:

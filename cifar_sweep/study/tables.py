@@ -111,7 +111,7 @@ class Change:
 
 def is_ours(connection: Connection, study_id: int) -> bool:
     """Whether a study has what all of ours have."""
-    return bool(connection.execute(_IS_OURS, {"study_id": study_id}).scalar_one() == 3)
+    return int(connection.execute(_IS_OURS, {"study_id": study_id}).scalar_one()) == 3
 
 
 def requeue(connection: Connection, trial_id: int, params: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ SPACE = {"learning_rate": {"low": 300.0, "high": 1000.0, "log": True}}
 ENDS = {
     "all diverged": ["diverged", "diverged"],
     "at chance": [0.1, 0.1],
-    "just above chance": [0.1, 0.105],
+    "just above chance": [0.1, 0.102],
     "diverged or at chance": ["diverged", 0.1],
     "well above chance": [0.1, 0.2],
     "one diverged": ["diverged", 0.5],

@@ -126,14 +126,7 @@ def test_an_interrupted_trial_goes_on_and_ends_as_an_unbroken_one(small_data: Im
     assert trial.state == "waiting"
     before = trial.curve
     assert len(before) == 2
-    assert study.summary()["trials"] == {
-        "complete": 0,
-        "pruned": 0,
-        "failed": 0,
-        "running": 0,
-        "waiting": 1,
-        "frozen": 0,
-    }
+    assert {state: count for state, count in study.summary()["trials"].items() if count} == {"waiting": 1}
     work(job())
     [trial] = study.trials()
     assert trial.state == "complete"
