@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from cifar_sweep.errors import StorageBusyError, StorageError, StorageFullError
 
@@ -143,6 +143,8 @@ def _says_later(error: BaseException) -> bool | None:
     if isinstance(error, sqlite3.Error):
         # The lowest byte is the kind, the rest which of its kind.
         return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_BUSY
+    if isinstance(error, PendingRollbackError):  # the connection was lost before, and Optuna has tried it again
+        return True
     if isinstance(error, DBAPIError):
         return True if error.connection_invalidated else None
     if hasattr(error, "sqlstate"):  # psycopg's, told so: to import it takes a while, and SQLite needs it not

@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_sweep.errors import StorageError, StorageMissingError
+from cifar_sweep.study.outage import is_outage
 from cifar_sweep.study.storage import Storage, open_existing, open_storage, open_waiting
 from tests.conftest import Finished
 from tests.servers import PgBouncer, PostgresServer
@@ -163,6 +164,24 @@ def test_a_connection_that_the_server_ends_at_rest_costs_nothing(opened: Storage
     for use in (lambda: opened.beat(trial_id), lambda: opened.is_halted("s"), lock):
         assert sql(server, ended)
         use()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["create_new_trial", "get_study_user_attrs"])  # Optuna tries the first one five times
+def test_a_connection_that_is_lost_under_the_lock_is_an_outage(
+    opened: Storage, server: PostgresServer, step: str
+) -> None:
+    key = opened.optuna.create_new_study([], "s")
+
+    def lose() -> None:
+        with opened.lock():
+            sql(server, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'")
+            getattr(opened.optuna, step)(key)
+
+    with pytest.raises(Exception) as lost:  # noqa: PT011 - whatever it is, it is to be told from a mistake
+        lose()
+    assert is_outage(lost.value)
+    assert opened.optuna.create_new_trial(key) == 1
 
 
 def test_an_address_is_printed_as_a_shell_takes_it(
