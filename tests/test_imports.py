@@ -25,7 +25,8 @@ ALLOWED = {
     "artifacts": {"files", "errors"},
     "sweep": {"config", "files", "errors"},
     "search": {"sweep", "config"},
-    "study": {"search", "sweep", "artifacts", "curve", "words", "config", "errors"},
+    "database": {"errors"},
+    "study": {"database", "search", "sweep", "artifacts", "curve", "words", "config", "errors"},
     "replay": {"study", "search", "sweep", "curve", "config", "errors"},
     "pictures": {"config", "errors"},
     "training": {"pictures", "curve", "config", "files", "errors"},
@@ -35,8 +36,8 @@ ALLOWED = {
         "study", "artifacts", "curve", "training", "pictures", "words", "config", "files", "pages", "version", "errors",
     },
     "work": {
-        "machine", "forecast", "exports", "study", "search", "sweep", "artifacts", "training", "curve", "config",
-        "files", "version", "errors",
+        "machine", "forecast", "exports", "study", "database", "search", "sweep", "artifacts", "training", "curve",
+        "config", "files", "version", "errors",
     },
     "hand": {"exports", "study", "sweep", "training", "artifacts", "words", "config", "errors"},
     "figures": {"hand", "study", "sweep", "curve", "words", "config", "files", "errors"},
@@ -44,11 +45,15 @@ ALLOWED = {
         "figures", "hand", "exports", "study", "sweep", "training", "artifacts", "words", "config", "files", "pages",
         "version", "errors",
     },
-    "dashboard": {"figures", "hand", "study", "search", "sweep", "artifacts", "words", "config", "pages", "errors"},
-    "terminal": {"forecast", "study", "sweep", "training", "artifacts", "words", "config", "pages", "errors"},
+    "dashboard": {
+        "figures", "hand", "study", "database", "search", "sweep", "artifacts", "words", "config", "pages", "errors",
+    },
+    "terminal": {
+        "forecast", "study", "database", "sweep", "training", "artifacts", "words", "config", "pages", "errors",
+    },
     "cli": {
         "dashboard", "report", "terminal", "replay", "figures", "hand", "work", "machine", "forecast", "exports",
-        "study", "sweep", "training", "artifacts", "words", "config", "files", "pages", "errors",
+        "study", "database", "sweep", "training", "artifacts", "words", "config", "files", "pages", "errors",
     },
     "api": {
         "terminal", "figures", "work", "machine", "forecast", "exports", "study", "sweep", "training", "artifacts",

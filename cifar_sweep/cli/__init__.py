@@ -55,7 +55,7 @@ def _run(arguments: list[str] | None) -> None:
     except Exception as error:
         if "cifar_sweep.study.storage" not in sys.modules:  # no database was opened
             raise
-        from cifar_sweep.study.outage import explain
+        from cifar_sweep.database.outage import explain
 
         known = explain(error)
         if known is None:

@@ -41,7 +41,7 @@ def run(
     place: NewStudyOptions,
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
-    from cifar_sweep.study.outage import wait_out
+    from cifar_sweep.database.outage import wait_out
     from cifar_sweep.terminal.progress import shown
     from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, run_workers
@@ -281,8 +281,8 @@ def _all_shown(studies: "Sequence[SweepStudy]") -> "Iterator[None]":
 
 def _note_costs(study: "SweepStudy", plan: "Plan") -> None:
     """Store what the study is reckoned to cost here, where nobody has yet. It is not worth waiting for a database."""
+    from cifar_sweep.database.outage import is_outage
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
-    from cifar_sweep.study.outage import is_outage
 
     images = study.data.get("train_images", TRAIN_IMAGES)
     try:

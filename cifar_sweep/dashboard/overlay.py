@@ -17,9 +17,9 @@ from bottle import HTTPError  # type: ignore[import-untyped]
 
 from cifar_sweep.dashboard.notes import with_own
 from cifar_sweep.dashboard.view import PLOT, StudyView
+from cifar_sweep.database.outage import explain
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.study.opening import delete
-from cifar_sweep.study.outage import explain
 from cifar_sweep.study.reading import PassedOn, ReadingStorage, laid_over
 from cifar_sweep.study.record import is_reserved
 from cifar_sweep.study.storage import Storage, key_of

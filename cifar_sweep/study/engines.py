@@ -14,9 +14,7 @@ import sqlalchemy
 from sqlalchemy import Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL
 
-from cifar_sweep.errors import StorageError, StorageMissingError
-from cifar_sweep.study import tables
-from cifar_sweep.study.address import (
+from cifar_sweep.database.address import (
     check_sqlite_content,
     check_sqlite_file,
     connecting,
@@ -26,7 +24,9 @@ from cifar_sweep.study.address import (
     reader_of,
     shown,
 )
-from cifar_sweep.study.locks import advisory_lock, file_lock
+from cifar_sweep.database.locks import advisory_lock, file_lock
+from cifar_sweep.errors import StorageError, StorageMissingError
+from cifar_sweep.study import tables
 
 log = logging.getLogger(__name__)
 ONLY_READS = "cifar_sweep_only_reads"  # an option of a connection: its transactions hold no writer off

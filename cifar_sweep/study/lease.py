@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from cifar_sweep.database.outage import is_outage, wait_out
 from cifar_sweep.study.claim import Claim
-from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage
 
 log = logging.getLogger(__name__)

@@ -71,19 +71,7 @@ def open_or_resume(
         known = "sweep" in study.user_attrs
         if known:
             _check_data(study, data, code or {})
-            was = stored_sweep(study)
-            if extend:
-                _check_hours(study, hours)
-                extending.extend(storage, study, was, sweep)
-                study.set_user_attr("code", study.user_attrs.get("code", {}) | dict(code or {}))
-            else:
-                _check_same(study, sweep, hours)
-            finished = count(asked(records(study.get_trials(deepcopy=False)), was), "complete", "pruned")
-            # What is finished stays: a smaller number than that takes nothing back.
-            least = min(finished, was.trials)
-            sweep = sweep if sweep.given else sweep.model_copy(update={"trials": max(sweep.trials, least)})
-            sweep = was if hours else sweep
-            study.set_user_attr("over", study.user_attrs.get("over", "") if hours else "")
+            sweep = _gone_on_with(storage, study, sweep, hours=hours, code=code or {}, extend=extend)
         elif hours:
             study.set_user_attr("hours", asdict(hours))
         if earlier is not None and earlier.source.uid == study.user_attrs.get("uid"):
@@ -103,6 +91,25 @@ def open_or_resume(
         for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():
             study.set_user_attr(key, value)
     return SweepStudy(storage, storage.load(name))
+
+
+def _gone_on_with(
+    storage: Storage, study: optuna.Study, sweep: Sweep, *, hours: Hours | None, code: Mapping[str, str], extend: bool
+) -> Sweep:
+    """The sweep that a study that is there goes on with; see `open_or_resume`."""
+    was = stored_sweep(study)
+    if extend:
+        _check_hours(study, hours)
+        extending.extend(storage, study, was, sweep)
+        study.set_user_attr("code", study.user_attrs.get("code", {}) | dict(code))
+    else:
+        _check_same(study, sweep, hours)
+    study.set_user_attr("over", study.user_attrs.get("over", "") if hours else "")
+    if hours or sweep.given:
+        return was if hours else sweep
+    # What is finished stays: a smaller number than that takes nothing back.
+    finished = count(asked(records(study.get_trials(deepcopy=False)), was), "complete", "pruned")
+    return sweep.model_copy(update={"trials": max(sweep.trials, min(finished, was.trials))})
 
 
 def _give_facts(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str, str]) -> None:

@@ -24,12 +24,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import scoped_session, sessionmaker
 
+from cifar_sweep.database.address import is_sqlite, parse_address, shown
+from cifar_sweep.database.locks import advisory_lock, file_lock
+from cifar_sweep.database.outage import explain
 from cifar_sweep.errors import StorageError, StorageMissingError, UsageError
 from cifar_sweep.study import engines, tables
-from cifar_sweep.study.address import is_sqlite, parse_address, shown
 from cifar_sweep.study.engines import ONLY_READS
-from cifar_sweep.study.locks import advisory_lock, file_lock
-from cifar_sweep.study.outage import explain
 from cifar_sweep.study.record import TrialRecord, as_ours
 
 LEASE_SECONDS = 120  # longer than a database is away while it is started anew

@@ -13,10 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cifar_sweep.database.outage import is_outage
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.pages import rendered
-from cifar_sweep.study.outage import is_outage
 from cifar_sweep.study.record import TrialRecord, counts_text, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy

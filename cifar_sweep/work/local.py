@@ -14,9 +14,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from cifar_sweep.database.outage import explain
 from cifar_sweep.errors import CifarSweepError, StudyError, one_line
 from cifar_sweep.machine.processes import without_main
-from cifar_sweep.study.outage import explain
 from cifar_sweep.work.signals import StopRequest
 
 log = logging.getLogger(__name__)

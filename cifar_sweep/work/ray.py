@@ -16,12 +16,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from cifar_sweep.database.address import absolute
+from cifar_sweep.database.outage import is_outage, wait_out
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.machine.plan import choose
-from cifar_sweep.study.address import absolute
 from cifar_sweep.study.opening import open_studies
-from cifar_sweep.study.outage import is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_existing
 from cifar_sweep.training.limits import available_cores
 from cifar_sweep.version import __version__

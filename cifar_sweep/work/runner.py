@@ -15,11 +15,11 @@ import torch
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.curve import best_epoch
+from cifar_sweep.database.outage import explain, is_outage
 from cifar_sweep.errors import CifarSweepError, one_line
 from cifar_sweep.study.claim import Claim, TrialLostError
 from cifar_sweep.study.files import drop_needless
 from cifar_sweep.study.lease import Patience
-from cifar_sweep.study.outage import explain, is_outage
 from cifar_sweep.study.selection import packed
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.device import is_out_of_memory

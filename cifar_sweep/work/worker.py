@@ -12,6 +12,7 @@ from functools import partial
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import Shape
+from cifar_sweep.database.outage import is_outage, pause, wait_out
 from cifar_sweep.errors import CifarSweepError, DiskError, StudyError
 from cifar_sweep.forecast.hours import in_time, replan
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
@@ -21,7 +22,6 @@ from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.files import drop_needless, settle_in
 from cifar_sweep.study.lease import Lease, Patience
 from cifar_sweep.study.opening import check_code, open_studies
-from cifar_sweep.study.outage import is_outage, pause, wait_out
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import PAUSED, Storage, open_existing
 from cifar_sweep.study.study import SweepStudy

@@ -23,9 +23,9 @@ from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.dashboard import view
 from cifar_sweep.dashboard.notes import OWN_NOTE
 from cifar_sweep.dashboard.overlay import Overlay
+from cifar_sweep.database.outage import explain
 from cifar_sweep.study.claim import Worker
 from cifar_sweep.study.opening import open_or_resume
-from cifar_sweep.study.outage import explain
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.record import RESERVED
 from cifar_sweep.study.storage import FINISHED, Storage, open_existing

@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy
 from optuna.trial import FrozenTrial
 
+from cifar_sweep.database import locks
 from cifar_sweep.errors import StorageError, StudyError, UsageError
-from cifar_sweep.study import locks
 from cifar_sweep.study import opening as studies
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.copying import copy_studies

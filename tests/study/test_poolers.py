@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from optuna.trial import TrialState
 
+from cifar_sweep.database.outage import is_outage
 from cifar_sweep.errors import StorageError, StorageMissingError
-from cifar_sweep.study.outage import is_outage
 from cifar_sweep.study.storage import Storage, open_existing, open_storage, open_waiting
 from tests.conftest import Finished
 from tests.servers import PgBouncer, PostgresServer

@@ -20,12 +20,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
+from cifar_sweep.database import locks
+from cifar_sweep.database.address import SIGNS, connecting, parse_address
+from cifar_sweep.database.address import shown as shown_address
+from cifar_sweep.database.outage import explain
 from cifar_sweep.errors import CifarSweepError, StorageError, UsageError
-from cifar_sweep.study import locks
 from cifar_sweep.study import owner as owner_module
-from cifar_sweep.study.address import SIGNS, connecting, parse_address
-from cifar_sweep.study.address import shown as shown_address
-from cifar_sweep.study.outage import explain
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
 

@@ -17,8 +17,8 @@ import pytest
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from cifar_sweep.database import locks
 from cifar_sweep.errors import CifarSweepError, StorageError, StudyError, UsageError
-from cifar_sweep.study import locks
 from cifar_sweep.study import opening as studies
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import MAX_DEATHS

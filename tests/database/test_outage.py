@@ -18,9 +18,9 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 
+from cifar_sweep.database import locks, outage
+from cifar_sweep.database.outage import explain, is_outage, wait_out
 from cifar_sweep.errors import StorageBusyError, StorageError, StudyError
-from cifar_sweep.study import locks, outage
-from cifar_sweep.study.outage import explain, is_outage, wait_out
 from cifar_sweep.study.storage import Storage, open_storage
 from tests.servers import PostgresServer, StopMode
 

@@ -1,0 +1,1 @@
+"""Databases, whatever is in them: addresses, locks, outages."""
