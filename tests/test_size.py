@@ -14,11 +14,7 @@ def package() -> Size:
     return measure(size.PACKAGE)
 
 
-# Not kept: the search by learning curves came on top of a package that just kept it.
-NOT_YET = pytest.param(size.over_lines, marks=pytest.mark.xfail(strict=True))
-
-
-@pytest.mark.parametrize("limit", [size.over_rooms, size.over_median, size.over_functions, size.over_modules, NOT_YET])
+@pytest.mark.parametrize("limit", size.LIMITS)
 def test_the_package_keeps_its_limits(limit: Callable[[Size], list[str]], package: Size) -> None:
     assert limit(package) == []
 
