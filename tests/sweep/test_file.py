@@ -47,8 +47,8 @@ def assert_one_sentence(message: str) -> None:
 
 
 TOP_LEVEL = (
-    "accepted: description, trials, seed, keep_weights, keep_megabytes, strategy, sampler, pruner, fixed, space, "
-    "enqueue, ensemble, preview"
+    "accepted: description, trials, seed, keep_weights, keep_megabytes, confirm, strategy, sampler, pruner, stop, "
+    "fixed, space, enqueue, ensemble, preview"
 )
 
 REFUSED = {

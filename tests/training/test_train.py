@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import UsageError
-from cifar_sweep.training import batches, checkpoint, train
+from cifar_sweep.training import checkpoint, train
 from cifar_sweep.training.fuse import Fused
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.images.split import split
@@ -243,9 +243,9 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
     """One forward pass and loss with everything on a CUDA device that is not there."""
     from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-    def build_real(shape: Shape, *, seed: int) -> torch.nn.Sequential:
+    def build_real(shape: Shape, *, seed: int, code: str | None = None) -> torch.nn.Module:
         with unset_fake_temporarily():
-            return build(shape, seed=seed)
+            return build(shape, seed=seed, code=code)
 
     def fuse_real(networks: list[torch.nn.Sequential], masks: list[Masks], **options: Any) -> Fused:
         with unset_fake_temporarily():
@@ -254,7 +254,7 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
     fused = train.Fused
     parts = split(data.train_labels)
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(batches, "split", lambda labels, **_: parts)  # it reads the labels, which fakes do not have
+        patch.setattr(ImageData, "divide", lambda *_, **__: parts)  # it reads the labels, which fakes do not have
         patch.setattr(train, "Fused", fuse_real)
         patch.setattr(train, "build", build_real)  # a real parameter becomes a fake one only by being replaced
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
