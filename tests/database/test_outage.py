@@ -129,12 +129,21 @@ def test_too_many_clients_are_an_outage_for_who_is_at_work_and_a_refusal_for_who
     address = own_postgres.url.replace("postgres@", "lonely@")
     with closing(open_storage(address)) as at_work:
         at_work.close()
-        with psycopg.connect(address):
+        with connected(address):
             assert is_outage(raised(set_attribute(at_work, trial_id)))
             refused = raised(lambda: open_storage(address))
     assert "too many connections for role" in str(refused)
     assert "each worker takes one connection, and the command another" in str(refused)
     assert not is_outage(refused)
+
+
+def connected(address: str) -> psycopg.Connection[Any]:
+    """A connection, once the server has seen the end of the one before."""
+    for _ in range(100):
+        with suppress(psycopg.OperationalError):
+            return psycopg.connect(address)
+        time.sleep(0.05)
+    return psycopg.connect(address)
 
 
 def exists(storage: Storage, role: str) -> bool:

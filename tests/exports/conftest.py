@@ -74,9 +74,10 @@ def mixed_folder(made: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def study(mixed_folder: Path, tmp_path: Path) -> str:
-    """The study of `MIXED`, in a database of the test's own; its weights are shared and must stay as they are."""
+    """The study of `MIXED`, in a copy of its folder that is the test's own."""
     for name in ("mixed.toml", "studies.db"):
         shutil.copy(mixed_folder / name, tmp_path)
+    shutil.copytree(mixed_folder / "artifacts", tmp_path / "artifacts")
     return "mixed"
 
 

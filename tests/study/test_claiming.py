@@ -211,7 +211,7 @@ def test_a_group_is_of_one_precision(make: Callable[..., SweepStudy]) -> None:
 def test_the_sweep_is_parsed_again_only_where_its_text_has_changed(
     make: Callable[..., SweepStudy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cifar_sweep.study import study as module
+    from cifar_sweep.study import stored as module
 
     study = make(4)
     parsed: list[str] = []
