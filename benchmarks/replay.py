@@ -64,7 +64,8 @@ def replay(seed: int, *, options: argparse.Namespace, strategy: str) -> dict[str
     search = Replay(table, sweep, seed=seed, speeds=Speeds.read(options.speeds), **limits).run()
     took = time.perf_counter() - started
     spent = {"spent": search.spent, "seconds": search.seconds}
-    return spent | {"seed": seed, "trials": len(search.trained), "took": took, "events": search.events}
+    trained = [(setting, epochs) for setting, epochs in zip(search.settings, search.trained, strict=True)]
+    return spent | {"seed": seed, "trained": trained, "took": took, "events": search.events}
 
 
 def set_constants(words: Sequence[str]) -> None:
@@ -109,6 +110,8 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
         )
         low, middle, high = (reached[round(share * (len(reached) - 1))] for share in (0.25, 0.5, 0.75))
         print(f"{table.name} {strategy}: within {name} after {middle} epochs ({low} to {high})", flush=True)
+    for line in unfinished_by_length(table, replays):
+        print(f"{table.name} {strategy}: {line}", flush=True)
     took = statistics.median(each["took"] for each in replays)
     print(f"{table.name} {strategy}: {len(replays)} replays, {took:.2f} s each", flush=True)
     if options.json:
@@ -123,6 +126,31 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
             "settings": settings,
         }
         path.write_text(json.dumps(whole | {"replays": list(replays)}))
+
+
+def unfinished_by_length(table: Table, replays: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of trials whose settings are about as good, by thirds of the table: how many of each length were not finished.
+
+    Empty where all trials have one length.
+    """
+    lengths = sorted(set(table.epochs))
+    if len(lengths) == 1:
+        return []
+    order = sorted(range(len(table.true)), key=lambda k: table.true[k])
+    third = {setting: 3 * place // len(order) for place, setting in enumerate(order)}
+    lines = []
+    for k, name in enumerate(("worst", "middle", "best")):
+        told = []
+        for length in lengths:
+            alike = [
+                epochs < length
+                for each in replays
+                for setting, epochs in each["trained"]
+                if third[setting] == k and table.epochs[setting] == length
+            ]
+            told += [f"{length} epochs {statistics.mean(alike):.0%} of {len(alike)}"] if alike else []
+        lines.append(f"not trained to the end, {name} third: {', '.join(told)}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -87,5 +87,20 @@ def test_two_workers_and_groups_take_less_time_for_as_many_epochs(replay: Any, t
 def test_our_strategy_leaves_trials_frozen_and_random_does_not(replay: Any, table: Path) -> None:
     auto = replay.replay(0, options=options(table, most_epochs=90), strategy="auto")
     random = replay.replay(0, options=options(table, most_epochs=90), strategy="random")
-    assert len(random["events"]) == random["trials"] == 90 / EPOCHS
-    assert auto["trials"] > len(auto["events"])
+    assert len(random["events"]) == len(random["trained"]) == 90 / EPOCHS
+    assert len(auto["trained"]) > len(auto["events"])
+    assert sum(epochs for _, epochs in auto["trained"]) == auto["spent"]
+
+
+def test_trials_that_were_not_finished_are_counted_by_length(replay: Any) -> None:
+    rows = [
+        {"setting": k, "seed": 0, "params": {"epochs": epochs}, "validation_accuracy": [0.1 * k] * epochs}
+        for k, epochs in enumerate((2, 4, 2, 4, 2, 4))
+    ]
+    table = replay.Table({"name": "t", "fixed": {}, "space": {"epochs": {"choices": [2, 4]}}, "rows": rows})
+    said = replay.unfinished_by_length(table, [{"trained": [(4, 1), (4, 2), (5, 4), (0, 1)]}])
+    assert said == [
+        "not trained to the end, worst third: 2 epochs 100% of 1",
+        "not trained to the end, middle third: ",
+        "not trained to the end, best third: 2 epochs 50% of 2, 4 epochs 0% of 1",
+    ]
