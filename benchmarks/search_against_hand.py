@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_sweep.study import opening as studies
+from cifar_sweep.study.record import STATE_NAMES
 from cifar_sweep.study.storage import open_existing, open_storage
 from cifar_sweep.sweep.file import find, load
 from cifar_sweep.sweep.parsing import parse
@@ -100,7 +101,7 @@ def result(study: studies.SweepStudy) -> dict[str, Any]:
         "best_validation_accuracy": best["value"],
         "best": best["params"],
         "epochs": epochs_spent(study),
-        "trials": {name: sum(studies.STATE_NAMES[t.state] == name for t in trials) for name in ("complete", "pruned")},
+        "trials": {name: sum(STATE_NAMES[t.state] == name for t in trials) for name in ("complete", "pruned")},
         "seconds": sum(point["seconds"] for trial in trials for point in trial.user_attrs.get("curve", [])),
     }
 
