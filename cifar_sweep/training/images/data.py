@@ -109,7 +109,8 @@ def _check_damaged(damaged: Sequence[str], skip: bool) -> None:
 
 def _few(damaged: Sequence[str]) -> str:
     more = f"; and {len(damaged) - 10:,} more" if len(damaged) > 10 else ""
-    return f"{len(damaged):,} images that cannot be used: {'; '.join(damaged[:10])}{more}"
+    images = "image" if len(damaged) == 1 else "images"
+    return f"{len(damaged):,} {images} that cannot be used: {'; '.join(damaged[:10])}{more}"
 
 
 def find_on_disk(source: str = "auto", *, cache: Path | None = None) -> str | None:

@@ -199,8 +199,8 @@ DAMAGES = {
     "one class": r"train/ .* has 1 class folder",
     "empty class": r"test/dog of .* has 0 images; it takes 1",
     "lone image": r"train/dog of .* has 1 images; it takes 2",
-    "corrupt": r"1 images that cannot be used: train/dog/2\.png: cut short or damaged",
-    "not an image": r"1 images that cannot be used: test/cat/1\.png: not an image that Pillow reads",
+    "corrupt": r"1 image that cannot be used: train/dog/2\.png: cut short or damaged",
+    "not an image": r"1 image that cannot be used: test/cat/1\.png: not an image that Pillow reads",
 }
 
 
