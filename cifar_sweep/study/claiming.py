@@ -188,6 +188,14 @@ class Claiming:
             if trial.state == "waiting" and trial.config is not None:
                 self._prune(trial, f"stopped after epoch {trial.epochs_done}: {reason}")
 
+    def give_up_seeds(self, reason: str) -> None:
+        """Fail the fresh seeds that wait: there is no time for them."""
+        for trial in self._trials():
+            if trial.confirms is not None and trial.state == "waiting":
+                trial_id = self.storage.trial_id(self.study, trial.number)
+                self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
+                self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
+
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:
         """What a choice comes to now: others may have chosen since it was made."""
         there = {trial.number: trial for trial in frozen}

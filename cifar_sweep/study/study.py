@@ -101,6 +101,7 @@ class SweepStudy(StoredStudy):
         Where it is over already, there is no time for its confirmation, or for the rest of that.
         """
         if self.over:
+            claiming.give_up_seeds(why)
             self._change(confirm=None)
         elif not self.finished():
             claiming.close(why)

@@ -231,6 +231,7 @@ def test_the_best_are_confirmed_in_the_time_that_is_left_for_it(
     assert clock.now <= begun + 3600
     assert study.state == "finished"
     assert study.summary()["trials"]["complete"] >= 1, "fresh seeds are not counted among these"
+    assert not any(seed.state == "waiting" for seed in seeds), "those that there is no time for are given up"
     if slowness <= 1.0:
         most, each = plan.sweep.confirm
         assert len(seeds) == most * each
