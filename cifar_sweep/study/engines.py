@@ -136,10 +136,10 @@ def _prepare(engine: Engine, url: URL, path: str | None, *, make: bool) -> bool:
 
 def end(engine: Engine, *, checkpoint: bool) -> None:
     if checkpoint and is_sqlite(engine.url) and os.path.exists(str(engine.url.database)):
-        # What is in the log alone would be missing from a copy of the file, while a dashboard keeps that open.
-        with suppress(Exception), closing(engine.raw_connection()) as connection:  # the next command does it
-            for statement in ("PRAGMA busy_timeout = 1000", "PRAGMA wal_checkpoint(TRUNCATE)"):
-                connection.cursor().execute(statement)
+        # What is in the log alone would be missing from a copy of the file, while a dashboard keeps that open. Without
+        # waiting for anybody: who looks again and again would keep a worker from writing.
+        with suppress(Exception), closing(engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
     engine.dispose()
 
 
