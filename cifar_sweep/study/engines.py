@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -91,8 +92,11 @@ def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
             for half_made in () if was_there else ("", "-wal", "-shm"):
                 Path(f"{path}{half_made}").unlink(missing_ok=True)
             reason = getattr(error, "orig", error)
-            if getattr(reason, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
+            code = getattr(reason, "sqlite_errorcode", 0) & 0xFF
+            if code not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
                 raise
+            if shutil.disk_usage(path.parent).free < 2**20:  # SQLite may call that an I/O error
+                raise StorageError(f"{path}: the disk is full; free some space, or name another place.") from None
             cure = "name a file on a local disk with --storage, or a PostgreSQL database"
             raise StorageError(f"{path}: SQLite does not work here ({reason}; a network drive?); {cure}.") from None
     return engine, True

@@ -123,7 +123,10 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize("network", [Reader(), Fixed()], ids=["data-dependent", "of one size"])
 @pytest.mark.slow
-def test_a_network_that_has_no_graph(network: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_has_no_graph(
+    network: nn.Module, small_data: ImageData, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network.configs = classifier_of([LENET], small_data).configs
     with pytest.raises(onnx.OnnxError) as refused:
         onnx.to_onnx(network, metadata={})
     assert str(refused.value).startswith("model.onnx cannot be written: ")

@@ -293,6 +293,7 @@ def reader(
     folder = tmp_path_factory.mktemp("read") / "project"
     shutil.copytree(compared, folder)
     with pytest.MonkeyPatch.context() as patch, closing(open_storage(f"sqlite:///{folder}/studies.db")) as owner:
+        patch.delenv("CIFAR_SWEEP_DATA", raising=False)
         for name, value in {"CACHE": str(session_cache), "ONNX": "0", "WORKERS": "1", "GROUP": "1"}.items():
             patch.setenv(f"CIFAR_SWEEP_{name}", value)
         if request.param == "at-work":
