@@ -85,7 +85,7 @@ def test_in_a_shell(way: str, tmp_path: Path, tiny_sweep: Path, cli: Any) -> Non
 @pytest.mark.slow
 def test_eighty_columns_of_ascii(tmp_path: Path, tiny_sweep: Path) -> None:
     for name in ("größe", "日本"):
-        with_name = load(str(tiny_sweep))
+        with_name = load(tiny_sweep)
         open_or_resume(open_storage(f"sqlite:///{tmp_path}/studies.db"), f"e1_{name}", with_name, data=DATA)
     read = shell("PYTHONIOENCODING=ascii LC_ALL=C COLUMNS=80 CS status", tmp_path)
     assert read.returncode == 0, read.stderr
