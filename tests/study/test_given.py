@@ -217,7 +217,7 @@ def test_a_study_grows_by_what_is_asked_for(given: Path, cli: Any) -> None:
     assert [(trial.user_attrs["label"], trial.params.get("train_images")) for trial in trials()] == [
         ("two", None), ("one", 200), ("two", 200),
     ]  # fmt: skip
-    words = "shortened: 1 of 2 epochs, 200 of all training images"
+    words = "shortened: 1 of 2 epochs, 200 of 400 training images"
     assert words in cli("export", "--trial", 1, "--out", "short").out
     assert [TrialRecord(trial).setting for trial in trials()][:1] == ["two"]
     assert words in TrialRecord(trials()[1]).setting
