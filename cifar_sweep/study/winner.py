@@ -126,7 +126,7 @@ def confirmed(trials: Sequence[TrialRecord]) -> list[Candidate]:
         return []
     found = _candidates(_chosen(trials, confirm[0]), there)
     found.sort(key=lambda each: (not each.steady, len(each.seeds) < confirm[1]))  # who was dropped cannot win
-    over = all(each.finished for each in found) and found[0].steady and found[0].accuracies
+    over = found and all(each.finished for each in found) and found[0].steady and found[0].accuracies
     return found if over else []
 
 
