@@ -204,7 +204,7 @@ def test_many_workers_share_the_trials_exactly(
         assert after["complete"] + after["running"] + after["waiting"] <= count
         assert after["running"] <= workers
         assert after["failed"] == after["pruned"] == 0
-    assert moments[-1] == {"complete": count, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "frozen": 0}
+    assert {state: found for state, found in moments[-1].items() if found} == {"complete": count}
     claimed = [int(line) for path in tmp_path.glob("*.txt") for line in path.read_text().split()]
     assert sorted(claimed) == list(range(count)), "each was trained once"
     record("share", url, trials=count, workers=workers, looks=len(moments))
