@@ -1,11 +1,13 @@
 """A Python with torch, safetensors and Pillow only: without this package and everything else that is installed."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -78,3 +80,13 @@ def assert_same(printed: str, said: Sequence[dict[str, Any]], *, export: str) ->
         assert [name for name, _ in found] == [name for name, _ in ranked]
         for (_, percent), (_, probability) in zip(found, ranked, strict=True):
             assert float(percent) == pytest.approx(100 * probability, abs=0.01)
+
+
+def module_of(script: Path) -> ModuleType:
+    """A script, run as a module of this process."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

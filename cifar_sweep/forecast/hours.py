@@ -23,7 +23,7 @@ from cifar_sweep.forecast.pruning import expected_survival
 from cifar_sweep.search.choice import InTime, grant_end, in_time_always
 from cifar_sweep.study.winner import FIRST_SEEDS
 from cifar_sweep.sweep.file import cut, longest
-from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
+from cifar_sweep.sweep.strategy import searches_shape
 from cifar_sweep.sweep.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class _Trials:
     @cached_property
     def seconds(self) -> float:
         """A worker's seconds for a trial, as far as it is likely to be trained, in groups as they are likely to be."""
-        most = SIZES[0] if self._are_alike else ALIKE
+        most = ALIKE if searches_shape(self.sweep) else SIZES[0]
         lengths = {shape.epochs for shape in self._shares}
         trained = {epochs: math.fsum(expected_survival(self.sweep, epochs)) for epochs in lengths}
         total = self.pace.factor * self.pace.costs.trial
@@ -161,15 +161,10 @@ class _Trials:
         """Seconds until so many trials are confirmed: in two rounds, and in full groups where all have one shape."""
         total = 0.0
         for each in filter(None, (min(seeds, FIRST_SEEDS), seeds - FIRST_SEEDS)):
-            size = min(trials * each, ALIKE * 2) if self._are_alike else each
+            size = each if searches_shape(self.sweep) else min(trials * each, ALIKE * 2)
             groups = math.ceil(trials * each / size)
             total += math.ceil(groups / self.pace.costs.workers) * self.whole(size)
         return total
-
-    @property
-    def _are_alike(self) -> bool:
-        """Whether all trials have one shape."""
-        return not any(name in SHAPE_PARAMETERS for name in self.sweep.space)
 
     def fit(self, seconds: float) -> int:
         """How many are likely to end in so many seconds, pruned ones among them."""

@@ -1,6 +1,7 @@
 """What share of its epochs a trial is expected to be trained for, before its pruner has decided."""
 
 from cifar_sweep.search.choice import grant_end
+from cifar_sweep.sweep.file import longest
 from cifar_sweep.sweep.strategy import step_of
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -32,13 +33,13 @@ def looks(sweep: Sweep, epochs: int) -> list[int]:
 
 def never_prunes(sweep: Sweep) -> str:
     """Why the pruner can end no trial of the sweep, in one sentence; empty where it can, or there is none."""
-    pruner, longest = sweep.pruner, max(sweep.epochs)
+    pruner, most = sweep.pruner, longest(sweep, "epochs")
     if pruner.name in ("none", "auto"):
         return ""
-    if not looks(sweep, longest):
+    if not looks(sweep, most):
         key = "warmup_steps" if pruner.name in ("median", "percentile") else "min_steps"
         first = f"it would look first after {key} = {getattr(pruner, key)}"
-        return f"{first}, and trials end after {longest} epochs; lower pruner.{key}"
+        return f"{first}, and trials end after {most} epochs; lower pruner.{key}"
     if startup(sweep) >= sweep.size:
         return f"it waits for {startup(sweep)} complete trials, and there are {sweep.size}; lower pruner.startup_trials"
     return ""

@@ -78,13 +78,18 @@ def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
     return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or trial.number in placed]
 
 
+def _confirms_now(searched: Sequence[TrialRecord], sweep: Sweep) -> tuple[int, int] | None:
+    """How many of the best of a search are confirmed, under how many seeds; None where nothing is, or not yet."""
+    return sweep.confirm if count(searched, "complete", "pruned") >= sweep.size else None
+
+
 def stage(trials: Sequence[TrialRecord], sweep: Sweep) -> tuple[Sweep, list[TrialRecord]]:
     """What is under way: the search and its trials, or, once that is finished, its confirmation as a sweep of its own.
 
     That one has as many trials as there are fresh seeds, and trains each of them to its end.
     """
     searched, seeds = asked(trials, sweep), fresh_seeds(trials)
-    if not sweep.confirm or count(searched, "complete", "pruned") < sweep.size:
+    if not _confirms_now(searched, sweep):
         return sweep, searched
     plain = {"strategy": "optuna", "sampler": SamplerSettings(name="random"), "pruner": PrunerSettings(name="none")}
     return sweep.model_copy(update={"trials": len(seeds), "confirm": None} | plain), seeds
@@ -107,6 +112,16 @@ def given_among(trials: Sequence[TrialRecord], sweep: Sweep) -> int:
     points = [point.params().items() for point in sweep.enqueue]
     finished = [trial.settings.items() for trial in trials if trial.state in ("complete", "pruned")]
     return sum(any(point <= settings for settings in finished) for point in points)
+
+
+def prune_waiting(storage: Storage, study: optuna.Study, trial: TrialRecord, reason: str) -> None:
+    """End a trial that waits; its value is the last one reported. To be called under the database's lock."""
+    trial_id = storage.trial_id(study, trial.number)
+    change = Change({"reason": reason, "curve": trial.points}, removed=epoch_keys(trial.points))
+    storage.write(optuna.Trial(study, trial_id), change)
+    reported = trial.frozen.intermediate_values
+    values = [reported[max(reported)]] if reported else None
+    storage.optuna.set_trial_state_values(trial_id, state=TrialState.PRUNED, values=values)
 
 
 @dataclass(frozen=True)
@@ -154,14 +169,12 @@ class Claiming:
     def _confirming(self) -> list[TrialRecord]:
         """All trials, with those that wait for the fresh seeds that are due, once the search is finished."""
         trials = self._trials()
-        searched = asked(trials, self.sweep)
-        if not self.sweep.confirm or count(searched, "complete", "pruned") < self.sweep.size:
+        confirm = _confirms_now(asked(trials, self.sweep), self.sweep)
+        if not confirm:
             return trials
-        for number in seeds_due(trials, self.sweep.confirm):
-            self.study.enqueue_trial(
-                dict(trials[number].frozen.params),
-                user_attrs={"confirms": number, "confirm": self.sweep.confirm},
-            )
+        for number in seeds_due(trials, confirm):
+            attributes = {"confirms": number, "confirm": confirm}
+            self.study.enqueue_trial(dict(trials[number].frozen.params), user_attrs=attributes)
         return self._trials()
 
     def timely(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -186,34 +199,30 @@ class Claiming:
         self._requeue_orphans()
         for trial in asked(self._trials(), self.sweep):
             if trial.state == "waiting" and trial.config is not None:
-                self._prune(trial, f"stopped after epoch {trial.epochs_done}: {reason}")
+                words = f"stopped after epoch {trial.epochs_done}: {reason}"
+                prune_waiting(self.storage, self.study, trial, words)
 
     def give_up_seeds(self, reason: str) -> None:
         """Fail the fresh seeds that wait: there is no time for them."""
         for trial in self._trials():
             if trial.confirms is not None and trial.state == "waiting":
-                trial_id = self.storage.trial_id(self.study, trial.number)
-                self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
-                self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
+                self._fail(trial, reason)
 
     def _chosen(self, choice: Choice, frozen: Sequence[TrialRecord], *, room: int) -> list[Claim]:
         """What a choice comes to now: others may have chosen since it was made."""
         there = {trial.number: trial for trial in frozen}
         for number, reason in choice.pruned.items():
             if number in there:
-                self._prune(there.pop(number), reason)
+                prune_waiting(self.storage, self.study, there.pop(number), reason)
         thawed = [there[number] for number in choice.thawed if number in there]
         new = (self._ask(space.encode(point, self.sweep)) for point in choice.new[:room])
         return [self._take(trial) for trial in thawed or new]
 
-    def _prune(self, trial: TrialRecord, reason: str) -> None:
-        """End a trial that waits; its value is the last one reported."""
+    def _fail(self, trial: TrialRecord, reason: str) -> None:
+        """End a trial that waits without a value."""
         trial_id = self.storage.trial_id(self.study, trial.number)
-        change = Change({"reason": reason, "curve": trial.points}, removed=epoch_keys(trial.points))
-        self.storage.write(optuna.Trial(self.study, trial_id), change)
-        reported = trial.frozen.intermediate_values
-        values = [reported[max(reported)]] if reported else None
-        self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.PRUNED, values=values)
+        self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
+        self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
 
     def shape_of(self, point: Mapping[str, Value]) -> Shape:
         """The shape of a trial at this point."""
@@ -236,7 +245,8 @@ class Claiming:
 
     def _repeated(self, fresh: TrialRecord) -> TrialConfig:
         """The config of the trial that a fresh seed confirms, with a seed of its own."""
-        config = self._trials()[fresh.confirms or 0].config
+        trial_id = self.storage.trial_id(self.study, fresh.confirms or 0)
+        config = TrialRecord(self.storage.optuna.get_trial(trial_id)).config
         assert config is not None  # it is complete
         return replace(config, knobs=replace(config.knobs, seed=derive_seed(self.sweep.seed, "trial", fresh.number)))
 
@@ -288,17 +298,15 @@ class Claiming:
         for trial in self._trials():
             if trial.state != "waiting" or trial.config is not None or self.sweep.given or trial.confirms is not None:
                 continue
-            trial_id = self.storage.trial_id(self.study, trial.number)
             params = {**trial.frozen.params, **trial.queued}
             try:
                 point = space.renamed(check_point(space.decode(params), self.sweep, where="this point"), self.sweep)
             except UsageError as error:
-                self.storage.optuna.set_trial_user_attr(trial_id, "reason", str(error))
-                self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
+                self._fail(trial, str(error))
                 continue
             odd = [key for key in trial.frozen.user_attrs if is_reserved(key) and key not in NOT_BEGUN]
             if odd or trial.frozen.params or trial.frozen.intermediate_values or repr(point) != repr(trial.queued):
-                self.storage.requeue(trial_id, point, without=odd)
+                self.storage.requeue(self.storage.trial_id(self.study, trial.number), point, without=odd)
 
     def _give_back_own(self) -> None:
         """Requeue what this worker holds without knowing it: who claims has no trial, so a claim was broken off."""

@@ -5,15 +5,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import StudyError
 from cifar_sweep.study import tables
+from cifar_sweep.study.claiming import prune_waiting
 from cifar_sweep.study.provenance import commit
 from cifar_sweep.study.record import TrialRecord, count, records
 from cifar_sweep.study.storage import Storage, key_of
-from cifar_sweep.study.tables import Change
 from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep import space
 from cifar_sweep.sweep.sweep import Choices, Sweep
@@ -40,7 +39,8 @@ def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> Non
     others = [trial for trial in begun if trial.config and space.point_at(trial.config, now)[1]]
     for trial in trials:
         if trial.is_frozen and (now.strategy != "auto" or not is_comparable(trial, now)):
-            _prune(storage, study, trial)
+            waited = f"frozen after epoch {trial.epochs_done} when the study was extended"
+            prune_waiting(storage, study, trial, f"{waited}, with settings of the earlier space")
     with storage.optuna.writing() as connection:
         tables.redistribute(connection, key_of(study), space.distributions(now))
     longer = [each["fixed"].get("epochs", PARAMETERS["epochs"].default) for each in (before, after)]
@@ -78,16 +78,6 @@ def _check(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord],
                 left_out = f"trial {trial.number} has {key} = {value}, which the new choices leave out"
                 keep = "Optuna takes no choice away from a study: keep it, or begin a new study with --from"
                 raise StudyError(f"--extend: {name}: {left_out}; {keep}.")
-
-
-def _prune(storage: Storage, study: optuna.Study, trial: TrialRecord) -> None:
-    """End a frozen trial that nothing would thaw any more."""
-    trial_id = storage.trial_id(study, trial.number)
-    reason = f"frozen after epoch {trial.epochs_done} when the study was extended, with settings of the earlier space"
-    storage.write(optuna.Trial(study, trial_id), Change({"reason": reason}))
-    reported = trial.frozen.intermediate_values
-    values = [reported[max(reported)]] if reported else None
-    storage.optuna.set_trial_state_values(trial_id, state=TrialState.PRUNED, values=values)
 
 
 def _words(before: dict[str, Any], after: dict[str, Any], changed: Sequence[str]) -> str:

@@ -11,10 +11,10 @@ import optuna
 
 from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Gain, Hope
+from cifar_sweep.study import selection
 from cifar_sweep.study.claiming import asked, state_counts
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.record import OUTSIDE, TrialRecord, count, records
-from cifar_sweep.study.selection import expected
 from cifar_sweep.study.storage import FINISHED, HALTED, OPEN, Storage
 from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
 from cifar_sweep.sweep import space, strategy
@@ -245,15 +245,18 @@ class StoredStudy:
         checkpoints = [stored for trial in trials if not trial.is_finished for stored in trial.checkpoints]
         return weights + sum(int(stored["size"]) for stored in checkpoints)
 
+    def expected(self, trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
+        """What the best of these is expected to come to on as many new images as the test set has; see `selection`."""
+        found = selection.expected(trials, new_images=int(self.data.get("test_images", TEST_IMAGES)))
+        return found.described() if found else None
+
     def remarks(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """What to say beside the best trial's accuracy, as far as it is known: plain data, each with its `text`.
 
-        `expected`: what it is expected to come to on as many new images as the test set has, see `selection`;
-        `confirmation`: how it was confirmed, see `winner`.
+        `expected`: as the method; `confirmation`: how it was confirmed, see `winner`.
         """
         trials = self.trials() if trials is None else trials
-        found = expected(trials, new_images=int(self.data.get("test_images", TEST_IMAGES)))
-        told = {"expected": found and found.described(), "confirmation": described(trials)}
+        told = {"expected": self.expected(trials), "confirmation": described(trials)}
         return {name: each for name, each in told.items() if each}
 
     def summary(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:

@@ -64,12 +64,12 @@ class SweepStudy(StoredStudy):
         while True:
             auto = self.sweep.strategy == "auto"
             self.choice = choice = self._choice(worker, size, choose, in_time) if auto else Choice()
-            asked_for = self.sweep.identity()
+            asked_for = self.sweep
             with self.storage.lock():
                 if self.state != OPEN:
                     return []
                 self._read_again()
-                if choice.new and self.sweep.identity() != asked_for:
+                if choice.new and self.sweep.identity() != asked_for.identity():
                     return []  # it was extended just now: the next choice is of the new space
                 if trials is not None and not self.over:
                     self._change(trials=trials)

@@ -65,6 +65,11 @@ def build_pruner(sweep: Sweep) -> BasePruner:
 UNDER_WAY = 16
 
 
+def searches_shape(sweep: Sweep) -> bool:
+    """Whether trials of the sweep may differ in their shape."""
+    return any(name in SHAPE_PARAMETERS for name in sweep.space)
+
+
 def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
     """How many new trials a worker may ask for at once, before any of them has a result.
 
@@ -81,7 +86,7 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
         workers: how many there are.
     """
     left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
-    if any(name in SHAPE_PARAMETERS for name in sweep.space):
+    if searches_shape(sweep):
         return min(left, _power_of_two(finished / (2 * workers)))
     if sweep.sampler.name == "random":
         return left

@@ -230,18 +230,6 @@ class Sweep(_Table):
         """The pixels of a side of its images."""
         return int(self.fixed.get("image_size", PARAMETERS["image_size"].default))
 
-    @property
-    def epochs(self) -> tuple[int, int]:
-        """The fewest and the most epochs that its trials are trained for."""
-        default = PARAMETERS["epochs"].default
-        if self.given:
-            found = [point.params().get("epochs", self.fixed.get("epochs", default)) for point in self.enqueue]
-        elif isinstance(domain := self.space.get("epochs"), Range):
-            found = [domain.low, domain.high]
-        else:
-            found = list(domain.choices) if domain else [self.fixed.get("epochs", default)]
-        return int(min(found)), int(max(found))
-
     def identity(self) -> dict[str, Any]:
         """What must not change under a study: everything that decides what its numbers mean."""
         return self.model_dump(mode="json", include={"seed", "strategy", "sampler", "pruner", "fixed", "space"})

@@ -28,7 +28,7 @@ def glance(study: SweepStudy) -> dict[str, Any]:
         "verdict": verdict(study, trials),
         "workers": len(at_work(trials, datetime.now())) if summary["trials"]["running"] else 0,
         "seconds_left": [round(seconds, 1) for seconds in left] if left else None,
-        "expected": study.remarks(trials).get("expected"),
+        "expected": study.expected(trials),
         "stopped": stopped,
         "gain": asdict(gain) | {"text": str(gain)} if (gain := study.gain) else None,
         "hopes": {number: asdict(hope) for number, hope in study.hopes.items()},

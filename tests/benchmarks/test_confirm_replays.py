@@ -9,31 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import confirm_replays
-    finally:
-        sys.path.pop(0)
-    return confirm_replays
+from benchmarks import confirm_replays
 
 
-def test_a_confirmation_finds_the_best_where_luck_misled_the_search(script: Any) -> None:
+def test_a_confirmation_finds_the_best_where_luck_misled_the_search() -> None:
     truth = [0.5] * 38 + [0.6, 0.7]
     values = [*truth[:38], 0.9, 0.71]
     places = count()
-    found = script.confirm(values, lambda k: truth[k] + 0.001 * (next(places) % 2), (5, 3))
+    found = confirm_replays.confirm(values, lambda k: truth[k] + 0.001 * (next(places) % 2), (5, 3))
     assert [each.number for each in found[:2]] == [39, 38]
     assert [len(each.seeds) for each in found] == [3, 2, 2, 2, 2], "who cannot win gets two"
 
 
-def test_all_figures_of_a_table(script: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_all_figures_of_a_table(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     generator, rows = np.random.default_rng(0), []
     for setting in range(45):
         for seed in range(3):
@@ -52,7 +41,7 @@ def test_all_figures_of_a_table(script: Any, tmp_path: Path, monkeypatch: Any, c
     monkeypatch.setattr(
         sys, "argv", ["confirm_replays", "--table", str(path), "--replays", "20", "--test-images", "64"]
     )
-    script.main()
+    confirm_replays.main()
     found = json.loads(capsys.readouterr().out)
     assert found["held_out"]["settings"] == 45
     assert found["winner"]["points_short"]["confirmed"][0] < found["winner"]["points_short"]["single"][0]

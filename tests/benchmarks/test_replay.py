@@ -3,25 +3,15 @@
 import argparse
 import gzip
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmarks import replay
+
 EPOCHS = 6
 RATES = [10 ** (-5 + k / 4) for k in range(17)]
-
-
-@pytest.fixture(scope="module")
-def replay() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import replay
-    finally:
-        sys.path.pop(0)
-    return replay
 
 
 @pytest.fixture
@@ -49,7 +39,7 @@ def table(tmp_path: Path) -> Path:
 def options(table: Path, **changes: Any) -> argparse.Namespace:
     usual = {
         "table": table,
-        "speeds": BENCHMARKS / "curves" / "speeds.json",
+        "speeds": replay.SPEEDS,
         "workers": 1,
         "group": 1,
         "most_epochs": 600,
@@ -61,7 +51,7 @@ def options(table: Path, **changes: Any) -> argparse.Namespace:
 @pytest.mark.parametrize("strategy", ["auto", "random", "tpe_median"])
 @pytest.mark.parametrize(("workers", "group"), [(1, 1), (2, 4)])
 def test_a_search_finds_the_best_setting_and_counts_what_it_trains(
-    replay: Any, table: Path, strategy: str, workers: int, group: int
+    table: Path, strategy: str, workers: int, group: int
 ) -> None:
     found = replay.replay(3, options=options(table, workers=workers, group=group), strategy=strategy)
     spent, seconds, true = found["events"][-1]
@@ -72,19 +62,19 @@ def test_a_search_finds_the_best_setting_and_counts_what_it_trains(
     assert found["spent"] >= EPOCHS * len(found["events"])
 
 
-def test_a_replay_is_the_same_each_time(replay: Any, table: Path) -> None:
+def test_a_replay_is_the_same_each_time(table: Path) -> None:
     first, second = (replay.replay(1, options=options(table, most_epochs=60), strategy="auto") for _ in range(2))
     assert first["events"] == second["events"]
 
 
-def test_two_workers_and_groups_take_less_time_for_as_many_epochs(replay: Any, table: Path) -> None:
+def test_two_workers_and_groups_take_less_time_for_as_many_epochs(table: Path) -> None:
     alone = replay.replay(0, options=options(table, most_epochs=240), strategy="random")
     together = replay.replay(0, options=options(table, most_epochs=240, workers=2, group=8), strategy="random")
     pace = [found["events"][-1][1] / found["events"][-1][0] for found in (alone, together)]
     assert pace[1] < 0.5 * pace[0]
 
 
-def test_our_strategy_leaves_trials_frozen_and_random_does_not(replay: Any, table: Path) -> None:
+def test_our_strategy_leaves_trials_frozen_and_random_does_not(table: Path) -> None:
     auto = replay.replay(0, options=options(table, most_epochs=90), strategy="auto")
     random = replay.replay(0, options=options(table, most_epochs=90), strategy="random")
     assert len(random["events"]) == len(random["trained"]) == 90 / EPOCHS
@@ -92,7 +82,7 @@ def test_our_strategy_leaves_trials_frozen_and_random_does_not(replay: Any, tabl
     assert sum(epochs for _, epochs in auto["trained"]) == auto["spent"]
 
 
-def test_trials_that_were_not_finished_are_counted_by_length(replay: Any) -> None:
+def test_trials_that_were_not_finished_are_counted_by_length() -> None:
     rows = [
         {"setting": k, "seed": 0, "params": {"epochs": epochs}, "validation_accuracy": [0.1 * k] * epochs}
         for k, epochs in enumerate((2, 4, 2, 4, 2, 4))

@@ -1,11 +1,9 @@
 """`predict.py`: the network's own layers, what `cifar-sweep predict` says, and users' words as literals only."""
 
 import ast
-import importlib.util
 import runpy
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.exports.write import write
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
-from tests.bare import BarePython
+from tests.bare import BarePython, module_of
 
 
 @pytest.fixture
@@ -32,15 +30,6 @@ def predict_script(small_data: ImageData, tmp_path: Path) -> Path:
     trained = Trained(config, build(config.shape, seed=0).state_dict(), provenance)
     write(tmp_path / "out", [trained], data=small_data, device=torch.device("cpu"))
     return tmp_path / "out" / "predict.py"
-
-
-def loaded(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
@@ -85,7 +74,7 @@ def test_pictures_that_are_missing_or_broken(predict_script: Path, capsys: pytes
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save("whole.png")
     Path("half.png").write_bytes(Path("whole.png").read_bytes()[:3000])
     Path("note.txt").write_text("no picture")
-    main = loaded(predict_script).main
+    main = module_of(predict_script).main
     for name, words in {
         "nothing.png": "No such file or directory",
         "half.png": "truncated",

@@ -1,6 +1,5 @@
 """What a viewer shows of an image file is what networks get: in training, `evaluate`, `predict` and `predict.py`."""
 
-import importlib.util
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from cifar_sweep.pictures.decode import read_image
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData, load
 from cifar_sweep.training.models import build
+from tests.bare import module_of
 from tests.pictures.kinds import MAKERS, make, swapped_profile
 
 
@@ -29,12 +29,7 @@ def predict_script(small_data: ImageData, tmp_path: Path) -> ModuleType:
     path.parent.mkdir()
     path.write_text(script([config], [network], data=small_data))
     path.with_name("weights.safetensors").write_bytes(checkpoint.pack(network.state_dict()))
-    spec = importlib.util.spec_from_file_location("predict", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(path)
 
 
 @pytest.mark.parametrize("count", [3 * len(MAKERS), pytest.param(10_000, marks=pytest.mark.slow)])
