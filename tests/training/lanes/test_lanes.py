@@ -445,6 +445,8 @@ def test_the_kernels_are_compiled_once_and_named_by_all_they_depend_on(
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "kernels", lambda **_: None)  # as in a cache that runs no programs
         assert compiled.kernels_name(CPU) == "torch", "what does not load is not named"
+        patch.setattr(compiled, "kernels", lambda **_: object())
+        assert compiled.kernels_name(CPU).startswith("compiled ")
     assert compiled.kernels_name(torch.device("cuda")) == "torch"
     monkeypatch.setenv(compiled.KERNELS, "torch")
     assert compiled.kernels_name(CPU) == "torch"
