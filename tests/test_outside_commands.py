@@ -6,13 +6,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from cifar_sweep.dashboard.server import application
 from cifar_sweep.study.storage import open_storage
+from tests.study.plain_studies import opened_by_optuna
 
 ODD: dict[str, Any] = {
     "config": {"model": 7}, "environment": "mine", "curve": [1, {"epoch": "x"}], "weights": {"name": None},
@@ -37,15 +37,15 @@ def test_commands_on_a_study_with_foreign_trials(tiny_sweep: Path, cli: Any, tmp
     asked = ("./tiny.toml", "--data", "synthetic:500", "--epochs", 1, "--trials")
     run = ("run", *asked)
     assert cli("submit", *asked, 2).exit_code == 0
-    other = optuna.load_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="tiny")
-    for state in TrialState:
-        for params, kinds in PARAMS:
-            value = 0.99 if state is TrialState.COMPLETE else None
-            reports = {0: math.nan, 3: math.inf, 7: 0.5}
-            facts: dict[str, Any] = {"user_attrs": ODD, "intermediate_values": reports, "value": value}
-            other.add_trial(create_trial(state=state, params=params, distributions=kinds, **facts))
-    other.enqueue_trial({"learning_rate": 2e-3}, user_attrs={"label": "mine"})
-    other.enqueue_trial({"learning_rate": "fast"}, user_attrs=ODD)
+    with opened_by_optuna(f"sqlite:///{tmp_path}/studies.db", "tiny") as other:
+        for state in TrialState:
+            for params, kinds in PARAMS:
+                value = 0.99 if state is TrialState.COMPLETE else None
+                reports = {0: math.nan, 3: math.inf, 7: 0.5}
+                facts: dict[str, Any] = {"user_attrs": ODD, "intermediate_values": reports, "value": value}
+                other.add_trial(create_trial(state=state, params=params, distributions=kinds, **facts))
+        other.enqueue_trial({"learning_rate": 2e-3}, user_attrs={"label": "mine"})
+        other.enqueue_trial({"learning_rate": "fast"}, user_attrs=ODD)
 
     def check(ours: int) -> None:
         [study] = json.loads(cli("status", "--json").out)["studies"]
@@ -87,12 +87,12 @@ def test_commands_on_a_study_with_foreign_trials(tiny_sweep: Path, cli: Any, tmp
 )
 def test_commands_on_a_study_with_odd_attributes(key: str, tiny_sweep: Path, cli: Any, tmp_path: Path) -> None:
     assert cli("submit", "./tiny.toml", "--data", "synthetic:500").exit_code == 0
-    other = optuna.load_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="tiny")
-    for value in (None, 5, "odd", ["a|b"], {"x": {}}):
-        other.set_user_attr(key, value)
-        for command in (("status",), ("status", "--json"), ("report", "--format", "md", "--no-images", "--out", "-")):
-            told = cli(*command)
-            assert told.exit_code == 0, told.err
-        with closing(open_storage(f"sqlite:///{tmp_path}/studies.db")) as storage:
-            status, content = get(application(storage), "/api/studies")
-            assert status.startswith("200"), content[:500]
+    with opened_by_optuna(f"sqlite:///{tmp_path}/studies.db", "tiny") as other:
+        for value in (None, 5, "odd", ["a|b"], {"x": {}}):
+            other.set_user_attr(key, value)
+            for command in ("status", "status --json", "report --format md --no-images --out -"):
+                told = cli(*command.split())
+                assert told.exit_code == 0, told.err
+            with closing(open_storage(f"sqlite:///{tmp_path}/studies.db")) as storage:
+                status, content = get(application(storage), "/api/studies")
+                assert status.startswith("200"), content[:500]

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.terminal import status
+from tests.study.plain_studies import opened_by_optuna
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10, "source": "auto"}
 SPACE = {
@@ -164,9 +165,10 @@ def test_twelve_of_ours_whatever_others_bring(deeds: list[Any], sqlite_template:
     for old in tmp_path.glob("studies.db*"):
         old.unlink()
     shutil.copy(sqlite_template, database)
-    with closing(open_storage(f"sqlite:///{database}")) as storage:
+    address = f"sqlite:///{database}"
+    with closing(open_storage(address)) as storage, ExitStack() as stack:
         study = made(storage, "mixed")
-        theirs = optuna.load_study(storage=f"sqlite:///{database}", study_name="mixed")
+        theirs = stack.enter_context(opened_by_optuna(address, "mixed"))
         ours: set[int] = set()
         while True:
             for _, deed in [each for each in deeds if each[0] == len(ours)]:
@@ -230,11 +232,11 @@ def test_a_point_that_does_not_fit_is_failed_with_its_reason(
 
 def test_a_trial_that_another_program_runs_is_left_to_it(storage: Storage, url: str, name: str) -> None:
     study = made(storage, name, trials=2)
-    other = optuna.load_study(storage=url.replace("postgresql://", "postgresql+psycopg://"), study_name=name)
-    theirs = other.ask({"learning_rate": FloatDistribution(0, 1)})
-    assert study.summary()["trials"]["outside"] == 1
-    assert [train(study), train(study), train(study)] == [1, 2, None]
-    other.tell(theirs, 0.99)
+    with opened_by_optuna(url, name) as other:
+        theirs = other.ask({"learning_rate": FloatDistribution(0, 1)})
+        assert study.summary()["trials"]["outside"] == 1
+        assert [train(study), train(study), train(study)] == [1, 2, None]
+        other.tell(theirs, 0.99)
     assert study.ranked()[0].number == 2
     assert study.trials()[0].reason == "it is not trained by cifar-sweep"
 
