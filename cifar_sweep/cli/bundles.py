@@ -90,15 +90,21 @@ class SweepOptions:
     settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=SETTINGS)] = None
     only: Annotated[str | None, Option(help="Of a sweep of given runs these, as in B-009,C-1.")] = None
     preview: Annotated[bool, Option("--preview", help="The same sweep at a small part of its cost.")] = False
+    confirm: Annotated[str | None, Option(metavar="TRIALS,SEEDS", help=CONFIRM)] = None
 
     def load(self) -> "Sweep":
         """The sweep of this name or file, with what the options change."""
         from cifar_sweep.sweep.file import find, load
+        from cifar_sweep.sweep.parsing import parse
 
         options = {name: getattr(self, name) for name in ("trials", "epochs", "train_images", "seed")}
         changes = settings_of(self.settings or []) | {key: value for key, value in options.items() if value is not None}
         labels = [label.strip() for label in self.only.split(",")] if self.only is not None else []
-        return load(find(self.sweep), changes=changes, preview=self.preview, only=labels)
+        sweep = load(find(self.sweep), changes=changes, preview=self.preview, only=labels)
+        if self.confirm is None:
+            return sweep
+        pair = [int(part) if part.strip().isdecimal() else part for part in self.confirm.split(",")]
+        return parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
 
     def images(self, sweep: "Sweep", *, quiet: bool = False) -> "tuple[str, ImageData]":
         """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead.
@@ -184,18 +190,8 @@ class NewStudyOptions(FileOptions):
     study: Annotated[str | None, Option(help="Name of the study; the sweep's name if not given.")] = None
     hours: Annotated[float | None, Option(help=HOURS, callback=hours_from)] = None
     priority: Annotated[int | None, Option(help="Workers take the open study of the highest first; 0 at first.")] = None
-    confirm: Annotated[str | None, Option(metavar="TRIALS,SEEDS", help=CONFIRM)] = None
     earlier: Annotated[str | None, Option("--from", metavar="STUDY", callback=without_password, help=FROM)] = None
     extend: Annotated[bool, Option("--extend", help=EXTEND)] = False
-
-    def confirmed(self, sweep: "Sweep") -> "Sweep":
-        """The sweep with the confirmation that is asked for. Raises UsageError where there can be none."""
-        from cifar_sweep.sweep.parsing import parse
-
-        if self.confirm is None:
-            return sweep
-        pair = [int(part) if part.strip().isdecimal() else part for part in self.confirm.split(",")]
-        return parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
 
     def earlier_study(self) -> "SweepStudy | None":
         """The study of `--from`. Raises StudyError or StorageError where there is none."""

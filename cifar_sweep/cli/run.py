@@ -134,7 +134,6 @@ def _submit(
     from cifar_sweep.work.submit import submit as submit_study
     from cifar_sweep.work.submit import submit_in_hours
 
-    sweep = place.confirmed(sweep)
     source, images = asked.images(sweep)
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
     more: dict[str, Any] = {"source": source, "artifacts": place.artifacts, "priority": place.priority}

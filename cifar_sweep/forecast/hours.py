@@ -91,7 +91,7 @@ def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) 
             break
     assert found is not None
     if not found.trials:
-        needed = (before + 2 * _Trials(found.sweep, pace).seconds) / 3600
+        needed = (before + 2 * ExpectedTrials(found.sweep, pace).seconds) / 3600
         raise UsageError(
             f"--hours {hours:g}: no trial of {sweep.name!r} would come to its end, even if cut to the shortest; "
             f"accepted: from about {math.ceil(100 * needed) / 100:g}."
@@ -114,7 +114,7 @@ def shortened(whole: Sweep, short: Sweep, *, images: int) -> str:
 
 def _plan_of(sweep: Sweep, pace: Pace, hours: float, left: float) -> HourPlan:
     """The plan for trials of this length."""
-    expected = _Trials(sweep, pace)
+    expected = ExpectedTrials(sweep, pace)
     if sweep.given:
         return HourPlan(hours, sweep, min(expected.fit(left), sweep.size), 0.0)
     most = CONFIRMED_SHARE * left
@@ -126,7 +126,7 @@ def _plan_of(sweep: Sweep, pace: Pace, hours: float, left: float) -> HourPlan:
 
 
 @dataclass(frozen=True)
-class _Trials:
+class ExpectedTrials:
     """What the trials of a sweep cost at this pace, on average over the shapes that are to be expected."""
 
     sweep: Sweep
@@ -235,4 +235,4 @@ def replan(study: "SweepStudy", *, now: float | None = None) -> int | None:
     begun = sum(trial.config is not None and trial.state != "failed" for trial in trials)
     costs = noted_costs(study) or Costs()
     pace = Pace(costs, Speeds(trials, costs).factor)
-    return begun + _Trials(study.sweep, pace).fit(end - (time.time() if now is None else now))
+    return begun + ExpectedTrials(study.sweep, pace).fit(end - (time.time() if now is None else now))

@@ -6,6 +6,7 @@ from typing import Any
 
 from cifar_sweep.forecast.costs import END_SECONDS, Pace
 from cifar_sweep.forecast.expected import possible_shapes
+from cifar_sweep.forecast.hours import ExpectedTrials
 from cifar_sweep.forecast.pruning import looks, never_prunes
 from cifar_sweep.forecast.schedule import Forecast, beginning, forecast, shortened
 from cifar_sweep.machine.plan import Plan
@@ -15,7 +16,8 @@ from cifar_sweep.sweep.sweep import Sweep
 def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = None) -> dict[str, Any]:
     """How a sweep that was not yet run will go at this pace of this machine, as plain data.
 
-    ``epochs`` are the longest trial's, ``seconds_pruned`` is None where no pruner could end a trial. With `hours` also
+    ``epochs`` are the longest trial's, ``seconds_pruned`` is None where no pruner could end a trial. Seconds are of the
+    search; ``seconds_confirmation`` come after them, and are None where nothing is confirmed. With `hours` also
     ``hours``: how many trials are likely to be finished by then, and ``epochs_that_fit``, the epochs that the longest
     trial may have so that all trials fit unpruned, 0 where not even one does.
     """
@@ -33,6 +35,7 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
         "unpruned": never_prunes(sweep),
         "seconds_unpruned": _seconds(unpruned),
         "seconds_pruned": _seconds(pruned) if pruned else None,
+        "seconds_confirmation": _confirming(sweep, pace),
         "start_seconds": round(pace.costs.start, 1),
     }
     if hours is None:
@@ -51,6 +54,10 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
         "epochs_that_fit": bisect.bisect_right(range(1, longest + 1), seconds, key=needed),
     }
     return answer | {"hours": fits}
+
+
+def _confirming(sweep: Sweep, pace: Pace) -> float | None:
+    return round(ExpectedTrials(sweep, pace).confirming(*sweep.confirm), 1) if sweep.confirm else None
 
 
 def _seconds(found: Forecast) -> dict[str, float]:

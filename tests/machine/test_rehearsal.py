@@ -132,7 +132,15 @@ def test_the_time_is_from_the_command_to_its_end() -> None:
     assert answer["seconds_unpruned"]["likely"] == pytest.approx(5 + 2 * 2 * 4 * EPOCH + END_SECONDS, abs=0.1)
     assert answer["seconds_pruned"] is None
     assert answer["plan"] == {"workers": 2, "threads": 1, "group": 2, "gain": 3.0}
+    assert answer["seconds_confirmation"] is None
     assert "hours" not in answer
+
+
+def test_the_confirmation_comes_on_top() -> None:
+    """The best two under two fresh seeds each: one group of four, for four epochs."""
+    answer = ahead(sweep(confirm=[2, 2]))
+    assert answer["seconds_confirmation"] == pytest.approx(4 * 4 * EPOCH, abs=0.1)
+    assert answer["seconds_unpruned"] == ahead(sweep())["seconds_unpruned"]
 
 
 def test_with_a_pruner_both_times_are_said() -> None:
@@ -172,8 +180,9 @@ def steps(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plan_says_how_long_a_sweep_takes(steps: None, tiny_sweep: Path, cli: Any, tmp_path: Path) -> None:
     files = set(tmp_path.iterdir())
     options = ("plan", tiny_sweep, "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--group", 2)
-    told = cli(*options, "--hours", 1)
+    told = cli(*options, "--hours", 1, "--confirm", "2,2")
     assert told.exit_code == 0, told.err
+    assert "to confirm the best" in told.out
     assert "sweep tiny: 4 trials of at most 3 epochs on synthetic images (500 + 100)" in told.out
     assert "plan: 1 worker x 2 trials" in told.out
     assert "in 60 min: all 4 trials" in told.out
