@@ -77,17 +77,18 @@ def _rows_of(study: SweepStudy) -> StudyRows:
     """A study as its copy is to be. Raises StudyError where it is being trained."""
     source, name = study.storage, study.name
     with source.lock() if source.writable else nullcontext():
-        orphans = source.orphans(source.load(name))
+        there = source.load(name)
+        orphans = source.orphans(there)
+        # Ours: what another program runs, or has left behind, is nobody's to pause, and stays what it is.
+        running = [trial.number for trial in there.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
         rows = _read(source, name)
-    of_trials = {number: parts["trials"][0] for number, parts in rows.trials.items()}
-    running = [number for number, row in of_trials.items() if row["state"] is TrialState.RUNNING]
     if held := sum(rows.keys[number] not in orphans for number in running):
         raise StudyError(
             f"{source.shown}: study {name!r} is being trained (running trials: {held}); pause it with "
             f"`cifar-sweep pause {name}`, or wait until it has ended."
         )
     for number in running:
-        of_trials[number]["state"] = TrialState.WAITING
+        rows.trials[number]["trials"][0]["state"] = TrialState.WAITING
         for attribute in rows.trials[number]["trial_user_attributes"]:
             if attribute["key"] == "owner":
                 attribute["value_json"] = "null"

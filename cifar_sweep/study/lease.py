@@ -37,17 +37,21 @@ class Lease:
         self._done.set()
         self._thread.join()
 
+    def beat(self) -> None:
+        """Say so once, and hear whether the study goes on."""
+        self.halted = self._storage.is_halted(self._study)
+        for trial_id, token in list(self._held.items()):
+            if self._storage.owner(trial_id) == token:
+                self._storage.beat(trial_id)
+            else:
+                del self._held[trial_id]
+
     def _beat_on(self) -> None:
         pause = self._storage.heartbeat_seconds
         while not self._done.wait(pause):
             pause = self._storage.heartbeat_seconds
             try:
-                self.halted = self._storage.is_halted(self._study)
-                for trial_id, token in list(self._held.items()):
-                    if self._storage.owner(trial_id) == token:
-                        self._storage.beat(trial_id)
-                    else:
-                        del self._held[trial_id]
+                self.beat()
             except Exception as error:
                 if not is_outage(error):
                     log.debug("a heartbeat failed: %s", error)

@@ -144,8 +144,12 @@ class TrialRecord:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether it waits, trained as far as it was to be, for a choice: to go on, or to be pruned."""
-        return self.state == "waiting" and self.until is not None and self.epochs_done >= self.until
+        """Whether it waits, trained as far as it was to be, for a choice: to go on, or to be pruned.
+
+        One whose worker died between its last epoch and its end has nothing to wait for.
+        """
+        is_granted = self.until is not None and self.epochs_done >= self.until
+        return self.state == "waiting" and is_granted and self.epochs_left > 0
 
     @property
     def state_words(self) -> str:
@@ -194,8 +198,9 @@ def as_ours(trial: FrozenTrial) -> FrozenTrial:
     under our names is read. What waits may be trained here, whoever queued it.
     """
     known = TrialRecord(trial)
-    told = trial.state is TrialState.FAIL and known.reason
-    if trial.state is TrialState.WAITING or known.config or told or (trial.state is TrialState.RUNNING and known.owner):
+    # What waits has no owner: another program that takes it makes none. Without one we end a trial with a reason alone.
+    told = trial.state in (TrialState.PRUNED, TrialState.FAIL) and known.reason
+    if trial.state is TrialState.WAITING or known.owner or known.earlier or told:
         return trial
     shown = copy(trial)
     shown.user_attrs = {key: value for key, value in trial.user_attrs.items() if not is_reserved(key)}

@@ -87,7 +87,7 @@ class Database(RDBStorage):
     def record_heartbeat(self, trial_id: int) -> None:
         """Say that a trial is being trained, at this very moment: for Optuna a transaction has one moment alone."""
         super().record_heartbeat(trial_id)
-        if self.transaction:
+        if self.transaction and self.engine.name != "sqlite":
             tables.beat_now(self.transaction, trial_id)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
@@ -169,18 +169,19 @@ class Storage:
     def lock(self) -> Iterator[None]:
         """Hold all other workers of this database off what takes several steps.
 
-        On a server they are one transaction, which is undone where an error ends it; in a file each is its own. Raises
+        They are one transaction, which is undone where an error ends it, or the death of its process. Raises
         StorageBusyError where another process has held it for `locks.LOCK_SECONDS`, StorageError where nothing may be
         written here.
         """
         if not self.writable:
             raise StorageError(f"{self.shown}: the study database cannot be written here: permission denied.")
-        if is_sqlite(self.optuna.engine.url):
-            with file_lock(self.optuna.engine.url):
-                yield
-            return
+        engine, is_file = self.optuna.engine, is_sqlite(self.optuna.engine.url)
         try:
-            with advisory_lock(self.optuna.engine) as connection, self.optuna.joined(connection):
+            with (
+                file_lock(engine.url) if is_file else nullcontext(),
+                engine.begin() if is_file else advisory_lock(engine) as connection,
+                self.optuna.joined(connection),
+            ):
                 yield
         except BaseException:
             self._cached.__init__(self.optuna)  # type: ignore[misc] # it knows what was undone
@@ -233,7 +234,7 @@ class Storage:
         stale = set() if forgiving else set(self.optuna._get_stale_trial_ids(key_of(study)))
         running = [TrialRecord(trial) for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
         keys = {trial.frozen._trial_id: trial.owner for trial in running}
-        return [key for key, owner in keys.items() if key in stale or owner is None or owner.is_dead()]
+        return [key for key, owner in keys.items() if key in stale or (owner and owner.is_dead())]
 
     def requeue(self, trial_id: int, params: Mapping[str, Any], *, without: Collection[str]) -> None:
         """Have a waiting trial begin with these parameters of Optuna, without these user attributes."""
