@@ -80,8 +80,6 @@ class _Opened:
 
     def _open(self, storage: Storage) -> None:
         self._storage, self._identity = storage, storage.identity()
-        # While it is open no other file gets its number. Never closed: that would drop the locks of this process on it.
-        self._held = os.open(str(storage.optuna.engine.url.database), os.O_RDONLY) if storage.folder else None
         self._overlay = overlay = Overlay(storage, writable=self._writable)  # type: ignore[abstract]
         app = with_downloads(wsgi(overlay, artifact_store=overlay), overlay)
         self._app = with_page(app, secrets.token_hex(8))
@@ -122,7 +120,9 @@ class _Opened:
             answer = answer_of(app, environ)
             if answer[0].startswith("500"):
                 storage.again().close()  # who opens it says what is wrong with it, if that is it
-        if overlay.is_of_another and environ["REQUEST_METHOD"] in READS:  # a part of the answer may be of the one before
+        if (
+            overlay.is_of_another and environ["REQUEST_METHOD"] in READS
+        ):  # a part of the answer may be of the one before
             return self(environ, start_response)
         start_response(*answer[:2])
         return [answer[2]]
@@ -169,7 +169,10 @@ def attachment(name: str) -> str:
 
 
 def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
-    """`app`, whose answers below /artifacts/ are ours: optuna-dashboard would let any page read them, as any kind."""
+    """`app`, whose answers below /artifacts/ are ours: optuna-dashboard would let any page read them, as any kind.
+
+    Tables have the name of their study, as it is.
+    """
     lock = threading.Lock()
     opened = functools.cache(open_artifacts)
 
@@ -197,10 +200,21 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
         headers += [("Content-Type", BYTES), ("Content-Length", str(len(content)))]
         return "200 OK", headers, b"" if environ["REQUEST_METHOD"] == "HEAD" else content
 
+    def table(environ: dict[str, Any], study_id: int) -> Answer:
+        status, headers, content = answer_of(app, environ)
+        if status.startswith("200"):
+            name = attachment(f"{overlay.get_study_name_from_id(study_id)}.csv")
+            headers = [("Content-Type", "text/csv; charset=utf-8"), ("Content-Disposition", name)]
+        return status, headers, content
+
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not environ.get("PATH_INFO", "").startswith("/artifacts/"):
+        path = environ.get("PATH_INFO", "")
+        if found := re.fullmatch(r"/csv/(\d{1,18})", path):
+            status, headers, content = table(environ, int(found[1]))
+        elif path.startswith("/artifacts/"):
+            status, headers, content = file(environ)
+        else:
             return app(environ, start_response)
-        status, headers, content = file(environ)
         start_response(status, headers)
         return [content]
 

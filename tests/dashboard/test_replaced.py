@@ -100,7 +100,7 @@ def by_another_file(old: Path, new: Path) -> None:
     new.replace(old)
 
 
-def by_a_file_of_the_same_number(old: Path, new: Path) -> None:
+def by_a_copy(old: Path, new: Path) -> None:
     old.unlink()
     shutil.copyfile(new, old)
 
@@ -109,7 +109,7 @@ def in_place(old: Path, new: Path) -> None:
     shutil.copyfile(new, old)
 
 
-@pytest.mark.parametrize("replace", [by_another_file, by_a_file_of_the_same_number, in_place])
+@pytest.mark.parametrize("replace", [by_another_file, by_a_copy, in_place])
 def test_another_file_is_never_shown_as_the_old_one(
     app: WsgiApp, old: Path, new: Path, replace: Callable[[Path, Path], None]
 ) -> None:
