@@ -120,9 +120,8 @@ class _Opened:
             answer = answer_of(app, environ)
             if answer[0].startswith("500"):
                 storage.again().close()  # who opens it says what is wrong with it, if that is it
-        if (
-            overlay.is_of_another and environ["REQUEST_METHOD"] in READS
-        ):  # a part of the answer may be of the one before
+        # Then a part of the answer may be of the one before.
+        if overlay.is_of_another and environ["REQUEST_METHOD"] in READS:
             return self(environ, start_response)
         start_response(*answer[:2])
         return [answer[2]]

@@ -168,7 +168,7 @@ class Storage:
             return str(connection.execute(sqlalchemy.text(SERVER_HOME)).scalar_one()), ""
 
     def identity(self) -> str:
-        """What tells this database from another one in its place. Raises a driver's error, or OSError, if it is gone."""
+        """What tells this database from another one in its place. Raises a driver's error or OSError if it is gone."""
         if self.folder:
             return self.home()[1]
         with self.optuna.reading() as connection:

@@ -1,4 +1,4 @@
-"""The dashboard behind nginx, set up as docs/docker.md says: with a name of its own, and below a path of another one."""
+"""The dashboard behind nginx, set up as docs/docker.md says: with a name of its own, and below a path of another."""
 
 import http.client
 import os
@@ -104,7 +104,7 @@ def test_writes_come_from_its_own_pages(proxy: str, below: str) -> None:
     assert ask(proxy, place, "PUT", note, **known, Origin=proxy)[0] in (204, 409), "new, or written before"
 
 
-def test_its_pages_and_downloads(proxy: str, page: Any, folder: Path) -> None:  # noqa: F811
+def test_its_pages_and_downloads(proxy: str, page: Any, folder: Path) -> None:
     below = "/sweeps"
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
