@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from cifar_sweep.dashboard.notes import own_part
-from cifar_sweep.errors import one_line
+from cifar_sweep.errors import StorageError, one_line
 
 log = logging.getLogger(__name__)
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -26,6 +26,7 @@ Headers = list[tuple[str, str]]
 Answer = tuple[str, Headers, bytes]  # status, headers, content
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "cifar_sweep_token"
+AGAIN_SECONDS = 5  # in which a browser asks again while the database is gone
 READS = ("GET", "HEAD")
 WRITES = ("POST", "PUT", "DELETE")
 # A page of the dashboard may run its own script alone, which draws one of its figures by code that it makes itself.
@@ -80,7 +81,11 @@ def guarded(app: WsgiApp, *, token: str = "", allow_write: bool = False) -> Wsgi
         if environ["REQUEST_METHOD"] == "PUT" and _NOTE.fullmatch(_path(environ)):
             _keep_own_part(environ)
         try:
-            return _compressed(environ, *_answer_of(app, environ))
+            return _compressed(environ, *answer_of(app, environ))
+        except StorageError as error:
+            log.warning("dashboard: %s", error)
+            status, headers, content = sentence("503 Service Unavailable", str(error), environ)
+            return status, [*headers, ("Refresh", str(AGAIN_SECONDS))], content
         except Exception as error:
             log.warning("dashboard: %s", one_line(error))
             words = "the dashboard could not answer; its own output says why"
@@ -165,7 +170,7 @@ def _own_headers(path: str) -> Headers:
     return [*_HEADERS.items(), ("Content-Security-Policy", policy)]
 
 
-def _answer_of(app: WsgiApp, environ: dict[str, Any]) -> Answer:
+def answer_of(app: WsgiApp, environ: dict[str, Any]) -> Answer:
     """The answer of `app`, in one piece: between two, a busy server lets others go first."""
     started: list[tuple[str, Headers]] = []
     body = app(environ, lambda status, headers, *_: started.append((status, headers)))
@@ -176,9 +181,9 @@ def _answer_of(app: WsgiApp, environ: dict[str, Any]) -> Answer:
 
 
 def _compressed(environ: dict[str, Any], status: str, headers: Headers, content: bytes) -> Answer:
-    """The answer; JSON is compressed where the browser takes it: it shrinks to a sixth."""
+    """The answer; JSON and scripts are compressed where the browser takes it: to a sixth, and to a third."""
     kind = next((value for name, value in headers if name.lower() == "content-type"), "")
-    if kind.startswith("application/json") and environ["REQUEST_METHOD"] != "HEAD":
+    if re.match(r"(application|text)/(json|javascript)", kind) and environ["REQUEST_METHOD"] != "HEAD":
         headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         if len(content) >= _WORTH_COMPRESSING and "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
             content = gzip.compress(content, compresslevel=1)

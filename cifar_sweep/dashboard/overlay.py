@@ -67,6 +67,11 @@ class Overlay(PassedOn):
         shown.study, shown.attributes = study, attributes
         return shown
 
+    @property
+    def is_of_another(self) -> bool:
+        """Whether a study has turned out to be another one than before under the same key."""
+        return self._reading.replaced
+
     def warm(self) -> None:
         """Make all that is shown, so that who asks first need not wait for it."""
         try:

@@ -4,9 +4,10 @@ import functools
 import logging
 import os
 import re
+import secrets
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -14,10 +15,12 @@ from urllib.parse import quote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna_dashboard import wsgi  # type: ignore[import-untyped]
+from sqlalchemy.exc import SQLAlchemyError
 
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, open_artifacts
-from cifar_sweep.dashboard.access import Answer, WsgiApp, guarded, sentence
+from cifar_sweep.dashboard.access import READS, Answer, WsgiApp, answer_of, guarded, sentence
 from cifar_sweep.dashboard.overlay import Overlay
+from cifar_sweep.dashboard.page import with_page
 from cifar_sweep.dashboard.view import BYTES
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.study.storage import Storage
@@ -66,17 +69,72 @@ def token_for(host: str) -> str:
     return token
 
 
+class _Opened:
+    """The dashboard of the database that is at its address now; of another one that takes its place it is made anew."""
+
+    def __init__(self, storage: Storage, *, writable: bool) -> None:
+        self._lock = threading.Lock()
+        self._busy = 0  # who reads the database just now
+        self._writable = writable
+        self._open(storage)
+
+    def _open(self, storage: Storage) -> None:
+        self._storage, self._identity = storage, storage.identity()
+        self._overlay = overlay = Overlay(storage, writable=self._writable)  # type: ignore[abstract]
+        app = with_downloads(wsgi(overlay, artifact_store=overlay), overlay)
+        self._app = with_page(app, secrets.token_hex(8))
+        threading.Thread(target=self._warm, args=(overlay,), name="dashboard", daemon=True).start()
+
+    def _warm(self, overlay: Overlay) -> None:
+        with self._at_work():
+            overlay.warm()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+                if not self._busy:
+                    self._storage.rest()
+
+    def _look(self) -> tuple[Storage, Overlay, WsgiApp]:
+        """What is open now. Raises StorageError where there is no database."""
+        with self._lock:
+            try:
+                is_same = self._storage.identity() == self._identity and not self._overlay.is_of_another
+            except (OSError, SQLAlchemyError):
+                is_same = False  # it is gone, or does not answer: who opens it says why
+            if not is_same:
+                found = self._storage.again()
+                self._storage.close()
+                self._open(found)
+            return self._storage, self._overlay, self._app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self._at_work():
+            storage, overlay, app = self._look()
+            answer = answer_of(app, environ)
+            if answer[0].startswith("500"):
+                storage.again().close()  # who opens it says what is wrong with it, if that is it
+        # Then a part of the answer may be of the one before.
+        if overlay.is_of_another and environ["REQUEST_METHOD"] in READS:
+            return self(environ, start_response)
+        start_response(*answer[:2])
+        return [answer[2]]
+
+
 def application(storage: Storage, *, token: str = "", allow_write: bool = False) -> WsgiApp:
     """The whole dashboard as a WSGI application. It begins to read the studies at once, in the background.
 
     Without a token it answers to this machine's own names alone. It is for reading only unless `allow_write`.
     """
-    overlay = Overlay(storage, writable=allow_write)  # type: ignore[abstract]
     theirs = logging.getLogger("optuna_dashboard")
     theirs.handlers, theirs.propagate = [_OneLine()], False
-    app = with_downloads(wsgi(overlay, artifact_store=overlay), overlay)
-    threading.Thread(target=overlay.warm, name="dashboard", daemon=True).start()
-    return guarded(app, token=token, allow_write=allow_write)
+    return guarded(_Opened(storage, writable=allow_write), token=token, allow_write=allow_write)
 
 
 def serve(
@@ -110,7 +168,10 @@ def attachment(name: str) -> str:
 
 
 def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
-    """`app`, whose answers below /artifacts/ are ours: optuna-dashboard would let any page read them, as any kind."""
+    """`app`, whose answers below /artifacts/ are ours: optuna-dashboard would let any page read them, as any kind.
+
+    Tables have the name of their study, as it is.
+    """
     lock = threading.Lock()
     opened = functools.cache(open_artifacts)
 
@@ -138,10 +199,21 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
         headers += [("Content-Type", BYTES), ("Content-Length", str(len(content)))]
         return "200 OK", headers, b"" if environ["REQUEST_METHOD"] == "HEAD" else content
 
+    def table(environ: dict[str, Any], study_id: int) -> Answer:
+        status, headers, content = answer_of(app, environ)
+        if status.startswith("200"):
+            name = attachment(f"{overlay.get_study_name_from_id(study_id)}.csv")
+            headers = [("Content-Type", "text/csv; charset=utf-8"), ("Content-Disposition", name)]
+        return status, headers, content
+
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not environ.get("PATH_INFO", "").startswith("/artifacts/"):
+        path = environ.get("PATH_INFO", "")
+        if found := re.fullmatch(r"/csv/(\d{1,18})", path):
+            status, headers, content = table(environ, int(found[1]))
+        elif path.startswith("/artifacts/"):
+            status, headers, content = file(environ)
+        else:
             return app(environ, start_response)
-        status, headers, content = file(environ)
         start_response(status, headers)
         return [content]
 

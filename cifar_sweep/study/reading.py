@@ -37,7 +37,13 @@ def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tupl
 
 
 class ReadingStorage(PassedOn):
-    """The storage for who reads whole studies again and again; what is written goes the usual way."""
+    """The storage for who reads whole studies again and again; what is written goes the usual way.
+
+    Attributes:
+        replaced: whether a study was seen to be another one than before under the same key.
+    """
+
+    replaced = False
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage.optuna)
@@ -70,6 +76,9 @@ class ReadingStorage(PassedOn):
                 read = tables.read(connection, study_id, changed, with_reports=with_reports)
                 if tables.is_ours(connection, study_id):
                     read = {key: as_ours(trial) for key, trial in read.items()}
+            finished = [row for row, trial in known.values() if trial.state.is_finished()]
+            if any(_begun(rows.get(row.trial_id)) != _begun(row) for row in finished):
+                self.replaced = True
             if not rows:
                 self._behind.get_study_name_from_id(study_id)
             now: dict[int, tuple[Row[Any], FrozenTrial]] = {}
@@ -78,3 +87,8 @@ class ReadingStorage(PassedOn):
                 now[key] = row, before if before and (key in same or before == read[key]) else read[key]
             self._studies[study_id] = now
             return {key: trial for key, (_, trial) in now.items()}
+
+
+def _begun(row: Row[Any] | None) -> Any:
+    """When a trial began, which never changes."""
+    return row and row.datetime_start

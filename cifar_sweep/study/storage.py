@@ -42,7 +42,9 @@ _OF_A_STUDY: dict[str, type] = {
     **dict.fromkeys(("uid", "artifacts", "state", "reason"), str), "priority": int,
 }  # fmt: skip
 READING_OF_A_SERVER = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-SERVER_HOME = "SELECT oid || ' ' || current_schema() FROM pg_database WHERE datname = current_database()"
+THIS_DATABASE = "FROM pg_database WHERE datname = current_database()"
+SERVER_HOME = f"SELECT oid || ' ' || current_schema() {THIS_DATABASE}"
+SERVER_IDENTITY = f"SELECT concat_ws(' ', oid, to_regclass('studies')::oid) {THIS_DATABASE}"
 
 
 class Database(RDBStorage):
@@ -164,6 +166,22 @@ class Storage:
             return f"{socket.gethostname()}:{path}", f"{found.st_dev}:{found.st_ino}"
         with self.optuna.reading() as connection:
             return str(connection.execute(sqlalchemy.text(SERVER_HOME)).scalar_one()), ""
+
+    def identity(self) -> str:
+        """What tells this database from another one in its place. Raises a driver's error or OSError if it is gone."""
+        if self.folder:
+            return self.home()[1]
+        with self.optuna.reading() as connection:
+            return str(connection.execute(sqlalchemy.text(SERVER_IDENTITY)).scalar_one())
+
+    def again(self) -> "Storage":
+        """The database that is at this address now. Raises StorageError where there is none."""
+        return _open(self.optuna.engine.url, make=False)
+
+    def rest(self) -> None:
+        """Keep no connection to a file while nobody asks: then all is in the file itself, and it can be replaced."""
+        if self.folder:
+            self.optuna.engine.dispose()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -218,7 +218,7 @@ def test_a_database_that_is_away_for_a_while(
         own_postgres.stop()
         for path in ("/api/studies", "/api/studies/1", "/artifacts/1/1/" + "0" * 32):
             caplog.clear()
-            assert status_of(path) == 500
+            assert status_of(path) == 503
             *others, line = sorted(caplog.messages, key=lambda message: message.startswith("dashboard: "))
             assert line.startswith("dashboard: ")
             assert "\n" not in line

@@ -20,7 +20,7 @@ RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads
 HOSTILE = "<img src=x onerror=alert(1)> ![p](http://evil.example/p.png) [l](javascript:alert(1)) **b**"
 
 
-def swept(folder: Path, cache: Path) -> str:
+def swept(folder: Path, cache: Path, *options: str) -> str:
     """Trains two trials in `folder`; returns the address of their database."""
     (folder / "tiny.toml").write_text(f"{TINY_SWEEP}\n[[enqueue]]\nlabel = '{HOSTILE}'\nlearning_rate = 1e-3\n")
     threads = torch.get_num_threads()
@@ -31,7 +31,7 @@ def swept(folder: Path, cache: Path) -> str:
         patch.setenv("CIFAR_SWEEP_GROUP", "1")
         patch.chdir(folder)
         with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in RUN])
+            main([str(argument) for argument in (*RUN, *options)])
     torch.set_num_threads(threads)
     assert not ended.value.code
     return f"sqlite:///{folder}/studies.db"
