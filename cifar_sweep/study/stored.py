@@ -16,6 +16,7 @@ from cifar_sweep.study.claiming import asked, state_counts
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.record import OUTSIDE, TrialRecord, count, records
 from cifar_sweep.study.storage import FINISHED, HALTED, OPEN, Storage
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.parsing import parse
@@ -246,7 +247,12 @@ class StoredStudy:
         return weights + sum(int(stored["size"]) for stored in checkpoints)
 
     def expected(self, trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
-        """What the best of these is expected to come to on as many new images as the test set has; see `selection`."""
+        """What the best of these is expected to come to on as many new images as the test set has; see `selection`.
+
+        None where the study came to nothing: then there is no best.
+        """
+        if verdict(self, trials):
+            return None
         found = selection.expected(trials, new_images=int(self.data.get("test_images", TEST_IMAGES)))
         return found.described() if found else None
 

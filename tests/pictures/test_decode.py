@@ -186,5 +186,5 @@ def test_a_profile_is_known_by_its_colours_and_not_by_its_name(tmp_path: Path) -
 def test_an_image_that_is_too_large_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
     Image.new("1", (2001, 2001)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="^more than 4 million pixels"):
+    with pytest.raises(ValueError, match=r"^more than 4 million pixels"):
         read_image(tmp_path / "x.png")

@@ -313,8 +313,8 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_counted(pictures: Pa
     assert data.fingerprint == plain
     assert [note.partition(",")[0] for note in data.notes] == [
         "passed over: 3 links that lead nowhere",
-        "passed over: 1 links that lead back to a folder above",
-        "passed over: 1 entries that are neither file nor folder",
+        "passed over: 1 link that leads back to a folder above",
+        "passed over: 1 entry that is neither file nor folder",
     ]
     assert "'train/birds', 'train/cat/gone.png', 'train/cat/self.png'" in data.notes[0]
 
