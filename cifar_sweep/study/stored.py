@@ -247,21 +247,18 @@ class StoredStudy:
         return weights + sum(int(stored["size"]) for stored in checkpoints)
 
     def expected(self, trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
-        """What the best of these is expected to come to on as many new images as the test set has; see `selection`.
-
-        None where the study came to nothing: then there is no best.
-        """
-        if verdict(self, trials):
-            return None
+        """What the best of these is expected to come to on as many new images as the test set has; see `selection`."""
         found = selection.expected(trials, new_images=int(self.data.get("test_images", TEST_IMAGES)))
         return found.described() if found else None
 
     def remarks(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """What to say beside the best trial's accuracy, as far as it is known: plain data, each with its `text`.
 
-        `expected`: as the method; `confirmation`: how it was confirmed, see `winner`.
+        `expected`: as the method; `confirmation`: how it was confirmed, see `winner`. Nothing where there is no best.
         """
         trials = self.trials() if trials is None else trials
+        if verdict(self, trials):
+            return {}
         told = {"expected": self.expected(trials), "confirmation": described(trials)}
         return {name: each for name, each in told.items() if each}
 

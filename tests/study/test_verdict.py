@@ -14,6 +14,7 @@ from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.verdict import verdict
 from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.terminal import status
 from cifar_sweep.terminal.status import glance
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10, "train_images": 40_000}
@@ -64,6 +65,7 @@ def test_of_no_best_nothing_is_expected(storage: Storage, name: str) -> None:
     correct = packed([1] + [0] * 9)
     assert not study_of(storage, f"{name}-chance", [0.1, 0.1], correct=correct).remarks()
     assert study_of(storage, name, [0.5, 0.5], correct=correct).remarks()
+    assert not status.remarks(glance(study_of(storage, f"{name}-again", [0.1, 0.1], correct=correct)))
 
 
 def test_diverged_is_not_pruned(storage: Storage, name: str) -> None:
