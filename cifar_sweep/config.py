@@ -125,8 +125,8 @@ ALIASES = {
 def check_parameter(name: str, value: Any, *, where: str) -> Value:
     """`value` as parameter `name` takes it; UsageError, which names `where`, if it is unknown or out of range."""
     if name not in PARAMETERS:
-        hint = f"did you mean {ALIASES[name]}? " if name in ALIASES else ""
-        raise UsageError(f"{where}: there is no parameter {name!r}; {hint or nearest(name, PARAMETERS)}.")
+        hint = f"did you mean {ALIASES[name]}?" if name in ALIASES else f"{nearest(name, PARAMETERS)}."
+        raise UsageError(f"{where}: there is no parameter {name!r}; {hint}")
     parameter = PARAMETERS[name]
     try:
         return parameter.check(value)

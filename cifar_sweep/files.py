@@ -39,8 +39,8 @@ def replace_file(path: Path, content: bytes | str) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file, with or without a byte order mark. Raises OSError, and UsageError where it is none."""
     content = path.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UsageError(f"{path}: the file is text in UTF-16; save it as UTF-8.")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise UsageError(f"{path}: the file is text in UTF-16 or UTF-32, or no text; save it as text in UTF-8.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.cli import output
+from cifar_sweep.cli import app, output
+from cifar_sweep.cli.options import echo_json
 from cifar_sweep.errors import DiskError
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.storage import open_storage
@@ -55,6 +56,12 @@ def test_who_only_reads_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         print("one")
 
 
+def test_what_is_plain_data_is_lost_as_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Broken(OSError(28, "No space left on device")))
+    with pytest.raises(DiskError, match="No space left"), output.protected(["status", "--json"]):
+        echo_json({"studies": []})
+
+
 def test_a_letter_that_the_terminal_lacks_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     there = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(there, encoding="ascii"))
@@ -66,6 +73,12 @@ def test_a_letter_that_the_terminal_lacks_stops_nothing(monkeypatch: pytest.Monk
 def shell(command: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     line = command.replace("CS", f"{sys.executable} -m cifar_sweep")
     return subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True)
+
+
+def test_every_other_command_does_something() -> None:
+    doing = ["run", "submit", "worker", "pause", "resume", "cancel", "delete", "copy", "export", "ensemble", "train", "dashboard"]
+    names = {each.name or getattr(each.callback, "__name__", "") for each in app.registered_commands}
+    assert names == {*doing, *output.READING}
 
 
 @pytest.mark.slow

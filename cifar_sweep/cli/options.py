@@ -67,7 +67,7 @@ def say_of(template: str, **facts: Any) -> None:
 
 def echo_json(plain: Any) -> None:
     """Print plain data as JSON."""
-    typer.echo(json.dumps(plain, indent=2))
+    print(json.dumps(plain, indent=2))  # not by click, which tries a stream out and passes its error over
 
 
 def deadline_of(max_hours: float | None) -> float | None:

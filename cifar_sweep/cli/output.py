@@ -11,7 +11,9 @@ from typing import Any
 from cifar_sweep.errors import DiskError
 
 # Commands that are there for what they print. All others do their work to the end, whoever reads.
-READING = {"status", "report", "compare", "plot", "list", "plan", "evaluate", "predict", "model", "bench", "doctor"}
+READING = {
+    "status", "report", "compare", "plot", "replay", "list", "plan", "evaluate", "predict", "model", "bench", "doctor",
+}  # fmt: skip
 log = logging.getLogger(__name__)
 
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from typer import Option
 
 from cifar_sweep.cli.bundles import ImageOptions, StorageOptions
@@ -142,7 +141,7 @@ def dashboard(
     opened = open_waiting(place.storage)
     where: dict[str, Any] = {"host": host, "port": port, "allow_write": allow_write}
     with stop_on_signals() as stop:
-        serve(opened, **where, stop=stop, say=lambda url: typer.echo(f"dashboard of {opened.shown} on {url}"))
+        serve(opened, **where, stop=stop, say=lambda url: say(f"dashboard of {opened.shown} on {url}"))
 
 
 def report(

@@ -66,6 +66,8 @@ def _server(rest: str) -> URL:
     except (ProgrammingError, UnicodeError) as error:
         wrong = re.match(r"invalid URI query parameter: \"(\w+)\"", str(error))
         reason = f"it has no option {wrong[1]}" if wrong else f"not a database address; {SIGNS}"
+        if wrong and wrong[1].lower() in ("schema", "currentschema", "search_path"):
+            reason += "; a schema is named as ?options=-csearch_path=SCHEMA"
         raise UsageError(f"storage: {reason}; accepted: {ACCEPTED}, with libpq's options.") from None
     if "@" in known.get("host", ""):
         # Not shown: what stands between the two @ is the end of the password.
@@ -100,9 +102,11 @@ def connecting(url: URL) -> tuple[dict[str, Any], str | None]:
     That is no option of a connection here: poolers refuse those, or drop them.
     """
     options = str(url.query.get("options", os.environ.get("PGOPTIONS", "")))
-    found = _SEARCH_PATH.search(options)
+    found = next(reversed(list(_SEARCH_PATH.finditer(options))), None)  # the last one counts
     # Prepared statements and poolers do not go together, either.
-    chosen: dict[str, Any] = {"prepare_threshold": None, "options": _SEARCH_PATH.sub("", options).strip()}
+    chosen: dict[str, Any] = {"prepare_threshold": None}
+    if found:  # else what a service file says stays: an option here would take its place
+        chosen["options"] = _SEARCH_PATH.sub("", options).strip()
     chosen |= {key: value for key, value in CONNECTING.items() if key not in url.query}
     if "PGCONNECT_TIMEOUT" in os.environ:
         chosen.pop("connect_timeout", None)
@@ -111,8 +115,8 @@ def connecting(url: URL) -> tuple[dict[str, Any], str | None]:
 
 def first_schema(search_path: str) -> str:
     """The schema that a search path names first."""
-    first = search_path.split(",")[0].strip()
-    return first[1:-1].replace('""', '"') if first.startswith('"') else first.lower()
+    quoted = re.match(r'\s*"((?:[^"]|"")*)"', search_path)
+    return quoted[1].replace('""', '"') if quoted else search_path.split(",")[0].strip().lower()
 
 
 def is_sqlite(url: URL) -> bool:

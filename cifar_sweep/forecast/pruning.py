@@ -3,7 +3,7 @@
 from cifar_sweep.search.choice import grant_end
 from cifar_sweep.sweep.file import longest
 from cifar_sweep.sweep.strategy import step_of
-from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.sweep.sweep import PrunerSettings, Sweep
 
 # Of the trials that the pruner let pass once, the share that is ended later: a guess.
 _ENDED_LATER = 0.2
@@ -37,6 +37,8 @@ def never_prunes(sweep: Sweep) -> str:
     if pruner.name in ("none", "auto"):
         return ""
     if not looks(sweep, most):
+        if not looks(sweep.model_copy(update={"pruner": PrunerSettings(name=pruner.name)}), most):
+            return f"trials end after {most} epoch{'s' * (most != 1)}, before any could be compared; give them more"
         key = "warmup_steps" if pruner.name in ("median", "percentile") else "min_steps"
         first = f"it would look first after {key} = {getattr(pruner, key)}"
         return f"{first}, and trials end after {most} epochs; lower pruner.{key}"

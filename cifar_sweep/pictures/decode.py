@@ -3,10 +3,11 @@
 import io
 import logging
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 # Whatever a file's name ends with, its content must be of these formats. None of them starts another program.
 _NAMES = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -22,6 +23,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# By what Pillow multiplies a PNG's samples as it unpacks them, though not the colour that is transparent.
+_SCALED = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs is printed
 
 
@@ -31,6 +34,7 @@ def read_image(path: str | Path) -> Image.Image:
         warnings.simplefilter("ignore")
         try:
             with Image.open(file, formats=FORMATS) as image:
+                _check_bits(image)
                 return as_seen(image)
         except Exception as error:  # a damaged image makes Pillow raise nearly anything
             file.seek(0)
@@ -44,7 +48,12 @@ def resized(image: Image.Image, side: int) -> Image.Image:
 
 def as_seen(image: Image.Image) -> Image.Image:
     """An image in 8-bit RGB: its colours in sRGB where a profile describes them, on white, turned as its notes say."""
+    scale = _SCALED.get(str(tile[0][3])) if (tile := getattr(image, "tile", None)) else None
     image.load()
+    clear = image.info.get("transparency")
+    if scale and clear is not None:
+        scaled = tuple(int(value * scale) for value in (clear if isinstance(clear, tuple) else (clear,)))
+        image.info["transparency"] = scaled if isinstance(clear, tuple) else scaled[0]
     shown, alpha = _in_8_bits(image) if image.mode[0] in "IF" else image, None
     if shown.has_transparency_data:
         whole = shown.convert("RGBA")
@@ -58,6 +67,18 @@ def as_seen(image: Image.Image) -> Image.Image:
     except Exception:  # a damaged note turns nothing
         turn = None
     return shown if turn is None else shown.transpose(turn)
+
+
+def _check_bits(image: Image.Image) -> None:
+    """Raise ValueError where Pillow would read samples of more than 8 bits as something else."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if tags.get(284) == 2 and tags.get(259) == 1 and tags[258][0] > 8:
+        raise ValueError("its samples of more than 8 bits lie plane by plane; save it with compression, or by pixels")
+    if image.format == "JPEG2000" and image.mode != "I;16" and (file := image.fp) is not None:
+        file.seek(0)
+        content = file.read()
+        if content[content.index(b"\xff\x4f\xff\x51") + 42] & 127 > 7:  # the first component's bits, less 1
+            raise ValueError("its JPEG 2000 colours of more than 8 bits are not read; save it as PNG or TIFF")
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -85,16 +106,23 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Grey, CMYK or RGB as RGB; a profile that is broken, or of another kind of colours, is passed over."""
     image = image if image.mode in ("L", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
-    if profile:
-        try:
-            described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(described):
-                srgb = ImageCms.createProfile("sRGB")
-                converted = ImageCms.profileToProfile(image, described, srgb, outputMode="RGB")
-                image = image if converted is None else converted
-        except (ImageCms.PyCMSError, OSError):
-            pass
-    return image.convert("RGB")
+    converter = _converter(profile, image.mode) if profile else None
+    return image.convert("RGB") if converter is None else converter.apply(image)
+
+
+@lru_cache(maxsize=8)
+def _converter(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile's colours to sRGB's; None where they are the same but for rounding, whatever its name says."""
+    try:
+        described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converter = ImageCms.buildTransform(described, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    across = Image.linear_gradient("L")
+    probe = Image.merge("RGB", (across, across.rotate(90), Image.radial_gradient("L")))
+    probe = probe if mode == "RGB" else across if mode == "L" else probe.convert(mode)
+    difference = ImageChops.difference(converter.apply(probe), probe.convert("RGB"))
+    return None if max(top for _, top in difference.getextrema()) <= 4 else converter
 
 
 def _reason(head: bytes, error: Exception) -> str:
@@ -106,6 +134,11 @@ def _reason(head: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if head[4:11] == b"ftyphei":
             return "a HEIC image, which Pillow does not read"
-        return "a web page, not an image" if head.lstrip()[:1] == b"<" else "not an image that Pillow reads"
+        if (start := head.lstrip())[:1] == b"<":
+            drawn = start.startswith((b"<svg", b"<?xml"))
+            return "a drawing in SVG, which Pillow does not read" if drawn else "a web page, not an image"
+        return "not an image that Pillow reads"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels; make it smaller"
     said = (str(error) or type(error).__name__).splitlines()[0]
     return said if said.startswith("its ") else f"cut short or damaged: {said}"

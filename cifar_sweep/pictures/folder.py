@@ -27,18 +27,32 @@ _LITTER = {
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
 }  # fmt: skip
-# What is passed over: in words, and how it is included.
+# What is passed over: one, several, and how that is included.
 _KINDS = {
-    "ending": ("files with other endings", "rename them, or convert them to PNG, to use them"),
-    "litter": ("hidden entries, or such as systems leave behind", "rename them to use them"),
-    "link": ("links that lead nowhere", "bring back what they lead to"),
-    "circle": ("links that lead back to a folder above", "link to the folder of the images to use it"),
-    "special": ("entries that are neither file nor folder", "write what they give to files to use it"),
-    "outside": ("images and folders outside of the class folders", "move them to {train,test}/CLASS/ to use them"),
-    "empty": ("class folders without files", "put images into them, in each part, to use them"),
-    "unlabelled": ("images without a label", "add them to the CSV file to use them"),
-    "missing": ("labels whose image is not there", "bring back the images"),
-}
+    "ending": ("file with another ending", "files with other endings", "rename {}, or convert {} to PNG, to use {}"),
+    "litter": (
+        "hidden entry, or such as systems leave behind", "hidden entries, or such as systems leave behind",
+        "rename {} to use {}",
+    ),
+    "link": ("link that leads nowhere", "links that lead nowhere", "bring back what is meant"),
+    "circle": (
+        "link that leads back to a folder above", "links that lead back to a folder above",
+        "link to the folder of the images to use it",
+    ),
+    "special": (
+        "entry that is neither file nor folder", "entries that are neither file nor folder",
+        "write what is in {} to files to use it",
+    ),
+    "outside": (
+        "image or folder outside of the class folders", "images and folders outside of the class folders",
+        "move {} to {{train,test}}/CLASS/ to use {}",
+    ),
+    "empty": (
+        "class folder without files", "class folders without files", "put images into {}, in each part, to use {}",
+    ),
+    "unlabelled": ("image without a label", "images without a label", "add {} to the CSV file to use {}"),
+    "missing": ("label whose image is not there", "labels whose images are not there", "bring back what is meant"),
+}  # fmt: skip
 Passed = defaultdict[str, list[str]]  # kind -> places below the root
 File = tuple[str, int, int]  # path below the root, bytes, mtime in nanoseconds
 Part = dict[str, list[File]]  # class name -> its image files
@@ -89,11 +103,13 @@ def set_aside(files: Part) -> dict[str, Part]:
 
 
 def _words(kind: str, places: list[str]) -> str:
-    what, remedy = _KINDS[kind]
+    one, several, remedy = _KINDS[kind]
+    what, them, such_as = (one, "it", "") if len(places) == 1 else (several, "them", "such as ")
     if kind == "ending":
         counts = Counter(os.path.splitext(place)[1].lower() or "none" for place in places)
         what += f" ({', '.join(f'{ending} {count:,}' for ending, count in counts.most_common(5))})"
-    return f"passed over: {len(places):,} {what}, such as {', '.join(map(repr, places[:3]))}; {remedy}"
+    shown = f"{such_as}{', '.join(map(repr, places[:3]))}"
+    return f"passed over: {len(places):,} {what}, {shown}; {remedy.format(*[them] * 3)}"
 
 
 def _part_names(root: Path, source: str, passed: Passed) -> dict[str, str]:

@@ -78,24 +78,31 @@ def rules() -> str:
 
 @dataclass
 class Square:
-    """Makes images square, as the rule of `decode.resized` says, and counts their sizes."""
+    """Makes images square, as the rule of `decode.resized` says, and counts their sizes and those nearly black."""
 
     side: int
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    dark: int = 0
 
     def pixels(self, image: "Image") -> Pixels:
         """An image in RGB as uint8 [side, side, 3]."""
         from cifar_sweep.pictures.decode import resized
 
         self.sizes[image.size] += 1
-        return np.asarray(resized(image, self.side))
+        pixels = np.asarray(resized(image, self.side))
+        self.dark += int(pixels.max()) < 16
+        return pixels
 
     def words(self) -> tuple[str, ...]:
-        """How many images were resized, in a sentence without a full stop; nothing where none was."""
+        """What was counted, in sentences without a full stop: images that were resized, and that show nothing."""
+        notes = []
         others = Counter({size: n for size, n in self.sizes.items() if size != (self.side, self.side)})
-        if not others:
-            return ()
-        shown = ", ".join(f"{n:,} of {width}x{height}" for (width, height), n in others.most_common(3))
-        more = f" and {len(others) - 3} other sizes" if len(others) > 3 else ""
-        whole = f"{others.total():,} of {self.sizes.total():,} images are not {self.side}x{self.side}"
-        return (f"{whole} ({shown}{more}): each is resized as a whole, by bilinear interpolation",)
+        if others:
+            shown = ", ".join(f"{n:,} of {width}x{height}" for (width, height), n in others.most_common(3))
+            more = f" and {len(others) - 3} other sizes" if len(others) > 3 else ""
+            whole = f"{others.total():,} of {self.sizes.total():,} images are not {self.side}x{self.side}"
+            notes.append(f"{whole} ({shown}{more}): each is resized as a whole, by bilinear interpolation")
+        if self.dark:
+            whole = f"{self.dark:,} of {self.sizes.total():,} images are nearly black, no value being above 15 of 255"
+            notes.append(f"{whole}; where they have 12 bits in 16, spread them over all 16")
+        return tuple(notes)

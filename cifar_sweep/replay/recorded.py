@@ -140,7 +140,9 @@ def _table(study: SweepStudy, trials: Sequence[TrialRecord]) -> Table:
         for setting, trial in enumerate(trials)
     ]
     plain = study.sweep.model_dump(mode="json", include={"name", "fixed", "space"})
-    domains = {name: {key: value for key, value in each.items() if value} for name, each in plain["space"].items()}
+    domains = {
+        name: {key: value for key, value in each.items() if value is not None} for name, each in plain["space"].items()
+    }
     fixed = {"epochs": PARAMETERS["epochs"].default} | plain["fixed"]
     return Table(plain | {"fixed": fixed, "space": domains, "classes": study.data["classes"], "rows": rows})
 

@@ -68,7 +68,8 @@ def _check(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord],
         raise StudyError(f"--extend: {name}: given points have no space to extend; accepted: a sweep that searches.")
     if running := count(trials, "running") - len(storage.orphans(study)):
         raise StudyError(f"--extend: {name}: {running} of its trials are being trained; stop their workers first.")
-    if (finished := count(trials, "complete", "pruned")) >= now.trials:
+    searched = [trial for trial in trials if trial.confirms is None]
+    if (finished := count(searched, "complete", "pruned")) >= now.trials:
         asked = f"{finished} trials are finished, and the sweep asks for {now.trials}"
         raise StudyError(f"--extend: {name}: {asked}, so nothing new would be trained; raise trials.")
     for trial in trials:

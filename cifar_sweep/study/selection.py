@@ -107,6 +107,8 @@ def judged(
     flattered = float((inside[np.arange(resamples), chosen] - shown[chosen]).mean())
     optimism = math.sqrt(2) * max(flattered, 0.0)
     accuracy = float(shown[choose(shown[None])[0]]) - optimism
-    variance = accuracy * (1 - accuracy) * (1 / images + 1 / new_images)
-    half = statistics.NormalDist().inv_cdf(0.975) * math.sqrt(variance)
+    accuracy = max(accuracy, 0.0)
+    # Two more images named rightly and two wrongly (Agresti and Coull, 1998): none of 36 wrong is no proof of none.
+    wider = (images * accuracy + 2) / (images + 4)
+    half = statistics.NormalDist().inv_cdf(0.975) * math.sqrt(wider * (1 - wider) * (1 / images + 1 / new_images))
     return Expected(accuracy, max(0.0, accuracy - half), min(1.0, accuracy + half), optimism, images, new_images)

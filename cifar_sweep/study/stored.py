@@ -16,6 +16,7 @@ from cifar_sweep.study.claiming import asked, state_counts
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.record import OUTSIDE, TrialRecord, count, records
 from cifar_sweep.study.storage import FINISHED, HALTED, OPEN, Storage
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
 from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.parsing import parse
@@ -253,9 +254,11 @@ class StoredStudy:
     def remarks(self, trials: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
         """What to say beside the best trial's accuracy, as far as it is known: plain data, each with its `text`.
 
-        `expected`: as the method; `confirmation`: how it was confirmed, see `winner`.
+        `expected`: as the method; `confirmation`: how it was confirmed, see `winner`. Nothing where there is no best.
         """
         trials = self.trials() if trials is None else trials
+        if verdict(self, trials):
+            return {}
         told = {"expected": self.expected(trials), "confirmation": described(trials)}
         return {name: each for name, each in told.items() if each}
 

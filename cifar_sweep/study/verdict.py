@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cifar_sweep.study.record import TrialRecord
-from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.winner import ranked
 
+if TYPE_CHECKING:
+    from cifar_sweep.study.stored import StoredStudy
 
-def verdict(study: SweepStudy, trials: Sequence[TrialRecord]) -> str:
+
+def verdict(study: "StoredStudy", trials: Sequence[TrialRecord]) -> str:
     """One sentence where no trial of a study that is over is worth taking away, with what to change; else empty.
 
     So it is where all have diverged, or none is better than guessing by a standard error of as many images.
@@ -17,7 +20,8 @@ def verdict(study: SweepStudy, trials: Sequence[TrialRecord]) -> str:
     if not finished or len(finished) < study.budget:
         return ""
     rates = [rate for trial in finished if isinstance(rate := trial.settings.get("learning_rate"), float)]
-    span = f"learning_rate was {min(rates):.3g} to {max(rates):.3g}" if rates else "learning_rate was not known"
+    ends = sorted({f"{rate:.3g}" for rate in (min(rates), max(rates))}, key=float) if rates else ["not known"]
+    span = f"learning_rate was {' to '.join(ends)}"
     best = next(iter(ranked(trials)), None)
     if all(trial.diverged for trial in finished):
         words = "diverged: the loss was no longer a finite number; try lower learning rates, or less momentum"
@@ -31,6 +35,6 @@ def verdict(study: SweepStudy, trials: Sequence[TrialRecord]) -> str:
     return f"{words}; try other learning rates ({span}), more epochs, or another network"
 
 
-def _validation_images(study: SweepStudy, trial: TrialRecord) -> int:
+def _validation_images(study: "StoredStudy", trial: TrialRecord) -> int:
     """How many images a trial was validated on: as many as it says, else one in five of each class."""
     return int(trial.settings.get("validation_images", 0)) or round(study.data.get("train_images", 0) / 4) or 1

@@ -160,7 +160,7 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
         close = get_close_matches(key, accepted, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         if key in _MEANT:
-            hint = f"here it is {_GRID if (key, value) == ('method', 'grid') else _MEANT[key]}; "
+            hint = f"{_GRID if (key, value) == ('method', 'grid') else f'here it is {_MEANT[key]}'}; "
         return f"{place}: there is no key {key!r}; {hint}accepted: {listed(accepted)}."
     if first["type"] == "missing":
         return f"{place}: {key} is missing; accepted: low and high, or choices."
@@ -168,7 +168,8 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
         settings, field = (_SETTINGS[path[0]], "name") if path[0] in _SETTINGS else (Sweep, path[0])
         known = get_args(settings.model_fields[field].annotation)
         hint = {"grid": f"{_GRID}; ", "bayes": "did you mean tpe? "}.get(str(value), "")
-        return f"{where}: there is no {path[0]} {in_toml(value)}; {hint or nearest(str(value), known)}."
+        words = f"{hint}known: {listed(sorted(known))}" if hint else nearest(str(value), known)
+        return f"{where}: there is no {path[0]} {in_toml(value)}; {words}."
     if path[0] == "space" and "step" in (table := _table_of(raw, path)) and (written := _as_choices(path[1], table)):
         return f"{where}: [space]: {path[1]}: step is for whole numbers; accepted: {written}."
     if first["type"] == "value_error":

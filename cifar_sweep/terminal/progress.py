@@ -160,7 +160,8 @@ def _ended_text(trial: TrialRecord) -> str:
     short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
     reason = f" ({trial.reason})" if trial.state == "failed" and trial.reason else ""
     name = f"trial {trial.number}" + ("" if trial.confirms is None else f" (confirms trial {trial.confirms})")
-    return f"{name} {trial.state_words}{value}{short} in {duration(trial.seconds)}{reason}, {trial.setting}"
+    words = f"{name} {trial.state_words}{value}{short} in {duration(trial.seconds)}{reason}"
+    return ", ".join(filter(None, (words, trial.setting)))
 
 
 def _done(summary: dict[str, Any]) -> int:

@@ -72,7 +72,7 @@ def _best_text(each: Mapping[str, Any]) -> str:
 
 def remarks(each: Mapping[str, Any]) -> list[str]:
     """What a study's line has no room for: how good its best trial really is, and why the latest were stopped."""
-    told = [found["text"] for found in (each["expected"], each["confirmation"]) if found]
+    told = [found["text"] for found in (each["expected"], each["confirmation"]) if found and not each["verdict"]]
     return told + [f"trial {number}: {reason}" for number, reason in list(each["stopped"].items())[-MOST_STOPPED:]]
 
 

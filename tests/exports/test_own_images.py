@@ -51,7 +51,7 @@ def test_what_is_passed_over_is_said_kept_and_known_to_the_export(
     assert finished.exit_code == 0, finished.err
     notes = [
         "the validation images are those of val/",
-        "passed over: 1 files with other endings (.txt 1), such as 'train/cat/notes.txt'; rename them",
+        "passed over: 1 file with another ending (.txt 1), 'train/cat/notes.txt'; rename it",
         "20 of 20 images are not 48x48 (20 of 32x32): each is resized as a whole, by bilinear interpolation",
         "skipped: 1 image that cannot be used: train/cat/broken.png: not an image that Pillow reads",
     ]
@@ -105,7 +105,7 @@ def test_doctor_says_what_is_passed_over(pictures: Path, cli: Any) -> None:
     assert "1 image that cannot be used: train/cat/broken.png" in refused.out
     finished = cli("doctor", "--data", "pictures", "--skip-damaged")
     assert "image folder pictures: 12 + 2 (validation) + 6 images, 2 classes, fingerprint" in finished.out
-    assert "passed over: 1 files with other endings (.txt 1)" in finished.out
+    assert "passed over: 1 file with another ending (.txt 1)" in finished.out
 
 
 def test_exports_of_two_sizes_are_not_set_side_by_side(pictures: Path, cli: Any) -> None:

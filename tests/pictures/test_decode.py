@@ -1,13 +1,15 @@
 """What a viewer shows of an image file is what networks get: in training, `evaluate`, `predict` and `predict.py`."""
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.exports.pictures import read_picture
@@ -104,6 +106,7 @@ def test_reasons_of_files_that_are_no_images(tmp_path: Path) -> None:
         (b"\0\0\0\x18ftypheic" + bytes(200), "a HEIC image, which Pillow does not read"),
         (b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "a pointer of Git LFS; `git lfs pull`"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n", "not an image that Pillow reads"),  # it is a program
+        (b'<?xml version="1.0"?><svg/>', "a drawing in SVG, which Pillow does not read"),
         (b"some text", "not an image that Pillow reads"),
     ):
         (tmp_path / "x.png").write_bytes(content)
@@ -125,3 +128,63 @@ def test_xmp_alone_turns_an_image(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.webp", lossless=True, xmp=note)
     assert np.array_equal(np.asarray(read_image(tmp_path / "x.webp")), pixels[::-1, ::-1])
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(("bits", "channels"), [(1, 1), (2, 1), (4, 1), (8, 1), (8, 3), (16, 1), (16, 3)])
+def test_a_transparent_colour_in_any_number_of_bits(tmp_path: Path, bits: int, channels: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 2**bits, (8, 16 * channels))
+    key = (2**bits - 1) // 2 if bits < 16 else 0x1234  # in the bits of the file
+    values[2, :channels] = key
+    if bits == 16:
+        values[2, channels : 2 * channels] = key >> 8  # a colour of its own
+        rows = values.astype(">u2").view(np.uint8).reshape(8, -1)
+    else:
+        ones = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :]
+        rows = np.packbits(ones.reshape(8, -1), axis=1)
+    header = struct.pack(">IIBBBBB", 16, 8, bits, 2 if channels == 3 else 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", key) * channels)
+    content = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks + content)
+    pixels = values.reshape(8, 16, channels)
+    shown = pixels >> 8 if bits == 16 else pixels * 255 // (2**bits - 1)
+    shown = np.where((pixels == key).all(axis=2, keepdims=True), 255, shown)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "x.png")), np.broadcast_to(shown, (8, 16, 3)))
+
+
+def test_colours_of_more_than_8_bits_that_pillow_gets_wrong_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    planes = [(256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, 140)]
+    planes += [(277, 3, 1, 3), (278, 4, 1, 4), (279, 4, 3, 152), (284, 3, 1, 2)]
+    directory = struct.pack("<IH", 8, 10) + b"".join(struct.pack("<HHII", *tag) for tag in planes) + bytes(4)
+    places = struct.pack("<3H3I3I", 16, 16, 16, 164, 196, 228, 32, 32, 32)
+    path.write_bytes(b"II*\0" + directory + places + bytes(96))
+    with pytest.raises(ValueError, match="its samples of more than 8 bits lie plane by plane; save it"):
+        read_image(path)
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "x.jp2", irreversible=False)
+    assert np.asarray(read_image(tmp_path / "x.jp2")).min() == 255
+    content = (tmp_path / "x.jp2").read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51") + 42
+    deeper = content[:at] + b"".join(bytes([11, 1, 1]) for _ in range(3)) + content[at + 9 :]  # 12 bits
+    (tmp_path / "x.jp2").write_bytes(deeper)
+    with pytest.raises(ValueError, match="its JPEG 2000 colours of more than 8 bits are not read"):
+        read_image(tmp_path / "x.jp2")
+
+
+def test_a_profile_is_known_by_its_colours_and_not_by_its_name(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    named_srgb = swapped_profile().replace("swap".encode("utf-16-be"), "sRGB".encode("utf-16-be"))
+    for profile, is_same in ((srgb, True), (named_srgb, False)):
+        image.save(tmp_path / "x.png", icc_profile=profile)
+        assert np.array_equal(np.asarray(read_image(tmp_path / "x.png")), np.asarray(image)) == is_same
+
+
+def test_an_image_that_is_too_large_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
+    Image.new("1", (2001, 2001)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"^more than 4 million pixels"):
+        read_image(tmp_path / "x.png")

@@ -313,7 +313,16 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_counted(pictures: Pa
     assert data.fingerprint == plain
     assert [note.partition(",")[0] for note in data.notes] == [
         "passed over: 3 links that lead nowhere",
-        "passed over: 1 links that lead back to a folder above",
-        "passed over: 1 entries that are neither file nor folder",
+        "passed over: 1 link that leads back to a folder above",
+        "passed over: 1 entry that is neither file nor folder",
     ]
     assert "'train/birds', 'train/cat/gone.png', 'train/cat/self.png'" in data.notes[0]
+
+
+def test_images_that_show_nothing_are_counted(pictures: Path) -> None:
+    for number, top in ((0, 255), (1, 4095), (2, 65535)):  # of 12 bits in 16, and of fewer
+        values = np.random.default_rng(number).integers(0, top + 1, (32, 32)).astype(np.uint16)
+        values[0, 0] = top
+        Image.fromarray(values).save(pictures / "train" / "cat" / f"{number}.png")
+    [note] = load(str(pictures)).notes
+    assert note.startswith("2 of 18 images are nearly black, no value being above 15 of 255; where they have 12 bits")

@@ -187,7 +187,7 @@ def test_kaggles_labels_in_a_table(tmp_path: Path, named: str, ending: str) -> N
         f"{named} labels 20 images of train/: a fifth of each class is the test set",
         "passed over: 2 images without a label, such as 'train/more.png', 'test/1.png'; add them to the CSV file to "
         "use them",
-        "passed over: 1 labels whose image is not there, such as '99'; bring back the images",
+        "passed over: 1 label whose image is not there, '99'; bring back what is meant",
     )
 
 

@@ -83,9 +83,18 @@ def test_strategies_find_the_best_and_are_the_same_each_time(
     assert any(epochs for _, reached in first.within.values() for epochs in reached)
 
 
-def test_proposals_between_trained_points_are_counted_apart(storage: Storage, name: str) -> None:
-    rates = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}}
-    points = [{"learning_rate": rate} for rate in (1e-4, 1e-2)]
+@pytest.mark.parametrize(
+    ("parameter", "span", "places"),
+    [
+        ("learning_rate", {"low": 1e-5, "high": 0.1, "log": True}, (1e-4, 1e-2)),
+        ("dropout", {"low": 0.0, "high": 0.8}, (0.2, 0.6)),
+    ],
+)
+def test_proposals_between_trained_points_are_counted_apart(
+    parameter: str, span: dict[str, Any], places: tuple[float, ...], storage: Storage, name: str
+) -> None:
+    rates = {parameter: span}
+    points = [{parameter: place} for place in places]
     plain = {
         "name": "s",
         "trials": 2,

@@ -176,6 +176,13 @@ def test_what_cannot_be_is_refused_and_changes_nothing(ran: SweepStudy, make: Ma
         make(space=WIDE, trials=6, extend=True)
 
 
+def test_fresh_seeds_of_a_confirmation_are_no_trials_of_the_search(make: Make) -> None:
+    train_all(make(confirm=[2, 2]))
+    study = make(trials=3, space=WIDE, confirm=[2, 2], extend=True)
+    train_all(study)
+    assert sum(trial.confirms is None for trial in study.trials()) == 3
+
+
 def test_a_study_that_is_not_there_is_not_made(storage: Storage, make: Make, name: str) -> None:
     make()
     with pytest.raises(StudyError, match=f"there is no study '{name}-x'"):

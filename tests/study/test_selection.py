@@ -72,3 +72,10 @@ def test_of_a_confirmation_the_choice_is_among_its_candidates() -> None:
     found = expected(trials, new_images=1000)
     assert found is not None
     assert found.accuracy == pytest.approx(max(sum(rows[4]), sum(rows[5])) / 1000, abs=0.02)
+
+
+@pytest.mark.parametrize(("correct", "low", "high"), [([1] * 36, 0.85, 1.0), ([0] * 36, 0.0, 0.15)])
+def test_none_of_a_few_images_is_no_certainty(correct: list[int], low: float, high: float) -> None:
+    found = expected([trial(0, correct)], new_images=36)
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.05), pytest.approx(high, abs=0.05))

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
 from cifar_sweep.database import locks
-from cifar_sweep.database.address import SIGNS, connecting, parse_address
+from cifar_sweep.database.address import SIGNS, connecting, first_schema, parse_address
 from cifar_sweep.database.address import shown as shown_address
 from cifar_sweep.database.outage import explain
 from cifar_sweep.errors import CifarSweepError, StorageError, UsageError
@@ -313,6 +313,7 @@ def test_a_password_of_any_signs_is_passed_on_as_it_is(password: str) -> None:
         ("-csearch_path=lab", "", "lab"),
         ("-c statement_timeout=5s -c search_path=lab,public", "-c statement_timeout=5s", "lab,public"),
         ("--search_path=my\\ lab -c a=b", "-c a=b", "my lab"),
+        ("-csearch_path=b -csearch_path=lab", "", "lab"),
         ("-c a=b", "-c a=b", None),
     ],
 )
@@ -326,7 +327,25 @@ def test_a_search_path_is_no_option_of_the_connection(
     else:
         address += f"?options={options}"
     connected, found = connecting(parse_address(address))
-    assert (connected["options"], found) == (left, path)
+    assert (connected.get("options", options), found) == (left, path)
+
+
+def test_the_options_of_a_service_stay() -> None:
+    assert "options" not in connecting(parse_address("postgresql:///d?service=lab"))[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        ("Lab, public", "lab"),
+        ('"Lab",public', "Lab"),
+        ('"a,b"', "a,b"),
+        (' "a""b" , c', 'a"b'),
+        ('"$user", lab', "$user"),
+    ],
+)
+def test_the_first_schema_of_a_path(path: str, schema: str) -> None:
+    assert first_schema(path) == schema
 
 
 def test_a_time_to_connect_that_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from cifar_sweep.study.claim import Worker
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.record import counts_text, saved_by_pruning
+from cifar_sweep.study.selection import packed
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.verdict import verdict
 from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.terminal import status
 from cifar_sweep.terminal.status import glance
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10, "train_images": 40_000}
@@ -35,13 +37,13 @@ WORDS = {
 }
 
 
-def study_of(storage: Storage, name: str, ends: list[Any]) -> SweepStudy:
+def study_of(storage: Storage, name: str, ends: list[Any], **attributes: Any) -> SweepStudy:
     plain: dict[str, Any] = {"name": "s", "trials": 2, "sampler": "random", "pruner": "none", "space": SPACE}
     study = open_or_resume(storage, name, parse(plain, where="test"), data=DATA)
     for end in ends:
         [claim] = study.claim(Worker(Owner.current(), "cpu", 1, "fp32"))
         if isinstance(end, float):
-            study.complete(claim, end)
+            study.complete(claim, end, **attributes)
         elif end == "diverged":
             study.prune(claim, "diverged in epoch 1: the loss is no longer a finite number")
         else:
@@ -57,6 +59,13 @@ def test_it_says_what_it_came_to(case: str, storage: Storage, name: str, monkeyp
     assert said.startswith(WORDS[case]) if case in WORDS else said == ""
     assert glance(study)["verdict"] == said
     assert ("learning_rate was" in said) == (case in WORDS)
+
+
+def test_of_no_best_nothing_is_expected(storage: Storage, name: str) -> None:
+    correct = packed([1] + [0] * 9)
+    assert not study_of(storage, f"{name}-chance", [0.1, 0.1], correct=correct).remarks()
+    assert study_of(storage, name, [0.5, 0.5], correct=correct).remarks()
+    assert not status.remarks(glance(study_of(storage, f"{name}-again", [0.1, 0.1], correct=correct)))
 
 
 def test_diverged_is_not_pruned(storage: Storage, name: str) -> None:

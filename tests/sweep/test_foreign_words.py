@@ -38,8 +38,9 @@ def test_as_windows_saves_it(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "words"),
     [
-        (TEXT.encode("utf-16"), "s.toml", "text in UTF-16; save it as UTF-8"),
-        (TEXT.encode("utf-16-be"), "s.toml", "not valid TOML"),
+        (TEXT.encode("utf-16"), "s.toml", "text in UTF-16 or UTF-32, or no text; save it as text in UTF-8"),
+        (TEXT.encode("utf-16-be"), "s.toml", "text in UTF-16 or UTF-32, or no text; save it as text in UTF-8"),
+        (TEXT.encode("utf-32"), "s.toml", "text in UTF-16 or UTF-32, or no text; save it as text in UTF-8"),
         (TEXT.replace("größe", "").encode() + b"\xff", "s.toml", "not text in UTF-8"),
         (TEXT.replace('"none"', "“none”"), "s.toml", "line 2 has a curly quote (“); accepted: straight ones"),
         (TEXT.replace('"none"', "\u2018none\u2019"), "s.toml", "line 2 has a curly quote (\u2018)"),
@@ -56,7 +57,13 @@ def test_what_is_no_toml(content: bytes | str, name: str, words: str) -> None:
     [
         ('method = "bayes"', "there is no key 'method'; here it is sampler"),
         ('method = "grid"', "for a grid write its points as [[enqueue]], each with a label, with sampler = 'given'"),
-        ('sampler = "grid"', "for a grid write its points as [[enqueue]]"),
+        ('method = "grid"', "there is no key 'method'; for a grid write its points"),
+        (
+            'sampler = "grid"',
+            "for a grid write its points as [[enqueue]], each with a label, with sampler = 'given' and pruner = ",
+        ),
+        ('sampler = "grid"', "'none'; known: auto, given, random, tpe."),
+        ("[space]\nlearning_rate = { max = 1e-3 }", "here it is high"),
         ('sampler = "bayes"', "did you mean tpe?"),
         ("[metric]\nname = 'a'", "here it is not needed: validation accuracy is maximised"),
         ("[parameters]\nlr = 1", "here it is [space]"),
@@ -70,6 +77,7 @@ def test_what_is_no_toml(content: bytes | str, name: str, words: str) -> None:
             "log = true, base2 = true or neither",
         ),
         ("[space]\nlr = { low = 1e-5, high = 1e-3 }", "there is no parameter 'lr'; did you mean learning_rate?"),
+        ("[space]\nlearning_rat = { low = 1e-5, high = 1e-3 }", "did you mean learning_rate? known: "),
         (
             "[space]\ndropout = { low = 0.0, high = 0.5, step = 0.1 }",
             "accepted: choices = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5].",
@@ -100,6 +108,8 @@ def test_the_word_that_is_meant(line: str, words: str) -> None:
         ({"pruner": {"name": "hyperband", "min_steps": 5}}, "min_steps = 5"),
         ({"pruner": {"name": "percentile", "startup_trials": 2, "warmup_steps": 1}}, "warmup_steps = 1"),
         ({"pruner": {"name": "median", "startup_trials": 2}}, ""),
+        ({"pruner": "median", "fixed": {"epochs": 1}}, "trials end after 1 epoch, before any could be compared; give"),
+        ({"pruner": "hyperband", "fixed": {"epochs": 1}}, "trials end after 1 epoch, before any could be compared"),
         ({"pruner": "asha"}, ""),
         ({"pruner": "none"}, ""),
     ],
