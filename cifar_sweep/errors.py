@@ -24,6 +24,10 @@ class DeviceError(CifarSweepError):
     """The device asked for cannot be used here."""
 
 
+class SickDeviceError(DeviceError):
+    """The device computes nothing more in this process; another process can use it again."""
+
+
 class StorageError(CifarSweepError):
     """The study database cannot be read or written."""
 

@@ -24,21 +24,18 @@ def plan(
     begun = time.perf_counter()
     from cifar_sweep.machine.outlook import look_ahead
     from cifar_sweep.machine.rehearsal import rehearse
-    from cifar_sweep.training.device import resolve_device, resolve_precision
+    from cifar_sweep.training.device import resolve_device
     from cifar_sweep.work.submit import check_submission
 
     device = workers.device
-    where = resolve_device(device)
+    resolve_device(device)
     chosen = asked.load()
     started = time.perf_counter() - begun  # with the libraries, as a run loads them
     source, images = asked.images(chosen, quiet=as_json)
     check_submission(chosen.name, chosen, images)
     many = len(images.divide()[0])
     made = workers.choose([chosen], train_images=many, always=True, say=(lambda _: None) if as_json else say)
-    precision, _ = resolve_precision(where)
-    pace = rehearse(
-        chosen, made, source=source, device=device, precision=precision, classes=len(images.classes), started=started
-    )
+    pace = rehearse(chosen, made, source=source, device=device, classes=len(images.classes), started=started)
     ahead = look_ahead(chosen, made, pace, hours=hours) | {"data": images.name}
     if as_json:
         echo_json(ahead)

@@ -91,22 +91,22 @@ def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
     from cifar_sweep.forecast.pruning import never_prunes
-    from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
+    from cifar_sweep.training.device import resolve_device
 
     plan = workers.choose([study.sweep], train_images=study.data.get("train_images", TRAIN_IMAGES), say=say)
     if plan.costs:
         note_costs(study, plan.costs)
-    device = resolve_device(workers.device)
-    precision, ratio = resolve_precision(device)
+    device, found = resolve_device(workers.device), plan.found
+    assert found is not None
     begun = any(trial.is_finished for trial in study.asked())
     say_of(
         "start",
         study=study,
         plan=plan,
-        device=f"{device.type}: {device_name(device)}",
+        device=f"{device.type}: {found.name}",
         threads=device.type == "cpu",
         asked=study.sweep.fixed.get("precision", "auto"),
-        measured=f"{precision} (bf16 is {ratio:.1f} times as fast here)",
+        measured=f"{found.precision} ({found.why})",
         seconds=None if begun else plan.seconds,
         unpruned=never_prunes(study.sweep),
     )

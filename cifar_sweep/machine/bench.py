@@ -25,7 +25,7 @@ from cifar_sweep.machine.plan import Plan, choose
 from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
-from cifar_sweep.training.device import prepare_process, resolve_device, resolve_precision, wait_for
+from cifar_sweep.training.device import prepare_process, resolve_device, wait_for
 from cifar_sweep.training.images import data
 from cifar_sweep.training.limits import available_cores
 from cifar_sweep.training.models import build
@@ -135,7 +135,8 @@ def _row(
     workers, threads = plan.split.workers, plan.split.threads
     places = [resolve_device(device, worker=k) for k in range(max(workers, 2))]
     cores = available_cores() if places[0].type == "cpu" else 1
-    config, slow = (_config(model, batch, precision=precision, device=places[0]) for precision in ("auto", "fp32"))
+    assert plan.found is not None
+    config, slow = (_config(model, batch, precision=precision) for precision in (plan.found.precision, "fp32"))
     size, shared = plan.groups.size(config.shape), {"source": source, "seconds": SECONDS}
     our_call = shared | {"config": config, "members": size, "threads": threads}
     plain_call = shared | {"config": slow}
@@ -165,10 +166,9 @@ def _ratios(taken: Sequence[tuple[float, ...]], side: int) -> tuple[float, tuple
     return round(statistics.median(ratios), 2), (round(min(ratios), 2), round(max(ratios), 2))
 
 
-def _config(model: str, batch: int, *, precision: str, device: torch.device) -> TrialConfig:
-    params: dict[str, Any] = {"model": model, "batch_size": batch, "precision": precision}
-    fastest, _ = resolve_precision(device)
-    return TrialConfig.from_params(params, classes=10, precision=fastest, data_seed=0, seed=0)
+def _config(model: str, batch: int, *, precision: str) -> TrialConfig:
+    params: dict[str, Any] = {"model": model, "batch_size": batch}
+    return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
 
 
 def training_macs(config: TrialConfig) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from cifar_sweep.config import Shape
 from cifar_sweep.training import limits
+from cifar_sweep.training.batches import EVALUATION_BATCH
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import summarize
 
@@ -20,17 +21,20 @@ def member_bytes(shape: Shape) -> int:
     """About the memory that one trial of this shape takes in training, besides the images.
 
     Parameters, their gradients, two moments and the best ones so far in float32, and two copies in a step; of each
-    layer's output what is kept for the backward pass, its gradient, and what a layer works in.
+    layer's output what is kept for the backward pass, its gradient, and what a layer works in. Or, if that is more, the
+    input and the output of the widest layer in validation.
     """
-    parameters, outputs = _sizes(replace(shape, batch_size=1, epochs=1, train_images=0, data_seed=0))
-    return 28 * parameters + shape.batch_size * outputs * (5 if shape.precision == "bf16" else 10)
+    parameters, outputs, widest = _sizes(replace(shape, batch_size=1, epochs=1, train_images=0, data_seed=0))
+    training, validation = 10 * shape.batch_size * outputs, 8 * EVALUATION_BATCH * widest
+    return 28 * parameters + max(training, validation) // (2 if shape.precision == "bf16" else 1)
 
 
 @cache
-def _sizes(shape: Shape) -> tuple[int, int]:
-    """How many parameters a network has, and how many numbers its layers give for an image."""
+def _sizes(shape: Shape) -> tuple[int, int, int]:
+    """A network's parameters, how many numbers its layers give for an image, and how many the widest one gives."""
     rows = summarize(build(shape, seed=0), side=shape.image_size)
-    return sum(row.parameters for row in rows), sum(math.prod(row.output_shape) for row in rows)
+    outputs = [math.prod(row.output_shape) for row in rows]
+    return sum(row.parameters for row in rows), sum(outputs), max(outputs)
 
 
 def free_memory(device: torch.device) -> int | None:

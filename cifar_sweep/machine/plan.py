@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,10 +18,11 @@ from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.schedule import group_sizes
 from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of
 from cifar_sweep.machine.memory import free_memory
+from cifar_sweep.machine.processes import ask
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
 from cifar_sweep.machine.timing import Timer, devices
 from cifar_sweep.sweep.sweep import Sweep
-from cifar_sweep.training.device import prepare_process, resolve_device, resolve_precision
+from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.lanes import prepare_kernels
 from cifar_sweep.training.limits import available_cores, threads_asked
 
@@ -30,6 +31,23 @@ MAX_WORKERS = 16
 MEMORY_SHARE = 0.7
 # A sweep that typical speeds have done sooner is run without measuring, which itself takes a good part of that.
 SHORT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a process finds out about its device."""
+
+    name: str
+    precision: str  # the faster one
+    why: str  # it is, in words
+    free_bytes: int | None  # of its memory, as `free_memory` says
+
+
+def find_out(*, device: torch.device, threads: int, cache: Path | None) -> Found:
+    """What there is to know of a device for workers of so many `threads`. Readies the process as one of them."""
+    prepare_process(device, threads=threads)  # precision is measured so
+    precision, why = resolve_precision(device, cache=cache)
+    return Found(device_name(device), precision, why, free_memory(device))
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,7 @@ class Plan:
     seconds: float | None = None  # the expected wall seconds of the sweep if nothing is pruned
     gain: float | None = None  # how many times as fast as one trial at a time on the whole machine, where measured
     costs: Costs | None = None  # what the sweep's parts are reckoned to cost
+    found: Found | None = field(default=None, compare=False)  # of the device
 
     def __str__(self) -> str:
         workers, size = self.split.workers, self.usual
@@ -58,6 +77,7 @@ class _Task:
     device: str
     group: int
     train_images: int
+    found: Found
 
     @property
     def shapes(self) -> list[tuple[float, Shape]]:
@@ -65,16 +85,16 @@ class _Task:
 
     def plan(self, split: Split, speeds: Speeds) -> Plan:
         """The plan under this split; a worker's groups take its part of a device's free memory at most."""
-        free = free_memory(self.where)
+        free = self.found.free_bytes
         workers_of_a_device = math.ceil(split.workers / devices(self.where, self.device))
         free_bytes = None if free is None else int(MEMORY_SHARE * free / workers_of_a_device)
         groups = Groups(self.group or GROUP_SIZES[-1], {} if self.group else speeds, free_bytes)
         usual = _usual(*self.expected[0], split, groups)
         if not speeds:
-            return Plan(split, groups, usual)
+            return Plan(split, groups, usual, found=self.found)
         costs = costs_of(self.shapes, split, groups, speeds, self.train_images)
         seconds = math.fsum(unpruned_seconds(sweep, costs) for sweep, _ in self.expected)
-        return Plan(split, groups, usual, seconds, costs=costs)
+        return Plan(split, groups, usual, seconds, costs=costs, found=self.found)
 
     def one_at_a_time(self, split: Split, speeds: Speeds) -> float:
         """Seconds of all trials, one after the other."""
@@ -114,14 +134,13 @@ def choose(
     trials = sum(sweep.size for sweep in sweeps)
     splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
     is_given = trials == 1 or bool(group and len(splits) == 1)
-    prepare_process(where, threads=splits[0].threads)  # as a worker will be: precision is measured so
-    precision, _ = resolve_precision(where, cache=cache)
-    expected = [(sweep, expected_shapes(sweep, precision=precision)) for sweep in sweeps]
-    task = _Task(expected, where, device, group, train_images)
+    found = ask(find_out, device=where, threads=splits[0].threads, cache=cache)
+    expected = [(sweep, expected_shapes(sweep, precision=found.precision)) for sweep in sweeps]
+    task = _Task(expected, where, device, group, train_images, found)
     if is_given and not always:
         return task.plan(splits[0], {})
     alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
-    timer, considered = Timer(device, precision, cache), [*splits, alone]
+    timer, considered = Timer(device, found.precision, cache, found.name), [*splits, alone]
     networks = {network_of(shape) for _, shape in task.shapes}
     if not always and timer.missing(networks, considered) and (rough := task.rough(splits[0], networks)):
         return rough

@@ -46,15 +46,15 @@ class GroupSeconds(NamedTuple):
     checkpoint: float
 
 
-def rehearse(
-    sweep: Sweep, plan: Plan, *, source: str, device: str, precision: str, classes: int, started: float
-) -> Pace:
+def rehearse(sweep: Sweep, plan: Plan, *, source: str, device: str, classes: int, started: float) -> Pace:
     """The pace at which this machine will run `sweep` by `plan`, of whose costs the steps were timed.
 
-    `precision` is the faster one here; `started` are the seconds that a command takes until it starts its workers.
-    Raises StudyError if a measuring process ended, or raised.
+    `started` are the seconds that a command takes until it starts its workers. Raises StudyError if a measuring process
+    ended, or raised.
     """
     assert plan.costs is not None
+    assert plan.found is not None
+    precision = plan.found.precision
     places = [resolve_device(device, worker=k) for k in range(plan.split.workers)]
     timed: list[tuple[Shape, int, GroupSeconds]] = []
     with tempfile.TemporaryDirectory(prefix="cifar-sweep-") as folder, process_pool(len(places)) as pool:

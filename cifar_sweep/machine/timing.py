@@ -70,6 +70,7 @@ class Timer:
     device: str  # as it was named: auto, cpu, cuda or cuda:N
     precision: str  # fp32 or bf16
     cache: Path | None = None  # None is the user's own
+    name: str | None = None  # the device's, as `device_name` gives it; None: this process may ask
 
     def missing(self, networks: Collection[str], splits: Sequence[Split]) -> list[tuple[Split, str]]:
         """What `measure` would have to time. Deeper VGGs are taken from vgg11 by their multiply-accumulates."""
@@ -99,7 +100,7 @@ class Timer:
     def _key(self, split: Split) -> str:
         where = resolve_device(self.device)
         many = devices(where, self.device)
-        name = f"{where.type} {device_name(where)}" + (f" x {many}" if many > 1 else "")
+        name = f"{where.type} {self.name or device_name(where)}" + (f" x {many}" if many > 1 else "")
         by = f"torch {torch.__version__}, kernels {kernels_name(where)}"
         return f"{name}, {split.workers} x {split.threads} threads, {self.precision}, {by}"
 

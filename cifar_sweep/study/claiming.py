@@ -315,16 +315,23 @@ class Claiming:
                 self.storage.give_back(self.storage.trial_id(self.study, trial.number))
 
     def _requeue_orphans(self) -> None:
-        """Give the trials of dead workers back to the queue; fail one that has killed its worker too often."""
+        """Give the trials of dead workers back to the queue."""
         for trial_id in self.storage.orphans(self.study):
-            trial = TrialRecord(self.storage.optuna.get_trial(trial_id))
-            # Only deaths in the same epoch count: a long trial on a machine that often goes away gets on all the same.
-            deaths = 1 + (trial.deaths if trial.died_after == trial.epochs_done else 0)
-            changed: dict[str, Any] = {"died_after": trial.epochs_done, "deaths": deaths, "owner": None}
-            if deaths > MAX_DEATHS:
-                changed["reason"] = f"its worker died {deaths} times without finishing epoch {trial.epochs_done + 1}"
-                changed["reason"] += "; if it was killed for its time, an epoch needs more of it"
-            for name, value in changed.items():
-                self.storage.optuna.set_trial_user_attr(trial_id, name, value)
-            state = TrialState.FAIL if deaths > MAX_DEATHS else TrialState.WAITING
-            self.storage.optuna.set_trial_state_values(trial_id, state=state)
+            requeue_orphan(self.storage, trial_id)
+
+
+def requeue_orphan(storage: Storage, trial_id: int) -> bool:
+    """Give the trial of a dead worker back to the queue; fail one that has killed too many. Whether it is continued."""
+    trial = TrialRecord(storage.optuna.get_trial(trial_id))
+    # Only deaths in the same epoch count: a long trial on a machine that often goes away gets on all the same.
+    deaths = 1 + (trial.deaths if trial.died_after == trial.epochs_done else 0)
+    changed: dict[str, Any] = {"died_after": trial.epochs_done, "deaths": deaths, "owner": None}
+    if deaths > MAX_DEATHS:
+        changed["reason"] = f"its worker died {deaths} times without finishing epoch {trial.epochs_done + 1}"
+        changed["reason"] += "; if it was killed for its time, an epoch needs more of it"
+    for name, value in changed.items():
+        storage.optuna.set_trial_user_attr(trial_id, name, value)
+    storage.optuna.set_trial_state_values(
+        trial_id, state=TrialState.FAIL if deaths > MAX_DEATHS else TrialState.WAITING
+    )
+    return deaths <= MAX_DEATHS

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.search.choice import Choice, Choose, Course, InTime, Situation, in_time_always
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
-from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of
+from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, requeue_orphan
 from cifar_sweep.study.hours import TIME_OVER
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN
@@ -198,10 +198,11 @@ class SweepStudy(StoredStudy):
             self.storage.write(claim.trial, Change(whole | attributes, removed=epoch_keys(claim.curve)))
             self._study.tell(claim.trial, value, state=state)
 
-    def release(self, claim: Claim) -> bool:
+    def release(self, claim: Claim, *, died: bool = False) -> bool:
         """Give an unfinished trial back to the queue; fail it if the study was cancelled.
 
-        Returns whether somebody will continue it. Raises TrialLostError as `report` does.
+        `died` counts as a death of its worker, of which a trial may only cause so many. Returns whether somebody will
+        continue it. Raises TrialLostError as `report` does.
         """
         if self.state == CANCELLED and not self.sweep.given:  # nothing takes the place of a given point that failed
             self.fail(claim, "the study was cancelled")
@@ -209,6 +210,8 @@ class SweepStudy(StoredStudy):
         with self.storage.lock():
             if self.storage.owner(claim.trial_id) != claim.owner.token:
                 raise _lost(claim)
+            if died:
+                return requeue_orphan(self.storage, claim.trial_id)
             self.storage.give_back(claim.trial_id)
         return True
 

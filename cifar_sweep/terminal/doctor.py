@@ -29,12 +29,12 @@ def examine(*, storage: str, data: str, artifacts: str, skip_damaged: bool = Fal
     found = versions()
     device = resolve_device("auto")
     count, unit = (torch.cuda.device_count(), "GPU(s)") if device.type == "cuda" else (available_cores(), "core(s)")
-    precision, ratio = resolve_precision(device)
+    precision, why = resolve_precision(device)
     return [
         ("Python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed"),
         ("torch", True, ", ".join(f"{name} {found[name]}" for name in ("torch", "torchvision", "optuna"))),
         ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}{_limit()}"),
-        ("bf16", True, f"trains {ratio:.1f} times as fast as float32 here; precision auto is {precision}"),
+        ("bf16", True, f"{why}; precision auto is {precision}"),
         ("kernels", True, _kernels(device, precision)),
         *_data(data, skip_damaged),
         _storage(storage),

@@ -10,6 +10,9 @@ from cifar_sweep.errors import UsageError
 from cifar_sweep.training.images.data import ImageData
 
 CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
+# Images at a time where nothing is learnt: what fits into the caches of a CPU (docs/LOG.md, 2026-11-22). On a GPU, too:
+# a group takes them for all its members at once, and is to need no more memory than in training.
+EVALUATION_BATCH = 200
 
 
 class Batches:
@@ -47,8 +50,6 @@ class Batches:
         self._dtype = dtype
         # Pixels are converted in this one: a half precision would round twice.
         self._arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
-        # Where nothing is learnt: few calls on a GPU; what fits into the caches of a CPU (docs/LOG.md, 2026-11-22).
-        self._evaluation_batch = 500 if device.type == "cuda" else 200
         self._normalize = normalize
         # A channel that is the same everywhere has no deviation; dividing by 1 leaves it at 0.
         numbers = [data.channel_mean, [deviation or 1.0 for deviation in data.channel_std]]
@@ -75,15 +76,14 @@ class Batches:
         order = torch.randperm(self.train_images, generator=generator)[: self.train_images - leaves_one]
         return self._batches(self._images, self._labels, self._train_index[order], batch_size)
 
-    def validation(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def validation(self, batch_size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the validation images in fixed order, as `train` does."""
-        size = batch_size or self._evaluation_batch
-        return self._batches(self._images, self._labels, self._validation_index, size)
+        return self._batches(self._images, self._labels, self._validation_index, batch_size)
 
-    def test(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self, batch_size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all test images in fixed order, as `train` does; only this call moves them to the device."""
         images, labels = self._data.test_images.to(self.device), self._data.test_labels.to(self.device)
-        return self._batches(images, labels, torch.arange(len(labels)), batch_size or self._evaluation_batch)
+        return self._batches(images, labels, torch.arange(len(labels)), batch_size)
 
     def _batches(
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int

@@ -11,10 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cifar_sweep.errors import DeviceError, DiskError
+from cifar_sweep.errors import DeviceError, DiskError, one_line
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.training.limits import available_cores, threads_asked
 
+# The CPU's allocator; what CUDA loads and makes besides tensors; its libraries.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+# The first compute capability whose tensor cores multiply bf16.
+BF16_CAPABILITY = (8, 0)
 # Below this one pair of steps is enough: without bf16 instructions it is about 0.1, and seven pairs take five seconds.
 HOPELESS_SPEEDUP = 0.5
 # bf16 must win by this much: below it, the wider mantissa of float32 is worth more than the time.
@@ -30,7 +36,8 @@ def resolve_device(name: str, *, worker: int = 0) -> torch.device:
         return torch.device("cpu")
     if name == "cuda" or (name.startswith("cuda:") and name[5:].isdecimal()):
         if not found:
-            raise DeviceError(f"device {name!r}: PyTorch sees no CUDA device here; accepted here: auto, cpu.")
+            why = f"PyTorch sees no CUDA device here ({_why_no_cuda()})"
+            raise DeviceError(f"device {name!r}: {why}; accepted here: auto, cpu.")
         index = worker % found if name == "cuda" else int(name[5:])
         if index < found:
             return torch.device("cuda", index)
@@ -39,16 +46,28 @@ def resolve_device(name: str, *, worker: int = 0) -> torch.device:
     raise DeviceError(f"device {name!r} is unknown; accepted: auto, cpu, cuda, cuda:N.")
 
 
-def prepare_process(device: torch.device, *, threads: int) -> int:
+def _why_no_cuda() -> str:
+    """Why there is no CUDA device: a PyTorch without it, a driver that is missing or too old, a hidden GPU."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return one_line(error).partition(": ")[2].partition(". ")[0]
+    return "CUDA_VISIBLE_DEVICES shows it none"
+
+
+def prepare_process(device: torch.device, *, threads: int, share: float = 1.0) -> int:
     """Ready this process for training; returns the number of threads in force. 0 `threads` is one per available core.
 
     On a GPU: convolutions in true float32 where bf16 is not asked for, and by the same algorithm each time. Pooling and
-    reflection padding still add up in any order there, so a GPU's numbers repeat nearly, the CPU's exactly.
+    reflection padding still add up in any order there, so a GPU's numbers repeat nearly, the CPU's exactly. Of its
+    memory the process takes a `share` at most, so that others on it find theirs.
     """
     if device.type == "cpu":
         torch.set_num_threads(threads or threads_asked() or available_cores())
         _keep_freed_memory()
     else:
+        torch.cuda.set_device(device)  # what names no device would go to the first GPU, and make a context there
+        torch.cuda.set_per_process_memory_fraction(share, device)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
     return torch.get_num_threads()
@@ -68,8 +87,17 @@ def _keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device's memory is spent; the CPU's allocator says so in a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether a device's memory is spent; all but PyTorch's allocator for GPUs say so in a RuntimeError's words."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def is_sick(device: torch.device) -> bool:
+    """Whether this process can compute nothing more on the device: after some of CUDA's errors every call fails."""
+    try:
+        wait_for(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def wait_for(device: torch.device) -> None:
@@ -89,42 +117,45 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
-def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tuple[str, float]:
-    """``fp32`` or ``bf16``, whichever is faster here, and how many times faster bf16 is: measured once, remembered."""
+def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tuple[str, str]:
+    """``fp32`` or ``bf16``, whichever is faster here, and why in words.
+
+    A GPU is asked for its tensor cores: a network small enough to be timed would time its launches. On a CPU it is
+    measured once, and remembered in the cache folder.
+    """
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        has = "has" if capability >= BF16_CAPABILITY else "has no"
+        return ("bf16" if has == "has" else "fp32"), f"compute capability {capability[0]}.{capability[1]} {has} bf16"
     key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     path = (cache or default_cache()) / "precision.json"
     known: dict[str, float] = {}
     with suppress(OSError, ValueError, AttributeError, TypeError):  # none yet, or damaged: then it is measured again
         known = {str(name): float(ratio) for name, ratio in json.loads(path.read_text()).items()}
     if key not in known:
-        known[key] = round(_bf16_speedup(device), 2)
+        known[key] = round(_bf16_speedup(), 2)
         with suppress(DiskError):  # a read-only home: measured again next time
             replace_file(path, json.dumps(known, indent=2).encode())
-    return ("bf16" if known[key] >= WORTHWHILE_SPEEDUP else "fp32"), known[key]
+    ratio = known[key]
+    return ("bf16" if ratio >= WORTHWHILE_SPEEDUP else "fp32"), f"bf16 is {ratio:.1f} times as fast here"
 
 
-def _bf16_speedup(device: torch.device) -> float:
-    """Training steps per second in bf16 over those in float32, for a small network; median of interleaved pairs."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return 0.0
+def _bf16_speedup() -> float:
+    """Training steps per second in bf16 over those in float32 on the CPU, for a small network; median of pairs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         convolutions = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()
         network = nn.Sequential(*convolutions, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(4096, 10))
         images = torch.rand(64, 3, 32, 32)
-    network = network.to(device).to(memory_format=torch.channels_last)
-    images = images.to(device).contiguous(memory_format=torch.channels_last)
-    steps = 4 if device.type == "cuda" else 1  # on the CPU one takes a tenth of a second
+    network = network.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
 
     def seconds(bf16: bool) -> float:
-        wait_for(device)
         start = time.perf_counter()
-        for _ in range(steps):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = network(images).float().square().mean()
-            network.zero_grad()
-            loss.backward()
-        wait_for(device)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = network(images).float().square().mean()
+        network.zero_grad()
+        loss.backward()
         return time.perf_counter() - start
 
     seconds(False), seconds(True)

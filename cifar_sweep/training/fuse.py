@@ -150,6 +150,7 @@ class FusedConv2d(nn.Module):
         if self.reflect:
             high, wide = padding
             x, padding = functional.pad(x, [wide, wide, high, high], mode="reflect"), (0, 0)
+            x = x.contiguous(memory_format=torch.channels_last)  # CUDA pads into the other order
         groups = x.shape[1] // self.inputs  # images are shared: one group
         return functional.conv2d(x, weight, bias, padding=padding, groups=groups, **self.strides)
 

@@ -27,6 +27,8 @@ from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import build_optimizer, learning_rate_at
 from cifar_sweep.training.rows import Masks, Rows
 
+CUDA_STATE_BYTES = 16  # of a random generator there: its seed and how far it is
+
 
 class EpochInterruptedError(Exception):
     """The epoch was stopped in its middle. The run cannot go on from here, only from a stored state."""
@@ -44,9 +46,20 @@ class Member:
         self.history: list[EpochResult] = []
         self.best_weights: dict[str, torch.Tensor] = {}
         self.correct = torch.empty(0, dtype=torch.uint8)
-        # A generator on a CUDA device draws its masks there: no transfer, no synchronisation.
-        self.generator = torch.Generator(device if config.knobs.dropout else "cpu")
+        # On the device, where masks are drawn without a transfer; a layer of a user's own may have a rate of its own.
+        self.generator = torch.Generator(device)
         self.generator.manual_seed(derive_seed(config.knobs.seed, "dropout"))
+
+    def generator_in(self, state: torch.Tensor, *, epoch: int) -> torch.Generator:
+        """A generator in the stored `state`; one that was stored after `epoch` on another kind of device has a new one.
+
+        RuntimeError where it is no state of a generator.
+        """
+        on_cpu = self.generator.device.type == "cpu"
+        generator = torch.Generator(self.generator.device)
+        if len(state) == (CUDA_STATE_BYTES if on_cpu else len(torch.Generator().get_state())):
+            return generator.manual_seed(derive_seed(self.config.knobs.seed, "dropout", epoch))
+        return generator.set_state(state)
 
     def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor], correct: torch.Tensor) -> None:
         """Add an epoch to the curve. The weights, and what they name rightly, are kept if it is the best so far."""
@@ -195,14 +208,17 @@ class Run:
         return tensors | {"generator": member.generator.get_state(), "correct": member.correct}
 
     def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
-        """Have member `k` go on, bit for bit, from a `state` of the same config in whatever group; else StateError."""
+        """Have member `k` go on, bit for bit, from a `state` of the same config in whatever group; else StateError.
+
+        Where that is of a GPU and this a CPU, or the other way round, dropout goes on with masks of its own.
+        """
         member = self.members[k]
         best, known = _below("best.", state), _below("optimizer.", state)
         try:
             history = [EpochResult(**result) for result in json.loads(bytes(state["history"].tolist()))]
-            torch.Generator(member.generator.device).set_state(state["generator"])  # raises where it is none
+            generator = member.generator_in(state["generator"], epoch=len(history))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise
             raise StateError(one_line(error)) from error
         if best and best.keys() != self.network.member_state(k).keys():
@@ -210,7 +226,7 @@ class Run:
         if any(value.dim() and value.shape != self._rows[k].shape for value in known.values()):
             raise StateError("the optimizer's state is not one of this network")
         self.network.load_member_state(k, _below("network.", state))
-        member.generator.set_state(state["generator"])
+        member.generator.set_state(generator.get_state())
         member.best_weights = {name: value.to(self.device) for name, value in best.items()}
         self.optimizer.state[self._rows[k]] = {name: value.to(self.device) for name, value in known.items()}
         member.correct = state.get("correct", member.correct).to(self.device)  # what was stored before has none

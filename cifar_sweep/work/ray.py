@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from cifar_sweep.database.address import absolute
 from cifar_sweep.database.outage import is_outage, wait_out
-from cifar_sweep.errors import CifarSweepError, UsageError
+from cifar_sweep.errors import CifarSweepError, SickDeviceError, UsageError, one_line
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study.opening import open_studies
@@ -167,15 +167,16 @@ class _Crew:
             try:
                 await self._do(job, actor)
                 return
-            except self._ray.exceptions.RayError as failure:
+            except (self._ray.exceptions.RayError, SickDeviceError) as failure:
                 host = self._hosts.pop(job.worker, None)
                 self._raise_if_lasting(failure)
                 log.debug("worker %d: %s", job.worker, failure)
+                part = one_line(failure) if isinstance(failure, SickDeviceError) else "with its process or its node"
             self._kill(actor)  # it may only be out of reach
             if self._closing:
                 return
             losses += 1
-            where = f"on {host}, with its process or its node" if host else "before it started"
+            where = f"on {host}, {part}" if host else "before it started"
             pause = min(losses * RESTART_SECONDS, LONGEST_RESTART_SECONDS)
             again = f"it is started again in {pause:.0f} s, wherever there is room"
             self._say(f"worker {job.worker} was lost {where}; {again}.")
@@ -188,6 +189,8 @@ class _Crew:
             raise ClusterError(f"{host}: {there}, here {__version__}; all machines need the same.")
         self._hosts[job.worker] = host
         error = await self._answer(actor.work.remote(job, self._terms))
+        if isinstance(error, SickDeviceError):
+            raise error
         del self._hosts[job.worker], self._actors[job.worker]
         if error is not None:
             raise error if host == socket.gethostname() else type(error)(f"{host}: {error}")
@@ -267,11 +270,14 @@ def _planned(job: Job, terms: Terms) -> Job:
         with suppress(OSError):  # a read-only home: then they measure beside each other
             default_cache().mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(default_cache() / "plan.lock"))
-        groups = choose(sweeps, device=job.device, workers=1, threads=job.threads, group=terms.group).groups
-    if groups.free_bytes is not None:  # the plan is for one worker on the whole machine
-        part = min(1.0, terms.gpus or job.threads / available_cores())
+        # A GPU is measured with all workers that it has room for; a machine's cores with one.
+        workers = int(1 / terms.gpus) if terms.gpus else 1
+        plan = choose(sweeps, device=job.device, workers=workers, threads=job.threads, group=terms.group)
+    groups = plan.groups
+    if groups.free_bytes is not None and not terms.gpus:
+        part = min(1.0, job.threads / available_cores())
         groups = replace(groups, free_bytes=int(part * groups.free_bytes))
-    return replace(job, groups=groups)
+    return replace(job, groups=groups, share=terms.gpus or 1.0)
 
 
 def _check_landmarks(landmarks: Sequence[Path]) -> None:

@@ -84,8 +84,8 @@ def check_request(on: str, *, storage: str, artifacts: str, device: str, gpus: f
             raise UsageError(
                 f"{said}: an SQLite database serves one machine; a cluster needs postgresql:// for --storage{files}."
             )
-    if not (gpus >= 0 and (gpus < 1 or gpus.is_integer())):
-        raise UsageError(f"--gpus-per-worker {gpus:g}: accepted: a fraction from 0 to 1, or a whole number.")
+    if not 0 <= gpus <= 1:
+        raise UsageError(f"--gpus-per-worker {gpus:g}: a worker trains on one GPU; accepted: from 0 to 1.")
     if device.startswith("cuda:"):
         raise UsageError(f"--device {device}: on Ray the cluster chooses the GPU; accepted: auto, cpu, cuda.")
     if device == "cuda" and not gpus:

@@ -16,13 +16,13 @@ import torch
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.curve import best_epoch
 from cifar_sweep.database.outage import explain, is_outage
-from cifar_sweep.errors import CifarSweepError, one_line
+from cifar_sweep.errors import CifarSweepError, SickDeviceError, one_line
 from cifar_sweep.study.claim import Claim, TrialLostError
 from cifar_sweep.study.files import drop_needless
 from cifar_sweep.study.lease import Patience
 from cifar_sweep.study.selection import packed
 from cifar_sweep.study.study import SweepStudy
-from cifar_sweep.training.device import is_out_of_memory
+from cifar_sweep.training.device import is_out_of_memory, is_sick
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import EpochInterruptedError, Run
 from cifar_sweep.work.trial_files import TrialFiles
@@ -62,6 +62,7 @@ class Training:
     artifacts: Artifacts
     stop: Callable[[], bool]  # asked before every step of the optimizer
     patiently: Patience
+    spared: bool = True  # whether a trial that alone is too large is given back, and not failed
     trials: list[HeldTrial] = field(default_factory=list)  # as the run's members; those that do not go on are left out
     away: bool = False  # whether the database did not answer when the last epoch was to be reported
 
@@ -70,6 +71,7 @@ class Training:
 
         Raises:
             GroupTooLargeError: it needs more memory than there is.
+            SickDeviceError: this process can compute nothing more; all were given back.
             CifarSweepError: no trial is at fault; all were given back.
         """
         self.trials = [HeldTrial(claim, TrialFiles(self.artifacts, self.study, claim)) for claim in claims]
@@ -87,7 +89,10 @@ class Training:
             if explain(error) is not None:
                 raise  # the database does not answer: the trials are continued when it does
             failing, *others = self._unfinished()
-            if others and is_out_of_memory(error):
+            if is_sick(self.device):  # one of these trials may have made it so
+                self._give_back([failing, *others], died=True)
+                raise SickDeviceError(f"{self.device}: {one_line(error)}.") from None
+            if (others or self.spared) and is_out_of_memory(error):
                 self._give_back([failing, *others])
                 raise GroupTooLargeError from None
             self._give_back(others)
@@ -191,8 +196,8 @@ class Training:
         self.patiently(lambda: self._release(trial))
         return Outcome.ENDED
 
-    def _release(self, trial: HeldTrial) -> None:
-        if not self.study.release(trial.claim):
+    def _release(self, trial: HeldTrial, *, died: bool = False) -> None:
+        if not self.study.release(trial.claim, died=died):
             trial.files.discard()
 
     def _complete(self, run: Run, k: int) -> Outcome:
@@ -228,11 +233,11 @@ class Training:
         failing.files.discard()
         return reason
 
-    def _give_back(self, trials: Sequence[HeldTrial]) -> None:
+    def _give_back(self, trials: Sequence[HeldTrial], *, died: bool = False) -> None:
         """Release unfinished trials that are still ours, if the storage answers; else they are found orphaned."""
         for trial in trials:
             try:
-                self._release(trial)
+                self._release(trial, died=died)
             except Exception as error:
                 log.debug("trial %d could not be given back now: %s", trial.claim.number, error)
                 if is_outage(error):

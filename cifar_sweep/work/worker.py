@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+
 from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import Shape
 from cifar_sweep.database.outage import is_outage, pause, wait_out
@@ -17,6 +19,7 @@ from cifar_sweep.errors import CifarSweepError, DiskError, StudyError
 from cifar_sweep.forecast.hours import in_time, replan
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
 from cifar_sweep.machine.plan import Plan
+from cifar_sweep.machine.timing import devices
 from cifar_sweep.search.chooser import Chooser
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.files import drop_needless, settle_in
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5  # between two looks for a trial that another worker gives back
 IDLE_SECONDS = 2.0  # between two looks for a study that is submitted
 RETRY_SECONDS = 60  # before what ended all workers is tried again
+MEMORY_SECONDS = 10  # before a single trial that did not fit into memory is tried again
 MAX_CONSECUTIVE_FAILURES = 5  # then the study is at fault, or this machine, and no single trial
 
 
@@ -55,6 +59,7 @@ class Job:
     worker: int = 0  # the worker's position among those started together
     workers: int = 1  # how many were started together
     groups: Groups = ONE_AT_A_TIME  # how many trials of a shape to train at once
+    share: float = 1.0  # what part of its GPU's memory it may take
 
     def out_of_time(self) -> bool:
         """Whether the deadline has passed."""
@@ -62,15 +67,16 @@ class Job:
 
 
 def run_workers(job: Job, plan: Plan, *, stop: Callable[[], bool]) -> None:
-    """Do `job` with as many workers as `plan` says: one in this process, several in processes of their own.
+    """Do `job` with as many workers as `plan` says: one in this process, several, or any on a GPU, in their own.
 
     Raises a worker's CifarSweepError; the others are asked to stop first.
     """
-    split = plan.split
-    planned = replace(job, threads=split.threads, workers=split.workers, groups=plan.groups)
-    if split.workers == 1:
+    split, where = plan.split, resolve_device(job.device)
+    share = 1 / math.ceil(split.workers / devices(where, job.device))
+    planned = replace(job, threads=split.threads, workers=split.workers, groups=plan.groups, share=share)
+    if split.workers == 1 and where.type == "cpu":
         work(planned, stop=stop)
-    else:
+    else:  # a GPU that is sick is well again in a new process
         jobs = [replace(planned, worker=worker) for worker in range(split.workers)]
         run_in_processes([partial(work, each) for each in jobs], stop=stop)
 
@@ -132,7 +138,7 @@ class _TrialWorker:
     def __init__(self, job: Job, storage: Storage, *, stop: Callable[[], bool]) -> None:
         self.job, self.storage, self.stop = job, storage, stop
         self.device = resolve_device(job.device, worker=job.worker)
-        threads = prepare_process(self.device, threads=job.threads)
+        threads = prepare_process(self.device, threads=job.threads, share=job.share)
         shown, (precision, _) = f"{self.device.type} ({device_name(self.device)})", resolve_precision(self.device)
         self.worker = Worker(Owner.current(), shown, threads, precision, kernels_name(self.device))
         self.patiently = Patience(storage, stop)
@@ -185,7 +191,7 @@ class _TrialWorker:
         return self.choosers[space]
 
     def _size(self, shape: Shape) -> int:
-        return min(self.job.groups.size(shape), self.fitting.get(shape, sys.maxsize))
+        return min(self.job.groups.size(shape), max(1, self.fitting.get(shape, sys.maxsize)))
 
     def _is_able(self, study: SweepStudy) -> bool:
         if study.uid not in self.unable and study.uid not in self.ready:
@@ -210,27 +216,42 @@ class _TrialWorker:
 
     def _train(self, study: SweepStudy, claims: list[Claim]) -> None:
         data, artifacts = self.ready[study.uid]
-        failed, end = None, self.patiently(study.search_end) or math.inf
+        failed, too_large, end = None, False, self.patiently(study.search_end) or math.inf
         with Lease(self.storage, study.name, claims) as lease:
 
             def stopped() -> bool:
                 return self.stop() or lease.halted or time.time() >= end
 
-            training = Training(study, data, self.device, artifacts, stopped, self.patiently)
+            fits = self.fitting.get(claims[0].config.shape)
+            training = Training(study, data, self.device, artifacts, stopped, self.patiently, spared=fits != 0)
             try:
                 failed = training.train(claims)
+                self.fitting |= {claims[0].config.shape: 1} if fits == 0 else {}
             except DiskError as error:
                 if self.job.studies:
                     raise
                 self._leave(study, error)
             except GroupTooLargeError:
-                self.fitting[claims[0].config.shape] = len(claims) // 2
-                log.warning("%d trials at once do not fit into memory; going on with half as many", len(claims))
+                too_large = True
+        if too_large:  # only here is the group itself gone
+            self._try_smaller(claims)
         self.given_up = self.given_up if failed else 0
         self.failures[study.uid] = self.failures[study.uid] + 1 if failed else 0
         if self.failures[study.uid] >= MAX_CONSECUTIVE_FAILURES:
             self.failures[study.uid] = 0
             self._give_up(study, f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed; the last one: {failed}")
+
+    def _try_smaller(self, claims: Sequence[Claim]) -> None:
+        """Note that so many trials do not fit into the memory, and give it what this process holds of it in vain."""
+        self.fitting[claims[0].config.shape] = half = len(claims) // 2
+        torch.cuda.empty_cache()
+        if half:
+            log.warning("%d trials at once do not fit into memory; going on with half as many", len(claims))
+        else:
+            log.warning(
+                "a trial does not fit into the memory that is left; it is tried once more in %d s", MEMORY_SECONDS
+            )
+            pause(MEMORY_SECONDS, self.stop)
 
     def _give_up(self, study: SweepStudy, reason: str) -> None:
         """Keep a study whose trials all fail from wasting more time; others go on."""

@@ -16,6 +16,9 @@ from cifar_sweep.machine.groups import ONE_AT_A_TIME, VGG_MACS, Groups, config_o
 from cifar_sweep.machine.memory import free_memory, member_bytes
 from cifar_sweep.machine.speeds import typical
 from cifar_sweep.machine.timing import step_seconds
+from cifar_sweep.training.batches import EVALUATION_BATCH
+from cifar_sweep.training.images import data
+from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs
 from cifar_sweep.training.train import Run
@@ -118,16 +121,18 @@ def test_a_member_takes_more_memory_for_more_images_and_more_parameters() -> Non
     assert member_bytes(shape(precision="bf16")) < member_bytes(shape(precision="fp32"))
 
 
-def peak_bytes(each: TrialConfig, *, members: int, trace: Path) -> int:
-    """The most that PyTorch had allocated at a time in the first steps of a group."""
+def peak_bytes(each: TrialConfig, *, members: int, trace: Path, images: ImageData | None = None) -> int:
+    """The most that PyTorch had allocated at a time in the first steps of a group, or in an epoch on images."""
     dtype = torch.bfloat16 if each.shape.precision == "bf16" else torch.float32
-    images = torch.rand(each.shape.batch_size, 3, 32, 32).to(dtype)
+    pixels = torch.rand(each.shape.batch_size, 3, 32, 32).to(dtype)
     labels = torch.zeros(each.shape.batch_size, dtype=torch.long)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run = Run([each] * members, None, device=CPU)
+        run = Run([each] * members, images, device=CPU)
         run.start_epoch(1)
         for _ in range(2):
-            run.step(images, labels)
+            run.step(pixels, labels)
+        if images:
+            run.epoch()
     profiler.export_chrome_trace(str(trace))
     events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
     totals = [event["args"]["Total Allocated"] for event in sorted(events, key=lambda event: event["ts"])]
@@ -145,6 +150,15 @@ def peak_bytes(each: TrialConfig, *, members: int, trace: Path) -> int:
 def test_a_real_group_takes_no_more_memory_than_is_reckoned_with(params: dict[str, Any], tmp_path: Path) -> None:
     each = config(**params)
     taken = peak_bytes(each, members=2, trace=tmp_path / "trace.json") / 2
+    assert taken < member_bytes(each.shape) < 4 * taken
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_takes_no_more_memory_than_is_reckoned_with(precision: str, tmp_path: Path) -> None:
+    """Its batches are larger than small ones of training, and it comes at the end of an epoch."""
+    each = config("convnet", batch_size=2, train_images=4, validation_images=EVALUATION_BATCH, precision=precision)
+    images = data.load("synthetic:1000")
+    taken = peak_bytes(each, members=4, trace=tmp_path / "trace.json", images=images) / 4
     assert taken < member_bytes(each.shape) < 4 * taken
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import torch
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import DeviceError
 from cifar_sweep.forecast.costs import Costs, NetworkCosts, Speed
-from cifar_sweep.machine import plan, speeds, timing
+from cifar_sweep.machine import plan, processes, speeds, timing
 from cifar_sweep.machine.groups import GROUP_SIZES, Groups
 from cifar_sweep.machine.memory import member_bytes
-from cifar_sweep.machine.plan import MEMORY_SHARE, SHORT_SECONDS, Plan
+from cifar_sweep.machine.plan import MEMORY_SHARE, SHORT_SECONDS, Found, Plan, find_out
 from cifar_sweep.machine.speeds import Split, rough_costs
 from cifar_sweep.machine.timing import Timer, step_seconds
 from cifar_sweep.sweep.parsing import parse
@@ -78,7 +78,9 @@ class Machine:
         self.pools.append(size)
         yield self
 
-    def together(self, function: Callable[..., float], *calls: dict[str, Any]) -> list[float]:
+    def together(self, function: Callable[..., Any], *calls: dict[str, Any]) -> list[Any]:
+        if function is find_out:
+            return [Found("a GPU", "fp32", "it is", self.free)]
         assert function is step_seconds
         workers, call = len(calls), calls[0]
         assert workers <= self.pools[-1]
@@ -121,8 +123,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 def two_gpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(plan, "prepare_process", lambda device, threads: 1)
+    monkeypatch.setattr(processes, "process_pool", lambda size: nullcontext(machine))
+
+    def in_this_process(*_: object) -> Any:
+        raise AssertionError("half a gigabyte of the first GPU is gone, and all of it for others where it is exclusive")
+
+    for name in ("get_device_name", "get_device_capability", "mem_get_info", "set_device", "init"):
+        monkeypatch.setattr(torch.cuda, name, in_this_process)
     return machine
 
 
@@ -408,6 +415,7 @@ def test_two_gpus_have_a_worker_or_more_each(two_gpus: Machine) -> None:
     eight = next(devices for devices in two_gpus.devices if len(devices) == 8)
     assert eight == ["cuda:0", "cuda:1"] * 4
     assert found.split == Split(8, 1)
+    assert found.found == Found("a GPU", "fp32", "it is", two_gpus.free)
 
 
 def test_a_gpu_that_is_named_has_one_worker_or_more(two_gpus: Machine) -> None:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cifar_sweep.forecast.costs import END_SECONDS, Costs, NetworkCosts, Pace, S
 from cifar_sweep.machine import rehearsal
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.outlook import look_ahead
-from cifar_sweep.machine.plan import Plan
+from cifar_sweep.machine.plan import Found, Plan
 from cifar_sweep.machine.rehearsal import GroupSeconds, group_seconds, rehearse
 from cifar_sweep.machine.speeds import Split
 from cifar_sweep.machine.timing import Timer
@@ -72,9 +73,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Here:
 
 
 def tried(chosen: Sweep, costs: Costs = COSTS) -> Pace:
-    return rehearse(
-        chosen, plan(costs), source="synthetic:500", device="cpu", precision="fp32", classes=10, started=3.0
-    )
+    planned = replace(plan(costs), found=Found("a model", "fp32", "it is", None))
+    return rehearse(chosen, planned, source="synthetic:500", device="cpu", classes=10, started=3.0)
 
 
 def test_a_rehearsal_corrects_the_costs(here: Here, small_data: Any) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cifar_sweep.config import MODEL_NAMES, TrialConfig
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
-from cifar_sweep.training.fuse import Fused
+from cifar_sweep.training.fuse import Fused, FusedConv2d
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks
@@ -267,3 +268,22 @@ def test_a_state_of_another_network_is_refused() -> None:
     fused = Fused([build(config("lenet").shape, seed=0)], [Masks(0.0, torch.Generator())])
     with pytest.raises(StateError, match="not one of this network"):
         fused.load_member_state(0, build(config("convnet").shape, seed=0).state_dict())
+
+
+def test_padding_by_reflection_keeps_the_order_in_which_convolutions_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's gives the other one."""
+    layers = [nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect") for _ in range(2)]
+    pad, orders = functional.pad, []
+    monkeypatch.setattr(functional, "pad", lambda *args, **options: pad(*args, **options).contiguous())
+    convolve = functional.conv2d
+    monkeypatch.setattr(
+        functional,
+        "conv2d",
+        lambda x, *rest, **options: (
+            orders.append(x.is_contiguous(memory_format=torch.channels_last)),
+            convolve(x, *rest, **options),
+        )[1],
+    )
+    images = torch.rand(5, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    FusedConv2d(layers, [])(images, weight=torch.cat([layer.weight for layer in layers]))
+    assert orders == [True]

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.errors import CifarSweepError, DataError, UsageError
+from cifar_sweep.errors import CifarSweepError, DataError, SickDeviceError, UsageError
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.machine.speeds import Split
@@ -260,9 +260,10 @@ def test_the_module_does_not_load_ray() -> None:
     [
         ("cuda:1", 1.0, "cluster chooses"),
         ("cuda", 0.0, "only by --gpus"),
-        ("auto", 1.5, "whole"),
+        ("auto", 1.5, "from 0 to 1"),
+        ("auto", 2.0, "one GPU"),
         ("auto", -1.0, "from 0"),
-        ("auto", float("nan"), "whole"),
+        ("auto", float("nan"), "from 0"),
     ],
 )
 def test_impossible_resources_are_refused(device: str, gpus: float, why: str, ray: FakeRay) -> None:
@@ -421,6 +422,19 @@ def test_a_lost_worker_is_started_again(
     assert ray.killed[:2] == ray.actors[:2]  # it may only be out of reach
 
 
+def test_a_worker_whose_gpu_is_sick_is_started_again_in_another_process(
+    ray: FakeRay, study: SweepStudy, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, sick = ClusterWorker.work, iter([SickDeviceError("cuda:0: AcceleratorError: CUDA error: unspecified.")])
+    monkeypatch.setattr(ClusterWorker, "work", lambda *asked: next(sick, None) or work(*asked))
+    run(job(), said)
+    assert states(study) == ["complete"] * 4
+    assert f"on {socket.gethostname()}, SickDeviceError: cuda:0: AcceleratorError: CUDA error: unspecified" in said[1]
+    assert "it is started again in" in said[1]
+    assert ray.killed[0] is ray.actors[0]
+    assert len(ray.actors) == 2
+
+
 def test_a_worker_that_waits_for_room_holds_nobody_up(
     ray: FakeRay, study: SweepStudy, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,9 +547,11 @@ def test_groups_are_planned_where_they_are_trained(study: SweepStudy, monkeypatc
     one = job(device="cpu", threads=1)
     assert ClusterWorker().work(one, terms(group=0)) is None
     assert ClusterWorker().work(one, terms(group=8, gpus=0.5)) is None
-    wanted = {"device": "cpu", "workers": 1, "threads": 1, "sweeps": [4]}
-    assert asked == [wanted | {"group": 0}, wanted | {"group": 8}]
-    assert [each.groups for each in done] == [Groups(8, {}, 250), Groups(8, {}, 500)]  # of the memory, its part
+    wanted = {"device": "cpu", "threads": 1, "sweeps": [4]}
+    # A GPU with all workers that share it: the plan has its memory shared out among them.
+    assert asked == [wanted | {"group": 0, "workers": 1}, wanted | {"group": 8, "workers": 2}]
+    assert [each.groups for each in done] == [Groups(8, {}, 250), Groups(8, {}, 1000)]
+    assert [each.share for each in done] == [1.0, 0.5]
 
 
 def test_the_lease_is_the_same_everywhere(

@@ -16,7 +16,7 @@ import torch
 from cifar_sweep import files
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.curve import EpochResult
-from cifar_sweep.errors import DiskError, StudyError, UsageError
+from cifar_sweep.errors import DiskError, SickDeviceError, StudyError, UsageError
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.study.claim import TrialLostError
 from cifar_sweep.study.opening import load, open_or_resume
@@ -27,6 +27,7 @@ from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
+from cifar_sweep.work import runner, worker
 from cifar_sweep.work.submit import check_images, facts
 from cifar_sweep.work.worker import Job, work
 
@@ -200,14 +201,14 @@ def test_a_trial_that_raises_fails_and_the_sweep_goes_on(
 
     def sometimes(run: Run, *arguments: Any) -> list[EpochResult]:
         if next(calls) == 0:
-            raise MemoryError("DefaultCPUAllocator: can't allocate memory")
+            raise ValueError("no luck")
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", sometimes)
     study = study_of(small_data)
     work(job())
     assert states(study.trials()) == ["failed"] + ["complete"] * 3
-    assert study.trials()[0].reason == "MemoryError: DefaultCPUAllocator: can't allocate memory"
+    assert study.trials()[0].reason == "ValueError: no luck"
 
 
 def test_a_sweep_whose_trials_all_fail_ends(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,6 +556,70 @@ def test_a_group_too_large_for_memory_is_made_smaller(
     assert "5 trials at once do not fit into memory; going on with half as many" in caplog.text
 
 
+def test_a_trial_that_finds_no_memory_once_is_as_any_other(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others that share the device had it."""
+    monkeypatch.setattr(worker, "MEMORY_SECONDS", 0)
+    epoch, short = Run.epoch, iter([False, True, False, True])
+
+    def sometimes(run: Run, *arguments: Any) -> list[EpochResult]:
+        if next(short, False):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", sometimes)
+    study = study_of(small_data, fixed=ONE_EPOCH)
+    work(job())
+    assert states(study.trials()) == ["complete"] * 3
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_sick_device_costs_no_trial(size: int, small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch, calls = Run.epoch, iter(range(100))
+
+    def illegal(run: Run, *arguments: Any) -> list[EpochResult]:
+        if next(calls) == 1:
+            monkeypatch.setattr(runner, "is_sick", lambda device: True)
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors")
+        return epoch(run, *arguments)
+
+    monkeypatch.setattr(Run, "epoch", illegal)
+    study = study_of(small_data, trials=size, fixed=TINY["fixed"] | {"epochs": 2})
+    with pytest.raises(SickDeviceError, match=r"^cpu: AcceleratorError: CUDA error: an illegal .*d\.$"):
+        work(job(groups=Groups(size)))
+    assert states(study.trials()) == ["waiting"] * size
+    assert [(trial.epochs_done, trial.deaths, trial.owner) for trial in study.trials()] == [(1, 1, None)] * size
+    assert study.state == "open"
+    monkeypatch.setattr(runner, "is_sick", lambda device: False)
+    work(job(groups=Groups(size)))
+    assert states(study.trials()) == ["complete"] * size
+
+
+def test_a_trial_that_makes_its_device_sick_each_time_fails(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = Run.epoch
+
+    def illegal(run: Run, *arguments: Any) -> list[EpochResult]:
+        if run.members[0].config.knobs.seed == first:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return epoch(run, *arguments)
+
+    study = study_of(small_data, trials=2, fixed=ONE_EPOCH)
+    work(job(), stop=lambda: bool(study.trials()))
+    first = study.trials()[0].config.knobs.seed
+    monkeypatch.setattr(Run, "epoch", illegal)
+    monkeypatch.setattr(runner, "is_sick", lambda device: True)
+    for _ in range(4):
+        with pytest.raises(SickDeviceError):
+            work(job())
+    assert states(study.trials()) == ["failed"]
+    assert study.trials()[0].reason.startswith("its worker died 4 times without finishing epoch 1")
+    work(job())
+    assert states(study.trials()) == ["failed", "complete", "complete"]
+
+
 @pytest.mark.slow
 def test_a_group_that_raises_costs_one_trial(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = Run.epoch
@@ -598,7 +663,8 @@ def test_what_has_ended_is_not_blamed_for_another_member(
 def test_memory_that_is_spent_while_a_checkpoint_is_restored_restarts_no_trial(
     size: int, small_data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In a group, less of it is tried; a trial alone has failed."""
+    """In a group, less of it is tried; a trial alone is tried once more, and then has failed."""
+    monkeypatch.setattr(worker, "MEMORY_SECONDS", 0)
     study = study_of(small_data, trials=size)
     work(job(groups=Groups(size)), stop=after(epochs=2))
     restore = Run.restore
@@ -614,6 +680,7 @@ def test_memory_that_is_spent_while_a_checkpoint_is_restored_restarts_no_trial(
     if size == 1:
         assert states(study.trials()) == ["failed", "complete"]
         assert "not enough memory" in study.trials()[0].reason
+        assert caplog.text.count("a trial does not fit into the memory that is left") == 1
     else:
         assert "4 trials at once do not fit into memory" in caplog.text
         assert [group_sizes(trial) for trial in study.trials()] == [[4, 4, 2]] * 4
