@@ -19,7 +19,7 @@ import sqlalchemy
 from sqlalchemy import Connection
 
 from cifar_sweep.study.claim import TrialLostError
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, stored_curve
 from cifar_sweep.study.study import SweepStudy
 
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
@@ -269,14 +269,16 @@ def _of_the_workers(
 ) -> Iterator[str]:
     taken = {(each.trial, each.holder) for each in history if each.key == "state" and each.value == "RUNNING"}
     ends: dict[int, set[str]] = defaultdict(set)
-    there = {trial.number: trial for trial in trials}
+    there, stored = {trial.number: trial for trial in trials}, defaultdict[int | None, dict[str, Any]](dict)
+    for write in history:
+        stored[write.trial][write.key] = write.value
+    # What another program has taken shows no epochs any more.
+    known = {n: trial.points if trial.state != "outside" else stored_curve(stored[n]) for n, trial in there.items()}
     for each in beliefs:
         what = f"trial {each.trial}"
         if each.what == "claimed" and (each.trial, each.worker) not in taken:
             yield f"{what}: a worker believes that it has claimed it, and the database does not"
-        if each.what == "accepted" and not all(
-            dict(point) in map(dict, there[each.trial].points) for point in each.points
-        ):
+        if each.what == "accepted" and not all(dict(point) in map(dict, known[each.trial]) for point in each.points):
             yield f"{what}: an epoch that was acknowledged is not there at the end"
         if each.what == "told" and each.state != "release":
             ends[each.trial].add(each.worker)

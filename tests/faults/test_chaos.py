@@ -149,8 +149,10 @@ class Chaos:
                     raise
             else:
                 self.done["copied"] += 1
-                there = [[dict(point) for point in trial.points] for trial in load(target, self.study.name).trials()]
-                assert all(dict(point) in there[each.trial] for each in before for point in each.points)
+                trials = load(target, self.study.name).trials()
+                there = {trial.number: [*map(dict, trial.points)] for trial in trials if trial.state != "outside"}
+                ours = [each for each in before if each.trial in there]
+                assert all(point in there[each.trial] for each in ours for point in each.points)
                 optuna.delete_study(storage=target.optuna, study_name=self.study.name)
         self.study.set_state(OPEN)
 
