@@ -29,7 +29,7 @@ OWNER = "(SELECT o.value_json FROM trial_user_attributes o WHERE o.trial_id = {r
 # What is noted: the table, the kind of writing, and the trial, the key and the value of the note.
 NOTED = [
     ("trials", "INSERT", "'state'", "CAST(NEW.state AS TEXT)"),
-    ("trials", "UPDATE", "'state'", "CAST(NEW.state AS TEXT)"),
+    ("trials", "UPDATE OF state", "'state'", "CAST(NEW.state AS TEXT)"),
     ("trial_user_attributes", "INSERT", "NEW.key", "NEW.value_json"),
     ("trial_user_attributes", "UPDATE", "NEW.key", "NEW.value_json"),
     ("trial_user_attributes", "DELETE", "OLD.key", "NULL"),

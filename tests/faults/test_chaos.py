@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ class Chaos:
     data: ImageData
     target: Path
     done: Counter[str] = field(default_factory=Counter)
-    asleep: dict[int, float] = field(default_factory=dict)  # stopped processes, and when they go on
+    asleep: dict[int, threading.Timer] = field(default_factory=dict)  # stopped processes, and what wakes them
     asked: list[optuna.trial.Trial] = field(default_factory=list)
     newborn: int = 0  # workers that were killed before their first epoch
 
@@ -77,24 +78,18 @@ class Chaos:
             self.done[deed] += 1
             if not self.room():
                 self.extend()
-            self.sleep(self.chance.uniform(0.1, 1.5))
-        for pid in list(self.asleep):
-            self.wake(pid)
+            time.sleep(self.chance.uniform(0.1, 1.5))
+        for timer in list(self.asleep.values()):
+            timer.join()
 
     def room(self) -> bool:
         counts = self.study.summary()["trials"]
         return counts["complete"] + counts["pruned"] + 2 < self.study.budget
 
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-        for pid, until in list(self.asleep.items()):
-            if time.monotonic() > until:
-                self.wake(pid)
-
     def wake(self, pid: int) -> None:
-        del self.asleep[pid]
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+        del self.asleep[pid]
 
     def one(self) -> int | None:
         """A worker that has trained an epoch; four deaths in one epoch end a trial, so hardly ever another one."""
@@ -114,11 +109,13 @@ class Chaos:
         if pid := self.one():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-                self.asleep[pid] = time.monotonic() + self.chance.uniform(0.2, 2.5 * LEASE_SECONDS)
+            # In a thread of its own: it may hold the database's lock, for which the next deed waits.
+            self.asleep[pid] = threading.Timer(self.chance.uniform(0.2, 2.5 * LEASE_SECONDS), self.wake, [pid])
+            self.asleep[pid].start()
 
     def pause(self) -> None:
         self.study.set_state(PAUSED)
-        self.sleep(self.chance.uniform(0.2, 3))
+        time.sleep(self.chance.uniform(0.2, 3))
         self.study.set_state(OPEN)
 
     def outage(self) -> None:
@@ -126,20 +123,20 @@ class Chaos:
         seconds = self.chance.uniform(0.2, 1.5 * LEASE_SECONDS)
         if self.server:
             self.server.stop(self.chance.choice(["fast", "immediate"]))
-            self.sleep(seconds)
+            time.sleep(seconds)
             self.server.start()
             return
         with closing(sqlite3.connect(self.url.removeprefix("sqlite:///"), timeout=60)) as connection:
             connection.isolation_level = None
             connection.execute("BEGIN IMMEDIATE")
-            self.sleep(seconds)
+            time.sleep(seconds)
             connection.execute("ROLLBACK")
 
     def copy(self) -> None:
         """A copy holds all that was acknowledged before it, or there is none."""
         if self.chance.random() < 0.7:
             self.study.set_state(PAUSED)
-            self.sleep(self.chance.uniform(1, 4))
+            time.sleep(self.chance.uniform(1, 4))
         before = [each for each in history.believed(self.workers.beliefs) if each.what == "accepted"]
         with closing(open_storage(f"sqlite:///{self.target}")) as target:
             try:
