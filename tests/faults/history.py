@@ -193,6 +193,8 @@ class Trial:
     def counts(self) -> bool:
         """Whether it takes a place of the budget: it runs here, has ended here, or is frozen."""
         there = self.attributes
+        if there.get("confirms") is not None:
+            return False  # a fresh seed: how many there are follows from the search
         if self.state in ("RUNNING", "COMPLETE"):
             return self.holder is not None
         done = len(there.get("curve") or ()) + sum(key.startswith("epoch:") for key in there)
@@ -294,8 +296,9 @@ def _of_the_workers(
 
 def problems_of(study: SweepStudy, path: Path, *, lease: float) -> list[str]:
     """What must not have happened to a study that was watched, with the workers whose beliefs are in a file."""
-    storage = study.storage
-    with storage.optuna.reading() as connection:
-        history = written(connection, storage.optuna.get_study_id_from_name(study.name))
+    storage = study.storage.optuna
+    study_id = storage.get_study_id_from_name(study.name)  # before: there is one connection
+    with storage.reading() as connection:
+        history = written(connection, study_id)
     beliefs = [each for each in believed(path) if each.study in ("", study.name)]
     return problems(history, beliefs, study.trials(), lease=lease)
