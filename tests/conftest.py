@@ -39,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests of chance were decided by, so that they can be done again."""
+    for report in (each for kind in ("passed", "failed") for each in terminalreporter.stats.get(kind, ())):
+        if report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {dict(report.user_properties)}")
+
+
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of datasets. Parallel workers share one, so that real images are decoded once."""

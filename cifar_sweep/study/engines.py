@@ -104,6 +104,8 @@ def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
 
 def _open_server(url: URL, *, make: bool) -> tuple[Engine, bool]:
     options, path = connecting(url)
+    # libpq passes it on, past poolers, too: heartbeats are compared in the time of the session that looks at them.
+    os.environ["PGTZ"] = "UTC"
     engine = create_engine(url, connect_args=options, pool_pre_ping=True, **ONE_CONNECTION)
     event.listen(engine, "invalidate", _on_lost_connection)
     if path is not None:

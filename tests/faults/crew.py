@@ -2,21 +2,27 @@
 
 A program, not a test module: it loads everything once and forks, so that a worker is at work a moment after its start.
 To LOG it writes a line for each start (`start PID`), each epoch that was trained (`epoch PID SEED NUMBER`), and each
-end (`end PID EXITCODE`).
+end (`end PID EXITCODE`); beside it, to `beliefs`, what each worker holds and is told (history.py). As long as there is
+a file `stay` beside it, workers that have nothing to do are started again, too, and every third one is as if it were on
+another machine.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from cifar_sweep.machine.groups import Groups
+from cifar_sweep.study.owner import Owner
 from cifar_sweep.training.train import Run
 from cifar_sweep.work.worker import Job, work
+from tests.faults.history import recording
 
 
 def note(log: Path, *words: object) -> None:
@@ -24,7 +30,7 @@ def note(log: Path, *words: object) -> None:
         file.write(" ".join(map(str, words)) + "\n")
 
 
-def train(url: str, log: Path, group: int) -> None:
+def train(url: str, log: Path, group: int, elsewhere: bool) -> None:
     epoch = Run.epoch
 
     def noted(run: Run, *arguments: Any) -> Any:
@@ -34,8 +40,12 @@ def train(url: str, log: Path, group: int) -> None:
         return results
 
     Run.epoch = noted  # type: ignore[method-assign]
+    if elsewhere:
+        current = Owner.current
+        Owner.current = lambda: replace(current(), host="elsewhere")  # type: ignore[method-assign]
     try:
-        work(Job(url, threads=1, groups=Groups(group)))
+        with recording(log.with_name("beliefs"), os.getpid()):
+            work(Job(url, threads=1, groups=Groups(group)))
     except Exception as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -45,10 +55,11 @@ def main(url: str, count: int, log: Path, group: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     context = multiprocessing.get_context("fork")
     running: list[BaseProcess] = []
-    worst = 0
+    worst, stay, number = 0, log.with_name("stay"), itertools.count()
 
     def start() -> None:
-        process = context.Process(target=train, args=(url, log, group), daemon=True)
+        elsewhere = stay.exists() and next(number) % 3 == 2
+        process = context.Process(target=train, args=(url, log, group, elsewhere), daemon=True)
         process.start()
         note(log, "start", process.pid)
         running.append(process)
@@ -60,7 +71,9 @@ def main(url: str, count: int, log: Path, group: int) -> int:
         for process in [process for process in running if not process.is_alive()]:
             running.remove(process)
             note(log, "end", process.pid, process.exitcode)
-            if process.exitcode == -signal.SIGKILL:
+            if process.exitcode == 0 and stay.exists():
+                time.sleep(0.3)  # the study is halted, or done until it is extended
+            if process.exitcode == -signal.SIGKILL or (process.exitcode == 0 and stay.exists()):
                 start()
             else:
                 worst = max(worst, abs(process.exitcode or 0))

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,13 @@ from cifar_sweep.training.train import Run
 from cifar_sweep.work import worker
 from cifar_sweep.work.submit import facts
 from cifar_sweep.work.worker import Job, work
+from tests.faults.conftest import LEASE_SECONDS
 from tests.servers import PostgresServer
 
 REPEATS = int(os.environ.get("CIFAR_SWEEP_FAULT_REPEATS", "1"))
 WHOLE = REPEATS > 1
 KILLS = 20 if WHOLE else 3
 GONE_SECONDS = 10 if WHOLE else 4
-LEASE_SECONDS = 3
-CREW = Path(__file__).with_name("crew.py")
 CLAIMING = Path(__file__).parent.parent / "study" / "claiming.py"
 TRIALS = 8 if WHOLE else 4
 SWEEP = {
@@ -94,59 +93,6 @@ def submitted(
             load(storage, other).set_state("paused")
     sweep = parse(dict(base) | changes, where="test")
     return open_or_resume(storage, name, sweep, data=facts(data, source="synthetic:500"))
-
-
-class Crew:
-    """Running workers; see crew.py."""
-
-    def __init__(self, url: str, count: int, folder: Path, *, group: int = 1) -> None:
-        self.log = folder / "crew.log"
-        command = [sys.executable, str(CREW), url, str(count), str(self.log), str(group)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self.errors = folder / "crew.err"
-        with self.errors.open("w") as errors:
-            self.process = subprocess.Popen(command, stderr=errors, env=environment)
-
-    def lines(self, kind: str) -> list[list[str]]:
-        text = self.log.read_text() if self.log.exists() else ""
-        return [line.split()[1:] for line in text.splitlines() if line.startswith(kind + " ")]
-
-    def pids(self) -> list[int]:
-        ended = {pid for pid, _ in self.lines("end")}
-        return [int(pid) for (pid,) in self.lines("start") if pid not in ended]
-
-    def epochs(self) -> Counter[tuple[str, str]]:
-        """How often each epoch of each trial (by its seed) was trained."""
-        return Counter((seed, epoch) for _, seed, epoch in self.lines("epoch"))
-
-    def wait_for(self, condition: Callable[[], bool], *, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, self.errors.read_text()
-            assert time.monotonic() < end, "it did not happen in time"
-            time.sleep(0.02)
-
-    def finish(self, *, seconds: float = 240) -> str:
-        """Wait until nothing is left to train; what the workers said."""
-        assert self.process.wait(timeout=seconds) == 0, self.errors.read_text()
-        return self.errors.read_text()
-
-
-@pytest.fixture
-def crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
-    crews: list[Crew] = []
-
-    def start(url: str, count: int = 2, **options: Any) -> Crew:
-        crews.append(Crew(url, count, tmp_path, **options))
-        return crews[-1]
-
-    yield start
-    for each in crews:
-        for pid in each.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        each.process.kill()
-        each.process.wait()
 
 
 def record(row: str, url: str, **found: Any) -> None:
@@ -227,11 +173,11 @@ def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew:
     record("kill", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
 
 
-def kill_at_random(workers: Crew, chance: random.Random) -> int:
+def kill_at_random(workers: Any, chance: random.Random) -> int:
     """Kill workers while they are at work, `KILLS` in all; how many it came to."""
     workers.wait_for(lambda: bool(workers.lines("epoch")))
     # The first kill is in the midst of a trial, whatever the moments of the others are: after the first of its epochs.
-    os.kill(int(workers.lines("epoch")[-1][0]), signal.SIGKILL)
+    workers.kill(int(workers.lines("epoch")[-1][0]))
     kills, newborn = 1, 0
     while kills < KILLS and workers.process.poll() is None:
         time.sleep(chance.uniform(0.4, 1.6))
@@ -240,8 +186,7 @@ def kill_at_random(workers: Crew, chance: random.Random) -> int:
         ready = [pid for pid in workers.pids() if pid in trained or newborn < 2]
         if ready:
             chosen = chance.choice(ready)
-            with suppress(ProcessLookupError):
-                os.kill(chosen, signal.SIGKILL)
+            workers.kill(chosen)
             kills += 1
             newborn += chosen not in trained
     return kills

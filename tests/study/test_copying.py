@@ -359,6 +359,14 @@ def test_a_study_that_is_trained_is_refused_and_nothing_is_copied(source: Storag
     assert copy_studies(source, target, ["a"]) == ["a"]
 
 
+def test_a_trial_that_another_program_has_left_behind_holds_no_copy_off(source: Storage, target: Storage) -> None:
+    study = make(source)
+    study_of(source).ask()
+    assert [trial.state for trial in study.trials()] == ["outside"]
+    assert copy_studies(source, target) == ["first"]
+    assert [trial.state for trial in load(target, "first").trials()] == ["outside"]
+
+
 @there_and_back
 def test_a_study_that_is_there_already_is_refused(source: Storage, target: Storage) -> None:
     make_rich(source)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -98,6 +98,18 @@ def test_a_frozen_trial_is_pruned_with_its_reason(make: Callable[..., SweepStudy
     assert remarks(told)[-1] == f"trial 0: {reason}"
     study.claim(worker(), choose=says(thawed=[0], pruned={0: "twice"}))
     assert study.trials()[0].reason == reason
+
+
+def test_a_trial_whose_worker_died_between_its_last_epoch_and_its_end_is_ended_and_not_frozen(
+    make: Callable[..., SweepStudy], ended_pid: int
+) -> None:
+    study, dead = make(2), worker()
+    dead = replace(dead, owner=replace(dead.owner, pid=ended_pid))
+    [claim] = study.claim(dead, choose=new(1))
+    curve = [asdict(EpochResult(epoch, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0)) for epoch in range(1, EPOCHS + 1)]
+    study.report(claim, curve)
+    [again] = study.claim(worker(), choose=says(pruned={0: "hopeless"}))
+    assert (again.number, len(again.curve), again.until) == (0, EPOCHS, EPOCHS)
 
 
 def test_what_was_chosen_counts_as_far_as_it_is_still_so(make: Callable[..., SweepStudy]) -> None:

@@ -241,6 +241,28 @@ def test_a_trial_that_another_program_runs_is_left_to_it(storage: Storage, url: 
     assert study.trials()[0].reason == "it is not trained by cifar-sweep"
 
 
+@pytest.mark.parametrize("told", ["complete", "pruned", "failed"])
+def test_a_trial_of_ours_that_another_program_takes_while_it_waits_is_left_to_it(
+    told: str, storage: Storage, url: str, name: str
+) -> None:
+    study = made(storage, name, trials=2)
+    [claim] = study.claim(HERE)
+    study.report(claim, [point(1, 0.3)])
+    study.release(claim)
+    with opened_by_optuna(url, name) as other:
+        theirs = other.ask()
+        assert theirs.number == claim.number
+        counts = study.summary()["trials"]
+        assert (counts["outside"], counts["running"], counts["waiting"]) == (1, 0, 0)
+        assert train(study) == 1, "it does not take it back"
+        theirs.report(0.99, 5)
+        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[told]
+        other.tell(theirs, 0.99 if told == "complete" else None, state=state)
+    assert [train(study), train(study)] == [2, None]
+    assert [trial.state for trial in study.trials()] == ["outside", "complete", "complete"]
+    assert study.ranked()[0].number == 2
+
+
 @pytest.mark.parametrize(
     "key", ["sweep", "data", "code", "state", "priority", "hopes", "costs", "uid", "artifacts", "reason"]
 )

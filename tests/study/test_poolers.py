@@ -4,6 +4,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 
 from cifar_sweep.database.outage import is_outage
 from cifar_sweep.errors import StorageError, StorageMissingError
+from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage, open_existing, open_storage, open_waiting
 from tests.conftest import Finished
 from tests.servers import PgBouncer, PostgresServer
@@ -151,6 +153,23 @@ def test_a_heartbeat_has_its_own_moment_in_a_transaction(opened: Storage) -> Non
         opened.beat(trial_id)
         [(age,)] = transaction.exec_driver_sql("SELECT extract(epoch FROM heartbeat - now()) FROM trial_heartbeats")
     assert 0.2 <= age < 5
+
+
+def test_workers_in_other_time_zones_hear_each_other(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libpq tells the server what time it is where the client is, and a heartbeat has no zone."""
+    with ExitStack() as stack:
+        opened = []
+        for zone in ("Asia/Tokyo", "America/New_York"):
+            monkeypatch.setenv("PGTZ", zone)
+            opened.append(stack.enter_context(closing(open_storage(server.url))))
+        trial_id = opened[0].optuna.create_new_trial(opened[0].optuna.create_new_study([], "s"))
+        elsewhere = asdict(replace(Owner.current(), host="elsewhere"))
+        opened[0].optuna.set_trial_user_attr(trial_id, "owner", elsewhere)
+        for one, other in (opened, opened[::-1]):
+            one.beat(trial_id)
+            assert list(other.orphans(other.load("s"))) == []
+            with other.lock():
+                assert list(other.orphans(other.load("s"))) == []
 
 
 def test_a_connection_that_the_server_ends_at_rest_costs_nothing(opened: Storage, server: PostgresServer) -> None:

@@ -587,9 +587,9 @@ def orphans_with_owner(storage: Storage, trial_id: int, holder: Owner | None) ->
     return list(storage.orphans(study_of(storage)))
 
 
-def test_a_running_trial_of_nobody_is_an_orphan(storage: Storage, trial_id: int) -> None:
-    assert list(storage.orphans(study_of(storage))) == [trial_id]
-    assert orphans_with_owner(storage, trial_id, None) == [trial_id]
+def test_a_running_trial_of_nobody_is_no_orphan_but_another_programs(storage: Storage, trial_id: int) -> None:
+    assert list(storage.orphans(study_of(storage))) == []
+    assert orphans_with_owner(storage, trial_id, None) == []
 
 
 def test_a_running_trial_is_an_orphan_when_its_process_is_gone(storage: Storage, trial_id: int, ended_pid: int) -> None:

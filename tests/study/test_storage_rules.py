@@ -7,12 +7,12 @@ past. After each step the database is what the model says.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from optuna.storages import RDBStorage
 
-from cifar_sweep.errors import StorageBusyError, StudyError
+from cifar_sweep.errors import CifarSweepError, StorageBusyError, StudyError
 from cifar_sweep.search.choice import Choice, Situation, grant_end
 from cifar_sweep.study import opening, owner
 from cifar_sweep.study import storage as storage_module
@@ -40,8 +40,9 @@ from cifar_sweep.study.storage import CANCELLED, FINISHED, LEASE_SECONDS, OPEN, 
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+from tests.study.plants import PLANTS, Plant
 
-REPEATS = int(os.environ.get("CIFAR_SWEEP_FAULT_REPEATS", "1"))
+EXAMPLES = int(os.environ.get("CIFAR_SWEEP_RULES_EXAMPLES", "20"))
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
 EPOCHS = 6  # in grants that end after 1, 2 and 6
 PLACES = range(3)  # of workers: two on this machine, and one elsewhere
@@ -74,13 +75,20 @@ class Databases:
         self.now = 0.0  # on the clock that goes on when it is told to
         self.alive: set[int] = set()  # the pids of this machine
         self.names = count()
-        self.places = [stack.enter_context(closing(open_storage(url))) for _ in PLACES]
+        self.places = []
+        for zone in ("UTC", "America/New_York", "Asia/Tokyo"):  # a server is told by its clients what time it is there
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PGTZ", zone)
+                self.places.append(stack.enter_context(closing(open_storage(url))))
         self.target = stack.enter_context(closing(open_storage(elsewhere)))
         self.theirs = RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
         stack.callback(self.theirs.engine.dispose)
         stack.callback(self.theirs.remove_session)
         engine = self.places[0].optuna.engine
-        past = {"sqlite": "datetime(heartbeat, -:s || ' seconds')", "postgresql": "heartbeat - make_interval(secs => :s)"}
+        past = {
+            "sqlite": "datetime(heartbeat, -:s || ' seconds')",
+            "postgresql": "heartbeat - make_interval(secs => :s)",
+        }
         self._age = sqlalchemy.text(f"UPDATE trial_heartbeats SET heartbeat = {past[engine.name]}")
 
     def pass_time(self, seconds: int) -> None:
@@ -220,12 +228,12 @@ class Rules(RuleBasedStateMachine):
             for number in made.pruned:
                 self.trials[number].state = "pruned"
             thawed = [number for number in made.thawed if number in there]
-            return thawed or [number for number, _ in zip(later, made.new[: queue.new])]
+            return thawed or list(islice(later, len(made.new[: queue.new])))
         if first is None:
             return []
         group = next_group(queue, replace(first, shape="a"), size=size, workers=None)
         new = 0 if self.strategy == "auto" else group.new
-        return [trial.number for trial in group.waiting] + [number for number, _ in zip(later, range(new))]
+        return [trial.number for trial in group.waiting] + list(islice(later, new))
 
     def holds(self, place: int, number: int) -> bool:
         trial = self.trials[number]
@@ -236,7 +244,7 @@ class Rules(RuleBasedStateMachine):
     def choose(self, chosen: list[Choice], wish: tuple[int, int, int], now: Situation) -> Choice:
         pruned, thawed, new = wish
         frozen = [course.number for course in now.courses if course.frozen]
-        gone = {number: "hopeless" for number in frozen[:pruned]}
+        gone = dict.fromkeys(frozen[:pruned], "hopeless")
         on = frozen[pruned : pruned + thawed]
         chosen.append(Choice(on, [] if on else [{"learning_rate": 0.01}] * new, gone))
         return chosen[-1]
@@ -368,7 +376,7 @@ class Rules(RuleBasedStateMachine):
                 self.trials[number].beat = self.there.now
 
     def break_off(self, place: int, number: int, statement: int, which: int, *, dies: bool) -> None:
-        """The database goes away in the midst of a step, which is done again when it is back, unless its worker died."""
+        """The database goes away in the midst of a step, which is done again later, unless its worker died."""
         steps = [partial(self.do_report, place, number), partial(self.do_end, place, number, "release", False)]
         if self.held[place][number].claim.curve:
             steps += [partial(self.do_end, place, number, "complete", False)]
@@ -493,14 +501,29 @@ def there(url: str, sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.M
         yield opened
 
 
-def follow(there: Databases, *, examples: int, steps: int = 40, **options: Any) -> None:
+def follow(there: Databases, *, examples: int, phases: Sequence[Phase]) -> None:
     chosen = settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck), **options
+        max_examples=examples,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=phases,
+        database=None,
+        report_multiple_bugs=False,
     )
     run_state_machine_as_test(partial(Rules, there), settings=chosen)
 
 
-def test_the_storage_follows_the_rules(there: Databases) -> None:
-    before = STEPS.total()
-    follow(there, examples=int(os.environ.get("EX","20")), phases=[Phase.generate], report_multiple_bugs=False, database=None)
-    print(f"{STEPS.total() - before} steps: {dict(STEPS)}")
+def test_the_storage_follows_the_rules(there: Databases, record_property: Callable[[str, object], None]) -> None:
+    STEPS.clear()
+    follow(there, examples=EXAMPLES, phases=[Phase.generate, Phase.shrink])
+    record_property("steps", {"all": STEPS.total(), **STEPS})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_breaks_the_rules(plant: Plant, there: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception, KeyError, ValueError, CifarSweepError)):
+        follow(there, examples=100, phases=[Phase.generate])
