@@ -253,10 +253,7 @@ def test_an_export_in_half_precision(study: str, small_data: ImageData, cli: Any
 
 
 @pytest.mark.slow
-def test_weights_that_half_precision_spoils_are_not_exported(
-    study: str, cli: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half = torch.Tensor.half
+def test_what_half_precision_spoils_is_not_exported(study: str, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "LARGEST_LOSS", -1.0)
     refused = cli("export", study, "--out", "one", "--half")
     assert refused.exit_code == 1
