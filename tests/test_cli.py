@@ -236,7 +236,9 @@ def test_the_same_study_with_another_space_or_other_data(tiny_sweep: Path, cli: 
 
 
 def test_export_before_a_trial_is_finished(tiny_sweep: Path, cli: Any) -> None:
-    assert cli(*RUN, "--max-hours", 0).exit_code == 0
+    begun = cli(*RUN, "--max-hours", 0)
+    assert begun.exit_code == 0
+    assert re.search(r"^likely no epoch ends in time: one takes about .+, and what was trained of", begun.out, re.M)
     assert_one_sentence(cli("export", "tiny", "--data", "synthetic:500"), 1, "no finished trial")
     assert_one_sentence(cli("export", "tidy"), 1, "'tidy'", "did you mean tiny")
     assert not Path("exports").exists()

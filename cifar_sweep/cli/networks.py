@@ -25,6 +25,7 @@ ExportFolder = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an exp
 AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
 SOURCES = Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
 OUT = "Folder to write; one named after what is in it if not given."
+HALF = "Weights and model.onnx in half precision (float16): files of half the size."
 ONNX = "Write model.onnx, too, or do not; where the extra onnx is installed, if not given."
 
 
@@ -34,6 +35,8 @@ class OutputOptions:
 
     out: Annotated[Path | None, Option(help=OUT)] = None
     with_onnx: Annotated[bool | None, Option("--onnx/--no-onnx", envvar="CIFAR_SWEEP_ONNX", help=ONNX)] = None
+
+    half: Annotated[bool, Option("--half", help=HALF)] = False
 
     def __post_init__(self) -> None:
         if self.with_onnx:  # a wish that cannot be met is refused before anything is measured
@@ -60,7 +63,7 @@ def export(
     images = options.images_of(source)
     prepare_process(on, threads=trained.provenance.threads)
     folder = output.out or Path("exports") / f"{source.name}-{chosen.number}"
-    metrics = _write(folder, [trained], images, on)
+    metrics = _write(folder, [trained], images, on, output)
     source.record_test([chosen.number], metrics["test_accuracy"])
     _add_onnx(folder, images, output.with_onnx)
 
@@ -91,7 +94,7 @@ def ensemble(
             copies = retraining.train_copies(members, seeds=seeds)
         members = copies or _stopped(stop)
     prepare_process(on, threads=threads or members[0].provenance.threads)
-    _write(folder, members, images, on, each=True)
+    _write(folder, members, images, on, output, each=True)
     discard_unfinished(folder)
     _add_onnx(folder, images, output.with_onnx)
 
@@ -208,7 +211,7 @@ def train(
     with stop_on_signals() as stop:
         retraining = Retraining(images, kind, threads, folder, stop, say)
         trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
-    metrics = _write(folder, trained, images, resolve_device(kind))
+    metrics = _write(folder, trained, images, resolve_device(kind), output)
     discard_unfinished(folder)
     if (known := known_test_accuracy(export.folder)) is not None:
         difference = metrics["test_accuracy"] - known
@@ -274,11 +277,17 @@ def _stopped(stop: "StopRequest") -> NoReturn:
 
 
 def _write(
-    folder: Path, trained: "Sequence[Trained]", images: "ImageData", device: "torch.device", *, each: bool = False
+    folder: Path,
+    trained: "Sequence[Trained]",
+    images: "ImageData",
+    device: "torch.device",
+    output: OutputOptions,
+    *,
+    each: bool = False,
 ) -> dict[str, Any]:
     from cifar_sweep.exports.write import write
 
-    metrics = write(folder, trained, data=images, device=device)
+    metrics = write(folder, trained, data=images, device=device, half=output.half)
     cut = {part["shortened"] for part in metrics.get("members", [metrics])} - {""}
     members, shortened = metrics["members"] if each else [], "; ".join(sorted(cut))
     say_of("export", folder=folder, metrics=metrics, members=members, shortened=shortened)

@@ -52,7 +52,7 @@ def run(
     sweep = asked.load()
     study, source = _submit(sweep, asked, place, begun=begun, workers=None if cluster else workers)
     job = Job(place.storage, (study.name,), data=source, device=workers.device, deadline=deadline)
-    plan = _plan(study, workers) if cluster is None else None
+    plan = _plan(study, workers, deadline) if cluster is None else None
     with stop_on_signals() as stop, shown(study, console):
         if plan is not None:
             run_workers(job, plan, stop=stop)
@@ -87,7 +87,7 @@ def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: 
     return address
 
 
-def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
+def _plan(study: "SweepStudy", workers: WorkerOptions, deadline: float | None) -> "Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
     from cifar_sweep.forecast.pruning import never_prunes
@@ -109,8 +109,25 @@ def _plan(study: "SweepStudy", workers: WorkerOptions) -> "Plan":
         measured=f"{found.precision} ({found.why})",
         seconds=None if begun else plan.seconds,
         unpruned=never_prunes(study.sweep),
+        too_long=_too_long(study, deadline),
     )
     return plan
+
+
+def _too_long(study: "SweepStudy", deadline: float | None) -> float | None:
+    """About the seconds of a study's shortest epoch, where not even that is likely to end in time; else None."""
+    from cifar_sweep.forecast.costs import TRAIN_IMAGES, noted_costs
+    from cifar_sweep.forecast.expected import possible_shapes, queued_shapes
+    from cifar_sweep.machine.speeds import rough_costs
+
+    costs = noted_costs(study)
+    if deadline and costs is None and (rough := rough_costs(study.sweep)):
+        costs = rough[0].model_copy(update={"train_images": study.data.get("train_images", TRAIN_IMAGES)})
+    if deadline is None or costs is None:
+        return None
+    shapes = [*possible_shapes(study.sweep), *queued_shapes(study.sweep)]
+    shortest = min(costs.epoch(shape, 1) for shape in shapes)
+    return shortest if time.time() + costs.start + shortest > deadline else None
 
 
 def submit(asked: SweepOptions, place: NewStudyOptions) -> None:

@@ -17,7 +17,8 @@ from cifar_sweep.training.models import build
 class Classifier(nn.Module):
     """The mean of the probabilities of one or more networks, its members.
 
-    Each member normalises the pixels as in its training, so that all members take the same images.
+    Each member normalises the pixels as in its training, so that all members take the same images. Images and
+    probabilities are float32, also where the networks were made `half`.
     """
 
     def __init__(
@@ -53,12 +54,18 @@ class Classifier(nn.Module):
 
     def _probabilities(self, k: int, images: Tensor) -> Tensor:
         shape = self.configs[k].shape
-        output: Tensor = self.members[k]((images - self.mean) / self.std if shape.normalize else images)
-        return output if shape.softmax else output.softmax(dim=1)
+        network: Any = self.members[k]
+        logits: Any = network[:-1] if shape.softmax else network  # its last layer is the softmax below
+        images = images.to(self.mean.dtype)
+        output: Tensor = logits((images - self.mean) / self.std if shape.normalize else images)
+        return output.float().softmax(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The members' mean probabilities [n, classes]; of one its own, without the mean that OpenCV 4 gets wrong."""
-        return self._probabilities(0, images) if len(self.configs) == 1 else self.by_member(images).mean(dim=0)
+        """The members' mean probabilities [n, classes]; as a sum, since OpenCV 4 gets a mean of a stack wrong."""
+        total, *others = (self._probabilities(k, images) for k in range(len(self.configs)))
+        for each in others:
+            total = total + each
+        return total / len(self.configs) if others else total
 
 
 def resident(data: ImageData, *, device: torch.device, validation_images: int = 0) -> Batches:

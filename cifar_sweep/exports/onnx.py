@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -29,9 +30,10 @@ NAME = "model.onnx"
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 INSTALL = "`pip install 'cifar-sweep[onnx]'`"
 CHECKED = 100  # test images for which the file must give the network's probabilities
-# As old as the exporter writes, for the reach: what newer ones have is not used here.
+# As old as the exporter writes, for the reach: onnxruntime knows them from 1.14, and it was run with 1.15.
 OPSET, IR_VERSION = 18, 8
 TOLERANCE = 1e-4  # of a probability: the last digit that predict.py prints
+HALF_TOLERANCE = 0.05  # of a file in half precision: eleven bits for each number, and many of them in a row
 ABOUT = (
     "Float32 images [n, 3, {side}, {side}], RGB from 0 to 1, to probabilities [n, classes]; the names of the classes "
     "and where the network comes from are in the metadata."
@@ -56,17 +58,19 @@ def check_installed() -> None:
 def add(folder: Path, data: ImageData) -> dict[str, Any]:
     """Write an export's ``model.onnx``, and note it in ``metrics.json``. Returns what is noted.
 
-    The file is only written where it gives the networks' probabilities for some test images of `data`. Raises OnnxError
+    The file is in half precision where the weights are. It is only written where it gives the networks' probabilities
+    for some test images of `data`. Raises OnnxError
     where it does not, or cannot be made, and CifarSweepError where the export is not whole.
     """
     export = read(folder)
     metrics_file = folder / "metrics.json"
     metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
     classifier = export.classifier()
-    model = to_onnx(classifier, metadata=_metadata(export, metrics))
+    half = "half" in metrics
+    model = to_onnx(deepcopy(classifier).half() if half else classifier, metadata=_metadata(export, metrics))
     images = some_images(data)
     difference = largest_difference(model, classifier, images)
-    if not difference <= TOLERANCE:
+    if not difference <= (HALF_TOLERANCE if half else TOLERANCE):
         away = f"its probabilities would be {difference:.2g} away from the network's"
         raise OnnxError(f"{folder / NAME} is not written: {away}.")
     replace_file(folder / NAME, model)

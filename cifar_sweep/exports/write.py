@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,22 @@ from cifar_sweep.training import checkpoint
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models.own import user_code
 
+LARGEST_LOSS = 0.005  # of validation accuracy, by weights in half precision
 
-def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device) -> dict[str, Any]:
+
+def write(
+    folder: Path, members: Sequence[Trained], *, data: ImageData, device: torch.device, half: bool = False
+) -> dict[str, Any]:
     """Measure the test set, once, in float32, and write the folder: of one network, or of several as an ensemble.
 
-    Returns the metrics, as in ``metrics.json``: accuracies are fractions, losses nats. Raises StudyError where a
-    network is a user's own, and its file is not the one that it was trained with.
+    With `half` the weights are rounded to float16 first. Returns the metrics, as in ``metrics.json``: accuracies are
+    fractions, losses nats. Raises StudyError where a network is a user's own, and its file is not the one that it was
+    trained with, or where rounded weights lose more than `LARGEST_LOSS`.
     """
     beside = _own_files(members)
+    members, rounded = _in_half(members, data=data, device=device) if half else (members, {})
     classifier = classifier_of(members, mean=data.channel_mean, std=data.channel_std)
-    metrics = _metrics(members, classifier, data=data, device=device)
+    metrics = _metrics(members, classifier, data=data, device=device) | rounded
     # Of an ensemble each tensor has its member's number before its name, as in `0.weight`.
     named = [(f"{k}." if len(members) > 1 else "", member.weights) for k, member in enumerate(members)]
     weights = checkpoint.pack({f"{begin}{name}": value for begin, own in named for name, value in own.items()})
@@ -53,6 +59,28 @@ def write(folder: Path, members: Sequence[Trained], *, data: ImageData, device: 
     for name, content in {**beside, **encoded}.items():
         replace_file(folder / name, content)
     return metrics
+
+
+def _in_half(
+    members: Sequence[Trained], *, data: ImageData, device: torch.device
+) -> tuple[list[Trained], dict[str, Any]]:
+    """The networks with weights in float16, and what that costs on the validation images."""
+    rounded = [
+        replace(each, weights={k: v.half() if v.is_floating_point() else v for k, v in each.weights.items()})
+        for each in members
+    ]
+    batches = resident(data, device=device)
+
+    def validated(networks: Sequence[Trained]) -> float:
+        classifier = classifier_of(networks, mean=data.channel_mean, std=data.channel_std)
+        found = predict(classifier, batches.validation(), device=device)
+        return accuracy(found.mean, found.labels)
+
+    before, after = validated(members), validated(rounded)
+    if before - after > LARGEST_LOSS:
+        loss = f"the validation accuracy would be {after:.2%} instead of {before:.2%}"
+        raise StudyError(f"--half: in half precision {loss}; export it without --half.")
+    return rounded, {"half": {"validation_accuracy": after, "validation_accuracy_float32": before}}
 
 
 def _metrics(

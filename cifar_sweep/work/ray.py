@@ -24,6 +24,8 @@ from cifar_sweep.machine.plan import choose
 from cifar_sweep.study.opening import open_studies
 from cifar_sweep.study.storage import Storage, open_existing
 from cifar_sweep.training.limits import available_cores
+from cifar_sweep.training.models.own import user_code
+from cifar_sweep.training.models.user_code import UserCode, send, take
 from cifar_sweep.version import __version__
 from cifar_sweep.work.local import error_of
 from cifar_sweep.work.ray_cluster import ClusterError, joined
@@ -47,6 +49,7 @@ class Terms:
     group: int  # trials at once; 0 is chosen on each machine
     landmarks: tuple[Path, ...]  # files that lie in the folders of the artifacts for as long as the run lasts
     lease: str | None  # CIFAR_SWEEP_LEASE_SECONDS of the run, for all workers; None: not set
+    code: tuple[UserCode, ...] = ()  # the files of users' own networks that the studies were made with
 
 
 def run_on_ray(
@@ -79,10 +82,19 @@ def run_on_ray(
         workers=workers,
     )
     with closing(open_existing(job.storage)) as storage, _landmarks(storage, job) as landmarks:
-        terms = Terms(gpus, group, landmarks, os.environ.get("CIFAR_SWEEP_LEASE_SECONDS"))
+        lease, code = os.environ.get("CIFAR_SWEEP_LEASE_SECONDS"), tuple(_own_code(storage, job))
+        terms = Terms(gpus, group, landmarks, lease, code)
         with joined(address) as ray:
             say(_greeting(ray, job, gpus))
             asyncio.run(_Crew(ray, job, terms, say=say).run(lambda: _is_finished(storage, job), stop=stop))
+
+
+def _own_code(storage: Storage, job: Job) -> Iterator[UserCode]:
+    """The users' own networks of the studies, to be sent along: a node may have none of their files, or others."""
+    for study in open_studies(storage, job.studies):
+        for model, fingerprint in study.code.items():
+            with suppress(CifarSweepError):  # it is not here: then each node looks for it
+                yield send(user_code(model, fingerprint))
 
 
 @contextmanager
@@ -251,6 +263,8 @@ class ClusterWorker:
         """Do the job. Returns the error that ended it, if one did: Ray would wrap what is raised."""
         if terms.lease is not None:
             os.environ["CIFAR_SWEEP_LEASE_SECONDS"] = terms.lease
+        for code in terms.code:
+            take(code)
         stop = self._asked.is_set
 
         def do() -> None:

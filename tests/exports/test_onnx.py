@@ -2,24 +2,34 @@
 
 import hashlib
 import json
+import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import load_from_string
 from torch import nn
 
 from cifar_sweep.config import TrialConfig, Value
-from cifar_sweep.exports import exported, onnx
+from cifar_sweep.exports import exported, onnx, write
 from cifar_sweep.exports.classifier import Classifier
+from cifar_sweep.exports.write import LARGEST_LOSS
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 
 RUN = ("run", "tiny.toml", "--data", "synthetic:500", "--workers", 1, "--threads", 1, "--trials", 2)
+CLASSIFY = (
+    "import torch; from predict import classify; a = classify(torch.rand(2, 3, 32, 32)); print(a.dtype, a.shape[1])"
+)
 LENET: dict[str, Value] = {"model": "lenet", "activation": "tanh"}
 CONVNET: dict[str, Value] = {"model": "convnet", "softmax": True, "padding_mode": "reflect", "normalize": True}
 CNN3: dict[str, Value] = {
@@ -90,9 +100,44 @@ def test_it_says_what_the_networks_say(
         assert torch.allclose(found, right[:count], atol=1e-4, rtol=0)
     assert onnx.largest_difference(model, classifier, images) <= 1e-4
     assert capfd.readouterr() == ("", "")
+    # OpenCV 4 gets batches of several images wrong behind such layers, and says nothing.
+    graph = load_from_string(model)
+    assert not {"Unsqueeze", "Concat", "ReduceMean"} & {node.op_type for node in graph.graph.node}
+    assert (graph.ir_version, [each.version for each in graph.opset_import if not each.domain]) == (8, [18])
     # Weights once, and little else.
     weights = sum(4 * value.numel() for value in classifier.state_dict().values())
     assert len(model) < weights + 15_000
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+@pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.slow
+def test_opencv_says_the_same(networks: list[dict[str, Value]], half: bool, small_data: ImageData) -> None:
+    opencv = pytest.importorskip("cv2")
+    classifier, images = classifier_of(networks, small_data), pixels(small_data)
+    with torch.no_grad():
+        right = classifier(images)
+    model = onnx.to_onnx(classifier.half() if half else classifier, metadata={})
+    for count in (1, 7, 64):
+        network = opencv.dnn.readNetFromONNX(np.frombuffer(model, np.uint8))
+        network.setInput(images[:count].numpy())
+        found = torch.from_numpy(network.forward())
+        assert found.shape == (count, 10)
+        assert (found - right[:count]).abs().max() < (onnx.HALF_TOLERANCE if half else onnx.TOLERANCE)
+
+
+@pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.slow
+def test_in_half_precision_it_is_half_as_large_and_nearly_the_same(
+    networks: list[dict[str, Value]], small_data: ImageData
+) -> None:
+    classifier, images = classifier_of(networks, small_data), pixels(small_data)
+    whole = onnx.to_onnx(classifier, metadata={})
+    half = onnx.to_onnx(deepcopy(classifier).half(), metadata={})
+    assert len(half) < 0.52 * len(whole)
+    assert 1e-5 < onnx.largest_difference(half, classifier, images) < onnx.HALF_TOLERANCE
+    session = onnxruntime.InferenceSession(half, providers=["CPUExecutionProvider"])
+    assert [each.type for each in (*session.get_inputs(), *session.get_outputs())] == ["tensor(float)"] * 2
 
 
 def test_a_difference_is_measured(small_data: ImageData) -> None:
@@ -183,6 +228,41 @@ def test_an_ensemble_and_a_training_have_it_too(study: str, small_data: ImageDat
     finished = cli("train", "both", "--out", "again")
     assert finished.exit_code == 0, finished.err
     assert onnx.largest_difference(Path("again/model.onnx").read_bytes(), classifier, pixels(small_data)) <= 1e-4
+
+
+@pytest.mark.slow
+def test_an_export_in_half_precision(study: str, small_data: ImageData, cli: Any) -> None:
+    whole, half = cli("export", study, "--out", "whole"), cli("export", study, "--out", "half", "--half")
+    assert half.exit_code == 0, half.err
+    assert "weights in half precision: validation accuracy " in half.out
+    for name in ("weights.safetensors", onnx.NAME):
+        assert Path("half", name).stat().st_size < 0.55 * Path("whole", name).stat().st_size
+    of_whole, of_half = metrics_of("whole"), metrics_of("half")
+    told = of_half["half"]
+    assert told["validation_accuracy_float32"] - told["validation_accuracy"] <= LARGEST_LOSS
+    assert "half" not in of_whole
+    assert "| weights | float16; validation accuracy" in Path("half/MODEL_CARD.md").read_text()
+    # Everybody who reads it computes in float32 with the rounded weights, of which the test accuracy is.
+    evaluated = json.loads(cli("evaluate", "half", "--data", "synthetic:500", "--json").out)
+    assert evaluated["test_accuracy"] == of_half["test_accuracy"]
+    script = subprocess.run([sys.executable, "-c", CLASSIFY], cwd="half", capture_output=True, text=True)
+    assert script.stdout.split() == ["torch.float32", "10"], script.stderr
+    joined = cli("ensemble", "whole", "half", "--data", "synthetic:500", "--out", "both", "--half")
+    assert joined.exit_code == 0, joined.err
+    assert whole.exit_code == 0
+
+
+@pytest.mark.slow
+def test_what_half_precision_spoils_is_not_exported(study: str, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "LARGEST_LOSS", -1.0)
+    refused = cli("export", study, "--out", "one", "--half")
+    assert refused.exit_code == 1
+    assert re.fullmatch(
+        r"error: --half: in half precision the validation accuracy would be [\d.]+% instead of [\d.]+%; export it "
+        r"without --half\.\n",
+        refused.err,
+    )
+    assert not Path("one").exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +33,7 @@ from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import load as load_sweep
 from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.models.own import fingerprint
 from cifar_sweep.work import ray as launch_ray
 from cifar_sweep.work import ray_cluster as joining
 from cifar_sweep.work.ray import ClusterWorker, Terms, run_on_ray
@@ -552,6 +555,41 @@ def test_groups_are_planned_where_they_are_trained(study: SweepStudy, monkeypatc
     assert asked == [wanted | {"group": 0, "workers": 1}, wanted | {"group": 8, "workers": 2}]
     assert [each.groups for each in done] == [Groups(8, {}, 250), Groups(8, {}, 1000)]
     assert [each.share for each in done] == [1.0, 0.5]
+
+
+ON_A_NODE = """
+import pickle, sys
+job, terms = pickle.load(sys.stdin.buffer)
+from cifar_sweep.work.ray import ClusterWorker
+error = ClusterWorker().work(job, terms)
+sys.exit(error and str(error))
+"""
+
+
+def test_a_network_of_ones_own_is_sent_to_the_nodes(
+    ray: FakeRay, study: SweepStudy, said: list[str], small_data: ImageData,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    Path("helper.py").write_text("from torch import nn\ndef last(n): return nn.Linear(3072, n)\n")
+    text = "from torch.nn import *\nimport helper\ndef build(s): return Sequential(Flatten(), helper.last(s.classes))\n"
+    Path("mynet.py").write_text(text)
+    Path("own.toml").write_text(tiny(epochs=1).replace('"lenet"', '"mynet:build"'))
+    data = facts(small_data, source="synthetic:500")
+    code = {"mynet:build": fingerprint("mynet:build")}
+    own = open_or_resume(study.storage, "own", load_sweep(Path("own.toml")), data=data, code=code)
+    sent: list[Any] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(ClusterWorker, "work", lambda _, *work: sent.append(work))
+        run(job("own"), said)
+    node = tmp_path / "node"  # one file is not there, the other one is another one
+    node.mkdir()
+    (node / "mynet.py").write_text("def build(shape): raise ValueError('another file')")
+    Path("helper.py").unlink()
+    [(there, known)] = sent
+    given = pickle.dumps((there, replace(known, landmarks=())))
+    finished = subprocess.run([sys.executable, "-c", ON_A_NODE], input=given, cwd=node, check=False)
+    assert finished.returncode == 0
+    assert states(own) == ["complete"] * 4
 
 
 def test_the_lease_is_the_same_everywhere(

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 INSTALLED = ("site-packages", "dist-packages")  # folders where what lies beside a module has nothing to do with it
 _LOCK = threading.RLock()  # while sys.modules holds the modules of one `UserCode`
 _READ: dict[tuple[str, str], "UserCode"] = {}  # by module and fingerprint
+_SENT: dict[str, "UserCode"] = {}  # by module
 
 
 class Source(NamedTuple):
@@ -165,13 +166,26 @@ def _imports(text: bytes, package: str) -> Iterator[str]:
                 yield from [name, *(f"{name}.{alias.name}" for alias in node.names)]
 
 
+def send(code: UserCode) -> UserCode:
+    """The module as another machine can be given it, to `take` it there."""
+    return replace(code, modules={})
+
+
+def take(code: UserCode) -> None:
+    """Use this version of a module in this process from now on, whatever lies on the disk here, if anything."""
+    _SENT[code.name] = _READ[code.name, code.fingerprint] = code
+
+
 def code_of(name: str, fingerprint: str | None = None) -> UserCode | None:
     """The module of this name as it lies on the disk, in the current folder first; None where it is no Python file.
 
-    With a `fingerprint` the version that this process has read before, as long as it knows it. Raises OSError.
+    With a `fingerprint` the version that this process has read before, as long as it knows it. One that was sent here
+    comes before the disk. Raises OSError.
     """
     if fingerprint is not None and (name, fingerprint) in _READ:
         return _READ[name, fingerprint]
+    if name in _SENT:
+        return _SENT[name]
     top = name.partition(".")[0]
     importlib.invalidate_caches()  # a file may be younger than what was cached of its folder
     try:
