@@ -51,11 +51,14 @@ def export(
 ) -> None:
     """Write a trial's config, weights, metrics, model card and predict.py, with its test accuracy, measured here."""
     from cifar_sweep.exports.trained import pick, trained_trial
+    from cifar_sweep.study.verdict import verdict
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     source = options.load(study)
     chosen = pick(source, trial)
     trained = trained_trial(source, chosen, options.files_of(source))
+    if why := verdict(source, source.trials()):
+        say(f"note: this is no best one: {why}")
     on = resolve_device(options.device)
     images = options.images_of(source)
     prepare_process(on, threads=trained.provenance.threads)
