@@ -228,7 +228,7 @@ def load_data(source: str, *, quiet: bool = False, **how: Any) -> "ImageData":
 
 
 def load_again(named: str | None, was: str, fingerprint: str, *, side: int, quiet: bool = False) -> "ImageData":
-    """The images of a study or an export, found as `images.data.load_again` does. None are downloaded but those `named`."""
+    """The images of a study or an export, as `images.data.load_again` finds them; only those `named` are downloaded."""
     from cifar_sweep.training.images import data
 
     how: dict[str, Any] = {"side": side, "skip_damaged": True, "may_download": named is not None}
