@@ -342,6 +342,21 @@ def test_list_shows_every_sweep(cli: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == [], "nothing was timed"
 
 
+def test_a_run_that_gains_nothing_and_fewer_trials_than_there_are_say_so(tiny_sweep: Path, cli: Any) -> None:
+    run = ("run", tiny_sweep, "--data", "synthetic:500", "--epochs", 1)
+    ended = cli(*run, "--trials", 2, "--max-hours", 0)
+    assert ended.exit_code == 0
+    assert "stopped before the first epoch's end" in ended.out
+    assert "nothing was gained; give it more time" in ended.out
+    assert "export" not in ended.out
+    assert cli(*run, "--trials", 2).exit_code == 0
+    ended = cli(*run, "--trials", 1)
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert "study tiny has 2 finished trials already: 1 trials change nothing" in ended.out
+    assert "2 of 2 trials finished" in ended.out
+    assert "2/2" in cli("status").out
+
+
 def test_run_says_where_everything_is(tiny_sweep: Path, cli: Any) -> None:
     finished = cli(*RUN)
     assert finished.exit_code == 0, finished.err

@@ -210,8 +210,8 @@ class ImageOptions(FileOptions):
 
     def images_of(self, study: "SweepStudy", *, quiet: bool = False) -> "ImageData":
         """The images that the study was run on. Raises StudyError where `data` names others."""
-        how: dict[str, Any] = {"side": study.sweep.image_size, "skip_damaged": True}
-        images = load_data(self.data or study.data["source"], quiet=quiet, may_download=self.data is not None, **how)
+        was = study.data["source"], study.data["fingerprint"]
+        images = load_again(self.data, *was, side=study.sweep.image_size, quiet=quiet)
         study.check_data(name=images.name, fingerprint=images.fingerprint)
         return images
 
@@ -221,3 +221,11 @@ def load_data(source: str, *, quiet: bool = False, **how: Any) -> "ImageData":
     from cifar_sweep.training.images import data
 
     return data.load(source, on_progress=None if quiet else say, **how)
+
+
+def load_again(named: str | None, was: str, fingerprint: str, *, side: int, quiet: bool = False) -> "ImageData":
+    """The images of a study or an export, as `images.data.load_again` finds them; only those `named` are downloaded."""
+    from cifar_sweep.training.images import data
+
+    how: dict[str, Any] = {"side": side, "skip_damaged": True, "may_download": named is not None}
+    return data.load_again(named, was, fingerprint, on_progress=None if quiet else say, **how)

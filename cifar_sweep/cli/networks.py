@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.bundles import ImageOptions, load_data
+from cifar_sweep.cli.bundles import ImageOptions, load_again
 from cifar_sweep.cli.options import Device, SameData, StudyName, Threads, echo_json, say, say_of, settings_of, terminal
 from cifar_sweep.errors import UsageError
 
@@ -54,11 +54,14 @@ def export(
 ) -> None:
     """Write a trial's config, weights, metrics, model card and predict.py, with its test accuracy, measured here."""
     from cifar_sweep.exports.trained import pick, trained_trial
+    from cifar_sweep.study.verdict import verdict
     from cifar_sweep.training.device import prepare_process, resolve_device
 
     source = options.load(study)
     chosen = pick(source, trial)
     trained = trained_trial(source, chosen, options.files_of(source))
+    if why := verdict(source, source.trials()):
+        say(f"note: this is no best one: {why}")
     on = resolve_device(options.device)
     images = options.images_of(source)
     prepare_process(on, threads=trained.provenance.threads)
@@ -255,8 +258,8 @@ def _images_of(export: "Exported", source: str | None, *, must_match: bool = Fal
     if images is None:
         if source is None and origin.data_source == "auto" and origin.data != "CIFAR-10":
             raise UsageError(f"{export.folder}: trained on {origin.data}; name it with --data.")
-        how: dict[str, Any] = {"side": export.image_size, "skip_damaged": True, "may_download": source is not None}
-        images = load_data(source or origin.data_source, quiet=quiet, **how)
+        was = origin.data_source, origin.data_fingerprint
+        images = load_again(source, *was, side=export.image_size, quiet=quiet)
     if images.fingerprint == origin.data_fingerprint:
         return images
     if must_match or [*images.classes] != origin.classes:

@@ -37,7 +37,7 @@ SKIP_DAMAGED = "Leave out images that cannot be read; the study notes them."
 Data = Annotated[str, Option(envvar="CIFAR_SWEEP_DATA", help=DATA)]
 Address = Annotated[str, Option("--storage", envvar="CIFAR_SWEEP_STORAGE", callback=without_password, help=DATABASE)]
 SAME_DATA = "As in `run`; the same data if not given."
-SameData = Annotated[str | None, Option("--data", envvar="CIFAR_SWEEP_DATA", help=SAME_DATA)]
+SameData = Annotated[str | None, Option("--data", help=SAME_DATA)]
 MAX_HOURS = "Stop this command after so long, wherever the sweep is; run again to go on."
 MaxHours = Annotated[float | None, Option(min=0, help=MAX_HOURS)]
 Device = Annotated[str, Option(help="auto (CUDA when there is one), cpu, cuda, or cuda:N.")]

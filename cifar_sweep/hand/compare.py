@@ -15,6 +15,7 @@ from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.hand.rows import HandRow, hand_rows, is_about, points, whole_members
 from cifar_sweep.study.record import SYNTHETIC_REMARK, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
+from cifar_sweep.study.verdict import verdict
 from cifar_sweep.sweep.file import find, load
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.words import duration, params_text
@@ -46,6 +47,7 @@ class SweepRow:
     budget: int  # trials asked for
     shortened: str  # in what it is less than a whole sweep, as in "preview, 3 of 30 epochs"; empty where it is whole
     trial: int | None = None  # the best trial's number; None, as all about it, before any is complete
+    by_chance: bool = False  # whether the study came to nothing: no trial is better than guessing
     model: str = ""
     epochs: int | None = None
     params: str = ""  # its searched parameters, on one line
@@ -127,6 +129,7 @@ def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -
     return replace(
         row,
         trial=best.number,
+        by_chance=bool(verdict(study, study.trials())),
         model=model,
         epochs=best.epochs,
         params=params_text(best.params),
@@ -192,8 +195,12 @@ def _both(model: Best | None, every: Best | None, *, factor: int = 1) -> str:
     return "\n".join(f"{words}{factor * best.accuracy:.2f} {best.label}" for best, words in named if best)
 
 
+def _mark(data: str) -> str:
+    return " *" if is_synthetic([data]) else ""
+
+
 HAND_COLUMNS: dict[str, Callable[[HandRow], str]] = {
-    "run": lambda row: row.label,
+    "run": lambda row: row.label + _mark(row.data),
     "model": lambda row: row.model,
     "state": lambda row: row.state,
     "trial": lambda row: _known(row.trial, "d"),
@@ -206,9 +213,9 @@ HAND_COLUMNS: dict[str, Callable[[HandRow], str]] = {
     "shortened": lambda row: row.shortened,
 }
 SWEEP_COLUMNS: dict[str, Callable[[SweepRow], str]] = {
-    "study": lambda row: row.study,
+    "study": lambda row: row.study + _mark(row.data),
     "trials": lambda row: f"{row.finished} of {row.budget}",
-    "best": lambda row: _known(row.trial, "d"),
+    "best": lambda row: _known(row.trial, "d") + " by chance" * row.by_chance,
     "model": lambda row: row.model,
     "validation %": lambda row: _known(row.validation, ".2f", factor=100),
     "test %": lambda row: _known(row.test, ".2f", factor=100),
@@ -225,7 +232,7 @@ def _table(title: str, columns: Mapping[str, Callable[[Row], str]], rows: Sequen
     data = list(dict.fromkeys(row.data for row in rows if row.data))
     facts = [f"measured on {', '.join(data)}, one training per row" if data else "nothing is measured yet"]
     facts.append("a claim is the report's own, on CIFAR-10; points are test minus claim")
-    facts += [SYNTHETIC_REMARK] if is_synthetic(data) else []
+    facts += [f"* {SYNTHETIC_REMARK}"] if is_synthetic(data) else []
     shortened = sum(bool(row.shortened) for row in rows)
     if shortened:
         title += f" ({shortened} of {len(rows)} rows shortened)"

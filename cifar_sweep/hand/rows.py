@@ -9,8 +9,6 @@ from cifar_sweep.study.record import TrialRecord, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.sweep import ClaimedEnsemble, Sweep
 
-CIFAR_CLASSES = 10
-
 
 @dataclass(frozen=True)
 class HandRow:
@@ -51,13 +49,13 @@ def hand_rows(sweep: Sweep, study: SweepStudy | None) -> list[HandRow]:
 
 
 def names_claims(study: SweepStudy) -> bool:
-    """Whether claims belong beside a study: its points are given, or the reports' are tried first on their images."""
-    return study.sweep.given or (is_about(study) and any(point.label for point in study.sweep.enqueue))
+    """Whether claims belong beside a study: it is of the reports' images, and has points with a label."""
+    return is_about(study) and (study.sweep.given or any(point.label for point in study.sweep.enqueue))
 
 
 def is_about(study: SweepStudy) -> bool:
     """Whether a study is of the reports' images, or of synthetic ones in their place; not of a person's own."""
-    return str(study.data["name"]).startswith(("CIFAR-10", "synthetic")) and study.data["classes"] == CIFAR_CLASSES
+    return is_synthetic([study.data["name"]]) or study.data["name"] == "CIFAR-10"
 
 
 def _settings(params: Mapping[str, Any]) -> dict[str, Value]:
@@ -71,6 +69,8 @@ def _trial_row(bare: HandRow, asked: Mapping[str, Value], study: SweepStudy, tri
     # A trial that nobody has claimed yet has no config.
     own = trial.settings or _settings(study.sweep.fixed | dict(trial.params))
     shortened = _departures(own, asked, train_images=study.data.get("train_images"))
+    if not is_about(study):
+        bare = replace(bare, claimed=None, claimed_seconds=None)
     return replace(
         bare,
         note="; ".join(words for words in (bare.note, trial.reason) if words),
@@ -107,7 +107,7 @@ def _ensemble_row(claim: ClaimedEnsemble, study: SweepStudy | None) -> HandRow:
 
 def points(test: float | None, claimed: float | None, *, study: SweepStudy, shortened: str) -> float | None:
     """Measured (a fraction) minus claimed (percent), in points, where the two are of the same run on such images."""
-    unlike = is_synthetic([study.data["name"]]) or study.data["classes"] != CIFAR_CLASSES
+    unlike = is_synthetic([study.data["name"]]) or not is_about(study)
     return None if shortened or unlike or test is None or claimed is None else 100 * test - claimed
 
 

@@ -160,11 +160,11 @@ def _classes(root: Path, part: str, passed: Passed) -> Part:
             passed["outside" if name.lower().endswith(_IMAGE_ENDINGS) else "ending"].append(f"{part}/{name}")
             continue
         try:
-            name.encode()
-        except UnicodeEncodeError:
+            shown = os.fsencode(name).decode()  # whatever the locale takes names for
+        except UnicodeDecodeError:
             raise DataError(f"The class folder {f'{part}/{name}'!r} has a name that is not UTF-8; rename it.") from None
         files = image_files(root, f"{part}/{name}/", passed, frozenset([(status.st_dev, status.st_ino)]))
-        classes.setdefault(normalize("NFC", name), []).extend(files)
+        classes.setdefault(normalize("NFC", shown), []).extend(files)
     return {name: sorted(classes[name], key=lambda file: normalize("NFC", file[0])) for name in sorted(classes)}
 
 

@@ -133,8 +133,8 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
     """The facts of a study as it stands; `reports` is that of the reports' hand runs, if the database has one."""
     trials, ranked = study.trials(), study.ranked()
     best = next(iter(ranked), None)
-    synthetic = is_synthetic([study.data["name"]])
-    by_hand = None if synthetic or not names_claims(study) else _by_hand(study, best, reports)
+    synthetic, nothing = is_synthetic([study.data["name"]]), verdict(study, trials)
+    by_hand = _by_hand(study, best, reports) if names_claims(study) else None
     return Report(
         study=study,
         data=data_words(study),
@@ -144,15 +144,15 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         counts=state_counts(trials, study.sweep),
         seconds=sum(trial.seconds for trial in trials),
         shortened=_shortened(study, by_hand),
-        verdict=verdict(study, trials),
+        verdict=nothing,
         given=0 if study.sweep.given else given_among(trials, study.sweep),
         answer=_answer(study, ranked, findings) if ranked else None,
-        by_hand=by_hand,
+        by_hand=None if synthetic else by_hand,
         saved=saved_by_pruning(trials),
         importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
         begun_with=study.begun_with(),
         findings=findings,
-        reproduction=reproduction_of(study, best),
+        reproduction=reproduction_of(study, None if nothing else best),
         parameters=tuple(name for name in PARAMETERS if any(name in trial.params for trial in trials)),
     )
 

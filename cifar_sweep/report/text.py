@@ -85,7 +85,7 @@ def markdown(report: Report) -> str:
 
 BEFORE: Mapping[str, Callable[[TrialRecord], Value | None]] = {
     "trial": lambda trial: trial.number,
-    "state": lambda trial: trial.state,
+    "state": lambda trial: "diverged" if trial.diverged else trial.state,
     "value": lambda trial: trial.value,
     "epochs_done": lambda trial: trial.epochs_done,
     "of_epochs": lambda trial: trial.epochs,

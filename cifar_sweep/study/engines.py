@@ -38,7 +38,8 @@ LOOK = sqlalchemy.text("""
     SELECT current_schema(), cardinality(current_schemas(false)) > 1,
         ARRAY(SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
               WHERE nspname = current_schema() AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY 1),
-        current_setting('transaction_read_only') = 'off' AND has_table_privilege(to_regclass('trials'), 'INSERT')
+        current_setting('transaction_read_only') = 'off' AND has_table_privilege(to_regclass('trials'), 'INSERT'),
+        current_setting('transaction_read_only') = 'off' AND has_schema_privilege(current_schema(), 'CREATE')
 """)
 
 
@@ -117,7 +118,7 @@ def _open_server(url: URL, *, make: bool) -> tuple[Engine, bool]:
 def _prepare(engine: Engine, url: URL, path: str | None, *, make: bool) -> bool:
     """Find the tables of a server's database, or make them; whether they may be written to."""
     with engine.connect() as connection:
-        schema, has_others, found, writable = connection.execute(LOOK).one()
+        schema, has_others, found, writable, may_make = connection.execute(LOOK).one()
     if schema is None or (path is not None and first_schema(path) not in (schema, "$user")):
         missing = first_schema(path or "public")
         raise StorageError(f"{shown(url)}: there is no schema {missing!r} for this role; `CREATE SCHEMA` makes it.")
@@ -129,6 +130,9 @@ def _prepare(engine: Engine, url: URL, path: str | None, *, make: bool) -> bool:
         theirs = f"tables of something else have the names of ours ({', '.join(sorted(taken))})"
         cure = "name another database, or a schema of its own with ?options=-csearch_path=SCHEMA"
         raise StorageError(f"{shown(url)}: {theirs}; {cure}.")
+    if not may_make:
+        cure = "their owner can, or gives the right to: GRANT CREATE ON SCHEMA"
+        raise StorageError(f"{shown(url)}: no studies yet, and no right to make tables in schema {schema}; {cure}.")
     theirs = f"tables of something else ({', '.join(found[:5])})"
     if not make:
         raise _missing(shown(url), f" beside {theirs}" if found else "")

@@ -28,12 +28,16 @@ from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.sweep import Sweep
 
 log = logging.getLogger(__name__)
+LONGEST_NAME = 200  # bytes: it is a part of the names of files, which have 255
 
 
 def check_request(name: str, sweep: Sweep) -> None:
     """Raise UsageError where no study can be made of this name, or of the pruner in this space."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UsageError(f"study {name!r}: accepted: letters, digits, dots, dashes and underscores.")
+    if not re.fullmatch(r"[^\W_][\w.-]*", name):
+        words = "letters, digits, dots, dashes and underscores, of which a letter or a digit is the first"
+        raise UsageError(f"study {name!r}: accepted: {words}.")
+    if len(name.encode()) > LONGEST_NAME:
+        raise UsageError(f"study {name[:20]!r} and so on: the name is too long; accepted: {LONGEST_NAME} bytes.")
     strategy.build_pruner(sweep)
 
 

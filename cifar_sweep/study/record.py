@@ -282,7 +282,7 @@ def saved_by_pruning(trials: Iterable[TrialRecord]) -> Saved:
 
 def is_synthetic(data: Iterable[str]) -> bool:
     """Whether any of these `data_words` names images that were drawn."""
-    return any(name.startswith("synthetic") for name in data)
+    return any(name.startswith("synthetic images (") for name in data)
 
 
 def worker_names(trials: Sequence[FrozenTrial]) -> dict[int, str]:

@@ -1,8 +1,10 @@
 """Sweep files: finding one, loading it, and changing it by options."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from cifar_sweep.config import PARAMETERS, Value, check_parameter
 from cifar_sweep.errors import UsageError, nearest
@@ -55,7 +57,8 @@ def load(path: Path, *, changes: Changes = None, preview: bool = False, only: Se
         raw = read_toml(path)
     except OSError as error:
         raise UsageError(f"{path}: the sweep file cannot be read: {error.strerror}.") from None
-    return from_mapping({"name": path.stem} | raw, where=str(path), changes=changes, preview=preview, only=only)
+    name = normalize("NFC", os.fsencode(path.stem).decode(errors="replace"))  # whatever the locale takes it for
+    return from_mapping({"name": name} | raw, where=str(path), changes=changes, preview=preview, only=only)
 
 
 def from_mapping(

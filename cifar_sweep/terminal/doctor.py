@@ -71,8 +71,8 @@ def _data(source: str, skip_damaged: bool) -> list[Finding]:
 def _storage(url: str) -> Finding:
     try:
         with closing(open_existing(url)) as storage:
-            only = "" if storage.writable else ", to be read alone"
-            return "storage", True, f"{storage.shown}: {len(load_all(storage))} studies{only}"
+            only = "" if storage.writable else ", which may only be looked at here: a run has to write"
+            return "storage", storage.writable, f"{storage.shown}: {len(load_all(storage))} studies{only}"
     except StorageMissingError as error:
         path = Path(url.removeprefix("sqlite:///"))
         if url.startswith("sqlite:///"):  # whether one can be made there

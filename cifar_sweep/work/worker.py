@@ -198,9 +198,8 @@ class _TrialWorker:
             try:
                 artifacts = open_artifacts(self.job.artifacts or study.artifacts)
                 settle_in(study, artifacts)
-                data = images.load(
-                    self.job.data or study.data["source"], side=study.sweep.image_size, skip_damaged=True
-                )
+                known, how = study.data, {"side": study.sweep.image_size, "skip_damaged": True}
+                data = images.load_again(self.job.data, known["source"], known["fingerprint"], **how)
                 study.check_data(name=data.name, fingerprint=data.fingerprint)
                 check_code(study.name, study.code, fingerprints(study.code))
                 self.ready[study.uid] = data, artifacts

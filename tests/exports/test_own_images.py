@@ -84,6 +84,24 @@ def test_what_is_passed_over_is_said_kept_and_known_to_the_export(
     assert json.loads(found.out)["test_accuracy"] == json.loads(evaluated.out)["test_accuracy"]
 
 
+def test_a_variable_names_images_of_new_studies_and_of_those_whose_own_are_gone(
+    pictures: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_DATA", "synthetic:200")
+    assert cli(*RUN).exit_code == 0
+    for command in (("export", "own", "--out", "e"), ("evaluate", "e"), ("predict", "e", "--test", 1)):
+        ended = cli(*command)
+        assert (ended.exit_code, ended.err) == (0, ""), command
+    pictures.rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "another"))
+    refused = cli("export", "own", "--out", "f")
+    assert (refused.exit_code, refused.err.count("\n")) == (1, 1)
+    monkeypatch.setenv("CIFAR_SWEEP_DATA", "elsewhere")
+    assert cli("export", "own", "--out", "f").exit_code == 0
+    ended = cli("worker", "own", "--until-idle")
+    assert (ended.exit_code, ended.err) == (0, "")
+
+
 def test_other_classes_are_refused_however_many(pictures: Path, cli: Any) -> None:
     assert cli(*RUN).exit_code == 0
     assert cli("export", "own", "--out", "e").exit_code == 0

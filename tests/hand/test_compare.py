@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import Value
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports import testset
+from cifar_sweep.hand import compare as compare_module
 from cifar_sweep.hand import rows as hand_runs
 from cifar_sweep.hand.compare import SweepRow, as_json, collect, sweep_rows, tables
 from cifar_sweep.hand.rows import HandRow, hand_rows
@@ -116,6 +118,8 @@ def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
 def as_if_real(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims are about CIFAR-10: points are not given for images that were drawn."""
     monkeypatch.setattr(hand_runs, "is_synthetic", lambda _: False)
+    for module in (hand_runs, compare_module):
+        monkeypatch.setattr(module, "is_about", lambda _: True)
 
 
 def known(sweep: Path) -> None:
@@ -132,6 +136,28 @@ def text(screen: Callable[[Console], None], *, width: int = 300) -> str:
 
 def shown(hand: list[HandRow], sweeps: list[SweepRow]) -> str:
     return text(lambda screen: screen.print(*tables(hand, sweeps)))
+
+
+@pytest.mark.parametrize("mine", ["image folder mine", "CIFAR-10-of-mine.npz", "synthetic.npz"])
+def test_no_claim_stands_beside_a_persons_own_pictures(
+    study: SweepStudy, given: Path, small_data: ImageData, mine: str
+) -> None:
+    measured(study, small_data)
+    assert hand_runs.names_claims(study)
+    study.data = study.data | {"name": mine}
+    assert not hand_runs.names_claims(study)
+    rows = [row for row in hand_rows(load(given), study) if row.trial is not None]
+    assert rows
+    assert all((row.claimed, row.claimed_seconds, row.difference) == (None, None, None) for row in rows)
+
+
+def test_each_row_on_synthetic_images_is_marked(study: SweepStudy, given: Path) -> None:
+    rows = hand_rows(load(given), study)
+    real = [replace(row, label="R", data="CIFAR-10 (abc)") for row in rows[:1]]
+    words = shown([*rows, *real], [])
+    assert "H-2 * lenet" in words
+    assert "R lenet" in words
+    assert "* synthetic images say nothing about CIFAR-10" in words
 
 
 @pytest.mark.usefixtures("as_if_real")

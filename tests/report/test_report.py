@@ -159,6 +159,34 @@ def test_a_shortened_sweep_is_not_compared() -> None:
     assert "<strong>Shortened:</strong> 3 of 30 epochs" in render(report)
 
 
+def test_a_shortened_hand_run_is_called_so_on_synthetic_images_too() -> None:
+    sweep = load(find("reports"), only=["C-1"], changes={"epochs": 3})
+    [point] = sweep.enqueue
+    trial = made_up(sweep, 0, accuracy=0.7, label=point.label, given=point.params())
+    config = TrialConfig.from_params(sweep.fixed | point.params(), classes=10, precision="fp32", data_seed=0, seed=0)
+    trial.user_attrs["config"] |= config.to_dict()
+    study = study_of([trial], sweep=sweep, name="reports")
+    study.data = study.data | {"name": "synthetic images (500 + 100)"}
+    report = collect(study, findings=ImageFindings())
+    assert report.by_hand is None
+    assert report.shortened.startswith("3 of ")
+
+
+def test_of_no_best_none_is_called_so_or_exported() -> None:
+    sweep = sweep_of(trials=2)
+    diverged = made_up(sweep, 1, TrialState.PRUNED, epochs_done=0, reason="diverged in epoch 1: the loss")
+    study = study_of([made_up(sweep, 0, accuracy=0.1), diverged], sweep=sweep)
+    report = collect(study, findings=ImageFindings())
+    assert report.verdict.startswith("no trial is better than guessing")
+    for written in (render(report), markdown(report)):
+        assert "cifar-sweep export" not in written
+        assert "Best config" not in written
+        assert "The highest" in written
+    assert [row["state"] for row in csv.DictReader(io.StringIO(trials_csv(report)))] == ["complete", "diverged"]
+    better = study_of([made_up(sweep, 0, accuracy=0.7), diverged], sweep=sweep, name="better")
+    assert "cifar-sweep export better" in markdown(collect(better, findings=ImageFindings()))
+
+
 def test_synthetic_images_are_called_so_and_compared_with_nothing() -> None:
     study = study_of([made_up(sweep_of(), 0)])
     study.data = study.data | {"name": "synthetic images (500 + 100)"}

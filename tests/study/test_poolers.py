@@ -73,6 +73,17 @@ def test_a_schema_that_is_not_there_is_no_other_one(server: PostgresServer) -> N
     assert tables_in(server, "public") == set()
 
 
+def test_a_role_that_may_make_no_tables_is_told_so_before_a_run(
+    server: PostgresServer, cli: Callable[..., Finished]
+) -> None:
+    sql(server, "REVOKE ALL ON SCHEMA public FROM one, public", "GRANT USAGE ON SCHEMA public TO one")
+    url = server.url.replace("postgres@", "one@")
+    with pytest.raises(StorageError, match="no studies yet, and no right to make tables in schema public; their owner"):
+        open_storage(url)
+    doctor = cli("doctor", "--storage", url, "--data", "synthetic:100")
+    assert (doctor.exit_code, "no right to make tables in schema public" in doctor.out) == (1, True)
+
+
 # Tables of others
 
 

@@ -229,12 +229,12 @@ READING: dict[str, tuple[object, ...]] = {
     "compare": ("compare",),
     "export": ("export", "tiny"),
     "copy": ("copy", "{storage}", "sqlite:///mine.db"),
-    "doctor": ("doctor", "--data", "synthetic:500"),
 }
 WRITING: dict[str, tuple[object, ...]] = {
     "pause": ("pause", "tiny"),
     "delete": ("delete", "tiny", "--yes"),
     "run": ("run", "tiny.toml", "--data", "synthetic:500"),
+    "doctor": ("doctor", "--data", "synthetic:500"),  # it is well with what a run accepts, and with nothing else
 }
 READER = """
 import contextlib, io, json, sys
@@ -320,7 +320,7 @@ def test_a_reader_may(reader: dict[str, tuple[int, str]], command: str) -> None:
 def test_a_reader_may_not(reader: dict[str, tuple[int, str]], command: str) -> None:
     code, words = reader[command]
     assert code == 1
-    assert "permission denied" in words
+    assert "permission denied" in words or (command == "doctor" and "which may only be looked at here" in words)
     assert "Traceback" not in words
 
 

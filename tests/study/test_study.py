@@ -628,10 +628,18 @@ def test_a_study_is_loaded_by_name(make: Callable[..., SweepStudy], storage: Sto
     assert name in [study.name for study in studies.load_all(storage)]
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "a/b", "../up", ".hidden", "-x", "a\n", "straße?"])
+@pytest.mark.parametrize("bad", ["", "a b", "a/b", "../up", ".hidden", "-x", "a\n", "straße?", "_a", "\udcff"])
 def test_bad_names_are_refused(storage: Storage, bad: str) -> None:
     with pytest.raises(UsageError, match="accepted: letters, digits, dots, dashes and underscores"):
         open_or_resume(storage, bad, sweep(), data=DATA)
+
+
+def test_a_name_is_of_any_script_and_as_long_as_files_can_be(storage: Storage, name: str) -> None:
+    assert open_or_resume(storage, f"über_日本_{name}", sweep(), data=DATA).name.startswith("über")
+    open_or_resume(storage, f"{name:x<200}", sweep(), data=DATA)
+    for long in (f"{name:x<201}", f"{name:ß<130}"):
+        with pytest.raises(UsageError, match="the name is too long; accepted: 200 bytes"):
+            open_or_resume(storage, long, sweep(), data=DATA)
 
 
 def test_a_pruner_that_does_not_fit_makes_no_study(

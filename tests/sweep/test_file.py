@@ -372,6 +372,12 @@ def test_defaults(file: Path) -> None:
     assert (sweep.fixed, sweep.space, sweep.enqueue) == ({}, {}, [])
 
 
+@pytest.mark.parametrize(("stem", "name"), [("gro\u0308ße", "größe"), ("sw\udcffeep", "sw\ufffdeep")])
+def test_a_file_of_any_name_is_read(file: Path, stem: str, name: str) -> None:
+    file.write_text("trials = 1")
+    assert load(file.rename(file.with_stem(stem))).name == name
+
+
 def test_a_sweep_may_name_itself(file: Path) -> None:
     assert load(written(file, 'name = "other"')).name == "other"
 

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -125,7 +126,8 @@ def obstacle() -> str:
     if os.environ.get(KERNELS) == "torch":
         return f"{KERNELS} is torch"
     if identity() is None:
-        return "there is no C compiler (gcc or clang)"
+        named = os.environ.get("CC")
+        return f"CC is {named!r}, which is no C compiler here" if named else "there is no C compiler (gcc or clang)"
     reasons = [failed.read_text() for failed in _folder().glob(f"*-{identity()}.failed")]
     return f"the C compiler failed: {reasons[0]}" if reasons else ""
 
@@ -171,7 +173,7 @@ def build(path: Path, lanes: int, pack: int) -> None:
     log.info("compiling kernels for this machine, once")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / path.name
-        command = [str(compiler()), *_FLAGS, f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
+        command = [*compiler(), *_FLAGS, f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
         command += [str(_SOURCE), "-o", str(made), "-lm"]
         try:
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
@@ -182,23 +184,26 @@ def build(path: Path, lanes: int, pack: int) -> None:
 
 
 @cache
-def compiler() -> str | None:
-    """The C compiler: that of the variable CC, else the first of the usual ones; None where there is none."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else _COMPILERS
-    return next((found for name in names if (found := shutil.which(name))), None)
+def compiler() -> tuple[str, ...]:
+    """The C compiler: the command in the variable CC, else the first of the usual ones; empty where there is none."""
+    try:
+        commands = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [[name] for name in _COMPILERS]
+    except ValueError:  # a quote that is not closed
+        return ()
+    return next(((found, *options) for name, *options in commands if (found := shutil.which(name))), ())
 
 
 @cache
 def identity() -> str | None:
     """A hash of the source, the structures, the compiler and the processor; None where there is no compiler."""
-    found = compiler()
-    if found is None or sys.platform == "win32":
+    command = compiler()
+    if not command or sys.platform == "win32":
         return None
     try:
-        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+        version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    parts = [version, *_FLAGS, processor(), _SOURCE.read_text(), str(layout())]
+    parts = [version, *command[1:], *_FLAGS, processor(), _SOURCE.read_text(), str(layout())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -404,13 +404,27 @@ def trains_with_pytorch() -> bool:
 
 
 def test_without_a_compiler_pytorch_trains(
-    other_compiler: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    other_compiler: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other_compiler("no-such-compiler")
+    for named in ("no-such-compiler", "false", "no-such-wrapper gcc", "gcc '"):
+        other_compiler(named)
+        assert compiled.kernels_name(CPU) == "torch"
+        assert compiled.obstacle() == f"CC is {named!r}, which is no C compiler here"
     assert trains_with_pytorch()
-    assert compiled.kernels_name(CPU) == "torch"
-    assert compiled.obstacle() == "there is no C compiler (gcc or clang)"
     assert caplog.text == ""
+    monkeypatch.setattr(compiled, "_COMPILERS", ())
+    other_compiler("")
+    assert compiled.obstacle() == "there is no C compiler (gcc or clang)"
+
+
+def test_a_compiler_may_be_a_command_of_several_words(other_compiler: Callable[[str], None], tmp_path: Path) -> None:
+    other_compiler("cc")
+    plain = compiled.identity()
+    other_compiler("env cc -DNOTHING")
+    assert compiled.obstacle() == ""
+    assert compiled.identity() not in (None, plain), "its options are a part of what is made"
+    compiled.build(tmp_path / "made.so", 8, 1)
+    assert (tmp_path / "made.so").exists()
 
 
 def test_a_compiler_that_fails_is_named_and_not_asked_again(
