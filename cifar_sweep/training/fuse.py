@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_sweep.training.lanes import Lanes, offer, stages_of
-from cifar_sweep.training.rows import Masks, Part, Rows, masks_of
+from cifar_sweep.training.rows import Masks, Part, Rows, Stream, masks_of
 
 
 class Fused(Rows):
@@ -238,17 +238,27 @@ class FusedDropout(FusedLayer):
         super().__init__()
         self.masks = masks_of(layers[0], masks)
         self.channelwise = isinstance(layers[0], nn.Dropout2d)
+        self._rates: Tensor | None = None  # of the members [K, 1], where they share a stream
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or all(mask.rate == 0 for mask in self.masks):
             return x
         if x.dim() == 4:
             shape = [x.shape[0], x.shape[1] // len(self.masks), *((1, 1) if self.channelwise else x.shape[2:])]
-            return x * torch.cat([mask.draw(shape, like=x) for mask in self.masks], dim=1)
-        return x * torch.stack([mask.draw(x.shape[1:], like=x) for mask in self.masks])
+            return x * torch.cat([*self._draw(shape, like=x)], dim=1)
+        return x * torch.stack([*self._draw(x.shape[1:], like=x)])
+
+    def _draw(self, shape: Sequence[int], *, like: Tensor) -> Sequence[Tensor]:
+        """The members' masks, each of this shape."""
+        stream = self.masks[0].generator
+        if not isinstance(stream, Stream):
+            return [mask.draw(shape, like=like) for mask in self.masks]
+        if self._rates is None:
+            self._rates = torch.tensor([mask.rate for mask in self.masks], device=like.device)[:, None]
+        return stream.masks(self._rates, shape, like=like).unbind()
 
     def keep(self, members: list[int]) -> None:
-        self.masks = [self.masks[k] for k in members]
+        self.masks, self._rates = [self.masks[k] for k in members], None
 
 
 def _the_first(layers: Sequence[nn.Module], _masks: Sequence[Masks]) -> nn.Module:

@@ -1,5 +1,6 @@
 """The parameters of K equal networks as the rows of one matrix: what an optimizer, a checkpoint and `keep` want."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +12,49 @@ from torch import Tensor, nn
 from cifar_sweep.training.checkpoint import StateError
 
 
+class Stream:
+    """Random numbers of K members on a device, by calls whose number does not grow with K, nor depends on the host.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), on PyTorch's signed integers. Each member's numbers follow from its
+    seed alone, and from how many were drawn since.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seed([0])
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Begin a stream for each of these seeds of 63 bits."""
+        self.keys = torch.tensor(seeds, dtype=torch.int64, device=self.device)[:, None]
+        self.drawn = torch.zeros(1, dtype=torch.int64, device=self.device)
+
+    def draw(self, count: int) -> Tensor:
+        """So many whole numbers from 0 to 2**24 - 1 for each member [K, count]."""
+        places = torch.arange(1, count + 1, device=self.device).add_(self.drawn)
+        self.drawn.add_(count)
+        z = self.keys + places * -0x61C8864680B583EB
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+            z.bitwise_xor_((z >> shift).bitwise_and_((1 << 64 - shift) - 1)).mul_(factor)
+        z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
+        return z.bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
+
+    def masks(self, rates: float | Tensor, shape: Sequence[int], *, like: Tensor) -> Tensor:
+        """A mask of this shape for each member [K, ...]: 0 at its rate (one, or [K, 1]), else what keeps the mean."""
+        kept = self.draw(math.prod(shape)) >= rates * (1 << 24)
+        return (kept / (1 - rates)).to(like.dtype).view(-1, *shape)
+
+
 @dataclass(frozen=True)
 class Masks:
-    """A member's dropout: its rate, and the generator that its masks come from and nothing else does."""
+    """A member's dropout: its rate, and what its masks come from and nothing else does. On a GPU members share it."""
 
     rate: float
-    generator: torch.Generator
+    generator: torch.Generator | Stream
 
     def draw(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
         """A mask of this shape: 0 at the rate, else what keeps the mean. A member without dropout draws nothing."""
+        if isinstance(self.generator, Stream):
+            return self.generator.masks(self.rate, shape, like=like)[0]
         drawn = torch.empty(shape, device=like.device, dtype=like.dtype)
         if self.rate == 0:
             return drawn.fill_(1)

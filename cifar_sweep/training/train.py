@@ -20,14 +20,12 @@ from cifar_sweep.errors import one_line
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
-from cifar_sweep.training.device import is_out_of_memory
+from cifar_sweep.training.device import at_once, is_out_of_memory
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import build_optimizer, learning_rate_at
-from cifar_sweep.training.rows import Masks, Rows
-
-CUDA_STATE_BYTES = 16  # of a random generator there: its seed and how far it is
+from cifar_sweep.training.rows import Masks, Rows, Stream
 
 
 class EpochInterruptedError(Exception):
@@ -46,20 +44,13 @@ class Member:
         self.history: list[EpochResult] = []
         self.best_weights: dict[str, torch.Tensor] = {}
         self.correct = torch.empty(0, dtype=torch.uint8)
-        # On the device, where masks are drawn without a transfer; a layer of a user's own may have a rate of its own.
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(derive_seed(config.knobs.seed, "dropout"))
+        self.generator: torch.Generator | Stream = Stream(device)
+        if not at_once(device):
+            self.generator = torch.Generator().manual_seed(derive_seed(config.knobs.seed, "dropout"))
 
-    def generator_in(self, state: torch.Tensor, *, epoch: int) -> torch.Generator:
-        """A generator in the stored `state`; one that was stored after `epoch` on another kind of device has a new one.
-
-        RuntimeError where it is no state of a generator.
-        """
-        on_cpu = self.generator.device.type == "cpu"
-        generator = torch.Generator(self.generator.device)
-        if len(state) == (CUDA_STATE_BYTES if on_cpu else len(torch.Generator().get_state())):
-            return generator.manual_seed(derive_seed(self.config.knobs.seed, "dropout", epoch))
-        return generator.set_state(state)
+    def seed_of(self, epoch: int) -> int:
+        """The seed of the masks of an epoch, on a device where they follow from it alone."""
+        return derive_seed(self.config.knobs.seed, "dropout", epoch)
 
     def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor], correct: torch.Tensor) -> None:
         """Add an epoch to the curve. The weights, and what they name rightly, are kept if it is the best so far."""
@@ -74,8 +65,7 @@ class Run:
 
     `configs` are the trials, all of one `Shape`, else ValueError. Of `data` the test set is not touched; None is for
     single steps, to time them. UsageError if the shape asks for more images than there are, or a batch larger than the
-    training set. `members` are the trials that are still trained, in order; `network` are the networks of all of them,
-    and `optimizer` has a parameter group for each.
+    training set. `members` are the trials that are still trained, in order; `network` are the networks of all of them.
     """
 
     batches: Batches  # not there without data
@@ -125,10 +115,15 @@ class Run:
         return self._end_epoch(epoch, images_seen=images_seen, started=started)
 
     def start_epoch(self, epoch: int) -> None:
-        """Set the members' learning rates of this epoch."""
+        """Set the members' learning rates of this epoch, and begin the streams of its masks."""
         self.network.train()
-        for member, group in zip(self.members, self.optimizer.param_groups, strict=True):
-            group["lr"] = learning_rate_at(epoch, member.config.knobs)
+        self.optimizer.set_rates([learning_rate_at(epoch, member.config.knobs) for member in self.members])
+        seeds: dict[Stream, list[int]] = {}
+        for member in self.members:
+            if isinstance(member.generator, Stream):
+                seeds.setdefault(member.generator, []).append(member.seed_of(epoch))
+        for stream, each in seeds.items():
+            stream.seed(each)
         self._loss_sum.zero_()
         self._correct.zero_()
 
@@ -181,11 +176,12 @@ class Run:
         """Go on with these members (positions in the last epoch's results) alone, in this order."""
         if list(members) == list(range(len(self.members))):
             return
-        states = [self.optimizer.state[self._rows[k]] for k in members]
+        states = [self.optimizer.member_state(k) for k in members]
         self.members = [self.members[k] for k in members]
         self.network.keep(members)
         self.prepare_optimizer()
-        self.optimizer.state.update(zip(self._rows, states, strict=True))
+        for k, state in enumerate(states):
+            self.optimizer.load_member_state(k, state)
 
     def member(self, k: int) -> nn.Module:
         """Member `k`'s best weights so far in a plain network on the CPU; ValueError if no loss was finite."""
@@ -201,11 +197,14 @@ class Run:
         member = self.members[k]
         tensors = {f"network.{name}": value for name, value in self.network.member_state(k).items()}
         tensors |= {f"best.{name}": value for name, value in member.best_weights.items()}
-        known = self.optimizer.state.get(self._rows[k], {})
-        tensors |= {f"optimizer.{name}": value for name, value in known.items() if isinstance(value, torch.Tensor)}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.member_state(k).items()}
         curve = json.dumps([asdict(result) for result in member.history]).encode()
         tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
-        return tensors | {"generator": member.generator.get_state(), "correct": member.correct}
+        # A stream has no state between epochs.
+        random = torch.empty(0, dtype=torch.uint8)
+        if isinstance(member.generator, torch.Generator):
+            random = member.generator.get_state()
+        return tensors | {"generator": random, "correct": member.correct}
 
     def restore(self, k: int, state: dict[str, torch.Tensor]) -> None:
         """Have member `k` go on, bit for bit, from a `state` of the same config in whatever group; else StateError.
@@ -216,28 +215,30 @@ class Run:
         best, known = _below("best.", state), _below("optimizer.", state)
         try:
             history = [EpochResult(**result) for result in json.loads(bytes(state["history"].tolist()))]
-            generator = member.generator_in(state["generator"], epoch=len(history))
+            random, generator = state["generator"], torch.Generator()
+            if len(random):
+                generator.set_state(random)  # raises where it is none
+            else:
+                generator.manual_seed(member.seed_of(len(history)))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise
             raise StateError(one_line(error)) from error
         if best and best.keys() != self.network.member_state(k).keys():
             raise StateError("the best weights are not those of this network")
-        if any(value.dim() and value.shape != self._rows[k].shape for value in known.values()):
-            raise StateError("the optimizer's state is not one of this network")
+        self.optimizer.check(k, known)
         self.network.load_member_state(k, _below("network.", state))
-        member.generator.set_state(generator.get_state())
+        if isinstance(member.generator, torch.Generator):
+            member.generator.set_state(generator.get_state())
         member.best_weights = {name: value.to(self.device) for name, value in best.items()}
-        self.optimizer.state[self._rows[k]] = {name: value.to(self.device) for name, value in known.items()}
+        self.optimizer.load_member_state(k, known)
         member.correct = state.get("correct", member.correct).to(self.device)  # what was stored before has none
         member.history = history
 
     def prepare_optimizer(self) -> None:
-        """Make a new optimizer, with a parameter group for each member that holds its row of the parameters."""
-        self._rows = [nn.Parameter(row, requires_grad=False) for row in self.network.weights]
-        for row, gradient in zip(self._rows, self.network.gradients, strict=True):
-            row.grad = gradient
-        self.optimizer = build_optimizer([member.config for member in self.members], self._rows)
+        """Make a new optimizer of the members' parameters as they lie now."""
+        configs = [member.config for member in self.members]
+        self.optimizer = build_optimizer(configs, self.network.weights, self.network.gradients)
         self._loss_sum = torch.zeros(len(self.members), device=self.device)
         self._correct = torch.zeros(len(self.members), device=self.device)
 
@@ -245,8 +246,11 @@ class Run:
 def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
     """The members' networks with their initial weights, fused where that is possible."""
     networks = [build(shape, seed=derive_seed(member.config.knobs.seed, "init"), code=code) for member in members]
+    dtype, fused = torch.bfloat16 if shape.precision == "bf16" else None, can_fuse(networks[0])
+    for member in members[1:]:
+        if fused and isinstance(member.generator, Stream):
+            member.generator = members[0].generator  # one for all, who draw at once
     masks = [Masks(member.config.knobs.dropout, member.generator) for member in members]
-    dtype = torch.bfloat16 if shape.precision == "bf16" else None
     if can_fuse(networks[0]):
         return Fused([cast(nn.Sequential, network) for network in networks], masks, dtype=dtype)
     return Apart(networks, masks, dtype=dtype)

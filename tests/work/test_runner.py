@@ -18,6 +18,8 @@ from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import DiskError, SickDeviceError, StudyError, UsageError
 from cifar_sweep.machine.groups import Groups
+from cifar_sweep.machine.plan import Plan
+from cifar_sweep.machine.speeds import Split
 from cifar_sweep.study.claim import TrialLostError
 from cifar_sweep.study.opening import load, open_or_resume
 from cifar_sweep.study.record import TrialRecord
@@ -29,7 +31,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
 from cifar_sweep.work import runner, worker
 from cifar_sweep.work.submit import check_images, facts
-from cifar_sweep.work.worker import Job, work
+from cifar_sweep.work.worker import Job, run_workers, work
 
 URL = "sqlite:///studies.db"
 TINY: dict[str, Any] = {
@@ -594,6 +596,20 @@ def test_a_sick_device_costs_no_trial(size: int, small_data: ImageData, monkeypa
     monkeypatch.setattr(runner, "is_sick", lambda device: False)
     work(job(groups=Groups(size)))
     assert states(study.trials()) == ["complete"] * size
+
+
+@pytest.mark.parametrize(("workers", "gpus", "share"), [(1, 1, 1.0), (4, 1, 0.25), (5, 2, 1 / 3)])
+def test_workers_of_gpus_are_processes_of_their_own_and_share_the_memory(
+    workers: int, gpus: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One alone, too: where its GPU is sick, a new process takes its place."""
+    started: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(worker, "run_in_processes", lambda jobs, stop: started.extend(jobs))
+    run_workers(job(device="cuda"), Plan(Split(workers, 1), Groups(2), 2), stop=lambda: False)
+    assert [each.args[0].worker for each in started] == list(range(workers))
+    assert {each.args[0].share for each in started} == {share}
 
 
 def test_a_trial_that_makes_its_device_sick_each_time_fails(

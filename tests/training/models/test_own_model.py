@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,18 @@ def test_the_two_ways_to_train_a_row_of_layers_agree(module: str, small_data: Im
     assert isinstance(apart.network, Apart)
     for k in range(2):
         assert_equal(fused, k, apart, k)
+
+
+@pytest.mark.parametrize("name", ["build", "plain"])
+def test_all_of_a_step_is_on_the_device(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which computes nothing, and takes nothing from the CPU; a layer's own dropout draws there, too."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none
+    device = torch.device("meta")
+    run = Run([config(f"{module}:{name}", seed=seed) for seed in range(3)], None, device=device)
+    for members in ([0, 1, 2], [2, 0]):
+        run.keep(members)
+        run.start_epoch(1)
+        run.step(torch.empty(6, 3, 32, 32, device=device), torch.empty(6, dtype=torch.long, device=device))
 
 
 def test_a_member_goes_on_from_its_state(module: str, small_data: ImageData) -> None:
