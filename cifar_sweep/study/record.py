@@ -198,9 +198,11 @@ def as_ours(trial: FrozenTrial) -> FrozenTrial:
     under our names is read. What waits may be trained here, whoever queued it.
     """
     known = TrialRecord(trial)
-    # What waits has no owner: another program that takes it makes none. Without one we end a trial with a reason alone.
-    told = trial.state in (TrialState.PRUNED, TrialState.FAIL) and known.reason
-    if trial.state is TrialState.WAITING or known.owner or known.earlier or told:
+    state, config = trial.state, known.config
+    # What waits has no owner, and gets none from another program. Without one we end a trial with a reason alone.
+    held = known.owner and (config or state is TrialState.RUNNING)
+    told = known.reason and (state is TrialState.FAIL or (config and state is TrialState.PRUNED))
+    if state is TrialState.WAITING or held or told or (config and known.earlier):
         return trial
     shown = copy(trial)
     shown.user_attrs = {key: value for key, value in trial.user_attrs.items() if not is_reserved(key)}
