@@ -198,11 +198,16 @@ def as_ours(trial: FrozenTrial) -> FrozenTrial:
     under our names is read. What waits may be trained here, whoever queued it.
     """
     known = TrialRecord(trial)
-    state, config = trial.state, known.config
-    # What waits has no owner, and gets none from another program. Without one we end a trial with a reason alone.
-    held = known.owner and (config or state is TrialState.RUNNING)
-    told = known.reason and (state is TrialState.FAIL or (config and state is TrialState.PRUNED))
-    if state is TrialState.WAITING or held or told or (config and known.earlier):
+    whole = "curve" in trial.user_attrs and not any(key.startswith(_EPOCH) for key in trial.user_attrs)
+    is_ours = {
+        TrialState.WAITING: True,
+        TrialState.RUNNING: known.owner,  # what waits has none, and another program that takes it gives it none
+        # We end it with its curve as a whole; another program may tell a trial that we hold.
+        TrialState.COMPLETE: known.config and (known.earlier or (known.owner and whole)),
+        TrialState.PRUNED: known.config and (known.earlier or known.reason),
+        TrialState.FAIL: known.reason,
+    }
+    if is_ours[trial.state]:
         return trial
     shown = copy(trial)
     shown.user_attrs = {key: value for key, value in trial.user_attrs.items() if not is_reserved(key)}

@@ -176,7 +176,7 @@ def test_an_end_is_one_and_stays() -> None:
     assert wrong == ["trial 0: it is pruned where a worker was told that it was ended by complete"]
     assert said([*ended, Written(6, 0, "state", "WAITING", "a")]) == ["trial 0: its state was changed after its end"]
     assert said(written(*CLAIM), state="running") == ["trial 0: it was never ended"]
-    assert said(written(*CLAIM, (3, "state", "RUNNING"))) == ["trial 0: it was claimed while it was RUNNING"]
+    assert said(written(*CLAIM, (3, "owner", B))) == ["trial 0: it was claimed while another worker held it"]
 
 
 def test_the_budget_counts_what_runs_and_what_is_frozen() -> None:
