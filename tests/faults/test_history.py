@@ -106,12 +106,14 @@ def play(sqlite_template: Path, tmp_path: Path) -> Iterator[Play]:
             yield play
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_a_history_that_may_be(play: Play) -> None:
     play.play()
     assert play.problems() == []
     assert [trial.state for trial in play.study.trials()] == ["complete"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_found_in_a_history(plant: Plant, play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
