@@ -194,9 +194,12 @@ class Trial:
         there = self.attributes
         if there.get("confirms") is not None:
             return False  # a fresh seed: how many there are follows from the search
-        if self.state in ("RUNNING", "COMPLETE"):
+        single = sum(key.startswith("epoch:") for key in there)
+        if self.state == "RUNNING":
             return self.holder is not None
-        done = len(there.get("curve") or ()) + sum(key.startswith("epoch:") for key in there)
+        if self.state == "COMPLETE":  # with its curve as a whole: otherwise another program has ended it
+            return self.holder is not None and "curve" in there and not single
+        done = len(there.get("curve") or ()) + single
         frozen = bool(there.get("config")) and (there.get("until") or 1e9) <= done < there["config"]["epochs"]
         return self.state == "PRUNED" or (self.state == "WAITING" and frozen)
 

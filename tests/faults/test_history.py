@@ -186,5 +186,10 @@ def test_the_budget_counts_what_runs_and_what_is_frozen() -> None:
     too_many = ["trial 1: 2 trials were under way or finished where the budget is 1"]
     assert said([*written(*CLAIM), *second]) == too_many
     assert said([*written(*CLAIM, (3, "owner", None), (3, "state", "WAITING")), *second]) == []
+    theirs = [(3, "epoch:1", POINT), (4, "state", "COMPLETE")]  # another program has ended it
+    sent = Believed(3, "sent", pid=7, worker="a", trial=0, points=[POINT])
+    assert said([*written(*CLAIM, *theirs), *second], sent) == []
+    ours = [(4, "curve", [POINT]), (4, "epoch:1", None), (4, "state", "COMPLETE")]
+    assert said([*written(*CLAIM, theirs[0], *ours), *second], sent) == too_many
     frozen = [(1, "config", {"epochs": 2}), (1, "until", 1), (1, "curve", [POINT]), (3, "owner", None)]
     assert said([*written(*CLAIM, *frozen, (3, "state", "WAITING")), *second]) == too_many
