@@ -220,7 +220,8 @@ def _of_the_database(history: Sequence[Written], beliefs: Sequence[Believed], le
             budget = each.value["trials"] if each.key == "sweep" and each.value else budget
             continue
         trial, what = trials[each.trial], f"trial {each.trial}"
-        if trial.state in FINISHED and each.key in ("state", "owner", "curve") and each.value != trial.state:
+        is_late = each.at and trial.state in FINISHED and each.key in ("state", "owner", "curve")
+        if is_late and each.value != trial.state:
             yield f"{what}: its {each.key} was changed after its end"
         if each.key == "beat":
             trial.beats.append(each.at)
