@@ -198,9 +198,16 @@ def as_ours(trial: FrozenTrial) -> FrozenTrial:
     under our names is read. What waits may be trained here, whoever queued it.
     """
     known = TrialRecord(trial)
-    # What waits has no owner: another program that takes it makes none. Without one we end a trial with a reason alone.
-    told = trial.state in (TrialState.PRUNED, TrialState.FAIL) and known.reason
-    if trial.state is TrialState.WAITING or known.owner or known.earlier or told:
+    whole = "curve" in trial.user_attrs and not any(key.startswith(_EPOCH) for key in trial.user_attrs)
+    is_ours = {
+        TrialState.WAITING: True,
+        TrialState.RUNNING: known.owner,  # what waits has none, and another program that takes it gives it none
+        # We end it with its curve as a whole; another program may tell a trial that we hold.
+        TrialState.COMPLETE: known.config and (known.earlier or (known.owner and whole)),
+        TrialState.PRUNED: known.config and (known.earlier or known.reason),
+        TrialState.FAIL: known.reason,
+    }
+    if is_ours[trial.state]:
         return trial
     shown = copy(trial)
     shown.user_attrs = {key: value for key, value in trial.user_attrs.items() if not is_reserved(key)}

@@ -194,8 +194,9 @@ class SweepStudy(StoredStudy):
             if there.is_finished():
                 return
             # One attribute for the curve of a finished trial: it is read much faster than one for each epoch.
-            whole = {"curve": claim.curve} if claim.curve else {}
-            self.storage.write(claim.trial, Change(whole | attributes, removed=epoch_keys(claim.curve)))
+            self.storage.write(
+                claim.trial, Change({"curve": claim.curve} | attributes, removed=epoch_keys(claim.curve))
+            )
             self._study.tell(claim.trial, value, state=state)
 
     def release(self, claim: Claim, *, died: bool = False) -> bool:

@@ -181,7 +181,6 @@ class Trial:
 
     state: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
-    beat: float = 0.0  # when it was last spoken for
     beats: list[float] = field(default_factory=list)
 
     @property
@@ -195,9 +194,12 @@ class Trial:
         there = self.attributes
         if there.get("confirms") is not None:
             return False  # a fresh seed: how many there are follows from the search
-        if self.state in ("RUNNING", "COMPLETE"):
+        single = sum(key.startswith("epoch:") for key in there)
+        if self.state == "RUNNING":
             return self.holder is not None
-        done = len(there.get("curve") or ()) + sum(key.startswith("epoch:") for key in there)
+        if self.state == "COMPLETE":  # with its curve as a whole: otherwise another program has ended it
+            return self.holder is not None and "curve" in there and not single
+        done = len(there.get("curve") or ()) + single
         frozen = bool(there.get("config")) and (there.get("until") or 1e9) <= done < there["config"]["epochs"]
         return self.state == "PRUNED" or (self.state == "WAITING" and frozen)
 
@@ -211,20 +213,19 @@ def problems(
 
 def _of_the_database(history: Sequence[Written], beliefs: Sequence[Believed], lease: float) -> Iterator[str]:
     trials: dict[int, Trial] = defaultdict(Trial)
-    budget = 0
+    budget, taken = 0, set[int]()
     senders, killed = _senders(beliefs), _killed(beliefs)
     for each in history:
         if each.trial is None:
             budget = each.value["trials"] if each.key == "sweep" and each.value else budget
             continue
         trial, what = trials[each.trial], f"trial {each.trial}"
-        if trial.state in FINISHED and each.key in ("state", "owner", "curve") and each.value != trial.state:
+        is_late = each.at and trial.state in FINISHED and each.key in ("state", "owner", "curve")
+        if is_late and each.value != trial.state:
             yield f"{what}: its {each.key} was changed after its end"
         if each.key == "beat":
             trial.beats.append(each.at)
         elif each.key == "state":
-            if each.value == "RUNNING" and trial.state not in ("", "WAITING"):
-                yield f"{what}: it was claimed while it was {trial.state}"
             trial.state = each.value
         else:
             if each.key.startswith("epoch:") and each.value and each.at:
@@ -233,12 +234,19 @@ def _of_the_database(history: Sequence[Written], beliefs: Sequence[Believed], le
                 alive = any(each.at - lease < beat < each.at - RACE_SECONDS for beat in trial.beats)
                 if alive and killed.get(holder, each.at) >= each.at:
                     yield f"{what}: it was taken from a worker that is alive"
+            if (
+                each.key == "owner"
+                and each.value
+                and trial.state == "RUNNING"
+                and trial.holder not in (None, each.holder)
+            ):
+                yield f"{what}: it was claimed while another worker held it"
             trial.attributes[each.key] = each.value
             if each.value is None:
                 del trial.attributes[each.key]
-        taken = sum(known.counts for known in trials.values())
-        if budget and taken > budget:
-            yield f"{what}: {taken} trials were under way or finished where the budget is {budget}"
+        (taken.add if trial.counts else taken.discard)(each.trial)
+        if budget and len(taken) > budget:
+            yield f"{what}: {len(taken)} trials were under way or finished where the budget is {budget}"
             budget = 0  # said once
 
 
@@ -284,7 +292,7 @@ def _of_the_workers(
             yield f"{what}: an epoch that was acknowledged is not there at the end"
         if each.what == "told" and each.state != "release":
             ends[each.trial].add(each.worker)
-            if (state := there[each.trial].state)[:4] != each.state[:4]:
+            if (state := there[each.trial].state)[:4] not in (each.state[:4], "outs"):
                 yield f"{what}: it is {state} where a worker was told that it was ended by {each.state}"
     for number, workers in ends.items():
         if len(workers) > 1:

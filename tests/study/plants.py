@@ -112,7 +112,7 @@ PLANTS: dict[Plant, str] = {
     a_living_worker_is_taken_for_dead: "it was taken from a worker that is alive",
     a_dead_worker_keeps_its_claim: "it was never ended",
     the_budget_does_not_count_what_runs: "were under way or finished where the budget is",
-    what_runs_can_be_claimed: "it was claimed while it was RUNNING",
+    what_runs_can_be_claimed: "it was claimed while another worker held it",
     a_trial_that_is_taken_up_begins_again: "epoch:1 was accepted twice",
     an_acknowledged_epoch_is_not_kept: "an epoch that was acknowledged is not there at the end",
     anybody_may_end_a_trial: "2 workers have ended it",

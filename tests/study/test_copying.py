@@ -25,6 +25,7 @@ from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
+from tests.study.plain_studies import begun
 
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
 SPACE = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}, "batch_size": {"low": 16, "high": 64, "base2": True}}
@@ -361,7 +362,7 @@ def test_a_study_that_is_trained_is_refused_and_nothing_is_copied(source: Storag
 
 def test_a_trial_that_another_program_has_left_behind_holds_no_copy_off(source: Storage, target: Storage) -> None:
     study = make(source)
-    study_of(source).ask()
+    begun(source, study_of(source))
     assert [trial.state for trial in study.trials()] == ["outside"]
     assert copy_studies(source, target) == ["first"]
     assert [trial.state for trial in load(target, "first").trials()] == ["outside"]

@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 
 from cifar_sweep.forecast.time_left import forecast_rest
 from cifar_sweep.study import opening
-from cifar_sweep.study.claim import Worker
+from cifar_sweep.study.claim import TrialLostError, Worker
 from cifar_sweep.study.opening import load_all, open_or_resume, open_studies
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.record import RESERVED, epoch_key
@@ -239,6 +239,25 @@ def test_a_trial_that_another_program_runs_is_left_to_it(storage: Storage, url: 
         other.tell(theirs, 0.99)
     assert study.ranked()[0].number == 2
     assert study.trials()[0].reason == "it is not trained by cifar-sweep"
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+@pytest.mark.parametrize("told", [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+def test_a_trial_that_we_train_and_another_program_ends_is_none_of_ours(
+    told: TrialState, epochs: int, storage: Storage, url: str, name: str
+) -> None:
+    """On SQLite two programs may take a trial at the same time: only ours looks whether another one was faster."""
+    study = made(storage, name, trials=2)
+    [claim] = study.claim(HERE)
+    if epochs:
+        study.report(claim, [point(epoch, 0.3) for epoch in range(1, epochs + 1)])
+    with opened_by_optuna(url, name) as other:
+        other.tell(claim.number, 0.99 if told is TrialState.COMPLETE else None, state=told)
+    with pytest.raises(TrialLostError):
+        study.report(claim, [point(epoch, 0.3) for epoch in range(1, epochs + 2)])
+    assert [train(study), train(study), train(study)] == [1, 2, None]
+    assert [trial.state for trial in study.trials()] == ["outside", "complete", "complete"]
+    assert study.ranked()[0].number == 2
 
 
 @pytest.mark.parametrize("told", ["complete", "pruned", "failed"])

@@ -42,11 +42,12 @@ from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 from tests.study.plants import PLANTS, Plant
 
-EXAMPLES = int(os.environ.get("CIFAR_SWEEP_RULES_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("CIFAR_SWEEP_RULES_EXAMPLES", "10"))
 DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
 EPOCHS = 6  # in grants that end after 1, 2 and 6
 PLACES = range(3)  # of workers: two on this machine, and one elsewhere
 ELSEWHERE = PLACES[-1]
+pytestmark = pytest.mark.slow
 STEPS = Counter[str]()  # how often each rule was followed, over all examples
 
 
@@ -520,9 +521,8 @@ def test_the_storage_follows_the_rules(there: Databases, record_property: Callab
     record_property("steps", {"all": STEPS.total(), **STEPS})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", PLANTS if EXAMPLES > 10 else [*PLANTS][:4], ids=lambda plant: plant.__name__)
 def test_a_planted_fault_breaks_the_rules(plant: Plant, there: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception, KeyError, ValueError, CifarSweepError)):
