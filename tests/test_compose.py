@@ -168,6 +168,37 @@ def test_compose_refuses_to_start_without_a_secret(program: str, missing: str, t
     assert "copy .env.example to .env" in refused.stderr
 
 
+# As `.env.example` says: in single quotes, in which a single quote is written \'.
+ODD = {"plain123": "plain123", "'pa$word1#x'": "pa$word1#x", """'a b"c'""": 'a b"c', r"'it\'s $x'": "it's $x"}
+
+
+@pytest.mark.parametrize("program", INSTALLED)
+@pytest.mark.parametrize("written", ODD)
+def test_a_secret_arrives_as_it_is_written(program: str, written: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"POSTGRES_PASSWORD={written}\nCIFAR_SWEEP_TOKEN={written}\n")
+    shown = run_compose(program, tmp_path, "--profile", "gpu", "config")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    services = yaml.safe_load(shown.stdout)["services"]
+    secret = ODD[written].replace("$", "$$")  # as `config` writes a dollar
+    assert {services[name]["environment"]["PGPASSWORD"] for name in OURS} == {secret}
+    assert services["db"]["environment"]["POSTGRES_PASSWORD"] == secret
+    assert services["dashboard"]["environment"]["CIFAR_SWEEP_TOKEN"] == secret
+
+
+@pytest.mark.parametrize("program", INSTALLED)
+@pytest.mark.parametrize("written", ["./images", "../my images", "'./my $images'", "/srv/images"])
+def test_a_folder_of_images_is_mounted_as_it_is_written(program: str, written: str, tmp_path: Path) -> None:
+    here = tmp_path / "service"
+    here.mkdir()
+    secrets = "".join(f"{name}={value}\n" for name, value in SECRETS.items())
+    (here / ".env").write_text(f"{secrets}DATA_FOLDER={written}\n")
+    shown = run_compose(program, here, "config")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    found = mounts(yaml.safe_load(shown.stdout)["services"]["worker"])["/data"]
+    # Of the two programs one writes a dollar twice.
+    assert os.path.normpath(found.replace("$$", "$")) == os.path.normpath(here / written.strip("'"))
+
+
 def test_each_use_of_a_secret_is_refused_without_it() -> None:
     for name in SECRETS:
         uses = re.findall(rf"\$\{{{name}\b[^}}]*\}}", COMPOSE)
