@@ -158,7 +158,7 @@ def _submit(
     if place.hours is None:
         study = submit_study(place.storage, name, sweep, images, extend=place.extend, **more)
         if study.budget > sweep.size:
-            say(f"study {name} has {study.budget} finished trials already: {sweep.size} trials change nothing")
+            say(f"study {name} has {study.budget} finished trials already: trials = {sweep.size} changes nothing")
         return study, source
     if asked.trials is not None:
         raise UsageError("--trials: --hours decides how many trials there are; accepted: one of the two.")

@@ -74,7 +74,8 @@ def _check_bits(image: Image.Image) -> None:
     tags: Any = getattr(image, "tag_v2", {})
     if tags.get(284) == 2 and tags.get(259) == 1 and tags[258][0] > 8:
         raise ValueError("its samples of more than 8 bits lie plane by plane; save it with compression, or by pixels")
-    if image.format == "JPEG2000" and image.mode != "I;16" and (file := image.fp) is not None:
+    if image.format == "JPEG2000" and image.mode != "I;16":
+        file: Any = getattr(image, "fp")  # noqa: B009 - Pillow's types do not know it
         file.seek(0)
         content = file.read()
         if content[content.index(b"\xff\x4f\xff\x51") + 42] & 127 > 7:  # the first component's bits, less 1
@@ -122,7 +123,7 @@ def _converter(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     probe = Image.merge("RGB", (across, across.rotate(90), Image.radial_gradient("L")))
     probe = probe if mode == "RGB" else across if mode == "L" else probe.convert(mode)
     difference = ImageChops.difference(converter.apply(probe), probe.convert("RGB"))
-    return None if max(top for _, top in difference.getextrema()) <= 4 else converter
+    return None if max(difference.tobytes()) <= 4 else converter
 
 
 def _reason(head: bytes, error: Exception) -> str:

@@ -25,7 +25,8 @@ def verdict(study: "StoredStudy", trials: Sequence[TrialRecord]) -> str:
     best = next(iter(ranked(trials)), None)
     if all(trial.diverged for trial in finished):
         words = "diverged: the loss was no longer a finite number; try lower learning rates, or less momentum"
-        return f"all {len(finished)} trials {words} and weight decay ({span})"
+        whole = f"all {len(finished)} trials" if len(finished) > 1 else "the one trial"
+        return f"{whole} {words} and weight decay ({span})"
     guess, images = 1 / study.data["classes"], _validation_images(study, finished[0])
     if best is None or best.value is None or best.value > guess + math.sqrt(guess * (1 - guess) / images):
         return ""

@@ -71,8 +71,13 @@ def _data(source: str, skip_damaged: bool) -> list[Finding]:
 def _storage(url: str) -> Finding:
     try:
         with closing(open_existing(url)) as storage:
+            there = load_all(storage)
             only = "" if storage.writable else ", which may only be looked at here: a run has to write"
-            return "storage", storage.writable, f"{storage.shown}: {len(load_all(storage))} studies{only}"
+            return (
+                "storage",
+                storage.writable,
+                f"{storage.shown}: {len(there)} {'study' if len(there) == 1 else 'studies'}{only}",
+            )
     except StorageMissingError as error:
         path = Path(url.removeprefix("sqlite:///"))
         if url.startswith("sqlite:///"):  # whether one can be made there

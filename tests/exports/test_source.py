@@ -2,6 +2,8 @@
 
 import ast
 import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +93,21 @@ def test_pictures_that_are_missing_or_broken(predict_script: Path, capsys: pytes
         main([])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "usage: python predict.py PICTURE [PICTURE ...]\n"
+
+
+@pytest.mark.slow
+def test_a_terminal_of_few_letters_and_a_reader_that_leaves(predict_script: Path) -> None:
+    text = predict_script.read_text()
+    names = ["größe", "a\u202eb", "new\nline", *map(str, range(7))]
+    predict_script.write_text(text.replace("WEIGHTS =", f"CLASSES = {names}\nWEIGHTS =", 1))
+    Image.new("RGB", (32, 32)).save("größe.png")
+    for way, wanted in (("", rb"gr\xf6\xdfe.png: "), ("| true; exit ${PIPESTATUS[0]}", b"")):
+        shell = f"PYTHONIOENCODING=ascii {sys.executable} {predict_script} {' '.join(['größe.png'] * 2)} {way}"
+        ended = subprocess.run(["bash", "-c", shell], capture_output=True)
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert ended.stdout.startswith(wanted)
+        assert ended.stdout.count(b"\n") == (0 if way else 2)
+        ended.stdout.decode("ascii")
 
 
 @pytest.mark.slow
