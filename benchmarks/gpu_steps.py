@@ -65,9 +65,8 @@ def main() -> None:
     device = torch.device(options.device)
     prepare_process(device, threads=0)
     print(f"{device_name(device)}, torch {torch.__version__}")
-    print(
-        f"{'network':20}{'batch':>6}{'members':>8}  {'arithmetic':24}{'ms':>9}{'host ms':>9}{'images/s':>12}{'memory':>8}"
-    )
+    numbers = f"{'ms':>9}{'host ms':>9}{'images/s':>12}{'memory':>8}"
+    print(f"{'network':20}{'batch':>6}{'members':>8}  {'arithmetic':24}{numbers}")
     for network, batch in CASES:
         for members in options.members:
             for precision, deterministic in WAYS:
