@@ -33,7 +33,8 @@ part machine 1 nvidia-smi
 part torch 2 python -c "import torch; print(torch.__version__, torch.ones(3, device='cuda').sum().item())"
 part doctor 2 python -m cifar_sweep doctor --data "$data"
 part tests 15 python -m pytest -m cuda -p no:xdist --durations 10
-# 2. Is a step bound by the host or by the GPU, and does a group cost as much as one trial? Ours against a plain loop.
+# 2. Is a step bound by the host or by the GPU, and does a group cost as much as one trial? Then ours against a plain loop.
+part steps 8 python benchmarks/gpu_steps.py
 part bench 15 python -m cifar_sweep bench --data "$data" --device cuda
 # 3. The same 32 trials in groups of 1, 8 and 32: seconds from the command to its end.
 cat >"$folder/group.toml" <<'TOML'
