@@ -1,5 +1,6 @@
 """Running sweeps: `run`, `submit`, `worker`."""
 
+import math
 import os
 import shlex
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 ON_RAY = "ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says."
 TIMED_HOURS = 0.1  # in less, timing networks first would take too much of it
+TIMED_SHARE = 0.1  # of the time that a study has: timing takes no more
 GPUS = "With --on: GPUs of each worker, or a fraction of one; 0 if not given."
 
 
@@ -93,7 +95,9 @@ def _plan(study: "SweepStudy", workers: WorkerOptions, deadline: float | None) -
     from cifar_sweep.forecast.pruning import never_prunes
     from cifar_sweep.training.device import resolve_device
 
-    plan = workers.choose([study.sweep], train_images=study.data.get("train_images", TRAIN_IMAGES), say=say)
+    many = study.data.get("train_images", TRAIN_IMAGES)
+    timing = _timing_seconds(study.hours.hours if study.hours else None)
+    plan = workers.choose([study.sweep], train_images=many, say=say, seconds=timing)
     if plan.costs:
         note_costs(study, plan.costs)
     device, found = resolve_device(workers.device), plan.found
@@ -165,7 +169,8 @@ def _submit(
     if place.extend:
         raise UsageError("--extend: a study of --hours keeps its own plan; accepted: one of the two.")
     name = place.study or f"{name}-{place.hours:g}h"
-    costs = _costs_of(sweep, images, None if place.hours < TIMED_HOURS else workers)
+    timed = None if place.hours < TIMED_HOURS else workers
+    costs = _costs_of(sweep, images, timed, seconds=_timing_seconds(place.hours))
     if workers and workers.processes:
         costs = costs.model_copy(update={"workers": workers.processes})
     study = submit_in_hours(place.hours, place.storage, name, sweep, images, costs=costs, begun=begun, **more)
@@ -173,14 +178,19 @@ def _submit(
     return study, source
 
 
-def _costs_of(sweep: "Sweep", images: "ImageData", workers: WorkerOptions | None) -> "Costs":
+def _timing_seconds(hours: float | None) -> float:
+    """How long networks may be timed for a study that has so many hours."""
+    return TIMED_SHARE * 3600 * hours if hours else math.inf
+
+
+def _costs_of(sweep: "Sweep", images: "ImageData", workers: WorkerOptions | None, *, seconds: float) -> "Costs":
     """What the whole sweep's parts cost here; where other machines are to train it, or nothing is timed, typically."""
     from cifar_sweep.forecast.costs import Costs
     from cifar_sweep.machine.speeds import rough_costs
     from cifar_sweep.training.images.split import split
 
     many = len(split(images.train_labels)[0])
-    made = workers.choose([sweep], train_images=many, say=say) if workers else None
+    made = workers.choose([sweep], train_images=many, say=say, seconds=seconds) if workers else None
     if made and made.costs:
         return made.costs
     rough = rough_costs(sweep)

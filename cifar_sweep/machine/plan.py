@@ -101,13 +101,10 @@ class _Task:
         costs = costs_of(self.shapes, split, Groups(1), speeds, self.train_images)
         return math.fsum(count * costs.alone(shape) for count, shape in self.shapes)
 
-    def rough(self, split: Split, networks: Collection[str]) -> Plan | None:
-        """The plan by typical speeds, where the sweep is so short that measuring does not pay; otherwise None."""
-        speeds = typical(networks) if self.where.type == "cpu" else None
-        plan = self.plan(split, speeds) if speeds else None
-        if not (plan and plan.costs and plan.seconds) or plan.seconds > SHORT_SECONDS:
-            return None
-        return replace(plan, costs=plan.costs.model_copy(update={"rough": True}))
+    def rough(self, split: Split, networks: Collection[str]) -> Plan:
+        """The plan by typical speeds, where they are known."""
+        plan = self.plan(split, (typical(networks) if self.where.type == "cpu" else None) or {})
+        return replace(plan, costs=plan.costs.model_copy(update={"rough": True})) if plan.costs else plan
 
 
 def choose(
@@ -121,13 +118,15 @@ def choose(
     cache: Path | None = None,
     always: bool = False,
     train_images: int = TRAIN_IMAGES,
+    seconds: float = math.inf,
 ) -> Plan:
     """The plan for these sweeps, run one after the other on this machine.
 
     Of `workers`, the `threads` of each on the CPU, and the trials at once in each of them (`group`), what is 0 is
     chosen. `say` gets one sentence where networks have to be timed first, which happens once on a machine; `cache` is
     the folder of what was measured before. Where there is nothing to choose or little time to win, only `always`
-    measures. Raises DeviceError if there is no such device here.
+    measures. Where so many `seconds` are not enough to measure, typical speeds are taken. Raises DeviceError if there
+    is no such device here.
     """
     where = resolve_device(device)
     threads = threads or threads_asked()
@@ -142,11 +141,14 @@ def choose(
     alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
     timer, considered = Timer(device, found.precision, cache, found.name), [*splits, alone]
     networks = {network_of(shape) for _, shape in task.shapes}
-    if not always and timer.missing(networks, considered) and (rough := task.rough(splits[0], networks)):
+    rough = task.rough(splits[0], networks)
+    if not always and timer.missing(networks, considered) and (rough.seconds or math.inf) <= SHORT_SECONDS:
         return rough
     if where.type == "cpu":
         prepare_kernels()  # while the measuring processes start
-    measured = timer.measure(networks, considered, say=say)
+    measured = timer.measure(networks, considered, say=say, seconds=seconds)
+    if not measured:
+        return rough
     best = min((task.plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
     usual = min(task.one_at_a_time(split, speeds) for split, speeds in measured.items())

@@ -79,23 +79,33 @@ class Timer:
         return [(split, each) for split in splits for each in sorted(timed - set(everything.get(self._key(split), {})))]
 
     def measure(
-        self, networks: Collection[str], splits: Sequence[Split], *, say: Callable[[str], None] = lambda _: None
+        self,
+        networks: Collection[str],
+        splits: Sequence[Split],
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        seconds: float = math.inf,
     ) -> dict[Split, Speeds]:
         """The speeds of these networks under each split, timed where the cache folder does not have them.
 
         Under the first split group sizes are tried until one gains nothing; under the others one at a time and the
-        best. `say` gets a sentence where something has to be timed.
+        best. `say` gets a sentence where something has to be timed. After so many `seconds` nothing more is begun, and
+        if something is missing then, nothing is returned.
         """
-        everything = read_speeds(self.cache)
+        everything, begun = read_speeds(self.cache), time.monotonic()
         if missing := self.missing(networks, splits):
             say("timing a training step of each network, once on this machine")
             with process_pool(max(split.workers for split, _ in missing)) as pool:
                 for split, network in missing:
+                    if time.monotonic() - begun > seconds:
+                        break
                     first = everything.get(self._key(splits[0]), {}).get(network)
                     sizes = self._best(pool, split, network, first) if first else self._ladder(pool, split, network)
                     everything.setdefault(self._key(split), {})[network] = sizes
+                else:
+                    missing = []
             write_speeds(self.cache, everything)
-        return {split: speeds_of(networks, everything[self._key(split)]) for split in splits}
+        return {} if missing else {split: speeds_of(networks, everything[self._key(split)]) for split in splits}
 
     def _key(self, split: Split) -> str:
         where = resolve_device(self.device)

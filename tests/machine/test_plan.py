@@ -490,3 +490,19 @@ def test_rough_times_are_those_of_the_fastest_split_that_was_timed(machine: Mach
     assert rough_seconds(chosen) == pytest.approx(8 / 4 * 4 * 4500 * 0.001 / 4)
     assert rough_seconds(sweep(fixed=FIXED | {"model": "cnn3"})) != rough_seconds(chosen)
     assert rough_seconds(sweep(fixed=FIXED | {"model": "mine:build"})) is None
+
+
+def test_where_measuring_takes_too_long_typical_speeds_are_taken(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
+    chosen = sweep(space=RATE | {"model": {"choices": ["lenet", "convnet"]}}, fixed={"epochs": 4})
+    rough = choose(chosen, cache=tmp_path, seconds=15.0)
+    assert rough.costs is not None
+    assert rough.costs.rough
+    [first] = machine.networks()
+    assert not Timer("cpu", "fp32", tmp_path).missing([first], [Split(4, 1)]), "what was measured is kept"
+    timed = choose(chosen, cache=tmp_path)
+    assert timed.costs is not None
+    assert not timed.costs.rough
