@@ -205,7 +205,7 @@ def as_ours(trial: FrozenTrial) -> FrozenTrial:
         # We end it with its curve as a whole; another program may tell a trial that we hold.
         TrialState.COMPLETE: known.config and (known.earlier or (known.owner and whole)),
         TrialState.PRUNED: known.config and (known.earlier or known.reason),
-        TrialState.FAIL: known.reason,
+        TrialState.FAIL: known.reason or (known.config and known.owner),  # by a person, in the dashboard
     }
     if is_ours[trial.state]:
         return trial
