@@ -67,7 +67,8 @@ def export(
     prepare_process(on, threads=trained.provenance.threads)
     folder = output.out or Path("exports") / f"{source.name}-{chosen.number}"
     metrics = _write(folder, [trained], images, on, output)
-    source.record_test([chosen.number], metrics["test_accuracy"])
+    if not output.half:  # the study's is that of the weights it keeps
+        source.record_test([chosen.number], metrics["test_accuracy"])
     _add_onnx(folder, images, output.with_onnx)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.exports import exported, onnx, write
 from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.exports.write import LARGEST_LOSS
+from cifar_sweep.study.opening import load
+from cifar_sweep.study.storage import open_existing
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 
@@ -232,8 +235,11 @@ def test_an_ensemble_and_a_training_have_it_too(study: str, small_data: ImageDat
 
 @pytest.mark.slow
 def test_an_export_in_half_precision(study: str, small_data: ImageData, cli: Any) -> None:
-    whole, half = cli("export", study, "--out", "whole"), cli("export", study, "--out", "half", "--half")
+    half = cli("export", study, "--out", "half", "--half")
     assert half.exit_code == 0, half.err
+    with closing(open_existing("sqlite:///studies.db")) as storage:
+        assert load(storage, study).test_accuracy([metrics_of("half")["trial"]]) is None
+    whole = cli("export", study, "--out", "whole")
     assert "weights in half precision: validation accuracy " in half.out
     for name in ("weights.safetensors", onnx.NAME):
         assert Path("half", name).stat().st_size < 0.55 * Path("whole", name).stat().st_size
