@@ -1,6 +1,8 @@
 """Images that are no class folders: NumPy's arrays, CIFAR's binary version, Kaggle's labels; and what is not read."""
 
 import csv
+import shlex
+import sys
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -26,9 +28,10 @@ _BINARY = {
     "cifar-10-batches-bin": ("data_batch_*.bin", "test_batch.bin", "batches.meta.txt", 1),
     "cifar-100-binary": ("train.bin", "test.bin", "fine_label_names.txt", 2),
 }
+_PYTHON = shlex.quote(sys.executable)  # a shell may know it by another name, or not at all
 _FROM_PARQUET = (
-    "pip install pyarrow && python -c \"import pathlib as p, pandas as d; [((c := p.Path('images', f.stem.split('-')[0]"
-    ", str(r.iloc[1]))).mkdir(parents=True, exist_ok=True), (c / f'{f.stem}-{i}.png').write_bytes(r.iloc[0]['bytes'])) "
+    "\"import pathlib as p, pandas as d; [((c := p.Path('images', f.stem.split('-')[0], str(r.iloc[1])))"
+    ".mkdir(parents=True, exist_ok=True), (c / f'{f.stem}-{i}.png').write_bytes(r.iloc[0]['bytes'])) "
     "for f in p.Path(%r).rglob('*.parquet') for i, r in d.read_parquet(f).iterrows()]\""
 )
 
@@ -66,14 +69,14 @@ def _refuse_unread(folder: Path, source: str, names: list[str]) -> None:
         path = folder / name
         if name.lower().endswith(_ARCHIVES):
             tar = f"mkdir images && tar -xf '{path}' -C images"
-            command = {".zip": f"python -m zipfile -e '{path}' images", ".7z": f"7z x -oimages '{path}'"}.get(
+            command = {".zip": f"{_PYTHON} -m zipfile -e '{path}' images", ".7z": f"7z x -oimages '{path}'"}.get(
                 path.suffix, tar
             )
             raise DataError(f"The data {source!r} is packed; unpack it, and name the folder that it holds: {command}")
         if name.lower().endswith(".npz"):
             raise DataError(f"The data {source!r} is a folder with arrays of NumPy; name the file: --data '{path}'")
         if name.lower().endswith(".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
-            command = _FROM_PARQUET % str(folder)
+            command = f"{_PYTHON} -m pip install pyarrow && {_PYTHON} -c {_FROM_PARQUET % str(folder)}"
             raise DataError(f"The data {source!r} is a table in parquet; this makes an image folder of it: {command}")
 
 

@@ -75,6 +75,10 @@ def _results(points: Sequence[Mapping[str, Any]]) -> tuple[EpochResult, ...]:
     return tuple(EpochResult(**point) for point in points)
 
 
+def _origin(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {"study": str(stored["study"]), "uid": str(stored["uid"]), "number": int(stored["number"])}
+
+
 def _object(key: str, make: Callable[[Any], T]) -> "cached_property[T | None]":
     """A property that is made of what is stored; None where nothing is, or nothing that we would have written."""
     return _of(lambda trial: _made(trial.frozen.user_attrs.get(key), make))
@@ -121,7 +125,7 @@ class TrialRecord:
     confirms = _object("confirms", int)  # the trial of the search that it repeats under a fresh seed
     confirm = _object("confirm", tuple[int, int])  # and as part of what: so many trials, so many seeds each
     # The trial of another study that it is: the `study`, its `uid` and the `number` there. It has no weights here.
-    earlier = _object("earlier", dict[str, Any])
+    earlier = _of(lambda trial: _made(trial.frozen.user_attrs.get("earlier"), _origin) if trial.is_finished else None)
     reason = _text("reason")  # why it ended early
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -35,6 +35,7 @@ SPACE = {
     "optimizer": {"choices": ["adam", "sgd"]},
 }
 HERE = Worker(Owner.current(), "cpu (test)", 2, "fp32")
+ORIGIN = {"study": "another", "uid": "1", "number": 0}  # of a trial that another study is said to have trained
 FITTING: list[dict[str, Any]] = [
     {},
     {"batch_size": 32},
@@ -159,6 +160,7 @@ def check(study: SweepStudy, ours: set[int]) -> None:
 @settings(
     max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
 )
+@example(deeds=[(0, enqueued({}, {"earlier": {"x": 1}})), (3, enqueued({}, {"earlier": ORIGIN}))])
 @given(deeds=st.lists(st.tuples(st.integers(0, 11), DEEDS), min_size=1, max_size=4))
 def test_twelve_of_ours_whatever_others_bring(deeds: list[Any], sqlite_template: Path, tmp_path: Path) -> None:
     database = tmp_path / "studies.db"
