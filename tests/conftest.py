@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -27,6 +28,10 @@ from tests.servers import PostgresServer
 
 REAL_DATA = os.environ.get("CIFAR_SWEEP_DATA")
 OWN_VARIABLES = ("CIFAR_SWEEP_DATA", "CIFAR_SWEEP_STORAGE", "CIFAR_SWEEP_ARTIFACTS", "OMP_NUM_THREADS", "PGOPTIONS")
+
+# A test that fails fails again. New examples are looked for by `pytest --hypothesis-profile=default`.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 # Tests with one of these take seconds each: a browser, CIFAR-10, a Python without this package, a mounted disk.
 SLOW_FIXTURES = {"browser", "real_source", "bare_python", "small_disk"}
