@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ON_RAY = "ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says."
 TIMED_HOURS = 0.1  # in less, timing networks first would take too much of it
-TIMED_SHARE = 0.1  # of the time that a study has: timing takes no more
+TIMED_SHARE = 0.1  # of the time that a study has: timing for its plan takes no more, nor does that for its run
 GPUS = "With --on: GPUs of each worker, or a fraction of one; 0 if not given."
 
 

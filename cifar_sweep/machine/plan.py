@@ -141,14 +141,15 @@ def choose(
     alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
     timer, considered = Timer(device, found.precision, cache, found.name), [*splits, alone]
     networks = {network_of(shape) for _, shape in task.shapes}
-    rough = task.rough(splits[0], networks)
-    if not always and timer.missing(networks, considered) and (rough.seconds or math.inf) <= SHORT_SECONDS:
-        return rough
+    if not always and timer.missing(networks, considered):
+        rough = task.rough(splits[0], networks)
+        if (rough.seconds or math.inf) <= SHORT_SECONDS:
+            return rough
     if where.type == "cpu":
         prepare_kernels()  # while the measuring processes start
     measured = timer.measure(networks, considered, say=say, seconds=seconds)
     if not measured:
-        return rough
+        return task.rough(splits[0], networks)
     best = min((task.plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
     usual = min(task.one_at_a_time(split, speeds) for split, speeds in measured.items())

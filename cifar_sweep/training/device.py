@@ -133,8 +133,8 @@ def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tup
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
-        has = "has" if capability >= BF16_CAPABILITY else "has no"
-        return ("bf16" if has == "has" else "fp32"), f"compute capability {capability[0]}.{capability[1]} {has} bf16"
+        faster, has = ("bf16", "has") if capability >= BF16_CAPABILITY else ("fp32", "has no")
+        return faster, f"compute capability {capability[0]}.{capability[1]} {has} bf16"
     key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     path = (cache or default_cache()) / "precision.json"
     known: dict[str, float] = {}

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.optim import Optimizer, build_optimizer
 from cifar_sweep.training.rows import Stream
 from cifar_sweep.training.train import Run
+from tests.training.runs import assert_members_equal, trained
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 OPTIMIZERS = ("sgd", "adam", "rmsprop")
@@ -192,22 +192,6 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optim, "at_once", lambda _: True)
     monkeypatch.setattr(train, "at_once", lambda _: True)
     monkeypatch.setenv("CIFAR_SWEEP_KERNELS", "torch")
-
-
-def trained(configs: Sequence[TrialConfig], data: ImageData, *, epochs: int) -> Run:
-    run = Run(configs, data, device=CPU)
-    run.network.double()
-    run.prepare_optimizer()
-    for _ in range(epochs):
-        run.epoch()
-    return run
-
-
-def assert_members_equal(one: Run, k: int, other: Run, j: int) -> None:
-    mine, theirs = one.state(k), other.state(j)
-    assert mine.keys() == theirs.keys()
-    for name in mine.keys() - {"history"}:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

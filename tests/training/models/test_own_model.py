@@ -19,6 +19,7 @@ from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks
 from cifar_sweep.training.train import Run
 from tests.bare import BarePython
+from tests.training.runs import assert_members_equal, trained
 
 CPU = torch.device("cpu")
 MODULE = '''
@@ -107,22 +108,6 @@ def config(model: str, *, seed: int = 0, **params: Any) -> TrialConfig:
     return TrialConfig.from_params(small | params, classes=10, precision="fp32", data_seed=7, seed=seed)
 
 
-def trained(configs: list[TrialConfig], data: ImageData, *, epochs: int = 2) -> Run:
-    run = Run(configs, data, device=CPU)
-    run.network.double()
-    run.prepare_optimizer()
-    for _ in range(epochs):
-        run.epoch()
-    return run
-
-
-def assert_equal(one: Run, k: int, other: Run, j: int) -> None:
-    mine, theirs = one.state(k), other.state(j)
-    assert mine.keys() == theirs.keys()
-    for name in mine.keys() - {"history"}:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-7, atol=1e-9, msg=lambda text, n=name: n + text)
-
-
 def test_which_networks_are_fused(module: str) -> None:
     shapes = {name: config(f"{module}:{name}").shape for name in ("build", "plain")}
     assert [can_fuse(build(shape, seed=0)) for shape in shapes.values()] == [False, True]
@@ -151,10 +136,10 @@ def test_members_equal_their_solo_runs(name: str, module: str, small_data: Image
     together = trained(configs, small_data)
     assert isinstance(together.network, Fused if name == "plain" else Apart)
     for k, each in enumerate(configs):
-        assert_equal(together, k, trained([each], small_data), 0)
+        assert_members_equal(together, k, trained([each], small_data), 0)
     together.keep([2])
     together.epoch()
-    assert_equal(together, 0, trained([configs[2]], small_data, epochs=3), 0)
+    assert_members_equal(together, 0, trained([configs[2]], small_data, epochs=3), 0)
 
 
 def test_the_two_ways_to_train_a_row_of_layers_agree(module: str, small_data: ImageData, monkeypatch: Any) -> None:
@@ -166,7 +151,7 @@ def test_the_two_ways_to_train_a_row_of_layers_agree(module: str, small_data: Im
     apart = trained(configs, small_data)
     assert isinstance(apart.network, Apart)
     for k in range(2):
-        assert_equal(fused, k, apart, k)
+        assert_members_equal(fused, k, apart, k)
 
 
 @pytest.mark.parametrize("name", ["build", "plain"])
@@ -188,7 +173,7 @@ def test_a_member_goes_on_from_its_state(module: str, small_data: ImageData) -> 
     second = trained([config(f"{module}:build", dropout=0.4)], small_data, epochs=0)
     second.restore(0, first.state(0))
     second.epoch()
-    assert_equal(unbroken, 0, second, 0)
+    assert_members_equal(unbroken, 0, second, 0)
 
 
 def test_what_is_not_trained_stays_and_is_kept(module: str, small_data: ImageData) -> None:
