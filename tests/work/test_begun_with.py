@@ -33,7 +33,7 @@ def test_a_study_begins_with_another_one_and_is_extended_later(tiny_sweep: Path,
     assert "go on with these from now on with --extend" in refused.err
     said = run(*new, "--trials", 3, "--epochs", 4, "--extend").out
     assert "study 'new' is extended: epochs: 3, now 4. 1 trial stays as before" in said
-    assert "[2/3]" in said
+    assert "[3/3]" in said
     report = cli("report", "new", "--format", "md", "--no-images", "--out", "-").out
     assert "It began with 2 trials of tiny, not counted here." in report
     assert "the study was extended: epochs: 3, now 4" in report
