@@ -26,8 +26,9 @@ FORWARD_SHARE = 0.35
 # Where nothing else is known: a quiet machine of 2 cores, with SQLite and files on a local disk.
 START_SECONDS = 6.0
 OPEN_SECONDS = 1.0
-TRIAL_SECONDS = 0.15
-REPORT_SECONDS = 0.015
+TRIAL_SECONDS = 0.08
+REPORT_SECONDS = 0.003
+CHECKPOINT_SECONDS = 0.003
 FLAT_SECONDS = 1e-3
 # From the last trial's end to the command's.
 END_SECONDS = 1.0
@@ -61,7 +62,7 @@ class NetworkCosts(BaseModel):
     image: dict[int, float]  # of a member of a group for each image, by the group's size
     step: dict[int, float]  # of a member for each batch, likewise
     sizes: dict[int, int]  # how many trials train at once, by batch size
-    checkpoint: float = Field(default=0.01, ge=0)  # to keep a member's checkpoint
+    checkpoint: float = Field(default=CHECKPOINT_SECONDS, ge=0)  # to keep a member's checkpoint
 
     def per_image(self, batch: int, size: int) -> float:
         """Seconds per image of a member of a group of this size."""

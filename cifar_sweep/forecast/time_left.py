@@ -1,6 +1,7 @@
 """How long a study will still take, by what its database says of the trials so far."""
 
 import math
+import operator
 import random
 import statistics
 import time
@@ -165,13 +166,14 @@ def pace_of(groups: Sequence[WorkerGroup], costs: Costs) -> Pace:
 
 
 def _ratio(group: WorkerGroup, costs: Costs) -> float:
-    taken = group.epoch_seconds
-    reckoned = math.fsum(costs.epoch(group.shape, size) for size, _ in group.epochs)
-    if group.ended and not group.is_first:
-        # A trial that was interrupted has epochs from before.
-        taken = max(taken, (group.ended - group.begun).total_seconds())
-        reckoned += _besides(group, costs)
-    return max(taken, 1e-6) / reckoned
+    """What a group took over what it was reckoned to take."""
+    reckoned = [costs.epoch(group.shape, size) for size, _ in group.epochs]
+    if not group.ended or group.is_first:  # by its usual epoch: a worker's first ones also make the processor ready
+        taken = [seconds for _, seconds in group.epochs]
+        return max(statistics.median(map(operator.truediv, taken, reckoned)), 1e-6)
+    # A trial that was interrupted has epochs from before.
+    wall = max(group.epoch_seconds, (group.ended - group.begun).total_seconds())
+    return max(wall, 1e-6) / (math.fsum(reckoned) + _besides(group, costs))
 
 
 def _besides(group: WorkerGroup, costs: Costs) -> float:

@@ -140,6 +140,13 @@ def test_the_part_of_an_epoch_that_is_over_is_counted_by_the_clock(study: Open) 
     assert 0 < middle(study(trials=4), known, 1000) < 15, "a stalled epoch is about to end"
 
 
+def test_epochs_that_made_the_processor_ready_are_not_taken_for_usual_ones(study: Open) -> None:
+    warming = [trial(0, RUNNING, 0, None, [25.0, 10.0, 10.0])]
+    assert middle(study(trials=1), warming, 45) == pytest.approx(10, abs=1)
+    ended = [trial(0, COMPLETE, 0, 61, [25.0, *FOUR[:3]]), trial(1, RUNNING, 61, None, [])]
+    assert middle(study(trials=2), ended, 61) == pytest.approx(40, abs=4)
+
+
 def test_pruned_trials_make_those_to_come_shorter(study: Open) -> None:
     pruner = {"name": "median", "startup_trials": 2}
     opened = study(trials=40, pruner=pruner)
