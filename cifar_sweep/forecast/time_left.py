@@ -1,7 +1,6 @@
 """How long a study will still take, by what its database says of the trials so far."""
 
 import math
-import operator
 import random
 import statistics
 import time
@@ -169,8 +168,8 @@ def _ratio(group: WorkerGroup, costs: Costs) -> float:
     """What a group took over what it was reckoned to take."""
     reckoned = [costs.epoch(group.shape, size) for size, _ in group.epochs]
     if not group.ended or group.is_first:  # by its usual epoch: a worker's first ones also make the processor ready
-        taken = [seconds for _, seconds in group.epochs]
-        return max(statistics.median(map(operator.truediv, taken, reckoned)), 1e-6)
+        shares = [seconds / known for (_, seconds), known in zip(group.epochs, reckoned, strict=True)]
+        return max(statistics.median(shares), 1e-6)
     # A trial that was interrupted has epochs from before.
     wall = max(group.epoch_seconds, (group.ended - group.begun).total_seconds())
     return max(wall, 1e-6) / (math.fsum(reckoned) + _besides(group, costs))
