@@ -63,14 +63,15 @@ TYPICAL: Speeds = {
 _STORED = TypeAdapter(dict[str, dict[str, dict[int, Speed]]])
 
 
-def _file(cache: Path | None) -> Path:
+def speeds_file(cache: Path | None) -> Path:
+    """Where they are kept; None is the user's own cache."""
     return (cache or default_cache()) / "speeds.json"
 
 
 def read_speeds(cache: Path | None) -> dict[str, dict[str, dict[int, Speed]]]:
     """The speeds timed before by key, network and group size; none where there is no file of them or it is not ours."""
     with suppress(OSError, ValidationError):
-        found = _STORED.validate_json(_file(cache).read_bytes())
+        found = _STORED.validate_json(speeds_file(cache).read_bytes())
         if all(1 in sizes for entry in found.values() for sizes in entry.values()):
             return found
     return {}
@@ -79,7 +80,7 @@ def read_speeds(cache: Path | None) -> dict[str, dict[str, dict[int, Speed]]]:
 def write_speeds(cache: Path | None, everything: Mapping[str, Speeds]) -> None:
     """Store speeds as `read_speeds` reads them."""
     with suppress(DiskError):  # a read-only home: measured again next time
-        replace_file(_file(cache), json.dumps(everything, indent=2).encode())
+        replace_file(speeds_file(cache), json.dumps(everything, indent=2).encode())
 
 
 def speeds_of(networks: Iterable[str], timed: Speeds) -> Speeds:

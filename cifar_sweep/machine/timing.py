@@ -3,16 +3,26 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from cifar_sweep.forecast.costs import Speed
 from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Speeds, config_of, stand_in
 from cifar_sweep.machine.processes import ProcessPool, process_pool
-from cifar_sweep.machine.speeds import TIMED_BATCHES, Split, read_speeds, speed_between, speeds_of, write_speeds
+from cifar_sweep.machine.speeds import (
+    TIMED_BATCHES,
+    Split,
+    read_speeds,
+    speed_between,
+    speeds_file,
+    speeds_of,
+    write_speeds,
+)
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, stages_of
@@ -74,7 +84,11 @@ class Timer:
 
     def missing(self, networks: Collection[str], splits: Sequence[Split]) -> list[tuple[Split, str]]:
         """What `measure` would have to time. Deeper VGGs are taken from vgg11 by their multiply-accumulates."""
-        everything = read_speeds(self.cache)
+        return self._missing(read_speeds(self.cache), networks, splits)
+
+    def _missing(
+        self, everything: Mapping[str, Speeds], networks: Collection[str], splits: Sequence[Split]
+    ) -> list[tuple[Split, str]]:
         timed = {stand_in(network)[0] for network in networks}
         return [(split, each) for split in splits for each in sorted(timed - set(everything.get(self._key(split), {})))]
 
@@ -90,21 +104,26 @@ class Timer:
 
         Under the first split group sizes are tried until one gains nothing; under the others one at a time and the
         best. `say` gets a sentence where something has to be timed. After so many `seconds` nothing more is begun, and
-        if something is missing then, nothing is returned.
+        if something is missing then, nothing is returned. Of processes that start at once one measures, with nobody
+        beside it, and the others wait for what it finds.
         """
-        everything, begun = read_speeds(self.cache), time.monotonic()
-        if missing := self.missing(networks, splits):
+        until = time.monotonic() + seconds
+        everything = read_speeds(self.cache)
+        if missing := self._missing(everything, networks, splits):
             say("timing a training step of each network, once on this machine")
-            with process_pool(max(split.workers for split, _ in missing)) as pool:
-                for split, network in missing:
-                    if time.monotonic() - begun > seconds:
-                        break
-                    first = everything.get(self._key(splits[0]), {}).get(network)
-                    sizes = self._best(pool, split, network, first) if first else self._ladder(pool, split, network)
-                    everything.setdefault(self._key(split), {})[network] = sizes
-                else:
-                    missing = []
-            write_speeds(self.cache, everything)
+            with _alone(self.cache, seconds):
+                everything = read_speeds(self.cache)
+                missing = self._missing(everything, networks, splits)
+                with process_pool(max((split.workers for split, _ in missing), default=0)) as pool:
+                    for split, network in missing:
+                        if time.monotonic() > until:
+                            break
+                        first = everything.get(self._key(splits[0]), {}).get(network)
+                        sizes = self._best(pool, split, network, first) if first else self._ladder(pool, split, network)
+                        everything.setdefault(self._key(split), {})[network] = sizes
+                    else:
+                        missing = []
+                write_speeds(self.cache, everything)
         return {} if missing else {split: speeds_of(networks, everything[self._key(split)]) for split in splits}
 
     def _key(self, split: Split) -> str:
@@ -141,3 +160,14 @@ class Timer:
             seconds = pool.together(step_seconds, *(call | {"batch": batch, "device": place} for place in places))
             each_image.append(statistics.fmean(seconds) / batch / size)
         return speed_between(*each_image)
+
+
+@contextmanager
+def _alone(cache: Path | None, seconds: float) -> Iterator[None]:
+    """The only one of the processes with this cache that times networks; one that waits longer is no longer alone."""
+    lock = FileLock(speeds_file(cache).with_suffix(".lock"), timeout=-1 if math.isinf(seconds) else seconds)
+    with ExitStack() as held:
+        with suppress(OSError):  # a read-only home, or the time is over
+            speeds_file(cache).parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock)
+        yield

@@ -9,17 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from cifar_sweep.database.address import absolute
 from cifar_sweep.database.outage import is_outage, wait_out
 from cifar_sweep.errors import CifarSweepError, SickDeviceError, UsageError, one_line
-from cifar_sweep.files import default_cache, replace_file
+from cifar_sweep.files import replace_file
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study.opening import open_studies
 from cifar_sweep.study.storage import Storage, open_existing
@@ -275,19 +273,14 @@ class ClusterWorker:
 
 
 def _planned(job: Job, terms: Terms) -> Job:
-    """The job with groups for this machine, which one worker at a time measures."""
+    """The job with groups for this machine."""
     with closing(open_existing(job.storage)) as storage:
         sweeps = [study.sweep for study in open_studies(storage, job.studies)]
     if not sweeps:
         return job
-    with ExitStack() as held:
-        with suppress(OSError):  # a read-only home: then they measure beside each other
-            default_cache().mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(default_cache() / "plan.lock"))
-        # A GPU is measured with all workers that it has room for; a machine's cores with one.
-        workers = int(1 / terms.gpus) if terms.gpus else 1
-        plan = choose(sweeps, device=job.device, workers=workers, threads=job.threads, group=terms.group)
-    groups = plan.groups
+    # A GPU is measured with all workers that it has room for; a machine's cores with one.
+    workers = int(1 / terms.gpus) if terms.gpus else 1
+    groups = choose(sweeps, device=job.device, workers=workers, threads=job.threads, group=terms.group).groups
     if groups.free_bytes is not None and not terms.gpus:
         part = min(1.0, job.threads / available_cores())
         groups = replace(groups, free_bytes=int(part * groups.free_bytes))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.errors import DeviceError
@@ -290,6 +292,25 @@ def test_a_damaged_file_is_measured_again(machine: Machine, tmp_path: Path, dama
     assert len(machine.pools) == 2
     assert timed("lenet") == first
     assert len(machine.pools) == 2
+
+
+def test_of_a_crowd_one_measures_and_the_others_wait_for_what_it_finds(machine: Machine, tmp_path: Path) -> None:
+    timed("lenet", cache=tmp_path / "before")
+    machine.timed.clear()
+    others = ThreadPoolExecutor()
+    with FileLock(tmp_path / "speeds.lock"):  # as one that measures holds it
+        waiting = others.submit(timed, "lenet", cache=tmp_path)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        (tmp_path / "before" / "speeds.json").rename(tmp_path / "speeds.json")
+    assert waiting.result()[Split(1, 1)]["lenet"][1].per_image(10) == pytest.approx(0.002)
+    assert machine.timed == []
+
+
+def test_who_has_no_time_to_wait_for_another_takes_typical_speeds(machine: Machine, tmp_path: Path) -> None:
+    with FileLock(tmp_path / "speeds.lock"):
+        assert Timer("cpu", "fp32", tmp_path).measure(["lenet"], [Split(1, 1)], seconds=0.2) == {}
+    assert machine.timed == []
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(machine: Machine, tmp_path: Path) -> None:
