@@ -17,6 +17,7 @@ import torch
 from cifar_sweep.machine.groups import config_of
 from cifar_sweep.machine.memory import member_bytes
 from cifar_sweep.training.device import device_name, prepare_process, wait_for
+from cifar_sweep.training.graph import WARM_UP
 from cifar_sweep.training.train import Run
 
 CASES = (("convnet+batch_norm", 16), ("cnn3+batch_norm", 16), ("vgg11", 64))
@@ -39,7 +40,7 @@ def step_of(
 
 def milliseconds(step: Callable[[], None], device: torch.device, *, seconds: float) -> tuple[float, float]:
     """Of a step, and of the host in it; steps follow each other without a wait."""
-    for _ in range(3):
+    for _ in range(WARM_UP + 2):  # and the graph of a step is there
         step()
     wait_for(device)
     calls = 5

@@ -21,12 +21,16 @@ class Stream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seed([0])
+        self.keys = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self.drawn = torch.zeros(1, dtype=torch.int64, device=device)
 
     def seed(self, seeds: Sequence[int]) -> None:
         """Begin a stream for each of these seeds of 63 bits."""
-        self.keys = torch.tensor(seeds, dtype=torch.int64, device=self.device)[:, None]
-        self.drawn = torch.zeros(1, dtype=torch.int64, device=self.device)
+        keys = torch.tensor(seeds, dtype=torch.int64, device=self.device)[:, None]
+        if keys.shape != self.keys.shape:
+            self.keys = torch.empty_like(keys)
+        self.keys.copy_(keys)  # in place: a captured step reads them there
+        self.drawn.zero_()
 
     def draw(self, count: int) -> Tensor:
         """So many whole numbers from 0 to 2**24 - 1 for each member [K, count]."""

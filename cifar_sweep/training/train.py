@@ -22,6 +22,7 @@ from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.device import at_once, is_out_of_memory
 from cifar_sweep.training.fuse import Fused, can_fuse
+from cifar_sweep.training.graph import Replay, is_replayed
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import build_optimizer, learning_rate_at
@@ -128,7 +129,13 @@ class Run:
         self._correct.zero_()
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """One optimizer step of every member. Nothing here waits for the device."""
+        """One optimizer step of every member. Nothing waits for the device, but for the capture of a graph."""
+        if self._replay:
+            self._replay(self._step, images, labels)
+        else:
+            self._step(images, labels)
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         losses, logits = self.losses(images, labels)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self.network.gather_gradients()
@@ -236,11 +243,13 @@ class Run:
         member.history = history
 
     def prepare_optimizer(self) -> None:
-        """Make a new optimizer of the members' parameters as they lie now."""
+        """Make a new optimizer of the members' parameters as they lie now; a captured step is of those before."""
         configs = [member.config for member in self.members]
         self.optimizer = build_optimizer(configs, self.network.weights, self.network.gradients)
         self._loss_sum = torch.zeros(len(self.members), device=self.device)
         self._correct = torch.zeros(len(self.members), device=self.device)
+        # Code of a user's own may do what is not to be replayed, such as to look at a number.
+        self._replay = Replay() if isinstance(self.network, Fused) and is_replayed(self.device) else None
 
 
 def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:

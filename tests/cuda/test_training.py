@@ -1,5 +1,6 @@
 """Training on a GPU: right, apart from each other, repeatable, without waiting, and in the memory that is reckoned."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.machine.memory import member_bytes
-from cifar_sweep.training import checkpoint
+from cifar_sweep.training import checkpoint, train
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.device import is_out_of_memory, prepare_process, wait_for
 from cifar_sweep.training.images.data import ImageData
@@ -202,6 +203,48 @@ def test_no_step_waits_for_the_device(precision: str, gpu: torch.device) -> None
             run.step(*batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda each: each["optimizer"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replayed_steps_are_the_steps(
+    precision: str,
+    optimizer: dict[str, Any],
+    gpu: torch.device,
+    small_data: ImageData,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also with a last batch of another size, and of those who stay."""
+    small = {"model": "lenet", "dropout": 0.2, "batch_norm": True, "train_images": 330}
+
+    def weights() -> torch.Tensor:
+        run = Run(configs(4, precision=precision, **small, **optimizer), small_data, device=gpu)
+        run.epoch()
+        run.keep([3, 1])
+        run.epoch()
+        return run.network.weights
+
+    replayed = weights()
+    assert not caplog.text, "no graph"
+    monkeypatch.setattr(train, "is_replayed", lambda _: False)
+    torch.testing.assert_close(replayed, weights(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_replayed_step_is_faster(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds() -> float:
+        run = stepped(configs(1, precision="bf16", batch_norm=True), gpu, steps=8)
+        there = [(images.to(gpu), labels.to(gpu)) for images, labels in batches(50, precision="bf16")]
+        wait_for(gpu)
+        begun = time.perf_counter()
+        for batch in there:
+            run.step(*batch)
+        wait_for(gpu)
+        return time.perf_counter() - begun
+
+    replayed = seconds()
+    monkeypatch.setattr(train, "is_replayed", lambda _: False)
+    assert replayed < seconds()
 
 
 def kernels(members: int, gpu: torch.device) -> int:
