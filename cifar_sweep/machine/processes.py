@@ -1,11 +1,14 @@
 """Processes that measure at the same time: what a machine does with all of it at work."""
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from cifar_sweep.errors import StudyError, one_line
@@ -46,8 +49,32 @@ def ask(function: Callable[..., Any], *, device: "torch.device", **call: Any) ->
     return answer
 
 
+def start(
+    function: Callable[..., None], *arguments: Any, name: str | None = None, daemon: bool | None = None
+) -> BaseProcess:
+    """A process that calls `function`. Raises OSError.
+
+    On Linux it is forked from one that has loaded PyTorch; else it loads that itself, which takes seconds.
+    """
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(["cifar_sweep.machine.timing", "cifar_sweep.work.worker"])
+    # What it is forked from has the environment of the first time.
+    call = partial(_begun, function, dict(os.environ))
+    process: BaseProcess = context.Process(target=call, args=arguments, name=name, daemon=daemon)
+    with _without_main():
+        process.start()
+    return process
+
+
+def _begun(function: Callable[..., None], environment: dict[str, str], *arguments: Any) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
+
+
 @contextmanager
-def without_main() -> Iterator[None]:
+def _without_main() -> Iterator[None]:
     """Start processes that do not load the program's main file: what they run is all in modules.
 
     A script that runs a sweep in its last line, without a look at ``__name__``, would else run it in each of them.
@@ -64,17 +91,13 @@ def without_main() -> Iterator[None]:
 @contextmanager
 def process_pool(size: int) -> Iterator[ProcessPool]:
     """`size` processes, ended with the block."""
-    context = multiprocessing.get_context("spawn")
     connections, processes = [], []
     try:
         for _ in range(size):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=_answer, args=(theirs,), daemon=True)
-            with without_main():
-                process.start()
+            mine, theirs = multiprocessing.Pipe()
+            processes.append(start(_answer, theirs, daemon=True))
             theirs.close()  # so that a process that ends is noticed
             connections.append(mine)
-            processes.append(process)
         yield ProcessPool(connections)
     finally:
         for process in processes:

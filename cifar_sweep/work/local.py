@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 
 from cifar_sweep.database.outage import explain
 from cifar_sweep.errors import CifarSweepError, SickDeviceError, StudyError, one_line
-from cifar_sweep.machine.processes import without_main
+from cifar_sweep.machine.processes import start
 from cifar_sweep.work.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,9 @@ def run_in_processes(workers: Sequence[Worker], *, stop: Callable[[], bool]) -> 
 
 
 def _start(number: int, worker: Worker) -> _Running:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work_in_process, args=(number, worker, sender), name=f"worker-{number}")
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     try:
-        with without_main():
-            process.start()
+        process = start(_work_in_process, number, worker, sender, name=f"worker-{number}")
     except OSError as error:
         raise StudyError(f"worker {number} could not be started: {error.strerror}.") from None
     sender.close()

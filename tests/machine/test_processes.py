@@ -44,6 +44,14 @@ def test_calls_run_at_the_same_time_in_processes_that_stay_until_the_end(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_process_has_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("CIFAR_SWEEP_TRIED", value)
+        with process_pool(1) as processes:
+            assert processes.together(os.getenv, {"key": "CIFAR_SWEEP_TRIED"}) == [value]
+
+
+@pytest.mark.slow
 def test_what_a_call_raises_is_told_and_the_processes_go_on() -> None:
     with process_pool(2) as processes:
         numbers = processes.together(os.getpid, {}, {})
