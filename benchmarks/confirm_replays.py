@@ -19,6 +19,7 @@ Asks the product's own rules (`study/winner.py`, `study/selection.py`) about sea
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.tables import read
 from cifar_sweep.replay.table import Table
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.selection import Expected, judged, unpacked
@@ -152,7 +156,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test-images", type=int, default=10_000, help="of the data that the table was trained on")
     options = parser.parse_args()
-    table, generator = Table.read(options.table), np.random.default_rng(options.seed)
+    table, generator = read(options.table), np.random.default_rng(options.seed)
     found = {
         "table": table.name,
         "replays": options.replays,

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -82,7 +81,7 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
     found, took = [], []
     for seed in range(replays):
         started = time.perf_counter()
-        replay = Replay(table, sweep, seed=seed, most_epochs=sys.maxsize, near=-1)
+        replay = Replay(table, sweep, seed=seed)
         replay.run()
         found.append(replay)
         took.append(time.perf_counter() - started)
@@ -107,7 +106,7 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
         replays=replays,
         proposals=len(stood),
         near=sum(float(distance) <= NEAR for distance in stood),
-        cut=sum(replay.cut > 0 for replay in found),
+        cut=sum(replay.is_cut for replay in found),
         seconds=statistics.median(took),
     )
 

@@ -15,14 +15,11 @@ The same rules hold for every strategy, ours and the peers':
   The best setting is the one with the highest true mean; `noise` is one seed's standard deviation about it.
 """
 
-import gzip
-import json
 import math
 import statistics
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,10 +65,6 @@ class Table:
             return curve
         return [*curve, *[1 / self.classes] * (epochs - len(curve))]
 
-    @classmethod
-    def read(cls, path: Path) -> "Table":
-        return cls(json.loads(gzip.decompress(path.read_bytes())))
-
     @cached_property
     def true(self) -> list[float]:
         """Each setting's mean over its seeds of the best validation accuracy."""
@@ -86,21 +79,6 @@ class Table:
         """One seed's standard deviation, pooled over the settings near the best that have several; 0 without any."""
         near = [c for c, true in zip(self.curves, self.true, strict=True) if len(c) > 1 and true > self.best - NEAR]
         return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
-
-    def facts(self, speeds: "Speeds") -> dict[str, Any]:
-        """What replays are compared by, once the table is no longer at hand; `whole` is the mean of a whole trial."""
-        seconds = [epochs * speeds.epoch(self.batch_size(k), 1) for k, epochs in enumerate(self.epochs)]
-        return {
-            "name": self.name,
-            "best": self.best,
-            "noise": self.noise,
-            "chance": 1 / self.classes,
-            "whole_epochs": statistics.mean(self.epochs),
-            "whole_seconds": statistics.mean(seconds),
-        }
-
-    def batch_size(self, setting: int) -> int:
-        return int((self.fixed | self.settings[setting]).get("batch_size", 64))
 
     @cached_property
     def _coordinates(self) -> npt.NDArray[np.float64]:
@@ -145,23 +123,6 @@ class Table:
 
 
 @dataclass
-class Speeds:
-    """How long an epoch takes, relative to one trial alone at batch size 64: by batch size and group size."""
-
-    relative: Mapping[int, Mapping[int, float]]
-
-    @classmethod
-    def read(cls, path: Path) -> "Speeds":
-        stored = json.loads(path.read_text())["seconds_of_an_epoch"]
-        return cls({int(size): {int(k): float(s) for k, s in row.items()} for size, row in stored.items()})
-
-    def epoch(self, batch_size: int, members: int) -> float:
-        """Seconds of an epoch of the whole group; between what was measured linear in the logarithms."""
-        rows = [np.interp(math.log2(members), np.log2(list(row)), list(row.values())) for row in self.relative.values()]
-        return float(np.interp(math.log2(batch_size), np.log2(list(self.relative)), rows))
-
-
-@dataclass
 class Search:
     """One search of a table: what it trained, what that cost, and what it would choose.
 
@@ -172,7 +133,7 @@ class Search:
         points: what each trial was proposed to be.
         trained: the epochs of each trial.
         spent: epochs trained in all.
-        seconds: simulated; only replays with workers and groups set it.
+        seconds: simulated; set by who reckons time.
         chosen: the best complete trial's validation accuracy, and the trial.
         events: after each complete trial the epochs and seconds so far, and the choice's true mean.
     """
@@ -223,10 +184,6 @@ class Search:
                 self.chosen = max(curve), trial
             self.events.append((self.spent, self.seconds, self.table.true[self.settings[self.chosen[1]]]))
         return curve[done - 1]
-
-    def is_done(self, trial: int) -> bool:
-        """Whether it was trained to its last epoch."""
-        return self.trained[trial] == self.epochs(trial)
 
     def short(self) -> float:
         """How far the choice's true mean is below the best; infinity before there is a choice."""
