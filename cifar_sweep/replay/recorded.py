@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import StudyError
 from cifar_sweep.replay.engine import Replay
 from cifar_sweep.replay.table import Table
 from cifar_sweep.search.cube import Cube
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, count
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space
 from cifar_sweep.sweep.parsing import parse
@@ -54,13 +53,12 @@ class Replayed:
 
     def described(self) -> dict[str, Any]:
         """The same as plain data."""
-        known = self.within | {"in all": self.epochs}
-        epochs = {
-            name: {"study": own, "replays": each, "quartiles": _quartiles(each)} for name, (own, each) in known.items()
+        plain, quartiles = asdict(self), self.quartiles()
+        known = plain.pop("within") | {"in all": plain["epochs"]}
+        plain["epochs"] = {
+            name: {"study": own, "replays": each, "quartiles": quartiles[name]} for name, (own, each) in known.items()
         }
-        plain = asdict(self)
-        del plain["within"]
-        return plain | {"epochs": epochs}
+        return plain
 
 
 def _quartiles(epochs: Sequence[int | None]) -> list[int | None]:
@@ -81,9 +79,8 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
     found, took = [], []
     for seed in range(replays):
         started = time.perf_counter()
-        replay = Replay(table, sweep, seed=seed)
-        replay.run()
-        found.append(replay)
+        found.append(Replay(table, sweep, seed=seed))
+        found[-1].run()
         took.append(time.perf_counter() - started)
     cube = Cube(sweep)
     stood = [
@@ -95,7 +92,7 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
     distances |= {"one noise": table.noise} if table.noise else {}
     own = _own_events(trials)
     return Replayed(
-        points={state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned")},
+        points={state: count(trials, state) for state in ("complete", "pruned")},
         best=table.best,
         trials=sweep.trials,
         epochs=(sum(trial.epochs_done for trial in trials), [replay.search.spent for replay in found]),
@@ -117,11 +114,15 @@ def _usable(study: SweepStudy) -> list[TrialRecord]:
         raise StudyError(
             f"study {study.name!r} has given points, which no strategy chose; accepted: a sweep that searches."
         )
-    ended = [
-        trial for trial in study.trials() if trial.state in ("complete", "pruned") and trial.config and trial.curve
+    there = [
+        trial
+        for trial in study.trials()
+        if trial.state in ("complete", "pruned")
+        and trial.curve
+        and trial.config
+        and not space.point_at(trial.config, study.sweep)[1]
     ]
-    there = [trial for trial in ended if trial.config and not space.point_at(trial.config, study.sweep)[1]]
-    if sum(trial.state == "complete" for trial in there) < 2:
+    if count(there, "complete") < 2:
         raise StudyError(
             f"study {study.name!r}: a replay needs the curves of two complete trials of its space at least."
         )
@@ -138,12 +139,8 @@ def _table(study: SweepStudy, trials: Sequence[TrialRecord]) -> Table:
         }
         for setting, trial in enumerate(trials)
     ]
-    plain = study.sweep.model_dump(mode="json", include={"name", "fixed", "space"})
-    domains = {
-        name: {key: value for key, value in each.items() if value is not None} for name, each in plain["space"].items()
-    }
-    fixed = {"epochs": PARAMETERS["epochs"].default} | plain["fixed"]
-    return Table(plain | {"fixed": fixed, "space": domains, "classes": study.data["classes"], "rows": rows})
+    plain = study.sweep.model_dump(mode="json", include={"name", "fixed", "space"}, exclude_none=True)
+    return Table(plain | {"classes": study.data["classes"], "rows": rows})
 
 
 def _own_events(trials: Sequence[TrialRecord]) -> list[tuple[int, float, float]]:
