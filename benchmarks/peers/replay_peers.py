@@ -19,7 +19,7 @@ What is the same for all peers:
 - A trial's budget is its setting's own epochs; the unit of a rung is one epoch.
 
 Which settings each peer has and why is written at `STRATEGIES`. The peers' packages are in `requirements.txt`;
-random and one-epoch search need numpy alone.
+random and one-epoch search need numpy and pydantic alone.
 """
 
 import argparse

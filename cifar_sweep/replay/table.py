@@ -17,17 +17,19 @@ The same rules hold for every strategy, ours and the peers':
 
 import math
 import statistics
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from cifar_sweep.search.cube import Cube, Shares
+from cifar_sweep.sweep.sweep import Sweep
 
 NEAR = 0.10  # settings no further below the best are those that the choice is between: their noise counts
 EXACT = ("optimizer", "batch_norm", "batch_size", "epochs")  # a point's setting has the same
-RATE_COUNTS = 4.0  # a rate's whole range is four decades, and so far apart as four other ranges
+RATE_COUNTS = 4.0  # a rate's whole range is four decades, and counts as four other ranges
 
 
 class Table:
@@ -47,6 +49,9 @@ class Table:
         self.space: dict[str, Any] = stored["space"]
         self.classes: int = stored.get("classes", 10)
         self.exact = [name for name in EXACT if name in self.space]
+        self._cube = Cube(Sweep(name=self.name, fixed=self.fixed, space=self.space))
+        names = [self._cube.names[k] for k in self._cube.columns]
+        self._weights = np.where(np.array(names) == "learning_rate", RATE_COUNTS, 1.0)
         self.rows: dict[int, list[dict[str, Any]]] = {}
         for row in stored["rows"]:
             self.rows.setdefault(row["setting"], []).append(row)
@@ -57,6 +62,7 @@ class Table:
             [self._whole(row, epochs) for row in self.rows[k]] for k, epochs in zip(kept, self.epochs, strict=True)
         ]
         self.rows = {place: self.rows[k] for place, k in enumerate(kept)}
+        self._coordinates = self.coordinates(self.settings)
         self.ended = {k for k, rows in self.rows.items() if any(row.get("pruned") for row in rows)}
 
     def _whole(self, row: Mapping[str, Any], epochs: int) -> list[float]:
@@ -80,28 +86,9 @@ class Table:
         near = [c for c, true in zip(self.curves, self.true, strict=True) if len(c) > 1 and true > self.best - NEAR]
         return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
 
-    @cached_property
-    def _coordinates(self) -> npt.NDArray[np.float64]:
-        return np.array([self.coordinates(params) for params in self.settings])
-
-    def coordinates(self, params: Mapping[str, Any]) -> list[float]:
-        """Where a point lies: each range is 1 long, a rate's 4, and two choices are 1 apart."""
-        placed: list[float] = []
-        for name, domain in self.space.items():
-            value: Any = params.get(name)
-            if "choices" in domain and isinstance(domain["choices"][0], (str, bool)):
-                placed += [float(value == choice) / math.sqrt(2) for choice in domain["choices"]]
-                continue
-            if "choices" in domain:
-                low, high = min(domain["choices"]), max(domain["choices"])
-                domain = {"low": low, "high": high, "log": low > 0}
-            scale = math.log if domain.get("log") or domain.get("base2") else float
-            low, high = scale(domain["low"]), scale(domain["high"])
-            # Momentum does nothing for Adam, whatever was proposed.
-            idle = value is None or (name == "momentum" and params.get("optimizer") == "adam")
-            share = 0.5 if idle else (scale(value) - low) / ((high - low) or 1.0)
-            placed.append(share * (RATE_COUNTS if name == "learning_rate" else 1.0))
-        return placed
+    def coordinates(self, points: Iterable[Mapping[str, Any]]) -> Shares:
+        """Where points lie [points, features]: as a model sees them, but a rate counts more."""
+        return self._cube.features(np.array([self._cube.shares(point) for point in points])) * self._weights
 
     def nearest(self, params: Mapping[str, Any], *, but: Container[int] = ()) -> int:
         """The setting that stands for this point, none of `but` unless these are all that there are of its shape.
@@ -111,7 +98,7 @@ class Table:
         shape = tuple(params.get(name) for name in self.exact)
         there = self._by_shape.get(shape) or list(range(len(self.settings)))
         alike = [k for k in there if k not in but] or there
-        distances = np.square(self._coordinates[alike] - np.array(self.coordinates(params))).sum(axis=1)
+        distances = np.square(self._coordinates[alike] - self.coordinates([params])).sum(axis=1)
         return alike[int(distances.argmin())]
 
     @cached_property
