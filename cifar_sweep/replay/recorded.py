@@ -23,29 +23,19 @@ NEAR = 0.05  # of each range: a proposal no further from the point that stands f
 
 @dataclass(frozen=True)
 class Replayed:
-    """What replays of a strategy came to, beside the study itself.
+    """What replays of a strategy came to, beside the study itself."""
 
-    Attributes:
-        points: the trained points, by how they ended.
-        best: the best complete trial's validation accuracy.
-        trials: how many each replay has, as many as the study.
-        epochs: what the study itself trained in all, and what each replay did.
-        within: for each distance to the best, in words, the study's epochs and the replays'; None is never.
-        proposals: of all replays; `near` is how many of them a trained point within `NEAR` of each range stood for.
-        cut: how many replays came to the end of a curve that was pruned.
-        seconds: the median time of a replay.
-    """
-
-    points: Mapping[str, int]
-    best: float
-    trials: int
-    epochs: tuple[int, Sequence[int]]
+    points: Mapping[str, int]  # the trained ones, by how they ended
+    best: float  # the best complete trial's validation accuracy
+    trials: int  # of each replay, as many as the study has
+    epochs: tuple[int, Sequence[int]]  # what the study itself trained in all, and what each replay did
+    # For each distance to the best, in words, the study's epochs and the replays'; None is never.
     within: dict[str, tuple[int | None, Sequence[int | None]]]
     replays: int
-    proposals: int
-    near: int
-    cut: int
-    seconds: float
+    proposals: int  # of all replays
+    near: int  # how many of them a trained point within `NEAR` of each range stood for
+    cut: int  # how many replays came to the end of a curve that was pruned
+    seconds: float  # of a replay, the median
 
     def quartiles(self) -> dict[str, list[int | None]]:
         """The lower quartile, the median and the upper one of the replays' epochs; None is never. "in all" are all."""

@@ -33,15 +33,7 @@ RATE_COUNTS = 4.0  # a rate's whole range is four decades, and counts as four ot
 
 
 class Table:
-    """The curves of one space.
-
-    Attributes:
-        fixed: what is the same for all trials; `space` what is searched, both as in a sweep's file.
-        settings: the points that were trained.
-        curves: for each setting, its seeds' validation accuracies by epoch.
-        epochs: for each setting, how long its whole schedule is.
-        ended: the settings whose curves were pruned and not diverged: they cannot be continued.
-    """
+    """The curves of one space; `stored` has `fixed` and `space` as a sweep's file has them."""
 
     def __init__(self, stored: Mapping[str, Any]) -> None:
         self.name: str = stored["name"]
@@ -56,13 +48,15 @@ class Table:
         for row in stored["rows"]:
             self.rows.setdefault(row["setting"], []).append(row)
         kept = sorted(self.rows)
-        self.settings: list[dict[str, Any]] = [self.rows[k][0]["params"] for k in kept]
+        self.settings: list[dict[str, Any]] = [self.rows[k][0]["params"] for k in kept]  # the points that were trained
+        # How long each one's whole schedule is, and its seeds' validation accuracies by epoch.
         self.epochs = [int(params.get("epochs", self.fixed.get("epochs", 0))) for params in self.settings]
         self.curves = [
             [self._whole(row, epochs) for row in self.rows[k]] for k, epochs in zip(kept, self.epochs, strict=True)
         ]
         self.rows = {place: self.rows[k] for place, k in enumerate(kept)}
         self._coordinates = self.coordinates(self.settings)
+        # Those whose curves were pruned and not diverged: they cannot be continued.
         self.ended = {k for k, rows in self.rows.items() if any(row.get("pruned") for row in rows)}
 
     def _whole(self, row: Mapping[str, Any], epochs: int) -> list[float]:
@@ -114,25 +108,17 @@ class Search:
     """One search of a table: what it trained, what that cost, and what it would choose.
 
     A strategy calls `begin` for each new trial and `epoch` for each epoch of it, in the order in which it trains them.
-
-    Attributes:
-        settings: the setting that each trial trains; trials are numbered from 0.
-        points: what each trial was proposed to be.
-        trained: the epochs of each trial.
-        spent: epochs trained in all.
-        seconds: simulated; set by who reckons time.
-        chosen: the best complete trial's validation accuracy, and the trial.
-        events: after each complete trial the epochs and seconds so far, and the choice's true mean.
     """
 
     table: Table
     seed: int
-    settings: list[int] = field(default_factory=list)
-    points: list[Mapping[str, Any]] = field(default_factory=list)
-    trained: list[int] = field(default_factory=list)
-    spent: int = 0
-    seconds: float = 0.0
-    chosen: tuple[float, int] | None = None
+    settings: list[int] = field(default_factory=list)  # that each trial trains; trials are numbered from 0
+    points: list[Mapping[str, Any]] = field(default_factory=list)  # what each trial was proposed to be
+    trained: list[int] = field(default_factory=list)  # the epochs of each trial
+    spent: int = 0  # epochs in all
+    seconds: float = 0.0  # simulated; set by who reckons time
+    chosen: tuple[float, int] | None = None  # the best complete trial's validation accuracy, and the trial
+    # After each complete trial the epochs and seconds so far, and the choice's true mean.
     events: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

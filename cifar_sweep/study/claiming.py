@@ -177,12 +177,10 @@ class Claiming:
 
     def timely(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
         """The trials without those that wait and would not end in time, as far as their shape is known."""
-        if self.in_time is in_time_always:
-            return list(trials)
         return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or self._is_timely(trial)]
 
     def _is_timely(self, waiting: TrialRecord) -> bool:
-        shape = self._shape_of(waiting)
+        shape = None if self.in_time is in_time_always else self._shape_of(waiting)
         return shape is None or bool(self.in_time(shape, waiting.epochs_done))
 
     def _may_ask(self, *, late: bool) -> bool:

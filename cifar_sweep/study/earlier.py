@@ -21,17 +21,12 @@ STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
 @dataclass
 class Earlier:
-    """What a sweep takes over from another study.
-
-    Attributes:
-        source: that study.
-        known: the points of its trials that could be of this sweep, with all settings the same, by their numbers.
-        words: what is taken over, in a sentence.
-    """
+    """What a sweep takes over from another study."""
 
     source: SweepStudy
+    # The points of its trials that could be of this sweep, with all settings the same, by their numbers.
     known: dict[int, dict[str, Value]] = field(default_factory=dict)
-    words: str = ""
+    words: str = ""  # what is taken over, in a sentence
 
     def add_to(self, study: optuna.Study, sweep: Sweep) -> None:
         """Give a study the trials that it does not have yet; to be called under the database's lock."""

@@ -27,7 +27,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from cifar_sweep.database.address import is_sqlite, parse_address, shown
 from cifar_sweep.database.locks import advisory_lock, file_lock
 from cifar_sweep.database.outage import explain
-from cifar_sweep.errors import StorageError, StorageMissingError, UsageError
+from cifar_sweep.errors import StorageError, UsageError
 from cifar_sweep.study import engines, tables
 from cifar_sweep.study.engines import ONLY_READS
 from cifar_sweep.study.record import TrialRecord, as_ours
@@ -380,12 +380,8 @@ def open_existing(url: str) -> Storage:
 
 def open_waiting(url: str) -> Storage:
     """As `open_existing`, for who waits for studies: of a server the tables are made."""
-    try:
-        return open_existing(url)
-    except StorageMissingError:
-        if is_sqlite(parse_address(url)):
-            raise
-    return open_storage(url)
+    parsed = parse_address(url)
+    return _open(parsed, make=not is_sqlite(parsed))
 
 
 def _open(url: URL, *, make: bool) -> Storage:

@@ -15,7 +15,7 @@ from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
-from cifar_sweep.sweep.sweep import Range, Sweep
+from cifar_sweep.sweep.sweep import Range, Sweep, values_of
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models.own import check_outputs, fingerprints
 
@@ -115,12 +115,10 @@ def check_images(sweep: Sweep, data: ImageData) -> None:
 
 def _values(sweep: Sweep, name: str) -> list[Value]:
     """The values that a parameter takes in this sweep; of a range its two ends."""
-    default = PARAMETERS[name].default
     if sweep.given:
-        return [point.params().get(name, default) for point in sweep.enqueue]
-    if (domain := sweep.space.get(name)) is None:
-        return [sweep.fixed.get(name, default)]
-    return [domain.low, domain.high] if isinstance(domain, Range) else domain.choices
+        return [point.params().get(name, PARAMETERS[name].default) for point in sweep.enqueue]
+    domain = sweep.space.get(name)
+    return [domain.low, domain.high] if isinstance(domain, Range) else values_of(sweep, name)
 
 
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:
