@@ -240,8 +240,7 @@ class Claiming:
 
     def _repeated(self, fresh: TrialRecord) -> TrialConfig:
         """The config of the trial that a fresh seed confirms, with a seed of its own."""
-        trial_id = self.storage.trial_id(self.study, fresh.confirms or 0)
-        config = TrialRecord(self.storage.optuna.get_trial(trial_id)).config
+        config = self._trials()[fresh.confirms or 0].config
         assert config is not None  # it is complete
         return replace(config, knobs=replace(config.knobs, seed=derive_seed(self.sweep.seed, "trial", fresh.number)))
 
