@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.tables import read
+from benchmarks.tables import noise, read
 from cifar_sweep.replay.table import Table
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.selection import Expected, judged, unpacked
@@ -72,13 +72,13 @@ def mean(found: Sequence[float]) -> list[float]:
 def winners(table: Table, replays: int, generator: np.random.Generator) -> dict[str, Any]:
     missed: dict[str, list[bool]] = {"single": [], "confirmed": []}
     short: dict[str, list[float]] = {"single": [], "confirmed": []}
-    sure, right, seeds, among = [], [], [], []
+    sure, right, seeds, among, luck = [], [], [], [], noise(table)
     for _ in range(replays):
         truth = generator.choice(np.array(table.true), TRIALS, replace=False)
-        values = truth + table.noise * generator.standard_normal(TRIALS)
+        values = truth + luck * generator.standard_normal(TRIALS)
 
         def seed_of(k: int, truth: Any = truth) -> float:
-            return float(truth[k] + table.noise * generator.standard_normal())
+            return float(truth[k] + luck * generator.standard_normal())
 
         found = confirm(values.tolist(), seed_of, CONFIRM)
         choices = {"single": int(values.argmax()), "confirmed": found[0].number}
@@ -160,7 +160,7 @@ def main() -> None:
     found = {
         "table": table.name,
         "replays": options.replays,
-        "noise": 100 * table.noise,
+        "noise": 100 * noise(table),
         "winner": winners(table, options.replays, generator),
         "held_out": held_out(table, options.replays, generator),
         "curse": curse(table, options.replays, generator, options.test_images),

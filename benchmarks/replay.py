@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.tables import SPEEDS, Speeds, facts, read
+from benchmarks.tables import SPEEDS, Speeds, facts, noise, read
 from cifar_sweep.replay.engine import Replay
 from cifar_sweep.replay.table import Search, Table
 from cifar_sweep.search import choice, chooser
@@ -168,7 +168,7 @@ def main() -> None:
 
 def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     """Print how soon the choice was near the best, and write the file."""
-    for name, near in (("one noise", table.noise), ("0.5 points", 0.005), ("2 points", 0.02)):
+    for name, near in (("one noise", noise(table)), ("0.5 points", 0.005), ("2 points", 0.02)):
         reached = sorted(
             next((event[0] for event in each["events"] if event[2] >= table.best - near), math.inf) for each in replays
         )

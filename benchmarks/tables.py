@@ -17,6 +17,7 @@ import numpy as np
 
 from cifar_sweep.replay.table import Table
 
+NEAR = 0.10  # settings no further below the best are those that the choice is between: their noise counts
 SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
 
 
@@ -42,6 +43,12 @@ class Speeds:
         return float(np.interp(math.log2(batch_size), np.log2(list(self.relative)), rows))
 
 
+def noise(table: Table) -> float:
+    """One seed's standard deviation, pooled over the settings near the best that have several; 0 without any."""
+    near = [c for c, true in zip(table.curves, table.true, strict=True) if len(c) > 1 and true > table.best - NEAR]
+    return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
+
+
 def batch_size(table: Table, setting: int) -> int:
     return int((table.fixed | table.settings[setting]).get("batch_size", 64))
 
@@ -52,7 +59,7 @@ def facts(table: Table, speeds: Speeds) -> dict[str, Any]:
     return {
         "name": table.name,
         "best": table.best,
-        "noise": table.noise,
+        "noise": noise(table),
         "chance": 1 / table.classes,
         "whole_epochs": statistics.mean(table.epochs),
         "whole_seconds": statistics.mean(seconds),

@@ -18,6 +18,7 @@ from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space
 from cifar_sweep.sweep.parsing import parse
 
+DISTANCES = {"2 points": 0.02, "0.5 points": 0.005, "the best itself": 0.0}  # to the best
 NEAR = 0.05  # of each range: a proposal no further from the point that stands for it is nearly that point
 
 
@@ -78,8 +79,6 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
         for replay in found
         for point, setting in zip(replay.search.points, replay.search.settings, strict=True)
     ]
-    distances = {"2 points": 0.02, "0.5 points": 0.005, "the best itself": 0.0}
-    distances |= {"one noise": table.noise} if table.noise else {}
     own = _own_events(trials)
     return Replayed(
         points={state: count(trials, state) for state in ("complete", "pruned")},
@@ -88,7 +87,7 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
         epochs=(sum(trial.epochs_done for trial in trials), [replay.search.spent for replay in found]),
         within={
             name: (_first(own, table.best - near), [_first(each.search.events, table.best - near) for each in found])
-            for name, near in sorted(distances.items(), key=lambda each: -each[1])
+            for name, near in DISTANCES.items()
         },
         replays=replays,
         proposals=len(stood),

@@ -12,7 +12,7 @@ The same rules hold for every strategy, ours and the peers':
   epoch: only they have weights that somebody could take away.
 - A curve that was pruned ends where it ends: what trains it further is told that this is its end, and it is no choice.
 - What counts is the choice's true mean: the mean over its seeds of the best validation accuracy of the whole schedule.
-  The best setting is the one with the highest true mean; `noise` is one seed's standard deviation about it.
+  The best setting is the one with the highest true mean.
 """
 
 import math
@@ -27,7 +27,6 @@ import numpy as np
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.sweep.sweep import Sweep
 
-NEAR = 0.10  # settings no further below the best are those that the choice is between: their noise counts
 EXACT = ("optimizer", "batch_norm", "batch_size", "epochs")  # a point's setting has the same
 RATE_COUNTS = 4.0  # a rate's whole range is four decades, and counts as four other ranges
 
@@ -44,20 +43,21 @@ class Table:
         self._cube = Cube(Sweep(name=self.name, fixed=self.fixed, space=self.space))
         names = [self._cube.names[k] for k in self._cube.columns]
         self._weights = np.where(np.array(names) == "learning_rate", RATE_COUNTS, 1.0)
-        self.rows: dict[int, list[dict[str, Any]]] = {}
+        rows: dict[int, list[dict[str, Any]]] = {}
         for row in stored["rows"]:
-            self.rows.setdefault(row["setting"], []).append(row)
-        kept = sorted(self.rows)
-        self.settings: list[dict[str, Any]] = [self.rows[k][0]["params"] for k in kept]  # the points that were trained
+            rows.setdefault(row["setting"], []).append(row)
+        self.rows = [rows[setting] for setting in sorted(rows)]
+        self.settings: list[dict[str, Any]] = [
+            seeds[0]["params"] for seeds in self.rows
+        ]  # the points that were trained
         # How long each one's whole schedule is, and its seeds' validation accuracies by epoch.
         self.epochs = [int(params.get("epochs", self.fixed.get("epochs", 0))) for params in self.settings]
         self.curves = [
-            [self._whole(row, epochs) for row in self.rows[k]] for k, epochs in zip(kept, self.epochs, strict=True)
+            [self._whole(row, epochs) for row in seeds] for seeds, epochs in zip(self.rows, self.epochs, strict=True)
         ]
-        self.rows = {place: self.rows[k] for place, k in enumerate(kept)}
         self._coordinates = self.coordinates(self.settings)
         # Those whose curves were pruned and not diverged: they cannot be continued.
-        self.ended = {k for k, rows in self.rows.items() if any(row.get("pruned") for row in rows)}
+        self.ended = {k for k, seeds in enumerate(self.rows) if any(row.get("pruned") for row in seeds)}
 
     def _whole(self, row: Mapping[str, Any], epochs: int) -> list[float]:
         curve: list[float] = row["validation_accuracy"]
@@ -73,12 +73,6 @@ class Table:
     @property
     def best(self) -> float:
         return max(true for k, true in enumerate(self.true) if k not in self.ended)
-
-    @cached_property
-    def noise(self) -> float:
-        """One seed's standard deviation, pooled over the settings near the best that have several; 0 without any."""
-        near = [c for c, true in zip(self.curves, self.true, strict=True) if len(c) > 1 and true > self.best - NEAR]
-        return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
 
     def coordinates(self, points: Iterable[Mapping[str, Any]]) -> Shares:
         """Where points lie [points, features]: as a model sees them, but a rate counts more."""

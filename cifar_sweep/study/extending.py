@@ -25,10 +25,7 @@ def is_comparable(trial: TrialRecord, sweep: Sweep) -> bool:
 
 
 def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> None:
-    """Note in a study what changes with another sweep, and make its trials fit that; to be called under the lock.
-
-    Raises StudyError where that cannot be.
-    """
+    """Make a study one of another sweep, trials and all; to be called under the lock. StudyError where that cannot be."""
     before, after = was.identity(), now.identity()
     changed = [key for key in after if after[key] != before[key]]
     if not changed:

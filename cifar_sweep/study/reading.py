@@ -36,13 +36,9 @@ def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tupl
 
 
 class ReadingStorage(PassedOn):
-    """The storage for who reads whole studies again and again; what is written goes the usual way.
+    """The storage for who reads whole studies again and again; what is written goes the usual way."""
 
-    Attributes:
-        replaced: whether a study was seen to be another one than before under the same key.
-    """
-
-    replaced = False
+    replaced = False  # whether a study was seen to be another one than before under the same key
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage.optuna)
