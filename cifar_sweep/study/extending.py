@@ -25,7 +25,7 @@ def is_comparable(trial: TrialRecord, sweep: Sweep) -> bool:
 
 
 def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> None:
-    """Make a study one of another sweep, trials and all; to be called under the lock. StudyError where that cannot be."""
+    """Make a study and its trials those of another sweep, under the lock; StudyError where that cannot be."""
     before, after = was.identity(), now.identity()
     changed = [key for key in after if after[key] != before[key]]
     if not changed:
