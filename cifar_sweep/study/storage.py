@@ -121,8 +121,7 @@ class Database(RDBStorage):
     ) -> list[FrozenTrial]:
         with self.reading() as connection:
             rows = tables.rows_of(connection, study_id, after=trial_id_greater_than, besides=included_trial_ids)
-            chosen = [row for row in rows if states is None or row.state in states]
-            trials = self.read(connection, study_id, chosen).values()
+            trials = self.read(connection, study_id, rows).values()
         if not trials:
             self.get_study_name_from_id(study_id)  # raises KeyError where there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
