@@ -208,12 +208,8 @@ class Storage:
             ):
                 yield
         except BaseException:
-            self._forget()  # what was undone
+            self._cached.__init__(self.optuna)  # type: ignore[misc] # it knows what was undone
             raise
-
-    def _forget(self) -> None:
-        """Forget what is known of trials, in studies that were loaded as well."""
-        self._cached.__init__(self.optuna)  # type: ignore[misc]
 
     def give_back(self, trial_id: int) -> None:
         """Put a running trial back into the queue, with its parameters, reports and attributes, but for its owner."""
@@ -296,10 +292,12 @@ class Storage:
         study = optuna.load_study(storage=self._cached, study_name=name)
         attributes = study.user_attrs
         key, known = key_of(study), (str(attributes.get("uid")), len(attributes.get("changes", ())))
-        if self._known.setdefault(key, known) != known:  # it was extended, or has the key of one that was deleted
-            self._known[key] = known
-            self._forget()
-        return study
+        if self._known.setdefault(key, known) == known:
+            return study
+        # It was extended, or has the key of another one that was deleted: what is cached of its trials is forgotten.
+        self._known[key] = known
+        self._cached = optuna.storages.get_storage(self.optuna)
+        return optuna.load_study(storage=self._cached, study_name=name)
 
     def note_outage(self) -> None:
         """Remember that the database did not answer just now."""
