@@ -39,7 +39,6 @@ class Table:
         self.fixed: dict[str, Any] = stored["fixed"]
         self.space: dict[str, Any] = stored["space"]
         self.classes: int = stored.get("classes", 10)
-        self.exact = [name for name in EXACT if name in self.space]
         self._cube = Cube(Sweep(name=self.name, fixed=self.fixed, space=self.space))
         names = [self._cube.names[k] for k in self._cube.columns]
         self._weights = np.where(np.array(names) == "learning_rate", RATE_COUNTS, 1.0)
@@ -56,8 +55,14 @@ class Table:
             [self._whole(row, epochs) for row in seeds] for seeds, epochs in zip(self.rows, self.epochs, strict=True)
         ]
         self._coordinates = self.coordinates(self.settings)
+        self._by_shape: dict[tuple[Any, ...], list[int]] = {}
+        for k, setting in enumerate(self.settings):
+            self._by_shape.setdefault(self._shape(setting), []).append(k)
         # Those whose curves were pruned and not diverged: they cannot be continued.
         self.ended = {k for k, seeds in enumerate(self.rows) if any(row.get("pruned") for row in seeds)}
+
+    def _shape(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(params.get(name) for name in EXACT if name in self.space)
 
     def _whole(self, row: Mapping[str, Any], epochs: int) -> list[float]:
         curve: list[float] = row["validation_accuracy"]
@@ -83,18 +88,10 @@ class Table:
 
         Where the table has none of its shape, one of any.
         """
-        shape = tuple(params.get(name) for name in self.exact)
-        there = self._by_shape.get(shape) or list(range(len(self.settings)))
+        there = self._by_shape.get(self._shape(params)) or list(range(len(self.settings)))
         alike = [k for k in there if k not in but] or there
         distances = np.square(self._coordinates[alike] - self.coordinates([params])).sum(axis=1)
         return alike[int(distances.argmin())]
-
-    @cached_property
-    def _by_shape(self) -> dict[tuple[Any, ...], list[int]]:
-        by_shape: dict[tuple[Any, ...], list[int]] = {}
-        for k, setting in enumerate(self.settings):
-            by_shape.setdefault(tuple(setting.get(name) for name in self.exact), []).append(k)
-        return by_shape
 
 
 @dataclass
