@@ -19,6 +19,7 @@ Asks the product's own rules (`study/winner.py`, `study/selection.py`) about sea
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.tables import noise, read
 from cifar_sweep.replay.table import Table
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.selection import Expected, judged, unpacked
@@ -68,13 +72,13 @@ def mean(found: Sequence[float]) -> list[float]:
 def winners(table: Table, replays: int, generator: np.random.Generator) -> dict[str, Any]:
     missed: dict[str, list[bool]] = {"single": [], "confirmed": []}
     short: dict[str, list[float]] = {"single": [], "confirmed": []}
-    sure, right, seeds, among = [], [], [], []
+    sure, right, seeds, among, luck = [], [], [], [], noise(table)
     for _ in range(replays):
         truth = generator.choice(np.array(table.true), TRIALS, replace=False)
-        values = truth + table.noise * generator.standard_normal(TRIALS)
+        values = truth + luck * generator.standard_normal(TRIALS)
 
         def seed_of(k: int, truth: Any = truth) -> float:
-            return float(truth[k] + table.noise * generator.standard_normal())
+            return float(truth[k] + luck * generator.standard_normal())
 
         found = confirm(values.tolist(), seed_of, CONFIRM)
         choices = {"single": int(values.argmax()), "confirmed": found[0].number}
@@ -152,11 +156,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test-images", type=int, default=10_000, help="of the data that the table was trained on")
     options = parser.parse_args()
-    table, generator = Table.read(options.table), np.random.default_rng(options.seed)
+    table, generator = read(options.table), np.random.default_rng(options.seed)
     found = {
         "table": table.name,
         "replays": options.replays,
-        "noise": 100 * table.noise,
+        "noise": 100 * noise(table),
         "winner": winners(table, options.replays, generator),
         "held_out": held_out(table, options.replays, generator),
         "curse": curse(table, options.replays, generator, options.test_images),

@@ -14,13 +14,16 @@ The JSON has, for each replay, the epochs, the simulated seconds and the choice'
 """
 
 import argparse
+import heapq
 import json
 import math
 import multiprocessing
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +31,18 @@ from typing import Any
 import optuna
 import torch
 
-from cifar_sweep.replay.engine import ENDLESS, Replay
-from cifar_sweep.replay.table import Speeds, Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.tables import SPEEDS, Speeds, facts, noise, read
+from cifar_sweep.replay.engine import Replay
+from cifar_sweep.replay.table import Search, Table
 from cifar_sweep.search import choice, chooser
+from cifar_sweep.study.claim import Claim
 from cifar_sweep.study.provenance import versions
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
-SPEEDS = Path(__file__).parent / "curves" / "speeds.json"
+ENDLESS = 100_000  # trials: a replay ends by its epochs
 STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": {"strategy": "auto"},
     "auto_stop": {"strategy": "auto", "stop": "auto"},
@@ -52,16 +59,73 @@ def sweep_of(table: Table, strategy: str) -> Sweep:
     return parse(about | STRATEGIES[strategy], where=table.name)
 
 
+@dataclass(order=True)
+class Group:
+    """A group that a worker trains: when its next epoch ends."""
+
+    at: float
+    worker: int
+    claims: list[Claim] = field(compare=False)
+
+
+class TimedReplay(Replay):
+    """A replay by so many workers that train groups of at most so many trials, in simulated time.
+
+    It ends when the epochs are spent, or when its choice is no further than `near` below the best of the table.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        sweep: Sweep,
+        *,
+        seed: int,
+        most_epochs: int,
+        near: float,
+        workers: int,
+        group: int,
+        speeds: Speeds,
+    ) -> None:
+        super().__init__(table, sweep, seed=seed)
+        self.most_epochs, self.near, self.workers, self.size, self.speeds = most_epochs, near, workers, group, speeds
+
+    def run(self) -> Search:
+        under_way: list[Group] = []
+        idle = list(range(self.workers))
+        now = 0.0
+        while self.search.spent < self.most_epochs and self.search.short() > self.near + 1e-9:
+            waiting, idle = idle, []
+            for worker in waiting:
+                if claims := self.claim(worker, size=self.size, workers=self.workers):
+                    heapq.heappush(under_way, Group(now + self._seconds(claims), worker, claims))
+                else:
+                    idle.append(worker)
+            if not under_way:
+                break
+            group = heapq.heappop(under_way)
+            now = self.search.seconds = group.at
+            group.claims = self.epoch(group.claims)
+            if group.claims:
+                group.at += self._seconds(group.claims)
+                heapq.heappush(under_way, group)
+            else:
+                idle.append(group.worker)
+        return self.search
+
+    def _seconds(self, claims: Sequence[Claim]) -> float:
+        return self.speeds.epoch(claims[0].config.shape.batch_size, len(claims))
+
+
 def replay(seed: int, *, options: argparse.Namespace, strategy: str) -> dict[str, Any]:
     """One replay, as plain data."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    table = Table.read(options.table)
+    table = read(options.table)
     started = time.perf_counter()
     sweep = sweep_of(table, strategy)
     limits = {name: getattr(options, name) for name in ("most_epochs", "near", "workers", "group")}
-    search = Replay(table, sweep, seed=seed, speeds=Speeds.read(options.speeds), **limits).run()
+    search = TimedReplay(table, sweep, seed=seed, speeds=Speeds.read(options.speeds), **limits).run()
     took = time.perf_counter() - started
     spent = {"spent": search.spent, "seconds": search.seconds}
     trained = [(setting, epochs) for setting, epochs in zip(search.settings, search.trained, strict=True)]
@@ -99,12 +163,12 @@ def main() -> None:
         one = partial(replay, options=options, strategy=strategy)
         with multiprocessing.get_context("fork").Pool(options.processes) as pool:
             replays = pool.map(one, seeds, chunksize=1) if options.processes > 1 else list(map(one, seeds))
-        report(Table.read(options.table), strategy, replays, options)
+        report(read(options.table), strategy, replays, options)
 
 
 def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     """Print how soon the choice was near the best, and write the file."""
-    for name, near in (("one noise", table.noise), ("0.5 points", 0.005), ("2 points", 0.02)):
+    for name, near in (("one noise", noise(table)), ("0.5 points", 0.005), ("2 points", 0.02)):
         reached = sorted(
             next((event[0] for event in each["events"] if event[2] >= table.best - near), math.inf) for each in replays
         )
@@ -120,7 +184,7 @@ def report(table: Table, strategy: str, replays: Sequence[Mapping[str, Any]], op
         settings = {name: getattr(options, name) for name in ("workers", "group", "set")}
         settings |= STRATEGIES[strategy]
         whole = {
-            "table": table.facts(Speeds.read(options.speeds)),
+            "table": facts(table, Speeds.read(options.speeds)),
             "strategy": strategy,
             "versions": versions(),
             "settings": settings,

@@ -19,7 +19,7 @@ What is the same for all peers:
 - A trial's budget is its setting's own epochs; the unit of a rung is one epoch.
 
 Which settings each peer has and why is written at `STRATEGIES`. The peers' packages are in `requirements.txt`;
-random and one-epoch search need numpy alone.
+random and one-epoch search need numpy and pydantic alone.
 """
 
 import argparse
@@ -47,9 +47,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import numpy as np
 
-from cifar_sweep.replay.table import Search, Speeds, Table
+from benchmarks.tables import Speeds, batch_size, facts, read
+from cifar_sweep.replay.table import Search, Table
 
-SPEEDS = Path(__file__).resolve().parents[1] / "curves" / "speeds.json"
 EQUAL = 1e-9  # true means no further apart are the same
 Work = Callable[[], None]  # trains one more trial, or one more round of trials
 
@@ -115,7 +115,7 @@ class Replay(Search):
     most_epochs: int = 1500
     near: float = 0.0  # it ends when the choice's true mean is no further below the best
     clock: Clock = field(default_factory=lambda: Clock(1))
-    speeds: Speeds = field(default_factory=lambda: Speeds.read(SPEEDS))
+    speeds: Speeds = field(default_factory=Speeds.read)
     shown: list[float] = field(default_factory=list)  # each trial's best validation accuracy so far
 
     def start(self, params: Mapping[str, Any]) -> int:
@@ -125,11 +125,15 @@ class Replay(Search):
 
     def train(self, trial: int) -> float:
         """Train one more epoch: the trial's best validation accuracy so far."""
-        self.seconds = self.clock.pass_by(self.speeds.epoch(self.table.batch_size(self.settings[trial]), 1))
+        self.seconds = self.clock.pass_by(self.speeds.epoch(batch_size(self.table, self.settings[trial]), 1))
         self.shown[trial] = max(self.shown[trial], self.epoch(trial))
         if self.spent >= self.most_epochs or self.has_found():
             raise EndedError
         return self.shown[trial]
+
+    def is_done(self, trial: int) -> bool:
+        """Whether it was trained to its last epoch."""
+        return self.trained[trial] == self.epochs(trial)
 
     def has_found(self) -> bool:
         """Whether the choice is near enough to the best."""
@@ -483,11 +487,6 @@ STRATEGIES = {
 }
 
 
-@cache
-def read(path: Path) -> Table:
-    return Table.read(path)
-
-
 @dataclass(frozen=True)
 class Job:
     table: Path
@@ -545,7 +544,7 @@ def main() -> None:
         done = replays(jobs, options.processes)
         strategy = STRATEGIES[name]
         result = {
-            "table": read(options.table).facts(Speeds.read(SPEEDS)),
+            "table": facts(read(options.table), Speeds.read()),
             "strategy": name,
             "versions": {"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", *strategy.packages)},

@@ -152,8 +152,9 @@ def _submit(
 
     With --hours the sweep is cut to them. They began at `begun`, or begin with the first worker.
     """
+    from cifar_sweep.forecast.costs import note_costs
+    from cifar_sweep.work.submit import in_hours
     from cifar_sweep.work.submit import submit as submit_study
-    from cifar_sweep.work.submit import submit_in_hours
 
     source, images = asked.images(sweep)
     name = place.study or sweep.name + ("-preview" if asked.preview else "")
@@ -173,7 +174,10 @@ def _submit(
     costs = _costs_of(sweep, images, timed, seconds=_timing_seconds(place.hours))
     if workers and workers.processes:
         costs = costs.model_copy(update={"workers": workers.processes})
-    study = submit_in_hours(place.hours, place.storage, name, sweep, images, costs=costs, begun=begun, **more)
+    cut, hours = in_hours(sweep, costs, place.hours, begun=begun)
+    study = submit_study(place.storage, name, cut, images, hours=hours, **more)
+    if study.costs is None:
+        note_costs(study, costs)
     _say_hours(study, sweep, costs)
     return study, source
 

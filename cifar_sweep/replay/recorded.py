@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,44 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import StudyError
 from cifar_sweep.replay.engine import Replay
 from cifar_sweep.replay.table import Table
 from cifar_sweep.search.cube import Cube
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, count
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space
 from cifar_sweep.sweep.parsing import parse
 
+DISTANCES = {"2 points": 0.02, "0.5 points": 0.005, "the best itself": 0.0}  # to the best
 NEAR = 0.05  # of each range: a proposal no further from the point that stands for it is nearly that point
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What replays of a strategy came to, beside the study itself.
+    """What replays of a strategy came to, beside the study itself."""
 
-    Attributes:
-        points: the trained points, by how they ended.
-        best: the best complete trial's validation accuracy.
-        trials: how many each replay has, as many as the study.
-        epochs: what the study itself trained in all, and what each replay did.
-        within: for each distance to the best, in words, the study's epochs and the replays'; None is never.
-        proposals: of all replays; `near` is how many of them a trained point within `NEAR` of each range stood for.
-        cut: how many replays came to the end of a curve that was pruned.
-        seconds: the median time of a replay.
-    """
-
-    points: Mapping[str, int]
-    best: float
-    trials: int
-    epochs: tuple[int, Sequence[int]]
+    points: Mapping[str, int]  # the trained ones, by how they ended
+    best: float  # the best complete trial's validation accuracy
+    trials: int  # of each replay, as many as the study has
+    epochs: tuple[int, Sequence[int]]  # what the study itself trained in all, and what each replay did
+    # For each distance to the best, in words, the study's epochs and the replays'; None is never.
     within: dict[str, tuple[int | None, Sequence[int | None]]]
     replays: int
-    proposals: int
-    near: int
-    cut: int
-    seconds: float
+    proposals: int  # of all replays
+    near: int  # how many of them a trained point within `NEAR` of each range stood for
+    cut: int  # how many replays came to the end of a curve that was pruned
+    seconds: float  # of a replay, the median
 
     def quartiles(self) -> dict[str, list[int | None]]:
         """The lower quartile, the median and the upper one of the replays' epochs; None is never. "in all" are all."""
@@ -55,13 +44,12 @@ class Replayed:
 
     def described(self) -> dict[str, Any]:
         """The same as plain data."""
-        known = self.within | {"in all": self.epochs}
-        epochs = {
-            name: {"study": own, "replays": each, "quartiles": _quartiles(each)} for name, (own, each) in known.items()
+        plain, quartiles = asdict(self), self.quartiles()
+        known = plain.pop("within") | {"in all": plain["epochs"]}
+        plain["epochs"] = {
+            name: {"study": own, "replays": each, "quartiles": quartiles[name]} for name, (own, each) in known.items()
         }
-        plain = asdict(self)
-        del plain["within"]
-        return plain | {"epochs": epochs}
+        return plain
 
 
 def _quartiles(epochs: Sequence[int | None]) -> list[int | None]:
@@ -82,9 +70,8 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
     found, took = [], []
     for seed in range(replays):
         started = time.perf_counter()
-        replay = Replay(table, sweep, seed=seed, most_epochs=sys.maxsize, near=-1)
-        replay.run()
-        found.append(replay)
+        found.append(Replay(table, sweep, seed=seed))
+        found[-1].run()
         took.append(time.perf_counter() - started)
     cube = Cube(sweep)
     stood = [
@@ -92,22 +79,20 @@ def replay_study(study: SweepStudy, strategy: Mapping[str, Any], *, replays: int
         for replay in found
         for point, setting in zip(replay.search.points, replay.search.settings, strict=True)
     ]
-    distances = {"2 points": 0.02, "0.5 points": 0.005, "the best itself": 0.0}
-    distances |= {"one noise": table.noise} if table.noise else {}
     own = _own_events(trials)
     return Replayed(
-        points={state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned")},
+        points={state: count(trials, state) for state in ("complete", "pruned")},
         best=table.best,
         trials=sweep.trials,
         epochs=(sum(trial.epochs_done for trial in trials), [replay.search.spent for replay in found]),
         within={
             name: (_first(own, table.best - near), [_first(each.search.events, table.best - near) for each in found])
-            for name, near in sorted(distances.items(), key=lambda each: -each[1])
+            for name, near in DISTANCES.items()
         },
         replays=replays,
         proposals=len(stood),
         near=sum(float(distance) <= NEAR for distance in stood),
-        cut=sum(replay.cut > 0 for replay in found),
+        cut=sum(replay.is_cut for replay in found),
         seconds=statistics.median(took),
     )
 
@@ -118,11 +103,15 @@ def _usable(study: SweepStudy) -> list[TrialRecord]:
         raise StudyError(
             f"study {study.name!r} has given points, which no strategy chose; accepted: a sweep that searches."
         )
-    ended = [
-        trial for trial in study.trials() if trial.state in ("complete", "pruned") and trial.config and trial.curve
+    there = [
+        trial
+        for trial in study.trials()
+        if trial.state in ("complete", "pruned")
+        and trial.curve
+        and trial.config
+        and not space.point_at(trial.config, study.sweep)[1]
     ]
-    there = [trial for trial in ended if trial.config and not space.point_at(trial.config, study.sweep)[1]]
-    if sum(trial.state == "complete" for trial in there) < 2:
+    if count(there, "complete") < 2:
         raise StudyError(
             f"study {study.name!r}: a replay needs the curves of two complete trials of its space at least."
         )
@@ -139,12 +128,8 @@ def _table(study: SweepStudy, trials: Sequence[TrialRecord]) -> Table:
         }
         for setting, trial in enumerate(trials)
     ]
-    plain = study.sweep.model_dump(mode="json", include={"name", "fixed", "space"})
-    domains = {
-        name: {key: value for key, value in each.items() if value is not None} for name, each in plain["space"].items()
-    }
-    fixed = {"epochs": PARAMETERS["epochs"].default} | plain["fixed"]
-    return Table(plain | {"fixed": fixed, "space": domains, "classes": study.data["classes"], "rows": rows})
+    plain = study.sweep.model_dump(mode="json", include={"name", "fixed", "space"}, exclude_none=True)
+    return Table(plain | {"classes": study.data["classes"], "rows": rows})
 
 
 def _own_events(trials: Sequence[TrialRecord]) -> list[tuple[int, float, float]]:

@@ -12,65 +12,63 @@ The same rules hold for every strategy, ours and the peers':
   epoch: only they have weights that somebody could take away.
 - A curve that was pruned ends where it ends: what trains it further is told that this is its end, and it is no choice.
 - What counts is the choice's true mean: the mean over its seeds of the best validation accuracy of the whole schedule.
-  The best setting is the one with the highest true mean; `noise` is one seed's standard deviation about it.
+  The best setting is the one with the highest true mean.
 """
 
-import gzip
-import json
 import math
 import statistics
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-NEAR = 0.10  # settings no further below the best are those that the choice is between: their noise counts
+from cifar_sweep.search.cube import Cube, Shares
+from cifar_sweep.sweep.sweep import Sweep
+
 EXACT = ("optimizer", "batch_norm", "batch_size", "epochs")  # a point's setting has the same
-RATE_COUNTS = 4.0  # a rate's whole range is four decades, and so far apart as four other ranges
+RATE_COUNTS = 4.0  # a rate's whole range is four decades, and counts as four other ranges
 
 
 class Table:
-    """The curves of one space.
-
-    Attributes:
-        fixed: what is the same for all trials; `space` what is searched, both as in a sweep's file.
-        settings: the points that were trained.
-        curves: for each setting, its seeds' validation accuracies by epoch.
-        epochs: for each setting, how long its whole schedule is.
-        ended: the settings whose curves were pruned and not diverged: they cannot be continued.
-    """
+    """The curves of one space; `stored` has `fixed` and `space` as a sweep's file has them."""
 
     def __init__(self, stored: Mapping[str, Any]) -> None:
         self.name: str = stored["name"]
         self.fixed: dict[str, Any] = stored["fixed"]
         self.space: dict[str, Any] = stored["space"]
         self.classes: int = stored.get("classes", 10)
-        self.exact = [name for name in EXACT if name in self.space]
-        self.rows: dict[int, list[dict[str, Any]]] = {}
+        self._cube = Cube(Sweep(name=self.name, fixed=self.fixed, space=self.space))
+        names = [self._cube.names[k] for k in self._cube.columns]
+        self._weights = np.where(np.array(names) == "learning_rate", RATE_COUNTS, 1.0)
+        rows: dict[int, list[dict[str, Any]]] = {}
         for row in stored["rows"]:
-            self.rows.setdefault(row["setting"], []).append(row)
-        kept = sorted(self.rows)
-        self.settings: list[dict[str, Any]] = [self.rows[k][0]["params"] for k in kept]
+            rows.setdefault(row["setting"], []).append(row)
+        self.rows = [rows[setting] for setting in sorted(rows)]
+        self.settings: list[dict[str, Any]] = [
+            seeds[0]["params"] for seeds in self.rows
+        ]  # the points that were trained
+        # How long each one's whole schedule is, and its seeds' validation accuracies by epoch.
         self.epochs = [int(params.get("epochs", self.fixed.get("epochs", 0))) for params in self.settings]
         self.curves = [
-            [self._whole(row, epochs) for row in self.rows[k]] for k, epochs in zip(kept, self.epochs, strict=True)
+            [self._whole(row, epochs) for row in seeds] for seeds, epochs in zip(self.rows, self.epochs, strict=True)
         ]
-        self.rows = {place: self.rows[k] for place, k in enumerate(kept)}
-        self.ended = {k for k, rows in self.rows.items() if any(row.get("pruned") for row in rows)}
+        self._coordinates = self.coordinates(self.settings)
+        self._by_shape: dict[tuple[Any, ...], list[int]] = {}
+        for k, setting in enumerate(self.settings):
+            self._by_shape.setdefault(self._shape(setting), []).append(k)
+        # Those whose curves were pruned and not diverged: they cannot be continued.
+        self.ended = {k for k, seeds in enumerate(self.rows) if any(row.get("pruned") for row in seeds)}
+
+    def _shape(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(params.get(name) for name in EXACT if name in self.space)
 
     def _whole(self, row: Mapping[str, Any], epochs: int) -> list[float]:
         curve: list[float] = row["validation_accuracy"]
         if row.get("pruned"):
             return curve
         return [*curve, *[1 / self.classes] * (epochs - len(curve))]
-
-    @classmethod
-    def read(cls, path: Path) -> "Table":
-        return cls(json.loads(gzip.decompress(path.read_bytes())))
 
     @cached_property
     def true(self) -> list[float]:
@@ -81,84 +79,19 @@ class Table:
     def best(self) -> float:
         return max(true for k, true in enumerate(self.true) if k not in self.ended)
 
-    @cached_property
-    def noise(self) -> float:
-        """One seed's standard deviation, pooled over the settings near the best that have several; 0 without any."""
-        near = [c for c, true in zip(self.curves, self.true, strict=True) if len(c) > 1 and true > self.best - NEAR]
-        return math.sqrt(statistics.mean(statistics.variance(map(max, curves)) for curves in near)) if near else 0.0
-
-    def facts(self, speeds: "Speeds") -> dict[str, Any]:
-        """What replays are compared by, once the table is no longer at hand; `whole` is the mean of a whole trial."""
-        seconds = [epochs * speeds.epoch(self.batch_size(k), 1) for k, epochs in enumerate(self.epochs)]
-        return {
-            "name": self.name,
-            "best": self.best,
-            "noise": self.noise,
-            "chance": 1 / self.classes,
-            "whole_epochs": statistics.mean(self.epochs),
-            "whole_seconds": statistics.mean(seconds),
-        }
-
-    def batch_size(self, setting: int) -> int:
-        return int((self.fixed | self.settings[setting]).get("batch_size", 64))
-
-    @cached_property
-    def _coordinates(self) -> npt.NDArray[np.float64]:
-        return np.array([self.coordinates(params) for params in self.settings])
-
-    def coordinates(self, params: Mapping[str, Any]) -> list[float]:
-        """Where a point lies: each range is 1 long, a rate's 4, and two choices are 1 apart."""
-        placed: list[float] = []
-        for name, domain in self.space.items():
-            value: Any = params.get(name)
-            if "choices" in domain and isinstance(domain["choices"][0], (str, bool)):
-                placed += [float(value == choice) / math.sqrt(2) for choice in domain["choices"]]
-                continue
-            if "choices" in domain:
-                low, high = min(domain["choices"]), max(domain["choices"])
-                domain = {"low": low, "high": high, "log": low > 0}
-            scale = math.log if domain.get("log") or domain.get("base2") else float
-            low, high = scale(domain["low"]), scale(domain["high"])
-            # Momentum does nothing for Adam, whatever was proposed.
-            idle = value is None or (name == "momentum" and params.get("optimizer") == "adam")
-            share = 0.5 if idle else (scale(value) - low) / ((high - low) or 1.0)
-            placed.append(share * (RATE_COUNTS if name == "learning_rate" else 1.0))
-        return placed
+    def coordinates(self, points: Iterable[Mapping[str, Any]]) -> Shares:
+        """Where points lie [points, features]: as a model sees them, but a rate counts more."""
+        return self._cube.features(np.array([self._cube.shares(point) for point in points])) * self._weights
 
     def nearest(self, params: Mapping[str, Any], *, but: Container[int] = ()) -> int:
         """The setting that stands for this point, none of `but` unless these are all that there are of its shape.
 
         Where the table has none of its shape, one of any.
         """
-        shape = tuple(params.get(name) for name in self.exact)
-        there = self._by_shape.get(shape) or list(range(len(self.settings)))
+        there = self._by_shape.get(self._shape(params)) or list(range(len(self.settings)))
         alike = [k for k in there if k not in but] or there
-        distances = np.square(self._coordinates[alike] - np.array(self.coordinates(params))).sum(axis=1)
+        distances = np.square(self._coordinates[alike] - self.coordinates([params])).sum(axis=1)
         return alike[int(distances.argmin())]
-
-    @cached_property
-    def _by_shape(self) -> dict[tuple[Any, ...], list[int]]:
-        by_shape: dict[tuple[Any, ...], list[int]] = {}
-        for k, setting in enumerate(self.settings):
-            by_shape.setdefault(tuple(setting.get(name) for name in self.exact), []).append(k)
-        return by_shape
-
-
-@dataclass
-class Speeds:
-    """How long an epoch takes, relative to one trial alone at batch size 64: by batch size and group size."""
-
-    relative: Mapping[int, Mapping[int, float]]
-
-    @classmethod
-    def read(cls, path: Path) -> "Speeds":
-        stored = json.loads(path.read_text())["seconds_of_an_epoch"]
-        return cls({int(size): {int(k): float(s) for k, s in row.items()} for size, row in stored.items()})
-
-    def epoch(self, batch_size: int, members: int) -> float:
-        """Seconds of an epoch of the whole group; between what was measured linear in the logarithms."""
-        rows = [np.interp(math.log2(members), np.log2(list(row)), list(row.values())) for row in self.relative.values()]
-        return float(np.interp(math.log2(batch_size), np.log2(list(self.relative)), rows))
 
 
 @dataclass
@@ -166,25 +99,17 @@ class Search:
     """One search of a table: what it trained, what that cost, and what it would choose.
 
     A strategy calls `begin` for each new trial and `epoch` for each epoch of it, in the order in which it trains them.
-
-    Attributes:
-        settings: the setting that each trial trains; trials are numbered from 0.
-        points: what each trial was proposed to be.
-        trained: the epochs of each trial.
-        spent: epochs trained in all.
-        seconds: simulated; only replays with workers and groups set it.
-        chosen: the best complete trial's validation accuracy, and the trial.
-        events: after each complete trial the epochs and seconds so far, and the choice's true mean.
     """
 
     table: Table
     seed: int
-    settings: list[int] = field(default_factory=list)
-    points: list[Mapping[str, Any]] = field(default_factory=list)
-    trained: list[int] = field(default_factory=list)
-    spent: int = 0
-    seconds: float = 0.0
-    chosen: tuple[float, int] | None = None
+    settings: list[int] = field(default_factory=list)  # that each trial trains; trials are numbered from 0
+    points: list[Mapping[str, Any]] = field(default_factory=list)  # what each trial was proposed to be
+    trained: list[int] = field(default_factory=list)  # the epochs of each trial
+    spent: int = 0  # epochs in all
+    seconds: float = 0.0  # simulated; set by who reckons time
+    chosen: tuple[float, int] | None = None  # the best complete trial's validation accuracy, and the trial
+    # After each complete trial the epochs and seconds so far, and the choice's true mean.
     events: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -223,10 +148,6 @@ class Search:
                 self.chosen = max(curve), trial
             self.events.append((self.spent, self.seconds, self.table.true[self.settings[self.chosen[1]]]))
         return curve[done - 1]
-
-    def is_done(self, trial: int) -> bool:
-        """Whether it was trained to its last epoch."""
-        return self.trained[trial] == self.epochs(trial)
 
     def short(self) -> float:
         """How far the choice's true mean is below the best; infinity before there is a choice."""

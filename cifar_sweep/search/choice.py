@@ -12,26 +12,16 @@ GRANTS = (1 / 12, 1 / 3, 1)  # the shares of its schedule until which a trial is
 
 @dataclass(frozen=True)
 class Course:
-    """A trial as the search sees it.
-
-    Attributes:
-        params: its point of the space.
-        settings: these and what is fixed.
-        shape: what trials must share to be trained as a group.
-        epochs: the length of its whole schedule.
-        accuracies: its validation accuracies so far, by epoch.
-        frozen: whether it waits for its next grant.
-        complete: whether it was trained to its end.
-    """
+    """A trial as the search sees it."""
 
     number: int
-    params: Mapping[str, Value]
-    settings: Mapping[str, Value]
-    shape: Hashable
-    epochs: int
-    accuracies: Sequence[float]
-    frozen: bool = False
-    complete: bool = False
+    params: Mapping[str, Value]  # its point of the space
+    settings: Mapping[str, Value]  # these and what is fixed
+    shape: Hashable  # what trials must share to be trained as a group
+    epochs: int  # of its whole schedule
+    accuracies: Sequence[float]  # of validation so far, by epoch
+    frozen: bool = False  # it waits for its next grant
+    complete: bool = False  # it was trained to its end
 
     @property
     def done(self) -> int:
@@ -41,15 +31,12 @@ class Course:
 
 @dataclass(frozen=True)
 class Hope:
-    """What is expected of a trial: its best accuracy at its end, one standard deviation, and two chances.
+    """What is expected of a trial."""
 
-    `beats` is the chance to beat the best complete trial, `is_best` that to be the best of all trials there are.
-    """
-
-    accuracy: float
-    deviation: float
-    beats: float
-    is_best: float
+    accuracy: float  # its best one at its end
+    deviation: float  # one standard deviation of that
+    beats: float  # the chance to beat the best complete trial
+    is_best: float  # the chance to be the best of all trials there are
 
 
 FURTHER = 10  # trials that would go on or begin
@@ -75,18 +62,14 @@ class Gain:
 
 @dataclass(frozen=True)
 class Choice:
-    """What to do next: give up the trials in `pruned`, each with its reason, and train `thawed` ones or `new` points.
-
-    `hopes` is what is expected of each trial that has begun; there were `made_of` of them when it was made. `gain` is
-    None where too little is known to say it.
-    """
+    """What to do next: give trials up, and train frozen ones or new points."""
 
     thawed: Sequence[int] = ()
     new: Sequence[Mapping[str, Value]] = ()
-    pruned: Mapping[int, str] = field(default_factory=dict)
-    hopes: Mapping[int, Hope] = field(default_factory=dict)
-    gain: Gain | None = None
-    made_of: int = 0
+    pruned: Mapping[int, str] = field(default_factory=dict)  # trials to give up, each with its reason
+    hopes: Mapping[int, Hope] = field(default_factory=dict)  # of each trial that has begun
+    gain: Gain | None = None  # None where too little is known to say it
+    made_of: int = 0  # how many trials had begun when it was made
 
 
 InTime = Callable[[Any, int], int]  # of a shape, and of epochs done: how many trials still end in time
@@ -99,22 +82,13 @@ def in_time_always(_shape: Any, _done: int) -> int:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a choice is made of.
+    """What a choice is made of."""
 
-    Attributes:
-        courses: all trials that have begun.
-        size: how many trials of a shape a group has at most.
-        room: how many new trials there may be.
-        shape_of: the shape of a point.
-        seed: decides all that is drawn.
-        in_time: how many trials of a shape that has so many epochs behind it still end in time.
-    """
-
-    courses: Sequence[Course]
-    size: Callable[[Any], int]
-    room: int
-    shape_of: Callable[[Mapping[str, Value]], Hashable]
-    seed: int
+    courses: Sequence[Course]  # all trials that have begun
+    size: Callable[[Any], int]  # how many trials of a shape a group has at most
+    room: int  # how many new trials there may be
+    shape_of: Callable[[Mapping[str, Value]], Hashable]  # of a point
+    seed: int  # decides all that is drawn
     in_time: InTime = in_time_always
 
 

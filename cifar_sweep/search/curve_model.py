@@ -33,27 +33,16 @@ _NOISE = (math.log(0.1), 0.7)
 
 @dataclass(frozen=True)
 class Places:
-    """Where accuracies are known or asked for.
+    """Where accuracies are known or asked for."""
 
-    Attributes:
-        features: the trials' parameters [n, d], each range 1 long.
-        epochs: the logarithms of the epochs [n].
-        decays: how many factors of ten the learning rate has decayed [n].
-        trials: which trial each is of [n]; equal numbers share a seed.
-    """
-
-    features: Tensor
-    epochs: Tensor
-    decays: Tensor
-    trials: Tensor
+    features: Tensor  # the trials' parameters [n, d], each range 1 long
+    epochs: Tensor  # their logarithms [n]
+    decays: Tensor  # how many factors of ten the learning rate has decayed [n]
+    trials: Tensor  # which trial each is of [n]; equal numbers share a seed
 
     @classmethod
     def of(
-        cls,
-        features: npt.NDArray[np.float64],
-        epochs: Sequence[float],
-        decays: Sequence[float],
-        trials: Sequence[int],
+        cls, features: npt.NDArray[np.float64], epochs: Sequence[float], decays: Sequence[float], trials: Sequence[int]
     ) -> "Places":
         """From plain numbers; epochs as they are counted, from 1."""
         return cls(
@@ -69,10 +58,9 @@ class Places:
 
 
 class CurveModel:
-    """The Gaussian process. `fit` it, then ask it for a `posterior`.
+    """The Gaussian process: `fit` it, have it `know`, then ask it for a `posterior`.
 
-    Args:
-        columns: for each feature, the number of the parameter that it belongs to: these share a length.
+    `columns` says of each feature which parameter it belongs to: the features of one share a length.
     """
 
     def __init__(self, columns: Sequence[int]) -> None:

@@ -116,12 +116,10 @@ def given_among(trials: Sequence[TrialRecord], sweep: Sweep) -> int:
 
 def prune_waiting(storage: Storage, study: optuna.Study, trial: TrialRecord, reason: str) -> None:
     """End a trial that waits; its value is the last one reported. To be called under the database's lock."""
-    trial_id = storage.trial_id(study, trial.number)
     change = Change({"reason": reason, "curve": trial.points}, removed=epoch_keys(trial.points))
-    storage.write(optuna.Trial(study, trial_id), change)
     reported = trial.frozen.intermediate_values
     values = [reported[max(reported)]] if reported else None
-    storage.optuna.set_trial_state_values(trial_id, state=TrialState.PRUNED, values=values)
+    storage.turn(storage.trial_id(study, trial.number), TrialState.PRUNED, change, values=values)
 
 
 @dataclass(frozen=True)
@@ -179,12 +177,10 @@ class Claiming:
 
     def timely(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
         """The trials without those that wait and would not end in time, as far as their shape is known."""
-        if self.in_time is in_time_always:
-            return list(trials)
         return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or self._is_timely(trial)]
 
     def _is_timely(self, waiting: TrialRecord) -> bool:
-        shape = self._shape_of(waiting)
+        shape = None if self.in_time is in_time_always else self._shape_of(waiting)
         return shape is None or bool(self.in_time(shape, waiting.epochs_done))
 
     def _may_ask(self, *, late: bool) -> bool:
@@ -221,8 +217,7 @@ class Claiming:
     def _fail(self, trial: TrialRecord, reason: str) -> None:
         """End a trial that waits without a value."""
         trial_id = self.storage.trial_id(self.study, trial.number)
-        self.storage.optuna.set_trial_user_attr(trial_id, "reason", reason)
-        self.storage.optuna.set_trial_state_values(trial_id, state=TrialState.FAIL)
+        self.storage.turn(trial_id, TrialState.FAIL, Change({"reason": reason}))
 
     def shape_of(self, point: Mapping[str, Value]) -> Shape:
         """The shape of a trial at this point."""
@@ -245,8 +240,7 @@ class Claiming:
 
     def _repeated(self, fresh: TrialRecord) -> TrialConfig:
         """The config of the trial that a fresh seed confirms, with a seed of its own."""
-        trial_id = self.storage.trial_id(self.study, fresh.confirms or 0)
-        config = TrialRecord(self.storage.optuna.get_trial(trial_id)).config
+        config = self._trials()[fresh.confirms or 0].config
         assert config is not None  # it is complete
         return replace(config, knobs=replace(config.knobs, seed=derive_seed(self.sweep.seed, "trial", fresh.number)))
 
@@ -281,7 +275,7 @@ class Claiming:
         epochs, granted = config.shape.epochs, self.sweep.strategy == "auto" and not fresh
         until = grant_end(waiting.epochs_done, epochs) if granted else epochs
         grant = {"until": until} if granted else {}
-        self.storage.write(trial, Change({"config": config.to_dict()} | grant | self._held(config)))
+        self.storage.write(trial_id, Change({"config": config.to_dict()} | grant | self._held(config)))
         reported = set(waiting.frozen.intermediate_values)
         return Claim(trial, trial_id, self.worker.owner, config, waiting, list(waiting.points), reported, until)
 
@@ -329,9 +323,5 @@ def requeue_orphan(storage: Storage, trial_id: int) -> bool:
     if deaths > MAX_DEATHS:
         changed["reason"] = f"its worker died {deaths} times without finishing epoch {trial.epochs_done + 1}"
         changed["reason"] += "; if it was killed for its time, an epoch needs more of it"
-    for name, value in changed.items():
-        storage.optuna.set_trial_user_attr(trial_id, name, value)
-    storage.optuna.set_trial_state_values(
-        trial_id, state=TrialState.FAIL if deaths > MAX_DEATHS else TrialState.WAITING
-    )
+    storage.turn(trial_id, TrialState.FAIL if deaths > MAX_DEATHS else TrialState.WAITING, Change(changed))
     return deaths <= MAX_DEATHS

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import sqlalchemy
 from optuna.trial import TrialState
@@ -16,10 +14,7 @@ from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.tables import StudyRows
 
 # Two URLs of one server may differ in everything. Of two servers that started in the same microsecond, none is known.
-SERVER_DATABASE = """
-    SELECT CAST(extract(epoch FROM pg_postmaster_start_time()) AS text), CAST(oid AS text), current_schema()
-    FROM pg_database WHERE datname = current_database()
-"""
+SERVER_START = sqlalchemy.text("SELECT CAST(extract(epoch FROM pg_postmaster_start_time()) AS text)")
 
 
 def copy_studies(
@@ -47,14 +42,12 @@ def copy_studies(
     return [study.name for study in wanted if _copy(study, target, say=say)]
 
 
-def _identity(storage: Storage) -> tuple[Any, ...]:
+def _identity(storage: Storage) -> tuple[str, ...]:
     """What tells databases of one kind apart, however their addresses are written."""
-    engine = storage.optuna.engine
-    if engine.dialect.name == "sqlite":
-        file = Path(str(engine.url.database)).stat()
-        return file.st_dev, file.st_ino
-    with engine.connect() as connection:
-        return tuple(connection.execute(sqlalchemy.text(SERVER_DATABASE)).one())
+    if storage.folder:
+        return (storage.identity(),)
+    with storage.optuna.reading() as connection:
+        return connection.execute(SERVER_START).scalar_one(), storage.identity()
 
 
 def _copy(study: SweepStudy, target: Storage, *, say: Callable[[str], None]) -> bool:

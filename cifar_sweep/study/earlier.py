@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -19,19 +19,14 @@ from cifar_sweep.words import counted
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Earlier:
-    """What a sweep takes over from another study.
-
-    Attributes:
-        source: that study.
-        known: the points of its trials that could be of this sweep, with all settings the same, by their numbers.
-        words: what is taken over, in a sentence.
-    """
+    """What a sweep takes over from another study."""
 
     source: SweepStudy
-    known: dict[int, dict[str, Value]] = field(default_factory=dict)
-    words: str = ""
+    # The points of its trials that could be of this sweep, with all settings the same, by their numbers.
+    known: Mapping[int, Mapping[str, Value]]
+    words: str  # what is taken over, in a sentence
 
     def add_to(self, study: optuna.Study, sweep: Sweep) -> None:
         """Give a study the trials that it does not have yet; to be called under the database's lock."""
@@ -52,7 +47,7 @@ def earlier_of(source: SweepStudy, sweep: Sweep, *, data: Mapping[str, Any], cod
         raise StudyError(f"{where}: a sweep of given points searches nothing; accepted for sweeps with a [space].")
     source.check_data(name=str(data["name"]), fingerprint=str(data["fingerprint"]))
     finished = [trial for trial in source.trials() if trial.state in STATES and trial.curve]
-    found, others = Earlier(source), defaultdict[str, list[Value]](list)
+    known, others = dict[int, dict[str, Value]](), defaultdict[str, list[Value]](list)
     for trial in finished:
         assert trial.config is not None  # it has a curve
         model = trial.config.shape.model
@@ -62,17 +57,13 @@ def earlier_of(source: SweepStudy, sweep: Sweep, *, data: Mapping[str, Any], cod
         for name, value in different.items():
             others[name].append(value)
         if not different:
-            found.known[trial.number] = point
+            known[trial.number] = point
     there = ", ".join(f"{name} = {_some(values)}" for name, values in others.items()) or "no finished trial"
-    if not found.known:
+    if not known:
         trials = "accepted: a study with trials that this sweep could have"
         raise StudyError(f"{where}: nothing of it can be used here, it has {there}; {trials}.")
-    found.words = (
-        f"study {source.name!r}: {len(found.known)} of {len(finished)} finished trials are known from the start"
-    )
-    if others:
-        found.words += f"; others have {there}"
-    return found
+    words = f"study {source.name!r}: {len(known)} of {len(finished)} finished trials are known from the start"
+    return Earlier(source, known, words + (f"; others have {there}" if others else ""))
 
 
 def _some(values: Sequence[Value]) -> str:

@@ -15,16 +15,7 @@ import sqlalchemy
 from sqlalchemy import Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL
 
-from cifar_sweep.database.address import (
-    check_sqlite_content,
-    check_sqlite_file,
-    connecting,
-    first_schema,
-    is_sqlite,
-    is_writable,
-    reader_of,
-    shown,
-)
+from cifar_sweep.database import address
 from cifar_sweep.database.locks import advisory_lock, file_lock
 from cifar_sweep.errors import StorageError, StorageMissingError
 from cifar_sweep.study import tables
@@ -48,7 +39,7 @@ def open_engine(url: URL, *, make: bool) -> tuple[Engine, bool]:
 
     Raises StorageError, or the error of a driver.
     """
-    engine, writable = (_open_file if is_sqlite(url) else _open_server)(url, make=make)
+    engine, writable = (_open_file if address.is_sqlite(url) else _open_server)(url, make=make)
     with _given_up_on_error(engine), engine.connect().execution_options(**{ONLY_READS: True}) as connection:
         tables.check_version(connection)
     return engine, writable
@@ -72,14 +63,14 @@ def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
     path = Path(str(url.database))
     if not (make or path.exists()):
         raise _missing(str(path))
-    writable = make or is_writable(path)
-    check_sqlite_file(path, to_write=writable)
+    writable = make or address.is_writable(path)
+    address.check_sqlite_file(path, to_write=writable)
     if not writable:
-        check_sqlite_content(path, to_write=False)
-        return create_engine(url, poolclass=NullPool, creator=partial(reader_of, path)), False
+        address.check_sqlite_content(path, to_write=False)
+        return create_engine(url, poolclass=NullPool, creator=partial(address.reader_of, path)), False
     # Two processes that make the tables at once fail on each other's, and half of them look like a foreign database.
     with file_lock(url):
-        was_there, is_new = path.exists(), not check_sqlite_content(path, to_write=True)
+        was_there, is_new = path.exists(), not address.check_sqlite_content(path, to_write=True)
         if not was_there:
             path.touch()  # with the rights that this user's files have: SQLite would make it for its owner alone
         engine = create_engine(url, connect_args={"timeout": 60})
@@ -104,11 +95,11 @@ def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
 
 
 def _open_server(url: URL, *, make: bool) -> tuple[Engine, bool]:
-    options, path = connecting(url)
+    options, path = address.connecting(url)
     # libpq passes it on, past poolers, too: heartbeats are compared in the time of the session that looks at them.
     os.environ["PGTZ"] = "UTC"
     engine = create_engine(url, connect_args=options, pool_pre_ping=True, **ONE_CONNECTION)
-    event.listen(engine, "invalidate", _on_lost_connection)
+    event.listen(engine, "invalidate", lambda *_: _say_lost())
     if path is not None:
         _search(engine, path)
     with _given_up_on_error(engine):
@@ -117,11 +108,12 @@ def _open_server(url: URL, *, make: bool) -> tuple[Engine, bool]:
 
 def _prepare(engine: Engine, url: URL, path: str | None, *, make: bool) -> bool:
     """Find the tables of a server's database, or make them; whether they may be written to."""
+    where = address.shown(url)
     with engine.connect() as connection:
         schema, has_others, found, writable, may_make = connection.execute(LOOK).one()
-    if schema is None or (path is not None and first_schema(path) not in (schema, "$user")):
-        missing = first_schema(path or "public")
-        raise StorageError(f"{shown(url)}: there is no schema {missing!r} for this role; `CREATE SCHEMA` makes it.")
+    if schema is None or (path is not None and address.first_schema(path) not in (schema, "$user")):
+        missing = address.first_schema(path or "public")
+        raise StorageError(f"{where}: there is no schema {missing!r} for this role; `CREATE SCHEMA` makes it.")
     if path is not None or has_others:  # in the schemas behind it may be the tables of another study database
         _search(engine, engine.dialect.identifier_preparer.quote(schema))
     if {"studies", "version_info"} <= set(found):
@@ -129,15 +121,15 @@ def _prepare(engine: Engine, url: URL, path: str | None, *, make: bool) -> bool:
     if taken := tables.NAMES & set(found):
         theirs = f"tables of something else have the names of ours ({', '.join(sorted(taken))})"
         cure = "name another database, or a schema of its own with ?options=-csearch_path=SCHEMA"
-        raise StorageError(f"{shown(url)}: {theirs}; {cure}.")
+        raise StorageError(f"{where}: {theirs}; {cure}.")
     if not may_make:
         cure = "their owner can, or gives the right to: GRANT CREATE ON SCHEMA"
-        raise StorageError(f"{shown(url)}: no studies yet, and no right to make tables in schema {schema}; {cure}.")
+        raise StorageError(f"{where}: no studies yet, and no right to make tables in schema {schema}; {cure}.")
     theirs = f"tables of something else ({', '.join(found[:5])})"
     if not make:
-        raise _missing(shown(url), f" beside {theirs}" if found else "")
+        raise _missing(where, f" beside {theirs}" if found else "")
     if found:
-        log.warning("%s: the studies stand beside %s, which are left alone", shown(url), theirs)
+        log.warning("%s: the studies stand beside %s, which are left alone", where, theirs)
     with advisory_lock(engine) as connection:
         if not sqlalchemy.inspect(connection).has_table("version_info"):  # nobody was faster
             tables.make(connection)
@@ -145,7 +137,7 @@ def _prepare(engine: Engine, url: URL, path: str | None, *, make: bool) -> bool:
 
 
 def end(engine: Engine, *, checkpoint: bool) -> None:
-    if checkpoint and is_sqlite(engine.url) and os.path.exists(str(engine.url.database)):
+    if checkpoint and address.is_sqlite(engine.url) and os.path.exists(str(engine.url.database)):
         # What is in the log alone would be missing from a copy of the file, while a dashboard keeps that open. Without
         # waiting for anybody: who looks again and again would keep a worker from writing.
         with suppress(Exception), closing(engine.raw_connection()) as connection:
@@ -159,14 +151,10 @@ def _search(engine: Engine, path: str) -> None:
     event.listen(engine, "begin", lambda connection: connection.execute(words, {"path": path}))
 
 
-def _on_lost_connection(_connection: Any, _record: Any, _error: BaseException | None) -> None:
-    if multiprocessing.parent_process() is None:  # each worker sees it, too
-        _say_lost()
-
-
 @cache
 def _say_lost() -> None:
-    log.warning("the server has ended a connection that rested; it is opened again whenever it is needed")
+    if multiprocessing.parent_process() is None:  # each worker sees it, too
+        log.warning("the server has ended a connection that rested; it is opened again whenever it is needed")
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:

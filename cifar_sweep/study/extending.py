@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import optuna
 
@@ -25,10 +24,7 @@ def is_comparable(trial: TrialRecord, sweep: Sweep) -> bool:
 
 
 def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> None:
-    """Note in a study what changes with another sweep, and make its trials fit that; to be called under the lock.
-
-    Raises StudyError where that cannot be.
-    """
+    """Make a study and its trials those of another sweep, under the lock; StudyError where that cannot be."""
     before, after = was.identity(), now.identity()
     changed = [key for key in after if after[key] != before[key]]
     if not changed:
@@ -57,7 +53,7 @@ def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> Non
         "was": {key: before[key] for key in changed},
         "now": {key: after[key] for key in changed},
         "trials": [trial.number for trial in begun],
-        "words": _words(before, after, changed) + _about(begun, others, now),
+        "words": _words(was, now, changed) + _about(begun, others, now),
     }
     study.set_user_attr("changes", [*study.user_attrs.get("changes", ()), change])
 
@@ -81,25 +77,17 @@ def _check(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord],
                 raise StudyError(f"--extend: {name}: {left_out}; {keep}.")
 
 
-def _words(before: dict[str, Any], after: dict[str, Any], changed: Sequence[str]) -> str:
-    """What has changed, as in "epochs was 3, is 6"."""
+def _words(was: Sweep, now: Sweep, changed: Sequence[str]) -> str:
+    """What has changed, as in "epochs: 3, now 6"."""
     parts = []
     for key in changed:
-        old, new = (each[key] if isinstance(each[key], dict) else {key: each[key]} for each in (before, after))
-        for name in dict.fromkeys([*old, *new]):
-            if old.get(name) != new.get(name):
-                one, other = (_plain(each[name]) if name in each else "not there" for each in (old, new))
+        old, new = (getattr(each, key) for each in (was, now))
+        before, after = ({key: each} if isinstance(each, (int, str)) else dict(each) for each in (old, new))
+        for name in dict.fromkeys([*before, *after]):
+            one, other = (each.get(name, "not there") for each in (before, after))
+            if one != other:
                 parts.append(f"{name}: {one}, now {other}")
     return "; ".join(parts)
-
-
-def _plain(value: Any) -> str:
-    """A value or a range in words."""
-    if not isinstance(value, dict):
-        return str(value)
-    if "choices" in value:
-        return "one of " + ", ".join(map(str, value["choices"]))
-    return f"{value['low']} to {value['high']}" if "low" in value else str(value.get("name", value))
 
 
 def _about(begun: Sequence[TrialRecord], others: Sequence[TrialRecord], now: Sweep) -> str:

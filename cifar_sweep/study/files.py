@@ -46,9 +46,8 @@ def drop_needless(study: SweepStudy, artifacts: Artifacts) -> None:
     trials = study.trials()
     finished = {trial_folder(study, trial.number) for trial in trials if trial.is_finished}
     kept = {trial.weights.name for trial in study.kept(trials) if trial.weights}
-    for name in artifacts.names(study_folder(study)):
-        if name.rpartition("/")[0] in finished and name not in kept:
-            remove(study, artifacts, [name])
+    there = artifacts.names(study_folder(study))
+    remove(study, artifacts, (name for name in there if name.rpartition("/")[0] in finished and name not in kept))
 
 
 def remove_files(study: SweepStudy, artifacts: Artifacts) -> None:

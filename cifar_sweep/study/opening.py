@@ -101,9 +101,9 @@ def _gone_on_with(
     storage: Storage, study: optuna.Study, sweep: Sweep, *, hours: Hours | None, code: Mapping[str, str], extend: bool
 ) -> Sweep:
     """The sweep that a study that is there goes on with; see `open_or_resume`."""
+    _check_hours(study, hours)
     was = stored_sweep(study)
     if extend:
-        _check_hours(study, hours)
         extending.extend(storage, study, was, sweep)
         study.set_user_attr("code", study.user_attrs.get("code", {}) | dict(code))
     else:
@@ -158,7 +158,6 @@ def _check_hours(study: optuna.Study, hours: Hours | None) -> None:
 
 def _check_same(study: optuna.Study, sweep: Sweep, hours: Hours | None) -> None:
     """Numbers that mean different things must not meet in one study."""
-    _check_hours(study, hours)
     name = study.study_name
     stored = study.user_attrs["hours"]["asked"] if hours else stored_sweep(study).identity()
     asked = hours.asked if hours else sweep.identity()

@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Row
 
 from cifar_sweep.study import tables
-from cifar_sweep.study.record import as_ours
 from cifar_sweep.study.storage import Storage
 
 
@@ -37,13 +36,9 @@ def laid_over(stored: Any, over: Callable[[dict[str, Any], dict[str, Any]], tupl
 
 
 class ReadingStorage(PassedOn):
-    """The storage for who reads whole studies again and again; what is written goes the usual way.
+    """The storage for who reads whole studies again and again; what is written goes the usual way."""
 
-    Attributes:
-        replaced: whether a study was seen to be another one than before under the same key.
-    """
-
-    replaced = False
+    replaced = False  # whether a study was seen to be another one than before under the same key
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage.optuna)
@@ -73,9 +68,7 @@ class ReadingStorage(PassedOn):
                 }
                 changed = [row for key, row in rows.items() if key not in same]
                 with_reports = most_with_reports is None or len(rows) <= most_with_reports
-                read = tables.read(connection, study_id, changed, with_reports=with_reports)
-                if tables.is_ours(connection, study_id):
-                    read = {key: as_ours(trial) for key, trial in read.items()}
+                read = self._storage.optuna.read(connection, study_id, changed, with_reports=with_reports)
             finished = [row for row, trial in known.values() if trial.state.is_finished()]
             if any(_begun(rows.get(row.trial_id)) != _begun(row) for row in finished):
                 self.replaced = True

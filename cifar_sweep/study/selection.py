@@ -20,14 +20,10 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Expected:
-    """What is to be expected on new images of the trial that validation accuracy chose. Accuracies are fractions.
-
-    `low` to `high` is the 95 % interval of what so many new images will show: of the validation images' sampling
-    error and their own.
-    """
+    """What is to be expected on new images of the trial that validation accuracy chose. Accuracies are fractions."""
 
     accuracy: float
-    low: float
+    low: float  # to `high`: the 95 % interval of what so many new images will show, by all images' sampling error
     high: float
     optimism: float  # how much the choice flatters the accuracy that is shown
     images: int  # of validation

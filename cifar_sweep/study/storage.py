@@ -27,7 +27,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from cifar_sweep.database.address import is_sqlite, parse_address, shown
 from cifar_sweep.database.locks import advisory_lock, file_lock
 from cifar_sweep.database.outage import explain
-from cifar_sweep.errors import StorageError, StorageMissingError, UsageError
+from cifar_sweep.errors import StorageError, UsageError
 from cifar_sweep.study import engines, tables
 from cifar_sweep.study.engines import ONLY_READS
 from cifar_sweep.study.record import TrialRecord, as_ours
@@ -121,13 +121,19 @@ class Database(RDBStorage):
     ) -> list[FrozenTrial]:
         with self.reading() as connection:
             rows = tables.rows_of(connection, study_id, after=trial_id_greater_than, besides=included_trial_ids)
-            chosen = [row for row in rows if states is None or row.state in states]
-            trials = list(tables.read(connection, study_id, chosen).values())
-            ours = tables.is_ours(connection, study_id)
+            trials = self.read(connection, study_id, rows).values()
         if not trials:
             self.get_study_name_from_id(study_id)  # raises KeyError where there is no such study
-        seen = map(as_ours, trials) if ours else trials
-        return [trial for trial in seen if states is None or trial.state in states]
+        return [trial for trial in trials if states is None or trial.state in states]
+
+    @staticmethod
+    def read(
+        connection: sqlalchemy.Connection, study_id: int, rows: Sequence[sqlalchemy.Row[Any]], **options: Any
+    ) -> dict[int, FrozenTrial]:
+        """The trials of these rows as everybody is to see them, by their key; `options` as of `tables.read`."""
+        trials = tables.read(connection, study_id, rows, **options)
+        is_ours = tables.is_ours(connection, study_id)
+        return {key: as_ours(trial) for key, trial in trials.items()} if is_ours else trials
 
 
 class Storage:
@@ -207,8 +213,14 @@ class Storage:
 
     def give_back(self, trial_id: int) -> None:
         """Put a running trial back into the queue, with its parameters, reports and attributes, but for its owner."""
-        self.optuna.set_trial_user_attr(trial_id, "owner", None)
-        self.optuna.set_trial_state_values(trial_id, state=TrialState.WAITING)
+        self.turn(trial_id, TrialState.WAITING, tables.Change({"owner": None}))
+
+    def turn(
+        self, trial_id: int, state: TrialState, change: tables.Change, *, values: Sequence[float] | None = None
+    ) -> None:
+        """Write a change of a trial, then its new state; to be called under the lock."""
+        self.write(trial_id, change)
+        self.optuna.set_trial_state_values(trial_id, state, values)
 
     def trial_id(self, study: optuna.Study, number: int) -> int:
         """The database's key of trial `number`."""
@@ -229,18 +241,21 @@ class Storage:
 
     def report(self, trial: optuna.Trial, token: str, change: tables.Change) -> bool:
         """Write a change of a trial in one transaction, if the worker of this token holds it; whether it does."""
-        with self.lock(), self.optuna.writing() as connection:
-            if tables.holder(connection, trial._trial_id) != (TrialState.RUNNING, token):
+        with self.lock():
+            if self.owner(trial._trial_id) != token:
                 return False
-            tables.write(connection, trial._trial_id, change)
-        _know(trial, change)
+            self.write(trial._trial_id, change)
+        known = trial._cached_frozen_trial  # Optuna's object of it, where its pruners look
+        for key in change.removed:
+            known.user_attrs.pop(key, None)
+        known.user_attrs.update(change.attributes)
+        known.intermediate_values.update(change.values)
         return True
 
-    def write(self, trial: optuna.Trial, change: tables.Change) -> None:
+    def write(self, trial_id: int, change: tables.Change) -> None:
         """Write a change of a trial in one transaction; to be called under the lock."""
         with self.optuna.writing() as connection:
-            tables.write(connection, trial._trial_id, change)
-        _know(trial, change)
+            tables.write(connection, trial_id, change)
 
     def orphans(self, study: optuna.Study) -> Sequence[int]:
         """Keys of running trials that nobody trains: their process is gone, or its heartbeat is older than the lease.
@@ -316,16 +331,11 @@ class MemoryStorage(Storage):
         owner = trial.user_attrs.get("owner")
         return trial.state, owner["token"] if owner else None
 
-    def report(self, trial: optuna.Trial, _token: str, change: tables.Change) -> bool:
-        self.write(trial, change)
-        return True
-
-    def write(self, trial: optuna.Trial, change: tables.Change) -> None:
+    def write(self, trial_id: int, change: tables.Change) -> None:
         for key, value in (dict.fromkeys(change.removed) | dict(change.attributes)).items():
-            self.optuna.set_trial_user_attr(trial._trial_id, key, value)
+            self.optuna.set_trial_user_attr(trial_id, key, value)
         for step, value in change.values.items():
-            self.optuna.set_trial_intermediate_value(trial._trial_id, step, value)
-        trial._cached_frozen_trial.intermediate_values.update(change.values)
+            self.optuna.set_trial_intermediate_value(trial_id, step, value)
 
     def orphans(self, _study: optuna.Study) -> Sequence[int]:
         return ()
@@ -344,15 +354,6 @@ def _without_odd(attributes: dict[str, Any]) -> dict[str, Any]:
 def key_of(study: Any) -> int:
     """The key of a study in its database; of an `optuna.Study`, or what `get_all_studies` gives."""
     return int(study._study_id)
-
-
-def _know(trial: optuna.Trial, change: tables.Change) -> None:
-    """Tell Optuna's object of a running trial what was written: its pruners look there."""
-    known = trial._cached_frozen_trial
-    for key in change.removed:
-        known.user_attrs.pop(key, None)
-    known.user_attrs.update(change.attributes)
-    known.intermediate_values.update(change.values)
 
 
 def lease_seconds() -> int:
@@ -378,12 +379,8 @@ def open_existing(url: str) -> Storage:
 
 def open_waiting(url: str) -> Storage:
     """As `open_existing`, for who waits for studies: of a server the tables are made."""
-    try:
-        return open_existing(url)
-    except StorageMissingError:
-        if is_sqlite(parse_address(url)):
-            raise
-    return open_storage(url)
+    parsed = parse_address(url)
+    return _open(parsed, make=not is_sqlite(parsed))
 
 
 def _open(url: URL, *, make: bool) -> Storage:

@@ -137,15 +137,13 @@ class StoredStudy:
 
     def begun_with(self) -> dict[str, Any] | None:
         """What it knew from another study: its name, how many trials, and the best of them; None where nothing."""
-        taken = [trial for trial in self._all() if trial.earlier]
-        best = next(iter(ranked(taken)), None)
-        if not taken:
+        trials = [trial for trial in self._all() if trial.earlier]
+        origins = {trial.number: trial.earlier for trial in trials if trial.earlier}
+        if not origins:
             return None
-        there = (
-            best and best.earlier and {key: best.earlier[key] for key in ("study", "number")} | {"value": best.value}
-        )
-        studies = sorted({trial.earlier["study"] for trial in taken if trial.earlier})
-        return {"studies": studies, "trials": len(taken), "best": there}
+        best = next(iter(ranked(trials)), None)
+        there = best and {key: origins[best.number][key] for key in ("study", "number")} | {"value": best.value}
+        return {"studies": sorted({each["study"] for each in origins.values()}), "trials": len(trials), "best": there}
 
     def _all(self) -> list[TrialRecord]:
         return records(self._study.get_trials(deepcopy=False))

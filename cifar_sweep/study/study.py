@@ -194,9 +194,8 @@ class SweepStudy(StoredStudy):
             if there.is_finished():
                 return
             # One attribute for the curve of a finished trial: it is read much faster than one for each epoch.
-            self.storage.write(
-                claim.trial, Change({"curve": claim.curve} | attributes, removed=epoch_keys(claim.curve))
-            )
+            change = Change({"curve": claim.curve} | attributes, removed=epoch_keys(claim.curve))
+            self.storage.write(claim.trial_id, change)
             self._study.tell(claim.trial, value, state=state)
 
     def release(self, claim: Claim, *, died: bool = False) -> bool:

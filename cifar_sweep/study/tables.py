@@ -20,12 +20,7 @@ from typing import Any, cast
 import optuna
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    distribution_to_json,
-    json_to_distribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import _rdb
 from optuna.storages._rdb.models import SCHEMA_VERSION, BaseModel
 from optuna.trial import FrozenTrial, TrialState

@@ -147,10 +147,7 @@ def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def described(trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
-    """A confirmation as plain data: fresh seeds so far, and once it is over its candidates; None where there is none.
-
-    `text` says it in words.
-    """
+    """A confirmation as plain data with its `text`: seeds so far, candidates once it is over; None where none is."""
     there, found = fresh_seeds(trials), confirmed(trials)
     if not there:
         return None

@@ -3,19 +3,18 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import PARAMETERS, TrialConfig, Value, is_own
 from cifar_sweep.errors import UsageError
-from cifar_sweep.forecast.costs import Costs, note_costs
+from cifar_sweep.forecast.costs import Costs
 from cifar_sweep.forecast.hours import plan_hours
 from cifar_sweep.study.earlier import earlier_of
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
-from cifar_sweep.sweep.sweep import Range, Sweep
+from cifar_sweep.sweep.sweep import Range, Sweep, values_of
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models.own import check_outputs, fingerprints
 
@@ -65,28 +64,13 @@ def submit(
     return study
 
 
-def submit_in_hours(
-    hours: float,
-    storage: str,
-    name: str,
-    sweep: Sweep,
-    data: ImageData,
-    *,
-    costs: Costs,
-    begun: float | None = None,
-    **more: Any,
-) -> SweepStudy:
-    """Put a sweep into the database as `submit` does, cut to so many hours at these costs of the whole sweep.
+def in_hours(sweep: Sweep, costs: Costs, hours: float, *, begun: float | None = None) -> tuple[Sweep, Hours]:
+    """A sweep cut to so many hours, at these costs of the whole sweep, and what its study stores of that.
 
-    The hours began at `begun`, in seconds since the epoch, or begin with the first worker. A study that is there goes
-    on as it was cut. Raises also as `plan_hours`.
+    The hours began at `begun`, in seconds since the epoch, or begin with the first worker. Raises as `plan_hours`.
     """
     plan = plan_hours(sweep, costs, hours, spent=time.time() - begun if begun else 0.0)
-    asked = Hours(hours, sweep.identity(), plan.reserve, begun + 3600 * hours if begun else None)
-    study = submit(storage, name, plan.sweep, data, hours=asked, **more)
-    if study.costs is None:
-        note_costs(study, costs)
-    return study
+    return plan.sweep, Hours(hours, sweep.identity(), plan.reserve, begun + 3600 * hours if begun else None)
 
 
 def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
@@ -115,12 +99,10 @@ def check_images(sweep: Sweep, data: ImageData) -> None:
 
 def _values(sweep: Sweep, name: str) -> list[Value]:
     """The values that a parameter takes in this sweep; of a range its two ends."""
-    default = PARAMETERS[name].default
     if sweep.given:
-        return [point.params().get(name, default) for point in sweep.enqueue]
-    if (domain := sweep.space.get(name)) is None:
-        return [sweep.fixed.get(name, default)]
-    return [domain.low, domain.high] if isinstance(domain, Range) else domain.choices
+        return [point.params().get(name, PARAMETERS[name].default) for point in sweep.enqueue]
+    domain = sweep.space.get(name)
+    return [domain.low, domain.high] if isinstance(domain, Range) else values_of(sweep, name)
 
 
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:

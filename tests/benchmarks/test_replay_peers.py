@@ -10,7 +10,8 @@ import optuna
 import pytest
 
 from benchmarks.peers import replay_peers
-from benchmarks.peers.replay_peers import Clock, Knob, Search, Space, Speeds, Table, correct, optuna_distributions, run
+from benchmarks.peers.replay_peers import Clock, Knob, Search, Space, Table, correct, optuna_distributions, run
+from benchmarks.tables import Speeds, facts
 
 EPOCHS = 4
 SPACE = {
@@ -75,7 +76,7 @@ def test_one_epoch_search_trains_the_best_of_a_round_whole() -> None:
     assert len(found.trained) == 10
     assert [found.settings[k] for k in whole] == [max(found.settings)]
     spent = 10 + EPOCHS - 1
-    seconds = spent * Speeds.read(replay_peers.SPEEDS).epoch(64, 1)
+    seconds = spent * Speeds.read().epoch(64, 1)
     assert found.events == [(spent, pytest.approx(seconds), table.true[max(found.settings)])]
 
 
@@ -159,7 +160,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
     ).stdout  # fmt: skip
     assert "one_epoch_top_2: 3 of 3 within 2 points of the best" in printed
     found = json.loads((tmp_path / "out-random.json").read_text())
-    assert found["table"] == Table(stored(FINALS)).facts(Speeds.read(replay_peers.SPEEDS))
+    assert found["table"] == facts(Table(stored(FINALS)), Speeds.read())
     assert (found["table"]["name"], found["strategy"]) == ("made_up", "random")
     assert set(found["versions"]) == {"python", "numpy"}
     assert [replay["seed"] for replay in found["replays"]] == [5, 6, 7]

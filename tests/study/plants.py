@@ -20,7 +20,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def the_holder_is_not_asked_at_a_report(patch: pytest.MonkeyPatch) -> None:
     def report(storage: Storage, trial: Any, _token: str, change: Change) -> bool:
         with storage.lock():
-            storage.write(trial, change)
+            storage.write(trial._trial_id, change)
         return True
 
     patch.setattr(Storage, "report", report)
