@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -69,12 +68,11 @@ class Timer:
 
     device: str  # as it was named: auto, cpu, cuda or cuda:N
     precision: str  # fp32 or bf16
-    cache: Path | None = None  # None is the user's own
     name: str | None = None  # the device's, as `device_name` gives it; None: this process may ask
 
     def missing(self, networks: Collection[str], splits: Sequence[Split]) -> list[tuple[Split, str]]:
         """What `measure` would have to time. Deeper VGGs are taken from vgg11 by their multiply-accumulates."""
-        everything = read_speeds(self.cache)
+        everything = read_speeds()
         timed = {stand_in(network)[0] for network in networks}
         return [(split, each) for split in splits for each in sorted(timed - set(everything.get(self._key(split), {})))]
 
@@ -92,7 +90,7 @@ class Timer:
         best. `say` gets a sentence where something has to be timed. After so many `seconds` nothing more is begun, and
         if something is missing then, nothing is returned.
         """
-        everything, begun = read_speeds(self.cache), time.monotonic()
+        everything, begun = read_speeds(), time.monotonic()
         if missing := self.missing(networks, splits):
             say("timing a training step of each network, once on this machine")
             with process_pool(max(split.workers for split, _ in missing)) as pool:
@@ -104,7 +102,7 @@ class Timer:
                     everything.setdefault(self._key(split), {})[network] = sizes
                 else:
                     missing = []
-            write_speeds(self.cache, everything)
+            write_speeds(everything)
         return {} if missing else {split: speeds_of(networks, everything[self._key(split)]) for split in splits}
 
     def _key(self, split: Split) -> str:

@@ -297,9 +297,9 @@ def test_weights_that_are_gone_or_damaged_are_left_out(
 
 
 @pytest.mark.slow
-def test_other_data_than_the_studys(study: SweepStudy, session_cache: Path, reads: list[int]) -> None:
+def test_other_data_than_the_studys(study: SweepStudy, reads: list[int]) -> None:
     with pytest.raises(StudyError, match=r"was run on synthetic images \(500 \+ 100\), not on"):
-        measured(study, images.load("synthetic:600", cache=session_cache))
+        measured(study, images.load("synthetic:600"))
     assert reads == []
 
 
