@@ -9,10 +9,11 @@ import torch
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.classifier import accuracy, predict, resident
-from cifar_sweep.exports.trained import Trained, WeightsNotKeptError, classifier_of, trained_trial
+from cifar_sweep.exports.classifier import Classifier, accuracy, predict
+from cifar_sweep.exports.trained import WeightsNotKeptError, trained_trial
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData
 
 log = logging.getLogger(__name__)
@@ -43,24 +44,20 @@ class TestSet:
         known = self.study.test_accuracy(numbers)
         if known is not None:
             return known
-        members = [member for member in map(self._trained, trials) if member is not None]
-        if len(members) < len(trials):
-            return None
-        data = self._data
-        self.study.check_data(name=data.name, fingerprint=data.fingerprint)
-        classifier = classifier_of(members, mean=data.channel_mean, std=data.channel_std)
-        test = predict(classifier, resident(data, device=self.device).test(), device=self.device)
-        measured = accuracy(test.mean, test.labels)
-        self.study.record_test(numbers, measured)
-        return measured
-
-    def _trained(self, trial: TrialRecord) -> Trained | None:
-        if trial.state != "complete":
+        if any(trial.state != "complete" for trial in trials):
             return None
         try:
-            return trained_trial(self.study, trial, self.artifacts)
+            members = [trained_trial(self.study, trial, self.artifacts) for trial in trials]
         except WeightsNotKeptError:
             return None
         except StudyError as error:
-            log.warning("trial %d of study %s has no test accuracy: %s", trial.number, self.study.name, error)
+            shown = ", ".join(map(str, numbers))
+            log.warning("trial %s of study %s has no test accuracy: %s", shown, self.study.name, error)
             return None
+        data = self._data
+        self.study.check_data(name=data.name, fingerprint=data.fingerprint)
+        classifier = Classifier(members, mean=data.channel_mean, std=data.channel_std)
+        test = predict(classifier, Batches(data, device=self.device).test(), device=self.device)
+        measured = accuracy(test.mean, test.labels)
+        self.study.record_test(numbers, measured)
+        return measured
