@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cifar_sweep.errors import DataError, DiskError
 from cifar_sweep.files import default_cache, replace_file
-from cifar_sweep.pictures.source import Decoded, Pixels, Progress
+from cifar_sweep.pictures.source import Decoded, Pixels
 from cifar_sweep.training.images import sources
 from cifar_sweep.training.images.split import split
 
@@ -58,7 +58,7 @@ class ImageData:
 def load(
     source: str = "auto",
     *,
-    on_progress: Progress | None = None,
+    on_progress: Callable[[str], None] | None = None,
     side: int = sources.SIDE,
     skip_damaged: bool = False,
     may_download: bool = True,
@@ -72,15 +72,14 @@ def load(
     Raises DataError if the source is missing, incomplete, damaged, or cannot be downloaded; UsageError if it is
     malformed; DiskError if nothing can be written.
     """
-    cache = default_cache()
     progress = on_progress or (lambda _: None)
+    cache = default_cache()
     downloads = cache / "downloads"
     found = sources.locate(source, side=side, downloads=downloads)
     if found is None:
         if not may_download:
-            raise DataError(
-                f"The data {source!r} is not on this disk; --data {source} downloads it, --data names others."
-            )
+            why = f"The data {source!r} is not on this disk; --data {source} downloads it, --data names others."
+            raise DataError(why)
         with _locked(cache, "download"):
             if sources.locate(source, side=side, downloads=downloads) is None:
                 sources.download(source, downloads, progress)
@@ -90,7 +89,8 @@ def load(
     if (data := _read_entry(entry)) is None:
         with _locked(cache, entry.stem):
             if (data := _read_entry(entry)) is None:
-                decoded = found.read(progress)
+                progress(f"{found.doing} (once)")
+                decoded = found.read()
                 _check_damaged(decoded.damaged, skip_damaged)
                 decoded.check()
                 _write_entry(entry, decoded, source=source)
