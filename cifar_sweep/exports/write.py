@@ -22,7 +22,7 @@ from cifar_sweep.pages import rendered
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.models.own import user_code
+from cifar_sweep.training.models.user_code import user_code
 
 LARGEST_LOSS = 0.005  # of validation accuracy, by weights in half precision
 
