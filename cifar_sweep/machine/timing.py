@@ -12,9 +12,10 @@ from cifar_sweep.forecast.costs import Speed
 from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Speeds, config_of, stand_in
 from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.machine.speeds import TIMED_BATCHES, Split, read_speeds, speed_between, speeds_of, write_speeds
-from cifar_sweep.training.device import device_name, prepare_process, resolve_device, wait_for
+from cifar_sweep.training.device import DTYPES, device_name, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.fuse import can_fuse
-from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, stages_of
+from cifar_sweep.training.lanes.compiled import kernels, kernels_name
+from cifar_sweep.training.lanes.lanes import fewest_members, stages_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.train import Run
 
@@ -32,8 +33,7 @@ def step_seconds(
     run, side = Run([config] * members, None, device=device), config.shape.image_size
     run.start_epoch(1)
     generator = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    images = torch.rand(batch, 3, side, side, generator=generator).to(device, dtype)
+    images = torch.rand(batch, 3, side, side, generator=generator).to(device, DTYPES[precision])
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     run.step(images, labels)
@@ -53,8 +53,7 @@ def smallest_representative_group(network: str, *, threads: int, device: torch.d
         return 1
     plain = build(config_of(network, precision=precision).shape, seed=0)
     stages = stages_of(plain) if can_fuse(plain) else None
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return _FULL_GROUP if fewest_members(stages, dtype) else 1
+    return _FULL_GROUP if fewest_members(stages, DTYPES[precision]) else 1
 
 
 def devices(device: torch.device, named: str) -> int:

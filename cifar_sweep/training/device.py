@@ -19,6 +19,8 @@ from cifar_sweep.training.limits import available_cores, threads_asked
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
 )  # fmt: skip
+# By what `precision` of a shape says.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The first compute capability whose tensor cores multiply bf16.
 BF16_CAPABILITY = (8, 0)
 # Below this one pair of steps is enough: without bf16 instructions it is about 0.1, and seven pairs take five seconds.

@@ -150,7 +150,6 @@ class Lanes:
     """The stages of K networks, for images [b, 3, h, w] of one dtype and size, at most `batch` at a time.
 
     `images` is an example batch: dtype, height and width are taken from it. `library` has the kernels for its dtype.
-    `tiles` are the members that share each vector.
     """
 
     def __init__(
