@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
-from functools import cache
 from typing import Any
 
 import torch
@@ -38,13 +37,8 @@ def own(shape: Shape, *, code: str | None = None) -> nn.Module:
 
 def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
-    _check_outputs(shape, fingerprint(shape.model))
-
-
-@cache
-def _check_outputs(shape: Shape, code: str) -> None:
     with torch.random.fork_rng(devices=[]):
-        network, like = own(shape, code=code).eval(), (2, 3, shape.image_size, shape.image_size)
+        network, like = own(shape).eval(), (2, 3, shape.image_size, shape.image_size)
         try:
             with torch.no_grad():
                 outputs = network(torch.zeros(like))
