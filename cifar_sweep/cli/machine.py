@@ -102,7 +102,7 @@ def bench(
     from cifar_sweep.machine.bench import CASES, measure, table
     from cifar_sweep.study.provenance import commit, versions
     from cifar_sweep.training.device import device_name, resolve_device
-    from cifar_sweep.training.lanes.compiled import kernels_name
+    from cifar_sweep.training.lanes import kernels_name
     from cifar_sweep.training.limits import available_cores
 
     cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)

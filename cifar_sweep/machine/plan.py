@@ -22,7 +22,7 @@ from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_second
 from cifar_sweep.machine.timing import Timer, devices
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
-from cifar_sweep.training.lanes.compiled import prepare_kernels
+from cifar_sweep.training.lanes import prepare_kernels
 from cifar_sweep.training.limits import available_cores, threads_asked
 
 MAX_WORKERS = 16

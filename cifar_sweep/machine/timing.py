@@ -14,8 +14,7 @@ from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.machine.speeds import TIMED_BATCHES, Split, read_speeds, speed_between, speeds_of, write_speeds
 from cifar_sweep.training.device import DTYPES, device_name, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.fuse import can_fuse
-from cifar_sweep.training.lanes.compiled import kernels, kernels_name
-from cifar_sweep.training.lanes.lanes import fewest_members, stages_of
+from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, stages_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.train import Run
 

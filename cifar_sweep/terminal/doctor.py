@@ -17,7 +17,7 @@ from cifar_sweep.study.provenance import versions
 from cifar_sweep.study.storage import open_existing, open_storage
 from cifar_sweep.training.device import device_name, resolve_device, resolve_precision
 from cifar_sweep.training.images import data as images
-from cifar_sweep.training.lanes.compiled import kernels, kernels_name, obstacle
+from cifar_sweep.training.lanes import kernels, kernels_name, obstacle
 from cifar_sweep.training.limits import available_cores, memory
 
 LOW_DISK_BYTES = 2 * 1024**3

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_sweep.training.lanes.lanes import Lanes, offer, stages_of
+from cifar_sweep.training.lanes import Lanes, offer, stages_of
 from cifar_sweep.training.rows import Masks, Part, Rows, Stream, masks_of
 
 

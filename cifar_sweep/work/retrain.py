@@ -15,7 +15,7 @@ from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.lanes.compiled import KERNELS, kernels_name
+from cifar_sweep.training.lanes import KERNELS, kernels_name
 from cifar_sweep.training.models.own import fingerprints
 from cifar_sweep.training.train import EpochInterruptedError, Run
 from cifar_sweep.work.trial_files import restore

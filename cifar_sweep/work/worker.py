@@ -31,7 +31,7 @@ from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.images import data as images
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.lanes.compiled import kernels_name
+from cifar_sweep.training.lanes import kernels_name
 from cifar_sweep.training.models.own import fingerprints
 from cifar_sweep.work.local import run_in_processes
 from cifar_sweep.work.runner import GroupTooLargeError, Training
