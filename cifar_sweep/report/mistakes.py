@@ -13,7 +13,7 @@ from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.exports.classifier import Classifier, Predictions, confusion, predict
 from cifar_sweep.exports.pictures import data_uri
-from cifar_sweep.exports.testset import TestSet
+from cifar_sweep.exports.testset import accuracy_on_test
 from cifar_sweep.exports.trained import trained_trial
 from cifar_sweep.report.facts import ImageFindings, Mistake
 from cifar_sweep.study.record import TrialRecord
@@ -45,7 +45,7 @@ def look_at_images(
         data = load()
         study.check_data(name=data.name, fingerprint=data.fingerprint)
         classifier = Classifier([trained], mean=data.channel_mean, std=data.channel_std)
-        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
+        accuracy_on_test(study, [best], lambda: data, artifacts=artifacts, device=device)
     except CifarSweepError as error:
         return ImageFindings(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
     images = trained.config.shape.validation_images

@@ -109,8 +109,8 @@ def study(trained: Path) -> SweepStudy:
 
 
 def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
-    test_set = testset.TestSet(study, lambda: data, artifacts=open_artifacts("artifacts"), device=torch.device("cpu"))
-    accuracies = {trial.number: test_set.accuracy([trial]) for trial in study.trials()}
+    place: dict[str, Any] = {"artifacts": open_artifacts("artifacts"), "device": torch.device("cpu")}
+    accuracies = {t.number: testset.accuracy_on_test(study, [t], lambda: data, **place) for t in study.trials()}
     return {number: accuracy for number, accuracy in accuracies.items() if accuracy is not None}
 
 
