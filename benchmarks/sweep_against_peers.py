@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.provenance import commit, versions
@@ -216,7 +217,8 @@ def main() -> None:
             f"--python-ray {options.python_ray}: not an interpreter that imports ray.tune, optuna, torchvision"
         )
     with tempfile.TemporaryDirectory(prefix="peers-images-") as name:
-        images = data.load(options.data, cache=Path(name))
+        with patch.dict(os.environ, CIFAR_SWEEP_CACHE=name):
+            images = data.load(options.data)
         runs = turns(Path(name), options)
     rows = compared(runs)
     left_out = [] if options.python_ray else [SIDES["ray"]]

@@ -39,7 +39,6 @@ from cifar_sweep.terminal.progress import shown
 from cifar_sweep.terminal.status import glance
 from cifar_sweep.training.device import prepare_process, resolve_device
 from cifar_sweep.training.images import data as images
-from cifar_sweep.training.models import build
 from cifar_sweep.work.signals import stop_on_signals
 from cifar_sweep.work.submit import submit
 from cifar_sweep.work.worker import Job, run_workers
@@ -225,9 +224,7 @@ class Trial:
         From images [n, 3, side, side] in [0, 1], normalised where its config says so, to logits [n, classes]. Raises
         StudyError where its weights were not kept, or the file is damaged.
         """
-        network = build(self.config.shape, seed=0, code=self._study.code.get(self.config.shape.model))
-        network.load_state_dict(trained.stored_weights(self._study, self._trial, self._artifacts))
-        return network.eval()
+        return trained.trained_trial(self._study, self._trial, self._artifacts).network().eval()
 
     def export(self, folder: str | Path, *, data: str | Path | None = None, device: str = "auto") -> dict[str, Any]:
         """Write config, weights, metrics and model card, as ``cifar-sweep export`` does. Returns the metrics.

@@ -80,7 +80,9 @@ def isolated(tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="session")
 def small_data(session_cache: Path) -> ImageData:
     """500 + 100 synthetic images: 400 to train on, 100 to validate."""
-    return data.load("synthetic:500", cache=session_cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_SWEEP_CACHE", str(session_cache))
+        return data.load("synthetic:500")
 
 
 @pytest.fixture(scope="session")

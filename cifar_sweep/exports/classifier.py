@@ -1,46 +1,27 @@
 """One trained network or several, as one module from pictures to probabilities."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cifar_sweep.config import TrialConfig
-from cifar_sweep.training.batches import Batches
-from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.models import build
+from cifar_sweep.exports.trained import Trained
 
 
 class Classifier(nn.Module):
     """The mean of the probabilities of one or more networks, its members.
 
-    Each member normalises the pixels as in its training, so that all members take the same images. Images and
-    probabilities are float32, also where the networks were made `half`.
+    Each member normalises the pixels, whose channels in [0, 1] have this `mean` and `std`, as in its training: all take
+    the same images. Images and probabilities are float32, also where the networks were made `half`. Raises as
+    `Trained.network`.
     """
 
-    def __init__(
-        self,
-        configs: Sequence[TrialConfig],
-        weights: Sequence[Mapping[str, Tensor]],
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        codes: Sequence[str | None] = (),
-    ) -> None:
-        """Build the networks and load the state dicts `weights`. `mean` and `std` are the channels', of [0, 1].
-
-        `codes` has the fingerprints of users' own networks, None where there is none. Raises RuntimeError where a
-        member's weights do not fit its config, StudyError where a user's own network is another one by now.
-        """
+    def __init__(self, members: Sequence[Trained], *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.configs = tuple(configs)
-        networks = [build(config.shape, seed=0, code=code) for config, code in zip_longest(configs, codes)]
-        for network, state in zip(networks, weights, strict=True):
-            network.load_state_dict(dict(state))
-        self.members = nn.ModuleList(networks)
+        self.configs = tuple(member.config for member in members)
+        self.members = nn.ModuleList([member.network() for member in members])
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -68,11 +49,6 @@ class Classifier(nn.Module):
         return total / len(self.configs) if others else total
 
 
-def resident(data: ImageData, *, device: torch.device, validation_images: int = 0) -> Batches:
-    """`data` as a `Classifier` takes it: pixels in [0, 1], float32; of its validation part so many, 0 being all."""
-    return Batches(data, device=device, validation_images=validation_images, dtype=torch.float32)
-
-
 @dataclass(frozen=True)
 class Predictions:
     """Probabilities [members, n, classes] and labels [n], on the CPU."""
@@ -87,7 +63,7 @@ class Predictions:
 
 
 def predict(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device) -> Predictions:
-    """Run `classifier` over batches of `resident` images, in float32."""
+    """Run `classifier` over batches of images in [0, 1], in float32."""
     classifier.to(device).to(memory_format=torch.channels_last)
     with torch.no_grad():
         parts = [(classifier.by_member(images), labels) for images, labels in batches]
@@ -100,17 +76,12 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     return float((probabilities.argmax(dim=1) == labels).double().mean())
 
 
-def loss(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean negative logarithm (nats) of the right class's probability, which counts as 1e-30 at least."""
-    right = probabilities.gather(1, labels[:, None]).squeeze(1).double()
-    return float(-right.clamp_min(1e-30).log().mean())
-
-
 def measured(test: Predictions) -> dict[str, Any]:
-    """What the mean probabilities come to on the test set, under the names of ``metrics.json``."""
+    """What the mean probabilities come to on the test set, under the names of ``metrics.json``; the loss in nats."""
+    right = test.mean.gather(1, test.labels[:, None]).squeeze(1).double()
     return {
         "test_accuracy": accuracy(test.mean, test.labels),
-        "test_loss": loss(test.mean, test.labels),
+        "test_loss": float(-right.clamp_min(1e-30).log().mean()),
         "test_images": len(test.labels),
     }
 

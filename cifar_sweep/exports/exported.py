@@ -1,5 +1,6 @@
 """Reading an export folder: its config, what it comes from, and the classifier that it is."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import StudyError, UsageError
-from cifar_sweep.exports.classifier import Classifier, accuracy, confusion, measured, predict, resident
-from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
+from cifar_sweep.exports.classifier import Classifier, accuracy, confusion, measured, predict
+from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.files import read_toml
 from cifar_sweep.training import checkpoint
+from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.words import line
 
@@ -84,11 +86,14 @@ class Exported:
         """The members' state dicts, in order. Raises StudyError where the file is missing or damaged."""
         path = self.folder / "weights.safetensors"
         try:
-            tensors = checkpoint.load(path, sha256=self.sha256)
+            content = path.read_bytes()
+            if self.sha256 not in (None, hashlib.sha256(content).hexdigest()):
+                raise checkpoint.StateError("the file's checksum is not the one noted when it was written")
+            tensors = checkpoint.unpack(content)
         except OSError as error:
             raise StudyError(f"{path}: the weights cannot be read: {error.strerror}.") from None
         except checkpoint.StateError as error:
-            raise StudyError(f"{error}; write the export again.") from None
+            raise StudyError(f"{path}: {error}; write the export again.") from None
         if len(self.members) == 1:
             return [tensors]
         return [
@@ -104,7 +109,7 @@ class Exported:
     def classifier(self) -> Classifier:
         """The trained networks. Raises StudyError where the weights are missing or damaged, or do not fit."""
         try:
-            return classifier_of(self.trained(), mean=self.origin.channel_mean, std=self.origin.channel_std)
+            return Classifier(self.trained(), mean=self.origin.channel_mean, std=self.origin.channel_std)
         except RuntimeError:
             raise StudyError(f"{self.folder}: weights.safetensors does not fit config.toml; export it again.") from None
 
@@ -171,7 +176,7 @@ def known_test_accuracy(folder: Path) -> float | None:
 
 def evaluate_export(export: Exported, data: ImageData, *, device: torch.device) -> dict[str, Any]:
     """Read the test set, in float32. Accuracies are fractions; `confusion` counts images, a row per right class."""
-    test = predict(export.classifier(), resident(data, device=device).test(), device=device)
+    test = predict(export.classifier(), Batches(data, device=device).test(), device=device)
     counts = confusion(test.mean, test.labels)
     return {
         "export": str(export.folder),

@@ -58,9 +58,8 @@ def check_installed() -> None:
 def add(folder: Path, data: ImageData) -> dict[str, Any]:
     """Write an export's ``model.onnx``, and note it in ``metrics.json``. Returns what is noted.
 
-    The file is in half precision where the weights are. It is only written where it gives the networks' probabilities
-    for some test images of `data`. Raises OnnxError
-    where it does not, or cannot be made, and CifarSweepError where the export is not whole.
+    The file is in half precision where the weights are. Raises OnnxError where it cannot be made, or does not give the
+    networks' probabilities for some test images of `data`; CifarSweepError where the export is not whole.
     """
     export = read(folder)
     metrics_file = folder / "metrics.json"

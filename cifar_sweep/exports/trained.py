@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError
 from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.curve import EpochResult, best_epoch
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.verdict import verdict
 from cifar_sweep.training import checkpoint
+from cifar_sweep.training.models import build
 
 
 class WeightsNotKeptError(StudyError):
@@ -77,12 +78,15 @@ class Trained:
     curve: Sequence[EpochResult] = ()
     choice: Mapping[str, Any] = field(default_factory=dict)
 
+    def network(self) -> nn.Module:
+        """The network with its weights, on the CPU.
 
-def classifier_of(members: Sequence[Trained], *, mean: Sequence[float], std: Sequence[float]) -> Classifier:
-    """The trained networks as one, for images whose channels have this `mean` and `std`. Raises as `Classifier`."""
-    codes = [member.provenance.versions.get(member.config.shape.model) for member in members]
-    configs, weights = [member.config for member in members], [member.weights for member in members]
-    return Classifier(configs, weights, mean=mean, std=std, codes=codes)
+        Raises RuntimeError where they do not fit its config, StudyError where a user's own network is another by now.
+        """
+        shape = self.config.shape
+        network = build(shape, seed=0, code=self.provenance.versions.get(shape.model))
+        network.load_state_dict(dict(self.weights))
+        return network
 
 
 def pick(study: SweepStudy, number: int | None) -> TrialRecord:
@@ -108,11 +112,13 @@ def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[Trial
     return ranked[:top]
 
 
-def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> dict[str, torch.Tensor]:
-    """The weights kept of a complete trial. Raises WeightsNotKeptError, and StudyError where they are damaged."""
+def trained_trial(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> Trained:
+    """A complete trial with the weights kept of it. Raises WeightsNotKeptError; StudyError where they are damaged."""
     assert trial.weights is not None
+    assert trial.config is not None
+    choice = study.remarks() if trial.number == study.ranked()[0].number else {}
     try:
-        return checkpoint.unpack(artifacts.get(trial.weights))
+        weights = checkpoint.unpack(artifacts.get(trial.weights))
     except MissingArtifactError:
         kept = ", ".join(str(kept.number) for kept in study.kept())
         raise WeightsNotKeptError(
@@ -122,13 +128,6 @@ def stored_weights(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) 
     except (DamagedArtifactError, checkpoint.StateError) as error:
         name = trial.weights.name
         raise StudyError(f"{artifacts.shown}: {name}: {error}; export another trial with --trial.") from None
-
-
-def trained_trial(study: SweepStudy, trial: TrialRecord, artifacts: Artifacts) -> Trained:
-    """A complete trial with the weights that were kept of it. Raises StudyError as `stored_weights` does."""
-    assert trial.config is not None
-    weights = stored_weights(study, trial, artifacts)
-    choice = study.remarks() if trial.number == study.ranked()[0].number else {}
     return Trained(trial.config, weights, provenance_of(study, trial), trial.curve, choice)
 
 

@@ -14,14 +14,15 @@ import torch
 
 from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
-from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict, resident
+from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict
 from cifar_sweep.exports.source import SCRIPT, script
-from cifar_sweep.exports.trained import Provenance, Trained, classifier_of
+from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.files import replace_file
 from cifar_sweep.pages import rendered
 from cifar_sweep.training import checkpoint
+from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.models.own import user_code
+from cifar_sweep.training.models.user_code import user_code
 
 LARGEST_LOSS = 0.005  # of validation accuracy, by weights in half precision
 
@@ -37,7 +38,7 @@ def write(
     """
     beside = _own_files(members)
     members, rounded = _in_half(members, data=data, device=device) if half else (members, {})
-    classifier = classifier_of(members, mean=data.channel_mean, std=data.channel_std)
+    classifier = Classifier(members, mean=data.channel_mean, std=data.channel_std)
     metrics = _metrics(members, classifier, data=data, device=device) | rounded
     # Of an ensemble each tensor has its member's number before its name, as in `0.weight`.
     named = [(f"{k}." if len(members) > 1 else "", member.weights) for k, member in enumerate(members)]
@@ -69,10 +70,10 @@ def _in_half(
         replace(each, weights={k: v.half() if v.is_floating_point() else v for k, v in each.weights.items()})
         for each in members
     ]
-    batches = resident(data, device=device)
+    batches = Batches(data, device=device)
 
     def validated(networks: Sequence[Trained]) -> float:
-        classifier = classifier_of(networks, mean=data.channel_mean, std=data.channel_std)
+        classifier = Classifier(networks, mean=data.channel_mean, std=data.channel_std)
         found = predict(classifier, batches.validation(), device=device)
         return accuracy(found.mean, found.labels)
 
@@ -87,7 +88,7 @@ def _metrics(
     members: Sequence[Trained], classifier: Classifier, *, data: ImageData, device: torch.device
 ) -> dict[str, Any]:
     """The metrics of one network or of an ensemble; the test set is read once, for it and its members together."""
-    batches, first = resident(data, device=device), members[0].provenance
+    batches, first = Batches(data, device=device), members[0].provenance
     test = predict(classifier, batches.test(), device=device)
     common = {
         **measured(test),

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.table import Column, Table
@@ -71,21 +71,21 @@ def collect(
 ) -> tuple[list[HandRow], list[SweepRow]]:
     """Everything to compare: the hand runs of study `hand`, and the best trial of each study that searches.
 
-    What has no test accuracy yet is measured, once (see `TestSet`). A study whose images are not at hand is shown
-    without, with a warning. Raises UsageError where `hand` searches, or there is no sweep file of its name.
+    What has no test accuracy yet is measured, once. A study whose images are not at hand is shown without, with a
+    warning. Raises UsageError where `hand` searches, or there is no sweep file of its name.
     """
-    from cifar_sweep.exports.testset import TestSet
+    from cifar_sweep.exports.testset import accuracy_on_test
 
     by_hand = next((study for study in studies if study.name == hand), None)
     sweep = _hand_sweep(by_hand, hand)
     searches = [study for study in studies if not study.sweep.given]
     for study in [*searches, *([by_hand] if by_hand else [])]:
-        test_set = TestSet(study, partial(images_of, study), artifacts=artifacts_of(study), device=device)
+        images, artifacts = cache(partial(images_of, study)), artifacts_of(study)
         alone = study.trials() if study is by_hand else study.ranked()[:1]
         together = [whole_members(claim, study) for claim in sweep.ensemble] if study is by_hand else []
         try:
             for members in [*([trial] for trial in alone), *filter(None, together)]:
-                test_set.accuracy(members)
+                accuracy_on_test(study, members, images, artifacts=artifacts, device=device)
         except CifarSweepError as error:
             log.warning("study %s: not measured on the test set: %s", study.name, error)
     rows = hand_rows(sweep, by_hand)

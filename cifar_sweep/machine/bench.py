@@ -20,12 +20,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from cifar_sweep.config import TrialConfig
+from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.machine.plan import Plan, choose
 from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
-from cifar_sweep.training.device import prepare_process, resolve_device, wait_for
+from cifar_sweep.training.device import DTYPES, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.images import data
 from cifar_sweep.training.limits import available_cores
 from cifar_sweep.training.models import build
@@ -100,8 +100,7 @@ def product_rate(*, precision: str, device: torch.device, threads: int) -> float
     """Multiply-accumulates per second in products of matrices of 1024 x 1024: the best of several."""
     prepare_process(device, threads=threads)
     side = 1024 if device.type == "cpu" else 8192
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    one, other = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -136,21 +135,27 @@ def _row(
     places = [resolve_device(device, worker=k) for k in range(max(workers, 2))]
     cores = available_cores() if places[0].type == "cpu" else 1
     assert plan.found is not None
-    config, slow = (_config(model, batch, precision=precision) for precision in (plan.found.precision, "fp32"))
-    size, shared = plan.groups.size(config.shape), {"source": source, "seconds": SECONDS}
-    our_call = shared | {"config": config, "members": size, "threads": threads}
-    plain_call = shared | {"config": slow}
-    half = plain_call | {"threads": max(1, cores // 2)}
+    params: dict[str, Value] = {"model": model, "batch_size": batch}
+    config, slow = (
+        TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
+        for precision in (plan.found.precision, "fp32")
+    )
+    size = plan.groups.size(config.shape)
+    timed = {"source": source, "seconds": SECONDS}
+
+    def total(pool: ProcessPool, count: int, rate: Callable[..., float], **call: Any) -> float:
+        return float(sum(pool.together(rate, *(call | {"device": each} for each in places[:count]))))
 
     def turn() -> tuple[float, float, float]:
-        mine = sum(ours.together(our_rate, *(our_call | {"device": each} for each in places[:workers])))
-        [one] = plain.together(plain_rate, plain_call | {"threads": cores, "device": places[0]})
-        return mine, one, sum(plain.together(plain_rate, *(half | {"device": each} for each in places[:2])))
+        return (
+            total(ours, workers, our_rate, config=config, members=size, threads=threads, **timed),
+            total(plain, 1, plain_rate, config=slow, threads=cores, **timed),
+            total(plain, 2, plain_rate, config=slow, threads=max(1, cores // 2), **timed),
+        )
 
     turn()  # warms all up
     taken = [turn() for _ in range(turns)]
-    product = {"precision": config.shape.precision, "threads": threads}
-    peak = sum(ours.together(product_rate, *(product | {"device": each} for each in places[:workers])))
+    peak = total(ours, workers, product_rate, precision=config.shape.precision, threads=threads)
     rates = [statistics.median(side) for side in zip(*taken, strict=True)]
     (ratio, spread), (to_two, spread_to_two) = (_ratios(taken, side) for side in (1, 2))
     share = round(rates[0] * training_macs(config) / peak, 3)
@@ -164,11 +169,6 @@ def _row(
 def _ratios(taken: Sequence[tuple[float, ...]], side: int) -> tuple[float, tuple[float, float]]:
     ratios = [turn[0] / turn[side] for turn in taken]
     return round(statistics.median(ratios), 2), (round(min(ratios), 2), round(max(ratios), 2))
-
-
-def _config(model: str, batch: int, *, precision: str) -> TrialConfig:
-    params: dict[str, Any] = {"model": model, "batch_size": batch}
-    return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
 
 
 def training_macs(config: TrialConfig) -> int:

@@ -26,6 +26,7 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
     longest = max(shape.epochs for shape in [*possible, *(trial.shape for trial in start.waiting)])
     unpruned = forecast(sweep, start.unpruned(), pace, possible)
     pruned = forecast(sweep, start, pace, possible) if looks(sweep, longest) else None
+    confirmation = ExpectedTrials(sweep, pace).confirming(*sweep.confirm) if sweep.confirm else None
     answer = {
         "sweep": sweep.name,
         "trials": sweep.size,
@@ -35,7 +36,7 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
         "unpruned": never_prunes(sweep),
         "seconds_unpruned": _seconds(unpruned),
         "seconds_pruned": _seconds(pruned) if pruned else None,
-        "seconds_confirmation": _confirming(sweep, pace),
+        "seconds_confirmation": None if confirmation is None else round(confirmation, 1),
         "start_seconds": round(pace.costs.start, 1),
     }
     if hours is None:
@@ -54,10 +55,6 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
         "epochs_that_fit": bisect.bisect_right(range(1, longest + 1), seconds, key=needed),
     }
     return answer | {"hours": fits}
-
-
-def _confirming(sweep: Sweep, pace: Pace) -> float | None:
-    return round(ExpectedTrials(sweep, pace).confirming(*sweep.confirm), 1) if sweep.confirm else None
 
 
 def _seconds(found: Forecast) -> dict[str, float]:

@@ -8,7 +8,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
@@ -43,10 +42,10 @@ class Found:
     free_bytes: int | None  # of its memory, as `free_memory` says
 
 
-def find_out(*, device: torch.device, threads: int, cache: Path | None) -> Found:
+def find_out(*, device: torch.device, threads: int) -> Found:
     """What there is to know of a device for workers of so many `threads`. Readies the process as one of them."""
     prepare_process(device, threads=threads)  # precision is measured so
-    precision, why = resolve_precision(device, cache=cache)
+    precision, why = resolve_precision(device)
     return Found(device_name(device), precision, why, free_memory(device))
 
 
@@ -115,7 +114,6 @@ def choose(
     threads: int = 0,
     group: int = 0,
     say: Callable[[str], None] = lambda _: None,
-    cache: Path | None = None,
     always: bool = False,
     train_images: int = TRAIN_IMAGES,
     seconds: float = math.inf,
@@ -123,23 +121,22 @@ def choose(
     """The plan for these sweeps, run one after the other on this machine.
 
     Of `workers`, the `threads` of each on the CPU, and the trials at once in each of them (`group`), what is 0 is
-    chosen. `say` gets one sentence where networks have to be timed first, which happens once on a machine; `cache` is
-    the folder of what was measured before. Where there is nothing to choose or little time to win, only `always`
-    measures. Where so many `seconds` are not enough to measure, typical speeds are taken. Raises DeviceError if there
-    is no such device here.
+    chosen. `say` gets one sentence where networks have to be timed first, which happens once on a machine. Where there
+    is nothing to choose or little time to win, only `always` measures. Where so many `seconds` are not enough to
+    measure, typical speeds are taken. Raises DeviceError if there is no such device here.
     """
     where = resolve_device(device)
     threads = threads or threads_asked()
     trials = sum(sweep.size for sweep in sweeps)
     splits = _splits(where, named=device, workers=workers, threads=threads, trials=trials)
     is_given = trials == 1 or bool(group and len(splits) == 1)
-    found = ask(find_out, device=where, threads=splits[0].threads, cache=cache)
+    found = ask(find_out, device=where, threads=splits[0].threads)
     expected = [(sweep, expected_shapes(sweep, precision=found.precision)) for sweep in sweeps]
     task = _Task(expected, where, device, group, train_images, found)
     if is_given and not always:
         return task.plan(splits[0], {})
     alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
-    timer, considered = Timer(device, found.precision, cache, found.name), [*splits, alone]
+    timer, considered = Timer(device, found.precision, found.name), [*splits, alone]
     networks = {network_of(shape) for _, shape in task.shapes}
     if not always and timer.missing(networks, considered):
         rough = task.rough(splits[0], networks)

@@ -63,24 +63,24 @@ TYPICAL: Speeds = {
 _STORED = TypeAdapter(dict[str, dict[str, dict[int, Speed]]])
 
 
-def speeds_file(cache: Path | None) -> Path:
-    """Where they are kept; None is the user's own cache."""
-    return (cache or default_cache()) / "speeds.json"
+def speeds_file() -> Path:
+    """Where they are kept."""
+    return default_cache() / "speeds.json"
 
 
-def read_speeds(cache: Path | None) -> dict[str, dict[str, dict[int, Speed]]]:
+def read_speeds() -> dict[str, dict[str, dict[int, Speed]]]:
     """The speeds timed before by key, network and group size; none where there is no file of them or it is not ours."""
     with suppress(OSError, ValidationError):
-        found = _STORED.validate_json(speeds_file(cache).read_bytes())
+        found = _STORED.validate_json(speeds_file().read_bytes())
         if all(1 in sizes for entry in found.values() for sizes in entry.values()):
             return found
     return {}
 
 
-def write_speeds(cache: Path | None, everything: Mapping[str, Speeds]) -> None:
+def write_speeds(everything: Mapping[str, Speeds]) -> None:
     """Store speeds as `read_speeds` reads them."""
     with suppress(DiskError):  # a read-only home: measured again next time
-        replace_file(speeds_file(cache), json.dumps(everything, indent=2).encode())
+        replace_file(speeds_file(), json.dumps(everything, indent=2).encode())
 
 
 def speeds_of(networks: Iterable[str], timed: Speeds) -> Speeds:
@@ -122,7 +122,7 @@ def typical(networks: Iterable[str]) -> Speeds | None:
     return speeds_of(networks, TYPICAL) if all(stand_in(network)[0] in TYPICAL for network in networks) else None
 
 
-def rough_costs(sweep: Sweep, *, cache: Path | None = None) -> tuple[Costs, float] | None:
+def rough_costs(sweep: Sweep) -> tuple[Costs, float] | None:
     """About what a sweep costs, without timing anything, and the wall seconds if nothing is pruned.
 
     By the fastest split that was timed on this machine before, or by typical speeds on two cores. None where the sweep
@@ -133,7 +133,7 @@ def rough_costs(sweep: Sweep, *, cache: Path | None = None) -> tuple[Costs, floa
         return None
     networks = {network_of(shape) for _, shape in expected}
     found: dict[Split, Speeds] = {}
-    for key, entry in read_speeds(cache).items():
+    for key, entry in read_speeds().items():
         split = re.search(r", (\d+) x (\d+) threads, ", key)
         if split and all(stand_in(network)[0] in entry for network in networks):
             found[Split(int(split[1]), int(split[2]))] = speeds_of(networks, entry)

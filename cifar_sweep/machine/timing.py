@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from filelock import FileLock
@@ -23,7 +22,7 @@ from cifar_sweep.machine.speeds import (
     speeds_of,
     write_speeds,
 )
-from cifar_sweep.training.device import device_name, prepare_process, resolve_device, wait_for
+from cifar_sweep.training.device import DTYPES, device_name, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.graph import WARM_UP, is_replayed
 from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, stages_of
@@ -44,8 +43,7 @@ def step_seconds(
     run, side = Run([config] * members, None, device=device), config.shape.image_size
     run.start_epoch(1)
     generator = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    images = torch.rand(batch, 3, side, side, generator=generator).to(device, dtype)
+    images = torch.rand(batch, 3, side, side, generator=generator).to(device, DTYPES[precision])
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     for _ in range(1 + (WARM_UP + 1) * is_replayed(device)):
@@ -66,8 +64,7 @@ def smallest_representative_group(network: str, *, threads: int, device: torch.d
         return 1
     plain = build(config_of(network, precision=precision).shape, seed=0)
     stages = stages_of(plain) if can_fuse(plain) else None
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return _FULL_GROUP if fewest_members(stages, dtype) else 1
+    return _FULL_GROUP if fewest_members(stages, DTYPES[precision]) else 1
 
 
 def devices(device: torch.device, named: str) -> int:
@@ -81,12 +78,11 @@ class Timer:
 
     device: str  # as it was named: auto, cpu, cuda or cuda:N
     precision: str  # fp32 or bf16
-    cache: Path | None = None  # None is the user's own
     name: str | None = None  # the device's, as `device_name` gives it; None: this process may ask
 
     def missing(self, networks: Collection[str], splits: Sequence[Split]) -> list[tuple[Split, str]]:
         """What `measure` would have to time. Deeper VGGs are taken from vgg11 by their multiply-accumulates."""
-        return self._missing(read_speeds(self.cache), networks, splits)
+        return self._missing(read_speeds(), networks, splits)
 
     def _missing(
         self, everything: Mapping[str, Speeds], networks: Collection[str], splits: Sequence[Split]
@@ -110,11 +106,11 @@ class Timer:
         beside it, and the others wait for what it finds.
         """
         until = time.monotonic() + seconds
-        everything = read_speeds(self.cache)
+        everything = read_speeds()
         if missing := self._missing(everything, networks, splits):
             say("timing a training step of each network, once on this machine")
-            with _alone(self.cache, seconds):
-                everything = read_speeds(self.cache)
+            with _alone(seconds):
+                everything = read_speeds()
                 missing = self._missing(everything, networks, splits)
                 with process_pool(max((split.workers for split, _ in missing), default=0)) as pool:
                     for split, network in missing:
@@ -125,7 +121,7 @@ class Timer:
                         everything.setdefault(self._key(split), {})[network] = sizes
                     else:
                         missing = []
-                write_speeds(self.cache, everything)
+                write_speeds(everything)
         return {} if missing else {split: speeds_of(networks, everything[self._key(split)]) for split in splits}
 
     def _key(self, split: Split) -> str:
@@ -165,11 +161,11 @@ class Timer:
 
 
 @contextmanager
-def _alone(cache: Path | None, seconds: float) -> Iterator[None]:
+def _alone(seconds: float) -> Iterator[None]:
     """The only one of the processes with this cache that times networks; one that waits longer is no longer alone."""
-    lock = FileLock(speeds_file(cache).with_suffix(".lock"), timeout=-1 if math.isinf(seconds) else seconds)
+    lock = FileLock(speeds_file().with_suffix(".lock"), timeout=-1 if math.isinf(seconds) else seconds)
     with ExitStack() as held:
         with suppress(OSError):  # a read-only home, or the time is over
-            speeds_file(cache).parent.mkdir(parents=True, exist_ok=True)
+            speeds_file().parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock)
         yield

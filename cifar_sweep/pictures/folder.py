@@ -12,7 +12,7 @@ import numpy as np
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import DataError
-from cifar_sweep.pictures.source import Decoded, Labels, Pixels, Progress, Source, Square, rules
+from cifar_sweep.pictures.source import Decoded, Labels, Pixels, Source, Square, rules
 
 PARTS = {
     "train": ("train", "training"),
@@ -78,8 +78,7 @@ def files_source(
     by_part = {part: [of_class.get(each, []) for each in classes] for part, of_class in parts.items()}
     count = sum(len(of_class) for files in by_part.values() for of_class in files)
 
-    def read(progress: Progress) -> Decoded:
-        progress(f"decoding {count:,} images (once)")
+    def read() -> Decoded:
         damaged: list[str] = []
         square = Square(side)
         read_part = {part: _decode_part(root, files, square, damaged) for part, files in by_part.items()}
@@ -88,7 +87,7 @@ def files_source(
     unused = [_words(kind, passed[kind]) for kind in _KINDS if passed[kind]]
     lines = [f"{rules()}, {side}, {root.resolve()}"]
     lines += [f"{part}/{each}/{file}" for part, of in parts.items() for each, files in of.items() for file in files]
-    return Source("\n".join(lines), read, (*notes, *unused))
+    return Source("\n".join(lines), f"decoding {count:,} images", read, (*notes, *unused))
 
 
 def set_aside(files: Part) -> dict[str, Part]:

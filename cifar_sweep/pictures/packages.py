@@ -5,6 +5,7 @@ import shlex
 import sys
 import zipfile
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -13,7 +14,7 @@ import numpy as np
 
 from cifar_sweep.errors import DataError, one_line
 from cifar_sweep.pictures.folder import Part, Passed, files_source, image_files, reading, set_aside
-from cifar_sweep.pictures.source import Decoded, Labels, Pixels, Progress, Source, Square, rules
+from cifar_sweep.pictures.source import Decoded, Labels, Pixels, Source, Square, rules
 
 _LABEL_FILES = ("trainLabels.csv", "labels.csv", "train.csv")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z")
@@ -90,8 +91,7 @@ def _signature(files: list[Path], side: int) -> str:
 def _arrays_source(files: list[Path], path: Path, *, side: int) -> Source:
     """Arrays by name: those in a file of NumPy's, or those that have a file each."""
 
-    def read(progress: Progress) -> Decoded:
-        progress(f"reading {path.name} (once)")
+    def read() -> Decoded:
         named: dict[str, Any] = {}
         try:
             for file in files:
@@ -101,12 +101,12 @@ def _arrays_source(files: list[Path], path: Path, *, side: int) -> Source:
                     named |= whole or {file.stem.lower(): loaded}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"The arrays in {path} cannot be read: {one_line(error)}.") from None
-        return _of_arrays(named, path, side)
+        return _of_named_arrays(named, path, side)
 
-    return Source(_signature(files, side), read)
+    return Source(_signature(files, side), f"reading {path.name}", read)
 
 
-def _of_arrays(named: dict[str, Any], path: Path, side: int) -> Decoded:
+def _of_named_arrays(named: dict[str, Any], path: Path, side: int) -> Decoded:
     parts: dict[str, tuple[Any, Any]] = {}
     for part, names in _ARRAYS.items():
         images, labels = (next((named[name] for name in among if name in named), None) for among in names)
@@ -119,16 +119,11 @@ def _of_arrays(named: dict[str, Any], path: Path, side: int) -> Decoded:
             )
     labels = {part: _labels(*pair, where=f"{path}: y_{part}") for part, pair in parts.items()}
     values = np.unique(np.concatenate(list(labels.values())))
-    square = Square(side)
-    decoded = {
-        part: (
-            pixels_of(images, square, where=f"{path}: x_{part}"),
-            np.searchsorted(values, labels[part]).astype(np.int64),
-        )
-        for part, (images, _) in parts.items()
+    numbered = {
+        part: (images, np.searchsorted(values, labels[part]).astype(np.int64)) for part, (images, _) in parts.items()
     }
     classes = [normalize("NFC", str(value)) for value in values]
-    return Decoded.of_parts(path.name, classes, decoded, notes=square.words())
+    return of_arrays(path.name, classes, numbered, side=side, where=f"{path}: x_")
 
 
 def _labels(images: Any, labels: Any, *, where: str) -> Any:
@@ -141,7 +136,18 @@ def _labels(images: Any, labels: Any, *, where: str) -> Any:
     return labels
 
 
-def pixels_of(images: Any, square: Square, *, where: str) -> Pixels:
+def of_arrays(
+    name: str, classes: Sequence[str], parts: Mapping[str, tuple[Any, Labels]], *, side: int, where: str = ""
+) -> Decoded:
+    """A dataset of images, as `_pixels` takes them, and labels by part. What is refused is called `where` and part."""
+    square = Square(side)
+    decoded = {
+        part: (_pixels(images, square, where=f"{where}{part}"), labels) for part, (images, labels) in parts.items()
+    }
+    return Decoded.of_parts(name, classes, decoded, notes=square.words())
+
+
+def _pixels(images: Any, square: Square, *, where: str) -> Pixels:
     """uint8 [n, side, side, 3] of images [n, h, w], [n, h, w, c] or [n, c, h, w], c being 1 (grey), 3, 4 (with alpha).
 
     They are uint8, or floats from 0 to 1. Grey becomes three equal channels. Raises DataError.
@@ -172,24 +178,21 @@ def _binary_source(folder: Path, train: str, test: str, meta: str, before: int, 
     files = {"train": sorted(folder.glob(train)), "test": [folder / test]}
     names = folder / meta
 
-    def part(paths: list[Path], square: Square) -> tuple[Pixels, Labels]:
+    def part(paths: list[Path]) -> tuple[Pixels, Labels]:
         content = np.frombuffer(b"".join(path.read_bytes() for path in paths), np.uint8)
         if content.size % (before + 3072):
             raise DataError(f"{folder}: a file of CIFAR's binary version is cut short; unpack it again.")
         rows = content.reshape(-1, before + 3072)
-        pixels = rows[:, before:].reshape(-1, 3, 32, 32)
-        return pixels_of(pixels, square, where=str(folder)), rows[:, before - 1].astype(np.int64)
+        return rows[:, before:].reshape(-1, 3, 32, 32), rows[:, before - 1].astype(np.int64)
 
-    def read(progress: Progress) -> Decoded:
-        progress(f"reading {folder.name} (once)")
-        square = Square(side)
-        parts = {name: part(paths, square) for name, paths in files.items()}
+    def read() -> Decoded:
+        parts = {name: part(paths) for name, paths in files.items()}
         count = 1 + max((int(labels.max(initial=0)) for _, labels in parts.values()), default=0)
         known = names.read_text(encoding="utf-8").split() if names.is_file() else []
         classes = known if len(known) >= count else [str(label) for label in range(count)]
-        return Decoded.of_parts(folder.name, classes, parts, notes=square.words())
+        return of_arrays(folder.name, classes, parts, side=side)
 
-    return Source(_signature([*files["train"], *files["test"]], side), read)
+    return Source(_signature([*files["train"], *files["test"]], side), f"reading {folder.name}", read)
 
 
 def _kaggle_source(root: Path, labels: str, source: str, *, side: int) -> Source:

@@ -16,7 +16,6 @@ from cifar_sweep.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Progress = Callable[[str], None]
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -66,7 +65,8 @@ class Source:
     """Where a dataset comes from; `notes` are sentences on what was found there, and what is passed over."""
 
     signature: str  # changes when it may have changed
-    read: Callable[[Progress], Decoded]  # the slow way; it says in a sentence what it does
+    doing: str  # what `read` does, in words
+    read: Callable[[], Decoded]  # the slow way
     notes: tuple[str, ...] = ()
 
 

@@ -11,13 +11,14 @@ import torch
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import CifarSweepError
-from cifar_sweep.exports.classifier import Predictions, confusion, predict, resident
+from cifar_sweep.exports.classifier import Classifier, Predictions, confusion, predict
 from cifar_sweep.exports.pictures import data_uri
-from cifar_sweep.exports.testset import TestSet
-from cifar_sweep.exports.trained import classifier_of, trained_trial
+from cifar_sweep.exports.testset import accuracy_on_test
+from cifar_sweep.exports.trained import trained_trial
 from cifar_sweep.report.facts import ImageFindings, Mistake
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData
 
 MISTAKES = 24  # fills rows of 3, 4, 6 or 8
@@ -43,8 +44,8 @@ def look_at_images(
         trained = trained_trial(study, best, artifacts)
         data = load()
         study.check_data(name=data.name, fingerprint=data.fingerprint)
-        classifier = classifier_of([trained], mean=data.channel_mean, std=data.channel_std)
-        TestSet(study, lambda: data, artifacts=artifacts, device=device).accuracy([best])
+        classifier = Classifier([trained], mean=data.channel_mean, std=data.channel_std)
+        accuracy_on_test(study, [best], lambda: data, artifacts=artifacts, device=device)
     except CifarSweepError as error:
         return ImageFindings(missing=f"Trial {best.number} is without {' and '.join(lacking)}: {error}")
     images = trained.config.shape.validation_images
@@ -57,7 +58,8 @@ def look_at_images(
     )
     if not pictures:
         return findings
-    found = predict(classifier, resident(data, device=device, validation_images=images).validation(), device=device)
+    batches = Batches(data, device=device, validation_images=images)
+    found = predict(classifier, batches.validation(), device=device)
     return replace(
         findings,
         confusion=tuple(map(tuple, confusion(found.mean, found.labels))),

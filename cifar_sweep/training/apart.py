@@ -25,29 +25,25 @@ class Apart(Rows):
             _own_dropout(network, mask)
         self.networks = nn.ModuleList(networks)
         self.dtype = dtype
-        self._handed: list[dict[str, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs [K, b, classes] for images [b, 3, h, w]."""
         grad = torch.is_grad_enabled()
-        self._handed = [
+        named = [
             {part.name: part.whole(row).detach().requires_grad_(grad) for part in self.parts} for row in self.weights
+        ]
+        self.handed = [
+            (part.whole(row), each[part.name])
+            for row, each in zip(self.gradients, named, strict=True)
+            for part in self.parts
         ]
         with torch.autocast(images.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             x = images if self.dtype else images.to(self.weights.dtype)
             each = [
                 functional_call(network, parameters, (x,))
-                for network, parameters in zip(self.networks, self._handed, strict=True)
+                for network, parameters in zip(self.networks, named, strict=True)
             ]
         return torch.stack(each)
-
-    def gather_gradients(self) -> None:
-        """Take the last backward pass's gradients into `gradients`; a parameter that was not used has none."""
-        for row, handed in zip(self.gradients, self._handed, strict=True):
-            for part in self.parts:
-                gradient = handed[part.name].grad
-                part.of(row).copy_(gradient.flatten() if gradient is not None else torch.zeros_like(part.of(row)))
-        self._handed = []
 
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:
         """Buffers, parameters that are not trained, and trained ones under their second names."""
@@ -59,7 +55,6 @@ class Apart(Rows):
         }
 
     def keep(self, members: Sequence[int]) -> None:
-        """Go on with these members alone, in this order."""
         super().keep(members)
         self.networks = nn.ModuleList([self.networks[k] for k in members])
 

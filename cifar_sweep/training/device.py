@@ -19,6 +19,8 @@ from cifar_sweep.training.limits import available_cores, threads_asked
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
 )  # fmt: skip
+# By what `precision` of a shape says.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The first compute capability whose tensor cores multiply bf16.
 BF16_CAPABILITY = (8, 0)
 # Below this one pair of steps is enough: without bf16 instructions it is about 0.1, and seven pairs take five seconds.
@@ -125,7 +127,7 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
-def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tuple[str, str]:
+def resolve_precision(device: torch.device) -> tuple[str, str]:
     """``fp32`` or ``bf16``, whichever is faster here, and why in words.
 
     A GPU is asked for its tensor cores: a network small enough to be timed would time its launches. On a CPU it is
@@ -136,7 +138,7 @@ def resolve_precision(device: torch.device, *, cache: Path | None = None) -> tup
         faster, has = ("bf16", "has") if capability >= BF16_CAPABILITY else ("fp32", "has no")
         return faster, f"compute capability {capability[0]}.{capability[1]} {has} bf16"
     key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    path = (cache or default_cache()) / "precision.json"
+    path = default_cache() / "precision.json"
     known: dict[str, float] = {}
     with suppress(OSError, ValueError, AttributeError, TypeError):  # none yet, or damaged: then it is measured again
         known = {str(name): float(ratio) for name, ratio in json.loads(path.read_text()).items()}

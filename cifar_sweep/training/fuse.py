@@ -40,7 +40,6 @@ class Fused(Rows):
         for part in self.parts:
             place, _, name = part.name.partition(".")
             self._parts_at[place][name] = part
-        self._handed: list[tuple[Part, Tensor]] = []
         self.dtype = dtype
         self._flat = [type(layer) for layer in networks[0]].index(nn.Flatten)
         self._stages = stages_of(networks[0])
@@ -54,7 +53,7 @@ class Fused(Rows):
         if self.lanes is not None:
             x = self.lanes.forward(x, self.weights, self.gradients, self.layers, training=self.training)
             done = self._flat
-        self._handed = []
+        self.handed = []
         for place, layer in self.layers.items():
             if int(place) > done:
                 x = layer(x, **self._hand_out(place, layer))
@@ -63,26 +62,18 @@ class Fused(Rows):
     def _hand_out(self, place: str, layer: nn.Module) -> dict[str, Tensor]:
         """All members' parameters of a layer by their names in it, each [K * n, ...], for one step."""
         dtype = None if isinstance(layer, FusedBatchNorm) else self.dtype
-        handed = {}
+        named = {}
         for name, part in self._parts_at[place].items():
             whole = part.of(self.weights).to(dtype or self.weights.dtype).reshape(-1, *part.shape[1:])
-            handed[name] = whole.contiguous().detach().requires_grad_(torch.is_grad_enabled())
-            self._handed.append((part, handed[name]))
-        return handed
-
-    def gather_gradients(self) -> None:
-        """Take the last backward pass's gradients into `gradients`."""
-        for part, whole in self._handed:
-            assert whole.grad is not None
-            part.of(self.gradients).copy_(whole.grad.reshape(self.size, -1))
-        self._handed = []
+            named[name] = whole.contiguous().detach().requires_grad_(torch.is_grad_enabled())
+            self.handed.append((part.of(self.gradients), named[name]))
+        return named
 
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:
         """Batch norm's statistics."""
         return {name: buffer[k] for name, buffer in self.layers.named_buffers()}
 
     def keep(self, members: Sequence[int]) -> None:
-        """Go on with these members alone, in this order."""
         super().keep(members)
         self.lanes = None  # before the memory of others is asked for
         for layer in self.layers.values():

@@ -42,7 +42,6 @@ class Optimizer(ABC):
         self._rows = list(map(self._row, range(len(weights)))) if not at_once(weights.device) else []
         self._decay = self._column([each.weight_decay for each in knobs])
         self._momentum = self._column([each.momentum for each in knobs])
-        self._rates = self._column([each.learning_rate for each in knobs])
         self.set_rates([each.learning_rate for each in knobs])
 
     def _column(self, values: Sequence[float]) -> Tensor:
@@ -50,8 +49,7 @@ class Optimizer(ABC):
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Have each member go on at its learning rate."""
-        self.rates = list(rates)
-        self._rates.copy_(self._column(rates))
+        self.rates, self._rates = list(rates), self._column(rates)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -80,13 +78,10 @@ class Optimizer(ABC):
     def _step_of_all(self, gradients: Tensor) -> None:
         """The same for all, of their gradients [K, parameters] with the weight decay."""
 
-    def names_of(self, k: int) -> tuple[str, ...]:
-        """What is kept for member `k`; a momentum of 0 needs no memory."""
-        return tuple(name for name in self.names if name != "momentum_buffer" or self.knobs[k].momentum)
-
     def member_state(self, k: int) -> dict[str, Tensor]:
-        """Member `k`'s state under PyTorch's names; it shares the memory of the whole."""
-        return {name: self.state[name][k] for name in self.names_of(k)}
+        """Member `k`'s state under PyTorch's names; it shares the memory of the whole. A momentum of 0 has none."""
+        kept = [name for name in self.names if name != "momentum_buffer" or self.knobs[k].momentum]
+        return {name: self.state[name][k] for name in kept}
 
     def check(self, k: int, state: Mapping[str, Tensor]) -> None:
         """Raise StateError where `state` cannot be member `k`'s. None at all is that of one without a step."""

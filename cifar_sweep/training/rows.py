@@ -94,23 +94,25 @@ class Rows(nn.Module, ABC):
     parts: list[Part]  # their trained parameters, in the plain network's order
     weights: Tensor  # the members' parameters [K, parameters], each row in this order
     gradients: Tensor  # theirs, as `gather_gradients` found them
+    handed: list[tuple[Tensor, Tensor]]  # of each parameter in the last step: where its gradient belongs, and it
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
+        self.handed = []
         self.parts = parts_of(networks[0])
         found = [dict(network.named_parameters()) for network in networks]
         rows = [torch.cat([parameters[part.name].detach().flatten() for part in self.parts]) for parameters in found]
         self.register_buffer("weights", torch.stack(rows))
         self.register_buffer("gradients", torch.zeros_like(self.weights))
 
-    @property
-    def size(self) -> int:
-        """The number of members."""
-        return len(self.weights)
-
-    @abstractmethod
     def gather_gradients(self) -> None:
-        """Take the last backward pass's gradients into `gradients`."""
+        """Take the last backward pass's gradients into `gradients`; a parameter that was not used has none."""
+        for place, parameter in self.handed:
+            if parameter.grad is None:
+                place.zero_()
+            else:
+                place.copy_(parameter.grad.reshape(place.shape))
+        self.handed = []
 
     @abstractmethod
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:

@@ -1,7 +1,6 @@
 """The only training loop of the project.
 
-A `Run` trains a group of trials of one shape, epoch by epoch, on one stream of batches. The caller decides which
-members stay: the sweep's runner, a replay and a benchmark each do so with a loop of a few lines.
+A `Run` trains a group of trials of one shape, epoch by epoch. The caller decides which members stay.
 """
 
 import json
@@ -20,7 +19,7 @@ from cifar_sweep.errors import one_line
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
-from cifar_sweep.training.device import at_once, is_out_of_memory
+from cifar_sweep.training.device import DTYPES, at_once, is_out_of_memory
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.graph import Replay, is_replayed
 from cifar_sweep.training.images.data import ImageData
@@ -88,7 +87,7 @@ class Run:
         self.prepare_optimizer()
         if data is not None:
             counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
-            dtype = torch.bfloat16 if self.shape.precision == "bf16" else torch.float32
+            dtype = DTYPES[self.shape.precision]
             self.batches = Batches(data, device=device, normalize=self.shape.normalize, dtype=dtype, **counts)
             self.batches.check_batch_size(self.shape.batch_size)
 
@@ -168,8 +167,7 @@ class Run:
         """
         self.network.eval()
         losses, correct = [], []
-        bf16 = self.shape.precision == "bf16"
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad():
             for images, labels in self.batches.validation():
                 logits = self.network(images).float()
                 losses.append(losses_of(logits, labels).sum(dim=1))

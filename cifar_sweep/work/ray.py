@@ -22,8 +22,7 @@ from cifar_sweep.machine.plan import choose
 from cifar_sweep.study.opening import open_studies
 from cifar_sweep.study.storage import Storage, open_existing
 from cifar_sweep.training.limits import available_cores
-from cifar_sweep.training.models.own import user_code
-from cifar_sweep.training.models.user_code import UserCode, send, take
+from cifar_sweep.training.models.user_code import UserCode, take, user_code
 from cifar_sweep.version import __version__
 from cifar_sweep.work.local import error_of
 from cifar_sweep.work.ray_cluster import ClusterError, joined
@@ -92,7 +91,7 @@ def _own_code(storage: Storage, job: Job) -> Iterator[UserCode]:
     for study in open_studies(storage, job.studies):
         for model, fingerprint in study.code.items():
             with suppress(CifarSweepError):  # it is not here: then each node looks for it
-                yield send(user_code(model, fingerprint))
+                yield user_code(model, fingerprint)
 
 
 @contextmanager

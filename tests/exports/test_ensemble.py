@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cifar_sweep.exports import exported
-from cifar_sweep.exports.classifier import accuracy, predict, resident
+from cifar_sweep.exports.classifier import accuracy, predict
+from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData
 from tests.bare import BarePython, assert_same, some_pictures
 
@@ -175,7 +176,7 @@ def test_damaged_weights_are_found(study: str, cli: Any) -> None:
 def test_predictions_do_not_depend_on_the_batch(study: str, small_data: ImageData, cli: Any) -> None:
     assert cli("ensemble", study, "--top", 2, "--out", "two").exit_code == 0
     classifier = exported.read(Path("two")).classifier()
-    batches = resident(small_data, device=CPU)
+    batches = Batches(small_data, device=CPU)
     whole = predict(classifier, batches.test(100), device=CPU)
     parts = predict(classifier, batches.test(7), device=CPU)
     assert torch.allclose(whole.mean, parts.mean, atol=1e-6)

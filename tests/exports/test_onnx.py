@@ -23,6 +23,7 @@ from torch import nn
 from cifar_sweep.config import TrialConfig, Value
 from cifar_sweep.exports import exported, onnx, write
 from cifar_sweep.exports.classifier import Classifier
+from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.exports.write import LARGEST_LOSS
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.storage import open_existing
@@ -75,8 +76,12 @@ def as_if_trained(params: Mapping[str, Value], data: ImageData) -> tuple[TrialCo
 
 
 def classifier_of(networks: list[dict[str, Value]], data: ImageData) -> Classifier:
-    configs, weights = zip(*(as_if_trained(params, data) for params in networks), strict=True)
-    return Classifier(configs, weights, mean=data.channel_mean, std=data.channel_std)
+    provenance = Provenance(
+        study="a study", trial=0, best_epoch=1, validation_accuracy=0.1, data_source="auto", device="cpu", threads=1,
+        commit="", versions={}, params={},
+    )  # fmt: skip
+    members = [Trained(*as_if_trained(params, data), provenance) for params in networks]
+    return Classifier(members, mean=data.channel_mean, std=data.channel_std)
 
 
 def pixels(data: ImageData) -> torch.Tensor:

@@ -109,8 +109,8 @@ def study(trained: Path) -> SweepStudy:
 
 
 def measured(study: SweepStudy, data: ImageData) -> dict[int, float]:
-    test_set = testset.TestSet(study, lambda: data, artifacts=open_artifacts("artifacts"), device=torch.device("cpu"))
-    accuracies = {trial.number: test_set.accuracy([trial]) for trial in study.trials()}
+    place: dict[str, Any] = {"artifacts": open_artifacts("artifacts"), "device": torch.device("cpu")}
+    accuracies = {t.number: testset.accuracy_on_test(study, [t], lambda: data, **place) for t in study.trials()}
     return {number: accuracy for number, accuracy in accuracies.items() if accuracy is not None}
 
 
@@ -297,9 +297,9 @@ def test_weights_that_are_gone_or_damaged_are_left_out(
 
 
 @pytest.mark.slow
-def test_other_data_than_the_studys(study: SweepStudy, session_cache: Path, reads: list[int]) -> None:
+def test_other_data_than_the_studys(study: SweepStudy, reads: list[int]) -> None:
     with pytest.raises(StudyError, match=r"was run on synthetic images \(500 \+ 100\), not on"):
-        measured(study, images.load("synthetic:600", cache=session_cache))
+        measured(study, images.load("synthetic:600"))
     assert reads == []
 
 

@@ -112,8 +112,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(timing, "process_pool", made_up.process_pool)
     monkeypatch.setattr(plan, "available_cores", lambda: made_up.cores)
     monkeypatch.setattr(plan, "free_memory", lambda device: made_up.free)
-    monkeypatch.setattr(plan, "resolve_precision", lambda device, cache=None: ("fp32", 1.0))
-    monkeypatch.setattr(speeds, "default_cache", lambda: tmp_path)
+    monkeypatch.setattr(plan, "resolve_precision", lambda device: ("fp32", 1.0))
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))
     monkeypatch.setenv("CIFAR_SWEEP_KERNELS", "torch")
     only_steps = partial(Costs, start=0, trial=0, report=0)  # times are then those of training and validation alone
     monkeypatch.setattr(speeds, "Costs", only_steps)
@@ -144,10 +144,8 @@ def by_size(*milliseconds: float) -> Callable[[int, int], Speed]:
     return speed
 
 
-def timed(
-    *networks: str, splits: tuple[Split, ...] = (Split(1, 1),), precision: str = "fp32", cache: Path | None = None
-) -> dict[Split, Any]:
-    return Timer("cpu", precision, cache).measure(networks, splits)
+def timed(*networks: str, splits: tuple[Split, ...] = (Split(1, 1),), precision: str = "fp32") -> dict[Split, Any]:
+    return Timer("cpu", precision).measure(networks, splits)
 
 
 def test_a_plan_knows_what_the_parts_of_the_sweep_cost(machine: Machine) -> None:
@@ -295,27 +293,30 @@ def test_a_damaged_file_is_measured_again(machine: Machine, tmp_path: Path, dama
 
 
 def test_of_a_crowd_one_measures_and_the_others_wait_for_what_it_finds(machine: Machine, tmp_path: Path) -> None:
-    timed("lenet", cache=tmp_path / "before")
+    timed("lenet")
+    (tmp_path / "speeds.json").rename(tmp_path / "measured")
     machine.timed.clear()
-    others = ThreadPoolExecutor()
     with FileLock(tmp_path / "speeds.lock"):  # as one that measures holds it
-        waiting = others.submit(timed, "lenet", cache=tmp_path)
+        waiting = ThreadPoolExecutor().submit(timed, "lenet")
         with pytest.raises(TimeoutError):
             waiting.result(timeout=0.3)
-        (tmp_path / "before" / "speeds.json").rename(tmp_path / "speeds.json")
+        (tmp_path / "measured").rename(tmp_path / "speeds.json")
     assert waiting.result()[Split(1, 1)]["lenet"][1].per_image(10) == pytest.approx(0.002)
     assert machine.timed == []
 
 
 def test_who_has_no_time_to_wait_for_another_takes_typical_speeds(machine: Machine, tmp_path: Path) -> None:
     with FileLock(tmp_path / "speeds.lock"):
-        assert Timer("cpu", "fp32", tmp_path).measure(["lenet"], [Split(1, 1)], seconds=0.2) == {}
+        assert Timer("cpu", "fp32").measure(["lenet"], [Split(1, 1)], seconds=0.2) == {}
     assert machine.timed == []
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(machine: Machine, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_no_error(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
-    found = timed("lenet", cache=tmp_path / "file")[Split(1, 1)]
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "file"))
+    found = timed("lenet")[Split(1, 1)]
     assert found["lenet"][1].per_image(10) == pytest.approx(0.002)
 
 
@@ -514,16 +515,16 @@ def test_rough_times_are_those_of_the_fastest_split_that_was_timed(machine: Mach
 
 
 def test_where_measuring_takes_too_long_typical_speeds_are_taken(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(0, 10_000, 10))
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
     chosen = sweep(space=RATE | {"model": {"choices": ["lenet", "convnet"]}}, fixed={"epochs": 4})
-    rough = choose(chosen, cache=tmp_path, seconds=15.0)
+    rough = choose(chosen, seconds=15.0)
     assert rough.costs is not None
     assert rough.costs.rough
     [first] = machine.networks()
-    assert not Timer("cpu", "fp32", tmp_path).missing([first], [Split(4, 1)]), "what was measured is kept"
-    timed = choose(chosen, cache=tmp_path)
+    assert not Timer("cpu", "fp32").missing([first], [Split(4, 1)]), "what was measured is kept"
+    timed = choose(chosen)
     assert timed.costs is not None
     assert not timed.costs.rough

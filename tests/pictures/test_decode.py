@@ -47,7 +47,7 @@ def test_what_is_seen_is_what_the_networks_get(
         image = Image.fromarray(np.ascontiguousarray(shown))
         square = image if image.size == (32, 32) else image.resize((32, 32), Image.Resampling.BILINEAR)
         wanted[path] = image.size, np.asarray(square)
-    data = load(str(tmp_path / "pictures"), cache=tmp_path / "cache")
+    data = load(str(tmp_path / "pictures"))
     trained, evaluated = data.train_images.numpy(), data.test_images.numpy()
     assert len(trained) + len(evaluated) == count
     for (path, (size, pixels)), decoded in zip(sorted(wanted.items()), [*evaluated, *trained], strict=True):

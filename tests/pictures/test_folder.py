@@ -153,10 +153,11 @@ def damage(pictures: Path) -> dict[str, str]:
     return {place: reason for place, (_, reason) in contents.items()}
 
 
-def test_all_damaged_images_are_named_at_once(pictures: Path, tmp_path: Path) -> None:
+def test_all_damaged_images_are_named_at_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "cache"))
     reasons = damage(pictures)
     with pytest.raises(DataError, match=r"The data has 4 images that cannot be used: .*--skip-damaged") as caught:
-        load(str(pictures), cache=tmp_path / "cache")
+        load(str(pictures))
     for place, reason in reasons.items():
         assert f"{place}: {reason}" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

@@ -309,16 +309,17 @@ def test_a_download_goes_to_a_place_of_its_own(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(MNIST, "download", lambda self: make_mnist(Path(self.root)))
     said: list[str] = []
     cache = tmp_path / "cache"
-    data = load("mnist", cache=cache, on_progress=said.append)
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(cache))
+    data = load("mnist", on_progress=said.append)
     assert said == ["downloading MNIST (once)", "reading MNIST (once)"]
     assert sorted(path.name for path in (cache / "downloads").iterdir()) == ["mnist"]
     assert not Path("data").exists()
-    assert find_on_disk("mnist", cache=cache) == "mnist"
-    assert load("mnist", cache=cache, may_download=False).fingerprint == data.fingerprint
-    found = find_decoded(data.fingerprint, cache=cache)
+    assert find_on_disk("mnist") == "mnist"
+    assert load("mnist", may_download=False).fingerprint == data.fingerprint
+    found = find_decoded(data.fingerprint)
     assert found is not None
     assert found.name == "MNIST"
-    assert find_decoded("0123456789abcdef", cache=cache) is None
+    assert find_decoded("0123456789abcdef") is None
 
 
 def test_the_published_archive_is_unpacked_without_a_download_and_stays(
@@ -337,6 +338,7 @@ def test_the_published_archive_is_unpacked_without_a_download_and_stays(
         raise URLError("no network")
 
     monkeypatch.setattr(CIFAR10, "download", download)
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "cache"))
     with pytest.raises(DataError, match="could not be downloaded"):
-        load("cifar10", cache=tmp_path / "cache")
+        load("cifar10")
     assert (tmp_path / "data" / CIFAR10.filename).read_bytes() == before

@@ -43,16 +43,18 @@ def test_a_gpu_trains_in_what_its_tensor_cores_have(
     """Whatever was timed or noted of it: a network that is small enough to be timed times launches."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))
     note = tmp_path / "precision.json"
     note.write_text(f'{{"cuda a GPU, {torch.get_num_threads()} threads, torch {torch.__version__}": 1.1}}')
-    assert resolve_precision(SECOND_GPU, cache=tmp_path) == (precision, f"compute capability {why}")
+    assert resolve_precision(SECOND_GPU) == (precision, f"compute capability {why}")
 
 
 def test_the_precision_of_a_cpu_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))
     ratios = iter([1.3])
     monkeypatch.setattr(device, "_bf16_speedup", lambda: next(ratios))
     for _ in range(2):
-        assert resolve_precision(CPU, cache=tmp_path) == ("bf16", "bf16 is 1.3 times as fast here")
+        assert resolve_precision(CPU) == ("bf16", "bf16 is 1.3 times as fast here")
 
 
 @pytest.mark.parametrize(

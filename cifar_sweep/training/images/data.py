@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cifar_sweep.errors import DataError, DiskError
 from cifar_sweep.files import default_cache, replace_file
-from cifar_sweep.pictures.source import Decoded, Pixels, Progress
+from cifar_sweep.pictures.source import Decoded, Pixels
 from cifar_sweep.training.images import sources
 from cifar_sweep.training.images.split import split
 
@@ -58,8 +58,7 @@ class ImageData:
 def load(
     source: str = "auto",
     *,
-    cache: Path | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Callable[[str], None] | None = None,
     side: int = sources.SIDE,
     skip_damaged: bool = False,
     may_download: bool = True,
@@ -68,20 +67,19 @@ def load(
 
     `source` is ``auto`` (CIFAR-10 under ``data/`` in the current directory, downloaded when it is not there), one of
     `sources.NAMED` likewise, a folder or a file (docs/own.md), ``synthetic`` (50,000 + 10,000 images) or
-    ``synthetic:N`` (N training and N/5 test images). `cache` is the cache folder; `default_cache` when None.
-    `on_progress` is called with a sentence when something slow starts. Images become `side` pixels wide and high. With
-    `skip_damaged` files that cannot be read are left out. Raises DataError if the source is missing, incomplete,
-    damaged, or cannot be downloaded; UsageError if it is malformed; DiskError if nothing can be written.
+    ``synthetic:N`` (N training and N/5 test images). `on_progress` is called with a sentence when something slow
+    starts. Images become `side` pixels wide and high. With `skip_damaged` files that cannot be read are left out.
+    Raises DataError if the source is missing, incomplete, damaged, or cannot be downloaded; UsageError if it is
+    malformed; DiskError if nothing can be written.
     """
-    cache = default_cache() if cache is None else cache
     progress = on_progress or (lambda _: None)
+    cache = default_cache()
     downloads = cache / "downloads"
     found = sources.locate(source, side=side, downloads=downloads)
     if found is None:
         if not may_download:
-            raise DataError(
-                f"The data {source!r} is not on this disk; --data {source} downloads it, --data names others."
-            )
+            why = f"The data {source!r} is not on this disk; --data {source} downloads it, --data names others."
+            raise DataError(why)
         with _locked(cache, "download"):
             if sources.locate(source, side=side, downloads=downloads) is None:
                 sources.download(source, downloads, progress)
@@ -91,7 +89,8 @@ def load(
     if (data := _read_entry(entry)) is None:
         with _locked(cache, entry.stem):
             if (data := _read_entry(entry)) is None:
-                decoded = found.read(progress)
+                progress(f"{found.doing} (once)")
+                decoded = found.read()
                 _check_damaged(decoded.damaged, skip_damaged)
                 decoded.check()
                 _write_entry(entry, decoded, source=source)
@@ -130,15 +129,15 @@ def _few(damaged: Sequence[str]) -> str:
     return f"{len(damaged):,} {images} that cannot be used: {'; '.join(damaged[:10])}{more}"
 
 
-def find_on_disk(source: str = "auto", *, cache: Path | None = None) -> str | None:
+def find_on_disk(source: str = "auto") -> str | None:
     """The source, where it is on this disk; None where it would be downloaded."""
-    downloads = (default_cache() if cache is None else cache) / "downloads"
-    return None if sources.locate(source, side=sources.SIDE, downloads=downloads) is None else source
+    found = sources.locate(source, side=sources.SIDE, downloads=default_cache() / "downloads")
+    return None if found is None else source
 
 
-def find_decoded(fingerprint: str, *, cache: Path | None = None) -> ImageData | None:
+def find_decoded(fingerprint: str) -> ImageData | None:
     """The images of this fingerprint, where the cache has them from any source."""
-    entries = (default_cache() if cache is None else cache).glob("data-*.safetensors")
+    entries = default_cache().glob("data-*.safetensors")
     return next((data for entry in entries if (data := _read_entry(entry)) and data.fingerprint == fingerprint), None)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,17 +15,9 @@ import numpy as np
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import DataError, DiskError, UsageError
-from cifar_sweep.pictures.folder import (
-    Part,
-    Passed,
-    files_source,
-    folder_source,
-    image_files,
-    reading,
-    set_aside,
-)
-from cifar_sweep.pictures.packages import package_source, pixels_of
-from cifar_sweep.pictures.source import Decoded, Progress, Source, Square
+from cifar_sweep.pictures.folder import Part, Passed, files_source, folder_source, image_files, reading, set_aside
+from cifar_sweep.pictures.packages import of_arrays, package_source
+from cifar_sweep.pictures.source import Decoded, Source
 from cifar_sweep.training.images import synthetic
 
 SIDE = 32
@@ -100,17 +93,15 @@ def _synthetic_source(source: str, side: int) -> Source:
             f"{_MIN_SYNTHETIC} to {_MAX_SYNTHETIC}, and synthetic alone is 50000."
         )
 
-    def read(progress: Progress) -> Decoded:
-        progress(f"drawing {count + count // 5:,} synthetic images (once)")
-        drawn = {
-            part: synthetic.draw(n, seed=derive_seed(part)) for part, n in (("train", count), ("test", count // 5))
-        }
-        square = Square(side)
-        parts = {part: (pixels_of(images, square, where=source), labels) for part, (images, labels) in drawn.items()}
-        name = f"synthetic images ({count:,} + {count // 5:,})"
-        return Decoded.of_parts(name, synthetic.CLASSES, parts, notes=square.words())
+    sizes = {"train": count, "test": count // 5}
 
-    return Source(f"{FORMAT} synthetic {count} version {synthetic.VERSION}{_sized(side)}", read)
+    def read() -> Decoded:
+        drawn = {part: synthetic.draw(size, seed=derive_seed(part)) for part, size in sizes.items()}
+        name = f"synthetic images ({count:,} + {count // 5:,})"
+        return of_arrays(name, synthetic.CLASSES, drawn, side=side)
+
+    doing = f"drawing {sum(sizes.values()):,} synthetic images"
+    return Source(f"{FORMAT} synthetic {count} version {synthetic.VERSION}{_sized(side)}", doing, read)
 
 
 def _sized(side: int) -> str:
@@ -122,8 +113,7 @@ def _named_source(name: str, root: Path, source: str, side: int) -> Source:
     if name == "eurosat":
         return _eurosat_source(root, side)
 
-    def read(progress: Progress) -> Decoded:
-        progress(f"reading {entry.title} (once)")
+    def read() -> Decoded:
         try:
             parts = {part: _torchvision(entry, root, part) for part in ("train", "test")}
         except (RuntimeError, OSError) as error:
@@ -132,21 +122,18 @@ def _named_source(name: str, root: Path, source: str, side: int) -> Source:
                 "content (by the MD5 sums), and no other is read in this form; images of your own are read as an image "
                 "folder {train,test}/CLASS/* or as arrays of NumPy (.npz)."
             ) from error
-        square = Square(side)
-        decoded = {
-            part: (
-                pixels_of(np.asarray(each.data), square, where=entry.title),
-                np.asarray(each.labels if entry.by_split else each.targets, dtype=np.int64),
-            )
+        arrays = {
+            part: (np.asarray(each.data), np.asarray(each.labels if entry.by_split else each.targets, dtype=np.int64))
             for part, each in parts.items()
         }
         classes = getattr(parts["train"], "classes", None) or [str(digit) for digit in range(10)]
-        return Decoded.of_parts(entry.title, classes, decoded, notes=square.words())
+        return of_arrays(entry.title, classes, arrays, side=side)
 
     place = root / entry.marker
     files = [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in _files(place)]
     kind = "torchvision" if name == "cifar10" else name
-    return Source(f"{FORMAT} {kind} {root.resolve()}{_sized(side)}\n" + "\n".join(map(str, files)), read)
+    signature = f"{FORMAT} {kind} {root.resolve()}{_sized(side)}\n" + "\n".join(map(str, files))
+    return Source(signature, f"reading {entry.title}", read)
 
 
 def _files(place: Path) -> list[Path]:
@@ -182,7 +169,7 @@ def _eurosat_source(root: Path, side: int) -> Source:
     return files_source(root, set_aside(files), passed, name="EuroSAT", side=side, notes=[note])
 
 
-def download(source: str, downloads: Path, progress: Progress) -> None:
+def download(source: str, downloads: Path, progress: Callable[[str], None]) -> None:
     """Download a dataset to a place of its own below `downloads`. Raises DataError or DiskError, and leaves nothing."""
     name = "cifar10" if source == "auto" else source
     entry = NAMED[name]

@@ -150,7 +150,6 @@ class Lanes:
     """The stages of K networks, for images [b, 3, h, w] of one dtype and size, at most `batch` at a time.
 
     `images` is an example batch: dtype, height and width are taken from it. `library` has the kernels for its dtype.
-    `tiles` are the members that share each vector.
     """
 
     def __init__(
@@ -193,7 +192,8 @@ class Lanes:
         batch norm's statistics and the dropouts' masks.
         """
         if self.stages[0].reflect:
-            images = functional.pad(images, [self.stages[0].reflect] * 4, mode="reflect")
+            # Under autocast it comes in float32.
+            images = functional.pad(images, [self.stages[0].reflect] * 4, mode="reflect").to(images.dtype)
         if training:
             anchor = torch.empty(0, requires_grad=True)  # so that there is a backward pass
             return _Trained.apply(anchor, self, images, rows, gradients, layers)  # type: ignore[no-any-return]
@@ -202,6 +202,7 @@ class Lanes:
 
     def run(self, images: Tensor, rows: Tensor, gradients: Tensor, layers: Any, *, training: bool) -> Tensor:
         """`forward` of at most `batch` images, padded by reflection where that is asked for."""
+        assert images.dtype is self._kind[0]  # the kernels would take any bytes for numbers
         pixels = images.contiguous(memory_format=torch.channels_last)
         outputs = images.new_empty(self.members, len(images), self.features)
         masks = [_masks(layers, stage, images) if training else None for stage in self.stages]

@@ -3,16 +3,14 @@
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from cifar_sweep.config import Shape, is_own
-from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, nearest, one_line
-from cifar_sweep.training.models.user_code import UserCode, code_of
+from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
+from cifar_sweep.training.models.user_code import UserCode, user_code
 
 
 def own(shape: Shape, *, code: str | None = None) -> nn.Module:
@@ -39,13 +37,8 @@ def own(shape: Shape, *, code: str | None = None) -> nn.Module:
 
 def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
-    _check_outputs(shape, fingerprint(shape.model))
-
-
-@cache
-def _check_outputs(shape: Shape, code: str) -> None:
     with torch.random.fork_rng(devices=[]):
-        network, like = own(shape, code=code).eval(), (2, 3, shape.image_size, shape.image_size)
+        network, like = own(shape).eval(), (2, 3, shape.image_size, shape.image_size)
         try:
             with torch.no_grad():
                 outputs = network(torch.zeros(like))
@@ -58,32 +51,13 @@ def _check_outputs(shape: Shape, code: str) -> None:
         )
 
 
-def user_code(model: str, code: str | None = None) -> UserCode:
-    """The module of the function `model`, with `code` that of this fingerprint, as `own` says; raises likewise."""
-    try:
-        found = code_of(model.partition(":")[0], code)
-    except OSError as error:
-        raise UsageError(f"model {model!r}: {error.filename} cannot be read: {error.strerror}.") from None
-    if found is None:
-        raise UsageError(
-            f"model {model!r}: there is no module {model.partition(':')[0]} in {Path.cwd()} or among the installed "
-            "ones; accepted: a Python file as my_module:build, which lies where the command is run."
-        )
-    if code not in (None, found.fingerprint):
-        raise StudyError(f"model {model!r}: {found.path}, or a file it imports, is another one by now; restore it.")
-    return found
-
-
 def fingerprint(model: str) -> str:
-    """A short hash of the file that holds `model` and of those that it imports from beside it.
-
-    This process knows them from now on as they are now. Raises UsageError if there is no such file to be read.
-    """
+    """The fingerprint of the files of `model`, which this process knows from now on. Raises as `user_code` does."""
     return user_code(model).fingerprint
 
 
 def fingerprints(models: Iterable[str]) -> dict[str, str]:
-    """The fingerprints of those of `models` that are users' own. Raises UsageError as `fingerprint` does."""
+    """The fingerprints of those of `models` that are users' own. Raises as `fingerprint` does."""
     return {model: fingerprint(model) for model in models if is_own(model)}
 
 

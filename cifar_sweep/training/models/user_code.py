@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from cifar_sweep.errors import StudyError, UsageError
 
 INSTALLED = ("site-packages", "dist-packages")  # folders where what lies beside a module has nothing to do with it
 _LOCK = threading.RLock()  # while sys.modules holds the modules of one `UserCode`
@@ -42,6 +44,9 @@ class UserCode:
     root: Path  # the folder that its modules are found in
     sources: dict[str, Source] = field(default_factory=dict)  # by module
     modules: dict[str, ModuleType] = field(default_factory=dict)  # those that have been run
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"modules": {}}  # for another process, which runs them itself
 
     @property
     def path(self) -> Path:
@@ -166,26 +171,36 @@ def _imports(text: bytes, package: str) -> Iterator[str]:
                 yield from [name, *(f"{name}.{alias.name}" for alias in node.names)]
 
 
-def send(code: UserCode) -> UserCode:
-    """The module as another machine can be given it, to `take` it there."""
-    return replace(code, modules={})
-
-
 def take(code: UserCode) -> None:
     """Use this version of a module in this process from now on, whatever lies on the disk here, if anything."""
     _SENT[code.name] = _READ[code.name, code.fingerprint] = code
 
 
-def code_of(name: str, fingerprint: str | None = None) -> UserCode | None:
-    """The module of this name as it lies on the disk, in the current folder first; None where it is no Python file.
+def user_code(model: str, code: str | None = None) -> UserCode:
+    """The module of the function `model` as it lies on the disk, in the current folder first; one sent here before it.
 
-    With a `fingerprint` the version that this process has read before, as long as it knows it. One that was sent here
-    comes before the disk. Raises OSError.
+    With the fingerprint `code` the version that this process has read before, if it knows it. UsageError if there is no
+    file to be read; StudyError if it is of another fingerprint.
     """
-    if fingerprint is not None and (name, fingerprint) in _READ:
-        return _READ[name, fingerprint]
-    if name in _SENT:
-        return _SENT[name]
+    name = model.partition(":")[0]
+    if code is not None and (name, code) in _READ:
+        return _READ[name, code]
+    try:
+        found = _SENT.get(name) or _on_disk(name)
+    except OSError as error:
+        raise UsageError(f"model {model!r}: {error.filename} cannot be read: {error.strerror}.") from None
+    if found is None:
+        raise UsageError(
+            f"model {model!r}: there is no module {name} in {Path.cwd()} or among the installed ones; accepted: a "
+            "Python file as my_module:build, which lies where the command is run."
+        )
+    if code not in (None, found.fingerprint):
+        raise StudyError(f"model {model!r}: {found.path}, or a file it imports, is another one by now; restore it.")
+    return found
+
+
+def _on_disk(name: str) -> UserCode | None:
+    """The module of this name; None where it is no Python file. Raises OSError."""
     top = name.partition(".")[0]
     importlib.invalidate_caches()  # a file may be younger than what was cached of its folder
     try:

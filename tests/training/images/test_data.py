@@ -37,11 +37,15 @@ BATCH_FILES = [f"data_batch_{number}" for number in range(1, 6)]
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     """500 + 100 synthetic images: a training part of 400."""
-    return load("synthetic:500", cache=tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return load("synthetic:500")
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that is not there yet."""
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -122,7 +126,7 @@ def test_split_draws_each_class_in_random_order() -> None:
 
 def test_image_folder_is_decoded_in_sorted_order(folder: Path, cache: Path) -> None:
     said: list[str] = []
-    data = load(str(folder), cache=cache, on_progress=said.append)
+    data = load(str(folder), on_progress=said.append)
     assert said == ["decoding 14 images (once)"]
     assert (data.name, data.classes) == ("image folder pictures", ("cat", "dog"))
     assert data.train_labels.tolist() == [0] * 5 + [1] * 5
@@ -135,13 +139,13 @@ def test_image_folder_is_decoded_in_sorted_order(folder: Path, cache: Path) -> N
 
 
 def test_other_files_and_hidden_ones_are_ignored(folder: Path, cache: Path) -> None:
-    before = load(str(folder), cache=cache).fingerprint
+    before = load(str(folder)).fingerprint
     (folder / "README.md").write_text("x")
     (folder / "train" / "labels.csv").write_text("x")
     (folder / "train" / ".hidden").mkdir()
     (folder / "train" / "cat" / "Thumbs.db").write_text("x")
     (folder / "train" / "cat" / "._0.png").write_text("x")
-    assert load(str(folder), cache=cache).fingerprint == before
+    assert load(str(folder)).fingerprint == before
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
@@ -151,13 +155,13 @@ def test_images_of_other_modes_become_rgb(folder: Path, cache: Path, mode: str) 
     with Image.open(path) as image:
         assert image.mode == mode
         expected = np.asarray(image.convert("RGB"))
-    assert np.array_equal(load(str(folder), cache=cache).train_images[0].numpy(), expected)
+    assert np.array_equal(load(str(folder)).train_images[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "bmp", "webp"])
 def test_other_image_formats_are_read(folder: Path, cache: Path, suffix: str) -> None:
     write_image(folder / "train" / "cat" / f"9.{suffix}", seed=1)
-    assert len(load(str(folder), cache=cache).train_images) == 11
+    assert len(load(str(folder)).train_images) == 11
 
 
 def truncate(path: Path) -> None:
@@ -208,7 +212,7 @@ DAMAGES = {
 def test_broken_image_folders_are_refused_in_a_sentence(folder: Path, cache: Path, damage: str) -> None:
     spoil(folder, damage)
     with pytest.raises(DataError, match=DAMAGES[damage]) as caught:
-        load(str(folder), cache=cache)
+        load(str(folder))
     assert caught.value.exit_code == 1
     assert not list(cache.glob("data-*[!k]"))  # nothing but lock files
 
@@ -218,7 +222,7 @@ def test_broken_image_folders_are_refused_in_a_sentence(folder: Path, cache: Pat
 )
 def test_malformed_sources_are_usage_errors(source: str, cache: Path) -> None:
     with pytest.raises(UsageError, match=r"synthetic:N"):
-        load(source, cache=cache)
+        load(source)
 
 
 def make_torchvision_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -246,14 +250,12 @@ def test_torchvision_folder_by_its_name_by_its_parents_and_by_auto(
     inner = make_torchvision_folder(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert find_on_disk() == "auto"
-    by_name = load(str(inner), cache=cache)
+    by_name = load(str(inner))
     assert (by_name.name, by_name.classes) == ("CIFAR-10", ("cat", "dog"))
     assert (len(by_name.train_images), len(by_name.test_images)) == (100, 20)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
     assert np.array_equal(by_name.train_images[7].numpy(), pixels[7].reshape(3, 32, 32).transpose(1, 2, 0))
-    assert {load(source, cache=cache).fingerprint for source in ("auto", "data", str(tmp_path / "data"))} == {
-        by_name.fingerprint
-    }
+    assert {load(source).fingerprint for source in ("auto", "data", str(tmp_path / "data"))} == {by_name.fingerprint}
     assert len(list(cache.glob("data-*[!k]"))) == 1
 
 
@@ -264,10 +266,10 @@ def test_half_a_torchvision_folder_is_refused(
     file = make_torchvision_folder(tmp_path / "data", monkeypatch) / name
     truncate(file)
     with pytest.raises(DataError, match=r"CIFAR-10 in .* lacks files, or theirs is not the published content"):
-        load(str(tmp_path / "data"), cache=cache)
+        load(str(tmp_path / "data"))
     file.unlink()
     with pytest.raises(DataError, match="lacks files"):
-        load(str(tmp_path / "data"), cache=cache)
+        load(str(tmp_path / "data"))
 
 
 def fail_download(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -293,7 +295,7 @@ def test_offline_auto_names_three_ways_out_and_leaves_nothing(
     assert find_on_disk() is None
     said: list[str] = []
     with pytest.raises(DataError) as caught:
-        load(cache=cache, on_progress=said.append)
+        load(on_progress=said.append)
     message = str(caught.value)
     for way in (
         "where there is a network",
@@ -319,7 +321,7 @@ def test_a_failed_download_touches_no_file_of_the_users(
         (tmp_path / "data" / name).write_text(text)
     fail_download(monkeypatch, error)
     with pytest.raises((KeyboardInterrupt, DataError)) as caught:
-        load(cache=cache)
+        load()
     if isinstance(caught.value, DataError):
         assert "data/cifar-10-batches-py is there, but lacks some of its files" in str(caught.value)
     assert {name: (tmp_path / "data" / name).read_text() for name in mine} == mine
@@ -330,21 +332,21 @@ def test_a_full_disk_is_not_a_missing_network(tmp_path: Path, cache: Path, monke
     monkeypatch.chdir(tmp_path)
     fail_download(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(DiskError, match=r"CIFAR-10 cannot be written to .*: No space left"):
-        load(cache=cache)
+        load()
 
 
 # --- Cache -----------------------------------------------------------------------------------------------------------
 
 
 def test_second_load_reads_the_cache_alone(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load(str(folder), cache=cache)
+    first = load(str(folder))
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(Image, "open", refuse)
     started = time.perf_counter()
-    second = load(str(folder), cache=cache, on_progress=refuse)
+    second = load(str(folder), on_progress=refuse)
     assert time.perf_counter() - started < 1
     assert torch.equal(first.train_images, second.train_images)
     assert torch.equal(first.test_labels, second.test_labels)
@@ -354,10 +356,10 @@ def test_second_load_reads_the_cache_alone(folder: Path, cache: Path, monkeypatc
 
 @pytest.mark.slow
 def test_a_cache_hit_imports_neither_torchvision_nor_pillow(folder: Path, cache: Path) -> None:
-    load(str(folder), cache=cache)
+    load(str(folder))
     script = (
-        "import sys; from pathlib import Path; from cifar_sweep.training.images.data import load\n"
-        f"load({str(folder)!r}, cache=Path({str(cache)!r}))\n"
+        "import sys; from cifar_sweep.training.images.data import load\n"
+        f"load({str(folder)!r})\n"
         "print([name for name in ('torchvision', 'PIL') if name in sys.modules])"
     )
     assert run_python(script).communicate()[0] == "[]\n"
@@ -371,18 +373,17 @@ def run_python(script: str) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_two_processes_that_build_one_entry_both_get_it(cache: Path) -> None:
     # The drawing is slowed, so that the second surely comes while the first is at it.
-    script = f"""
+    script = """
 import time
-from pathlib import Path
 from cifar_sweep.training.images import data, synthetic
 draw = synthetic.draw
 synthetic.draw = lambda count, *, seed: (time.sleep(1), draw(count, seed=seed))[1]
 said = []
-loaded = data.load("synthetic:200", cache=Path({str(cache)!r}), on_progress=said.append)
+loaded = data.load("synthetic:200", on_progress=said.append)
 print(loaded.fingerprint, len(said))
 """
     outputs = [process.communicate()[0].split() for process in [run_python(script), run_python(script)]]
-    assert outputs[0][0] == outputs[1][0] == load("synthetic:200", cache=cache).fingerprint
+    assert outputs[0][0] == outputs[1][0] == load("synthetic:200").fingerprint
     assert sorted(output[1] for output in outputs) == ["0", "1"]
 
 
@@ -414,7 +415,7 @@ CACHE_DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", CACHE_DAMAGES)
 def test_a_damaged_entry_is_built_again(cache: Path, damage: str) -> None:
-    first = load("synthetic:100", cache=cache)
+    first = load("synthetic:100")
     expected = first.train_images.clone()
     (entry,) = cache.glob("data-*[!k]")
     # A copy, since the first load still maps the file, and truncating a mapped file kills the process.
@@ -423,19 +424,19 @@ def test_a_damaged_entry_is_built_again(cache: Path, damage: str) -> None:
     os.replace(copy, entry)
     CACHE_DAMAGES[damage](entry)
     said: list[str] = []
-    again = load("synthetic:100", cache=cache, on_progress=said.append)
+    again = load("synthetic:100", on_progress=said.append)
     assert said == ["drawing 120 synthetic images (once)"]
     assert torch.equal(again.train_images, expected)
     assert again.fingerprint == first.fingerprint
-    load("synthetic:100", cache=cache, on_progress=said.append)
+    load("synthetic:100", on_progress=said.append)
     assert len(said) == 1
 
 
 def test_leftovers_of_a_crashed_run_are_harmless(cache: Path) -> None:
-    load("synthetic:100", cache=cache)
+    load("synthetic:100")
     (entry,) = cache.glob("data-*[!k]")
     os.rename(entry, entry.with_name(f".{entry.name}.0123.tmp"))
-    load("synthetic:100", cache=cache)
+    load("synthetic:100")
     assert list(cache.glob("*[!k]")) == [entry]
 
 
@@ -445,21 +446,22 @@ def test_a_full_disk_leaves_nothing_half_written(cache: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError, match=r"cache cannot be written: No space left .* CIFAR_SWEEP_CACHE"):
-        load("synthetic:100", cache=cache)
+        load("synthetic:100")
     assert not list(cache.glob("*[!k]"))
 
 
-def test_a_cache_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_made_is_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DiskError, match="cache cannot be written"):
-        load("synthetic:100", cache=tmp_path / "file" / "cache")
+        load("synthetic:100")
 
 
 def test_writing_to_the_tensors_leaves_the_cache_as_it_was(cache: Path) -> None:
-    first = load("synthetic:100", cache=cache)
+    first = load("synthetic:100")
     before = first.train_images[0].clone()
     first.train_images[0] = 7
-    assert torch.equal(load("synthetic:100", cache=cache).train_images[0], before)
+    assert torch.equal(load("synthetic:100").train_images[0], before)
 
 
 def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -474,25 +476,25 @@ def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_fingerprint_is_of_the_pixels_not_of_the_files(folder: Path, cache: Path) -> None:
-    first = load(str(folder), cache=cache).fingerprint
+    first = load(str(folder)).fingerprint
     path = folder / "train" / "cat" / "0.png"
     os.utime(path, ns=(1, 1))
     os.rename(folder / "train" / "cat" / "4.png", folder / "train" / "cat" / "5.png")
-    assert load(str(folder), cache=cache).fingerprint == first
+    assert load(str(folder)).fingerprint == first
     assert len(first) == 16
     assert int(first, 16) >= 0
     with Image.open(path) as image:
         pixels = np.array(image)
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(path)
-    assert load(str(folder), cache=cache).fingerprint != first
+    assert load(str(folder)).fingerprint != first
 
 
 def test_fingerprint_is_of_the_class_names_too(folder: Path, cache: Path) -> None:
-    first = load(str(folder), cache=cache).fingerprint
+    first = load(str(folder)).fingerprint
     for part in ("train", "test"):
         os.rename(folder / part / "dog", folder / part / "dodo")
-    assert load(str(folder), cache=cache).fingerprint != first
+    assert load(str(folder)).fingerprint != first
 
 
 def test_channel_statistics_are_of_the_training_part(small: ImageData) -> None:
@@ -667,7 +669,7 @@ def accuracy_after(model: nn.Module, data: ImageData, *, epochs: int, learning_r
 
 @pytest.mark.slow
 def test_a_small_network_learns_the_synthetic_images_and_a_linear_model_does_not(cache: Path) -> None:
-    data = load("synthetic:5000", cache=cache)
+    data = load("synthetic:5000")
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     network = nn.Sequential(
@@ -686,10 +688,10 @@ def test_a_small_network_learns_the_synthetic_images_and_a_linear_model_does_not
 
 
 @pytest.mark.slow
-def test_the_real_cifar10(real_source: str, session_cache: Path) -> None:
-    data = load(real_source, cache=session_cache)
+def test_the_real_cifar10(real_source: str) -> None:
+    data = load(real_source)
     started = time.process_time()
-    assert load(real_source, cache=session_cache).fingerprint == data.fingerprint
+    assert load(real_source).fingerprint == data.fingerprint
     assert time.process_time() - started < 2  # a third of a second
     assert (len(data.train_images), len(data.test_images), len(data.classes)) == (50_000, 10_000, 10)
     assert data.classes[0] == "airplane"

@@ -319,6 +319,21 @@ def test_evaluation_is_that_of_pytorch_however_many_images_come(
     torch.testing.assert_close(found, usual, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.skipif(not BF16, reason="no such instructions here")
+def test_images_padded_by_reflection_are_validated_as_they_are_trained() -> None:
+    """Under autocast, which validation has, PyTorch pads them into float32."""
+    network = fused("convnet, batch norm, reflect", 8, precision="bf16")
+    step(network, *batch(6, torch.bfloat16))
+    network.eval()
+    images, _ = batch(50, torch.bfloat16)
+    with torch.no_grad():
+        usual = network(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(images)
+    assert network.lanes is not None
+    assert torch.equal(found, usual)
+
+
 def test_a_pixel_that_is_nan_is_seen_to_the_end() -> None:
     layers = nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.ReLU()
     networks = [row_of(*layers, features=4 * 16 * 16)] * 8

@@ -16,7 +16,8 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
-from cifar_sweep.training.models.own import check_outputs, fingerprint, user_code
+from cifar_sweep.training.models.own import check_outputs, fingerprint
+from cifar_sweep.training.models.user_code import user_code
 from cifar_sweep.training.train import Run
 
 PLAIN = """
