@@ -49,7 +49,7 @@ def delete(
     place: FileOptions,
 ) -> None:
     """Delete a study with all its trials, checkpoints and weights. Exports stay."""
-    from cifar_sweep.study.files import is_own, remove_files
+    from cifar_sweep.study.files import is_own
     from cifar_sweep.study.opening import delete as delete_study
 
     doomed = place.load(study)
@@ -63,7 +63,7 @@ def delete(
         confirmed = False
     if not confirmed:
         raise UsageError(f"study {study!r} was not deleted; accepted: y at the question, or --yes.")
-    delete_study(opened, study, remove_files=lambda each: None if keep_files else remove_files(each, store))
+    delete_study(opened, study, files=None if keep_files else store)
     say(f"study {study} is deleted")
 
 

@@ -67,11 +67,10 @@ def guarded(app: WsgiApp, *, token: str = "", allow_write: bool = False) -> Wsgi
     With a token, for those that have it instead: as ``?token=``, which is answered with a cookie, or as bearer.
     """
 
-    def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def guard(environ: dict[str, Any]) -> Answer:
         status, headers, content = answered(environ)
         kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
-        start_response(status, kept + _own_headers(_path(environ)))
-        return [content]
+        return status, kept + _own_headers(_path(environ)), content
 
     def answered(environ: dict[str, Any]) -> Answer:
         if token and _equal(token, *parse_qs(environ.get("QUERY_STRING", "")).get("token", [])):
@@ -91,7 +90,7 @@ def guarded(app: WsgiApp, *, token: str = "", allow_write: bool = False) -> Wsgi
             words = "the dashboard could not answer; its own output says why"
             return sentence("500 Internal Server Error", words, environ)
 
-    return guard
+    return answering(guard)
 
 
 def _refusal(environ: dict[str, Any], *, token: str, allow_write: bool) -> str:
@@ -178,6 +177,17 @@ def answer_of(app: WsgiApp, environ: dict[str, Any]) -> Answer:
     if hasattr(body, "close"):
         body.close()
     return *started[-1], content
+
+
+def answering(answer: Callable[[dict[str, Any]], Answer]) -> WsgiApp:
+    """The application that gives these answers; `answer_of` takes one from it."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        status, headers, content = answer(environ)
+        start_response(status, headers)
+        return [content]
+
+    return app
 
 
 def _compressed(environ: dict[str, Any], status: str, headers: Headers, content: bytes) -> Answer:
