@@ -27,7 +27,7 @@ from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.exports import trained
 from cifar_sweep.exports import write as export
 from cifar_sweep.figures.by_name import FIGURES
-from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+from cifar_sweep.forecast.costs import images_of, note_costs
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study import opening
 from cifar_sweep.study.record import TrialRecord
@@ -116,9 +116,8 @@ def run_sweep(
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     folder = str(artifacts) if artifacts is not None else None
     made = submit(storage, study or chosen.name, chosen, loaded, source=source, artifacts=folder)
-    many = made.data.get("train_images", TRAIN_IMAGES)
     given: dict[str, Any] = {"device": device, "workers": workers, "threads": threads, "group": group}
-    plan = choose([chosen], **given, say=console.print, train_images=many)
+    plan = choose([chosen], **given, say=console.print, train_images=images_of(made))
     if plan.costs:
         note_costs(made, plan.costs)
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.cli.options import (
     SKIP_DAMAGED,
     Address,
@@ -25,7 +26,6 @@ from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 
 if TYPE_CHECKING:
-    from cifar_sweep.artifacts import Artifacts as Store
     from cifar_sweep.machine.plan import Plan
     from cifar_sweep.study.storage import Storage
     from cifar_sweep.study.study import SweepStudy
@@ -176,10 +176,8 @@ class FileOptions(StorageOptions):
 
     artifacts: Annotated[str | None, Option(envvar="CIFAR_SWEEP_ARTIFACTS", help=ARTIFACTS)] = None
 
-    def files_of(self, study: "SweepStudy") -> "Store":
+    def files_of(self, study: "SweepStudy") -> Artifacts:
         """Where the study's files are."""
-        from cifar_sweep.artifacts import open_artifacts
-
         return open_artifacts(self.artifacts or study.artifacts)
 
 

@@ -9,6 +9,7 @@ from typer import Option
 from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
 from cifar_sweep.cli.options import SKIP_DAMAGED, Data, Device, echo_json, say, say_of, terminal
 from cifar_sweep.errors import UsageError
+from cifar_sweep.words import duration, span
 
 if TYPE_CHECKING:
     from cifar_sweep.sweep.sweep import Sweep
@@ -44,8 +45,6 @@ def plan(
 
 
 def _about(seconds: dict[str, float]) -> str:
-    from cifar_sweep.words import duration, span
-
     likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
     return likely if likely == around else f"{likely} ({around})"
 
@@ -58,7 +57,6 @@ def list_sweeps() -> None:
     from cifar_sweep.forecast.hours import plan_hours
     from cifar_sweep.machine.speeds import rough_costs
     from cifar_sweep.sweep.file import load, names
-    from cifar_sweep.words import duration
 
     view, faults = Table("sweep", "trials", "rough time", "in one hour", "searches", "what for", box=None), []
     for name, path in names().items():

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from cifar_sweep.cli.bundles import ImageOptions, load_again
 from cifar_sweep.cli.options import Device, SameData, StudyName, Threads, echo_json, say, say_of, settings_of, terminal
 from cifar_sweep.errors import UsageError
+from cifar_sweep.work.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from cifar_sweep.exports.exported import Exported
     from cifar_sweep.exports.trained import Trained
     from cifar_sweep.training.images.data import ImageData
-    from cifar_sweep.work.signals import StopRequest
 
 ExportFolder = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
@@ -85,7 +85,6 @@ def ensemble(
     """Average the probabilities of several networks, and write them as one export."""
     from cifar_sweep.training.device import prepare_process, resolve_device
     from cifar_sweep.work.retrain import Retraining, discard_unfinished
-    from cifar_sweep.work.signals import stop_on_signals
 
     on = resolve_device(options.device)
     members, name, images = _members(sources or [], top, trials, options)
@@ -205,7 +204,6 @@ def train(
     from cifar_sweep.exports.exported import known_test_accuracy, read
     from cifar_sweep.training.device import resolve_device
     from cifar_sweep.work.retrain import Retraining, discard_unfinished
-    from cifar_sweep.work.signals import stop_on_signals
 
     export = read(config)
     images = _images_of(export, data)
@@ -275,7 +273,7 @@ def _images_of(export: "Exported", source: str | None, *, must_match: bool = Fal
     return images
 
 
-def _stopped(stop: "StopRequest") -> NoReturn:
+def _stopped(stop: StopRequest) -> NoReturn:
     say("stopped; the same command goes on from the last epoch.")
     raise typer.Exit(stop.exit_code())
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.cli.bundles import FileOptions, NewStudyOptions, StorageOptions, SweepOptions, WorkerOptions
 from cifar_sweep.cli.options import MaxHours, SameData, deadline_of, say, say_of, terminal
 from cifar_sweep.cli.queue import Studies
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
+from cifar_sweep.work.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +47,6 @@ def run(
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
     from cifar_sweep.database.outage import wait_out
     from cifar_sweep.terminal.progress import shown
-    from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, run_workers
 
     begun, deadline, gpus = time.time(), deadline_of(max_hours), gpus_per_worker
@@ -91,13 +92,12 @@ def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: 
 
 def _plan(study: "SweepStudy", workers: WorkerOptions, deadline: float | None) -> "Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
-    from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+    from cifar_sweep.forecast.costs import images_of, note_costs
     from cifar_sweep.forecast.pruning import never_prunes
     from cifar_sweep.training.device import resolve_device
 
-    many = study.data.get("train_images", TRAIN_IMAGES)
     timing = _timing_seconds(study.hours.hours if study.hours else None)
-    plan = workers.choose([study.sweep], train_images=many, say=say, seconds=timing)
+    plan = workers.choose([study.sweep], train_images=images_of(study), say=say, seconds=timing)
     if plan.costs:
         note_costs(study, plan.costs)
     device, found = resolve_device(workers.device), plan.found
@@ -120,13 +120,13 @@ def _plan(study: "SweepStudy", workers: WorkerOptions, deadline: float | None) -
 
 def _too_long(study: "SweepStudy", deadline: float | None) -> float | None:
     """About the seconds of a study's shortest epoch, where not even that is likely to end in time; else None."""
-    from cifar_sweep.forecast.costs import TRAIN_IMAGES, noted_costs
+    from cifar_sweep.forecast.costs import images_of, noted_costs
     from cifar_sweep.forecast.expected import possible_shapes, queued_shapes
     from cifar_sweep.machine.speeds import rough_costs
 
     costs = noted_costs(study)
-    if deadline and costs is None and (rough := rough_costs(study.sweep)):
-        costs = rough[0].model_copy(update={"train_images": study.data.get("train_images", TRAIN_IMAGES)})
+    if deadline and costs is None and (rough := rough_costs(study.sweep, train_images=images_of(study))):
+        costs, _ = rough
     if deadline is None or costs is None:
         return None
     shapes = [*possible_shapes(study.sweep), *queued_shapes(study.sweep)]
@@ -187,14 +187,13 @@ def _costs_of(sweep: "Sweep", images: "ImageData", workers: WorkerOptions | None
     """What the whole sweep's parts cost here; where other machines are to train it, or nothing is timed, typically."""
     from cifar_sweep.forecast.costs import Costs
     from cifar_sweep.machine.speeds import rough_costs
-    from cifar_sweep.training.images.split import split
 
-    many = len(split(images.train_labels)[0])
+    many = len(images.divide()[0])
     made = workers.choose([sweep], train_images=many, say=say, seconds=seconds) if workers else None
     if made and made.costs:
         return made.costs
-    rough = rough_costs(sweep)
-    return (rough[0] if rough else Costs()).model_copy(update={"train_images": many, "rough": True})
+    costs, _ = rough_costs(sweep, train_images=many) or (Costs(train_images=many), None)
+    return costs.model_copy(update={"rough": True})
 
 
 def _say_hours(study: "SweepStudy", whole: "Sweep", costs: "Costs") -> None:
@@ -217,7 +216,7 @@ def _say_hours(study: "SweepStudy", whole: "Sweep", costs: "Costs") -> None:
         seconds=unpruned_seconds(whole, costs),
         end=hours.deadline and f"{datetime.fromtimestamp(hours.deadline):%H:%M:%S}",
         over=hours.deadline is not None and hours.deadline <= time.time(),
-        begun=bool(study.asked()) and any(trial.epochs_done for trial in study.trials()),
+        begun=any(trial.epochs_done for trial in study.asked()),
     )
 
 
@@ -267,11 +266,9 @@ def worker(
     place: FileOptions,
 ) -> None:
     """Train trials of submitted studies, the most urgent first, until told to stop."""
-    from cifar_sweep.artifacts import open_artifacts
     from cifar_sweep.study.opening import load
     from cifar_sweep.study.storage import open_waiting
     from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.signals import stop_on_signals
     from cifar_sweep.work.worker import Job, serve
 
     resolve_device(workers.device)
@@ -308,12 +305,11 @@ def _all_shown(studies: "Sequence[SweepStudy]") -> "Iterator[None]":
 def _note_costs(study: "SweepStudy", plan: "Plan") -> None:
     """Store what the study is reckoned to cost here, where nobody has yet. It is not worth waiting for a database."""
     from cifar_sweep.database.outage import is_outage
-    from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+    from cifar_sweep.forecast.costs import note_costs
 
-    images = study.data.get("train_images", TRAIN_IMAGES)
     try:
         if plan.costs and study.costs is None:
-            note_costs(study, plan.costs.model_copy(update={"train_images": images}))
+            note_costs(study, plan.costs)
     except Exception as error:
         if not is_outage(error):
             raise

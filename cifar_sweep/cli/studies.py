@@ -9,6 +9,9 @@ from typer import Option
 
 from cifar_sweep.cli.bundles import ImageOptions, StorageOptions
 from cifar_sweep.cli.options import StudyName, echo_json, say, say_of, terminal
+from cifar_sweep.errors import CifarSweepError, UsageError
+from cifar_sweep.files import replace_file
+from cifar_sweep.work.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from cifar_sweep.report.facts import ImageFindings
@@ -93,7 +96,6 @@ def replay(
     place: StorageOptions,
 ) -> None:
     """Say what another strategy would have cost on a study's own curves; nothing is trained."""
-    from cifar_sweep.errors import UsageError
     from cifar_sweep.replay.recorded import replay_study
 
     asked = {key: value for key, value in (("sampler", sampler), ("pruner", pruner)) if value is not None}
@@ -136,7 +138,6 @@ def dashboard(
     """Serve optuna-dashboard until Ctrl-C, with notes, figures and files of each study. It is for reading only."""
     from cifar_sweep.dashboard.server import serve
     from cifar_sweep.study.storage import open_waiting
-    from cifar_sweep.work.signals import stop_on_signals
 
     opened = open_waiting(place.storage)
     where: dict[str, Any] = {"host": host, "port": port, "allow_write": allow_write}
@@ -156,7 +157,6 @@ def report(
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
-    from cifar_sweep.files import replace_file
     from cifar_sweep.report import page, text
     from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
     from cifar_sweep.study.opening import load, load_all
@@ -179,7 +179,6 @@ def report(
 
 def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "ImageFindings":
     """What the best trial's network makes of the images, where there is one and that is still to be found out."""
-    from cifar_sweep.errors import CifarSweepError
     from cifar_sweep.report.facts import ImageFindings
 
     best = next(iter(study.ranked()), None)

@@ -236,11 +236,19 @@ class Sweep(_Table):
 
 
 def values_of(sweep: Sweep, name: str) -> list[Value]:
-    """The values that the categorical parameter `name` can take in this sweep."""
+    """The values that a parameter can take by [fixed] and [space]; of a range its two ends."""
     domain = sweep.space.get(name)
-    if isinstance(domain, Choices):
-        return domain.choices
-    return [sweep.fixed.get(name, PARAMETERS[name].default)]
+    if domain is None:
+        return [sweep.fixed.get(name, PARAMETERS[name].default)]
+    return domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]
+
+
+def trained_values(sweep: Sweep, name: str) -> list[Value]:
+    """The values that a parameter takes in the sweep's trials: those of given points alone, else `values_of`."""
+    if not sweep.given:
+        return values_of(sweep, name)
+    usual = sweep.fixed.get(name, PARAMETERS[name].default)
+    return [point.params().get(name, usual) for point in sweep.enqueue]
 
 
 def contains(domain: Range | Choices, value: Value) -> bool:
