@@ -147,9 +147,10 @@ def epoch_seconds(study: "SweepStudy", trials: "Sequence[TrialRecord]") -> float
 
 def note_costs(study: "SweepStudy", costs: Costs) -> None:
     """Store with a study what its parts are reckoned to cost, on its own images."""
-    study.note_costs(costs.model_copy(update={"train_images": images_of(study)}).model_dump(mode="json"))
+    images = images_of(study, usual=costs.train_images)
+    study.note_costs(costs.model_copy(update={"train_images": images}).model_dump(mode="json"))
 
 
-def images_of(study: "SweepStudy") -> int:
-    """How many images there are to train on."""
-    return int(study.data.get("train_images", TRAIN_IMAGES))
+def images_of(study: "SweepStudy", *, usual: int = TRAIN_IMAGES) -> int:
+    """How many images there are to train on, as far as the study says it."""
+    return int(study.data.get("train_images", usual))
