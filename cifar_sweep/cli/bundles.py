@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
+from cifar_sweep.cli import rooms
 from cifar_sweep.cli.options import (
     SKIP_DAMAGED,
     Address,
@@ -94,27 +95,22 @@ class SweepOptions:
 
     def load(self) -> "Sweep":
         """The sweep of this name or file, with what the options change."""
-        from cifar_sweep.sweep.file import find, load
-        from cifar_sweep.sweep.parsing import parse
-
         options = {name: getattr(self, name) for name in ("trials", "epochs", "train_images", "seed")}
         changes = settings_of(self.settings or []) | {key: value for key, value in options.items() if value is not None}
         labels = [label.strip() for label in self.only.split(",")] if self.only is not None else []
-        sweep = load(find(self.sweep), changes=changes, preview=self.preview, only=labels)
+        sweep = rooms.file.load(rooms.file.find(self.sweep), changes=changes, preview=self.preview, only=labels)
         if self.confirm is None:
             return sweep
         pair = [int(part) if part.strip().isdecimal() else part for part in self.confirm.split(",")]
-        return parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
+        return rooms.parsing.parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
 
     def images(self, sweep: "Sweep", *, quiet: bool = False) -> "tuple[str, ImageData]":
         """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead.
 
         Says what was passed over, resized or set aside.
         """
-        from cifar_sweep.training.images.data import find_on_disk
-
         source = self.data
-        if source == "auto" and self.preview and find_on_disk() is None:
+        if source == "auto" and self.preview and rooms.data.find_on_disk() is None:
             source = PREVIEW_IMAGES
             if not quiet:
                 say("CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours).")
@@ -145,10 +141,8 @@ class WorkerOptions:
 
     def choose(self, sweeps: "Sequence[Sweep]", **rest: Any) -> "Plan":
         """The plan for these sweeps, as `machine.plan.choose` makes it; what is auto is measured."""
-        from cifar_sweep.machine.plan import choose
-
         asked: dict[str, Any] = {"workers": self.processes, "threads": self.threads, "group": self.at_once}
-        return choose(sweeps, device=self.device, **asked, **rest)
+        return rooms.plan.choose(sweeps, device=self.device, **asked, **rest)
 
 
 @dataclass(frozen=True)
@@ -159,15 +153,11 @@ class StorageOptions:
 
     def open(self) -> "Storage":
         """The database. Raises StorageError where there is none."""
-        from cifar_sweep.study.storage import open_existing
-
-        return open_existing(self.storage)
+        return rooms.storage.open_existing(self.storage)
 
     def load(self, name: str | None) -> "SweepStudy":
         """The study of this name; without a name the only one. Raises StudyError where there is none."""
-        from cifar_sweep.study.opening import load
-
-        return load(self.open(), name)
+        return rooms.opening.load(self.open(), name)
 
 
 @dataclass(frozen=True)
@@ -216,14 +206,10 @@ class ImageOptions(FileOptions):
 
 def load_data(source: str, *, quiet: bool = False, **how: Any) -> "ImageData":
     """The images of this source, loaded as `images.data.load` does."""
-    from cifar_sweep.training.images import data
-
-    return data.load(source, on_progress=None if quiet else say, **how)
+    return rooms.data.load(source, on_progress=None if quiet else say, **how)
 
 
 def load_again(named: str | None, was: str, fingerprint: str, *, side: int, quiet: bool = False) -> "ImageData":
     """The images of a study or an export, as `images.data.load_again` finds them; only those `named` are downloaded."""
-    from cifar_sweep.training.images import data
-
     how: dict[str, Any] = {"side": side, "skip_damaged": True, "may_download": named is not None}
-    return data.load_again(named, was, fingerprint, on_progress=None if quiet else say, **how)
+    return rooms.data.load_again(named, was, fingerprint, on_progress=None if quiet else say, **how)
