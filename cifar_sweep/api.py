@@ -235,13 +235,8 @@ class Trial:
         StudyError where the weights were not kept, or these are other images.
         """
         network = trained.trained_trial(self._study, self._trial, self._artifacts)
-        loaded = images.load(
-            str(data or self._study.data["source"]),
-            side=self._study.sweep.image_size,
-            skip_damaged=True,
-            may_download=data is not None,
-        )
-        self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
+        named = str(data) if data is not None else None
+        loaded = trained.images_of(self._study, named, may_download=data is not None)
         on = resolve_device(device)
         prepare_process(on, threads=network.provenance.threads)
         metrics = export.write(Path(folder), [network], data=loaded, device=on)

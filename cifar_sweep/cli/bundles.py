@@ -198,18 +198,10 @@ class ImageOptions(FileOptions):
 
     def images_of(self, study: "SweepStudy", *, quiet: bool = False) -> "ImageData":
         """The images that the study was run on. Raises StudyError where `data` names others."""
-        was = study.data["source"], study.data["fingerprint"]
-        images = load_again(self.data, *was, side=study.sweep.image_size, quiet=quiet)
-        study.check_data(name=images.name, fingerprint=images.fingerprint)
-        return images
+        how: dict[str, Any] = {"may_download": self.data is not None, "on_progress": None if quiet else say}
+        return rooms.trained.images_of(study, self.data, **how)
 
 
 def load_data(source: str, *, quiet: bool = False, **how: Any) -> "ImageData":
     """The images of this source, loaded as `images.data.load` does."""
     return rooms.data.load(source, on_progress=None if quiet else say, **how)
-
-
-def load_again(named: str | None, was: str, fingerprint: str, *, side: int, quiet: bool = False) -> "ImageData":
-    """The images of a study or an export, as `images.data.load_again` finds them; only those `named` are downloaded."""
-    how: dict[str, Any] = {"side": side, "skip_damaged": True, "may_download": named is not None}
-    return rooms.data.load_again(named, was, fingerprint, on_progress=None if quiet else say, **how)

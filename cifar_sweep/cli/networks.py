@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from cifar_sweep.cli import rooms
-from cifar_sweep.cli.bundles import ImageOptions, load_again
+from cifar_sweep.cli.bundles import ImageOptions
 from cifar_sweep.cli.options import Device, SameData, StudyName, Threads, echo_json, say, say_of, settings_of, terminal
 from cifar_sweep.errors import UsageError
 from cifar_sweep.work.signals import StopRequest, stop_on_signals
@@ -232,7 +232,8 @@ def _images_of(export: "Exported", source: str | None, *, must_match: bool = Fal
         if source is None and origin.data_source == "auto" and origin.data != "CIFAR-10":
             raise UsageError(f"{export.folder}: trained on {origin.data}; name it with --data.")
         was = origin.data_source, origin.data_fingerprint
-        images = load_again(source, *was, side=export.image_size, quiet=quiet)
+        how: dict[str, Any] = {"side": export.image_size, "skip_damaged": True, "may_download": source is not None}
+        images = rooms.data.load_again(source, *was, on_progress=None if quiet else say, **how)
     if images.fingerprint == origin.data_fingerprint:
         return images
     if must_match or [*images.classes] != origin.classes:
