@@ -160,9 +160,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
 def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFindings) -> Answer:
     best = ranked[0]
     names = [name for name in PARAMETERS if name in best.params or name in study.sweep.fixed]
-    # `training.images.split` takes one image in five of each class for validation, unless there is a part of that kind.
-    there = study.data.get("validation_images", round(study.data.get("train_images", 0) / 4))
-    images = findings.validation_images or int(best.settings.get("validation_images", 0)) or there or None
+    images = findings.validation_images or study.validation_images(best) or None
     test = study.test_accuracy([best.number])
     return Answer(
         trial=best,
