@@ -4,8 +4,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -250,17 +249,9 @@ def worker(
 
     say(f"worker on {opened.shown}" + ("" if until_idle else "; Ctrl-C or SIGTERM ends it"))
     with stop_on_signals() as stop:
-        rooms.worker.serve(job, until_idle=until_idle, plan=plan, shown=_all_shown, stop=stop)
+        shown = partial(rooms.progress.all_shown, console=terminal())
+        rooms.worker.serve(job, until_idle=until_idle, plan=plan, shown=shown, stop=stop)
     raise typer.Exit(stop.exit_code())
-
-
-@contextmanager
-def _all_shown(studies: "Sequence[SweepStudy]") -> Iterator[None]:
-    """Says of each study's trials what they come to, while the body runs."""
-    with ExitStack() as views:
-        for study in studies:
-            views.enter_context(rooms.progress.shown(study, terminal(), live=False))
-        yield
 
 
 def _note_costs(study: "SweepStudy", plan: "Plan") -> None:

@@ -17,7 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna_dashboard import wsgi  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
-from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, open_artifacts
+from cifar_sweep.artifacts import DamagedArtifactError, MissingArtifactError, open_artifacts
 from cifar_sweep.dashboard.access import READS, Answer, WsgiApp, answer_of, answering, guarded, sentence
 from cifar_sweep.dashboard.overlay import Overlay
 from cifar_sweep.dashboard.page import with_page
@@ -171,12 +171,7 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
 
     Tables have the name of their study, as it is.
     """
-    lock = threading.Lock()
-    opened = functools.cache(open_artifacts)
-
-    def files_at(address: str) -> Artifacts:
-        with lock:  # boto3 may not be asked for two clients at once
-            return opened(address)
+    files_at = functools.cache(open_artifacts)
 
     def file(environ: dict[str, Any]) -> Answer:
         found = _PATH.fullmatch(environ["PATH_INFO"])

@@ -35,9 +35,12 @@ MOST_CURVES = 200
 class File:
     """A trial's file that can be taken away: `id` is made of what it is, `name` is for who takes it."""
 
-    id: str
     name: str
     stored: Stored
+
+    @cached_property
+    def id(self) -> str:
+        return hashlib.sha256(f"{self.stored.name}:{self.stored.sha256}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -176,11 +179,7 @@ def _files(study: SweepStudy, trial: TrialRecord, *, kept: bool) -> tuple[File, 
     files = {"weights": trial.weights} if kept and trial.weights else {}
     for saved in [] if trial.is_finished else trial.checkpoints:
         files[f"checkpoint-{saved['epoch']:04d}"] = Stored(saved["name"], saved["sha256"], saved["size"])
-    digests = [hashlib.sha256(f"{stored.name}:{stored.sha256}".encode()).hexdigest() for stored in files.values()]
-    return tuple(
-        File(digest[:32], f"{study.name}-{trial.number}-{kind}.safetensors", stored)
-        for digest, (kind, stored) in zip(digests, files.items(), strict=True)
-    )
+    return tuple(File(f"{study.name}-{trial.number}-{kind}.safetensors", stored) for kind, stored in files.items())
 
 
 def _claims(study: SweepStudy) -> list[HandRow]:

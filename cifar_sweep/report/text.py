@@ -105,11 +105,9 @@ AFTER: Mapping[str, Callable[[TrialRecord], Value | None]] = {
 
 def trials_csv(report: Report) -> str:
     """A row for each trial: what became of it, and its parameters under their own names. Accuracies are fractions."""
+    params = {name: lambda trial, name=name: trial.params.get(name) for name in report.parameters}
+    columns = {**BEFORE, **params, **AFTER}
     out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow([*BEFORE, *report.parameters, *AFTER])
-    for trial in report.trials:
-        params = [trial.params.get(name) for name in report.parameters]
-        before, after = ([value(trial) for value in columns.values()] for columns in (BEFORE, AFTER))
-        writer.writerow([*before, *params, *after])
+    rows = ([value(trial) for value in columns.values()] for trial in report.trials)
+    csv.writer(out).writerows([columns, *rows])
     return out.getvalue()

@@ -3,14 +3,7 @@
 import math
 from dataclasses import fields
 
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    PercentilePruner,
-    SuccessiveHalvingPruner,
-)
+from optuna import pruners
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from cifar_sweep.config import PARAMETERS, Shape, derive_seed
@@ -31,12 +24,12 @@ def build_sampler(sweep: Sweep, *, number: int) -> BaseSampler:
     return RandomSampler(seed=seed)  # in a given point nothing is left to sample; nor in one that a model chose
 
 
-def build_pruner(sweep: Sweep) -> BasePruner:
+def build_pruner(sweep: Sweep) -> pruners.BasePruner:
     """The pruner of `sweep`, with whole numbers throughout: an automatic budget differs from worker to worker.
 
     Raises UsageError where the pruner compares resources, and the sweep searches the number of epochs.
     """
-    settings = sweep.pruner
+    settings, least = sweep.pruner, sweep.pruner.min_steps
     if settings.name in ("asha", "hyperband") and "epochs" in sweep.space:
         raise UsageError(
             f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "
@@ -46,19 +39,16 @@ def build_pruner(sweep: Sweep) -> BasePruner:
     common = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": settings.warmup_steps + 1}
     match settings.name:
         case "none" | "auto":  # auto: it is not Optuna that prunes
-            return NopPruner()
+            return pruners.NopPruner()
         case "median":
-            return MedianPruner(**common)
+            return pruners.MedianPruner(**common)
         case "percentile":
-            return PercentilePruner(settings.percentile, **common)
+            return pruners.PercentilePruner(settings.percentile, **common)
         case "asha":
-            return SuccessiveHalvingPruner(min_resource=settings.min_steps, reduction_factor=settings.reduction_factor)
+            return pruners.SuccessiveHalvingPruner(least, reduction_factor=settings.reduction_factor)
         case "hyperband":
-            return HyperbandPruner(
-                min_resource=settings.min_steps,
-                max_resource=max(settings.min_steps, steps_in_all(sweep)),
-                reduction_factor=settings.reduction_factor,
-            )
+            most = max(least, steps_in_all(sweep))
+            return pruners.HyperbandPruner(least, max_resource=most, reduction_factor=settings.reduction_factor)
 
 
 # Trials of one shape that may always be under way, of all workers together: measured in docs/group_search.md.
