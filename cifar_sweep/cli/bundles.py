@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -25,13 +25,6 @@ from cifar_sweep.cli.options import (
 )
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
-
-if TYPE_CHECKING:
-    from cifar_sweep.machine.plan import Plan
-    from cifar_sweep.study.storage import Storage
-    from cifar_sweep.study.study import SweepStudy
-    from cifar_sweep.sweep.sweep import Sweep
-    from cifar_sweep.training.images.data import ImageData
 
 WORKERS = "Processes that train; auto: what is measured to be fastest."
 GROUP = "Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay."
@@ -93,7 +86,7 @@ class SweepOptions:
     preview: Annotated[bool, Option("--preview", help="The same sweep at a small part of its cost.")] = False
     confirm: Annotated[str | None, Option(metavar="TRIALS,SEEDS", help=CONFIRM)] = None
 
-    def load(self) -> "Sweep":
+    def load(self) -> "rooms.sweep.Sweep":
         """The sweep of this name or file, with what the options change."""
         options = {name: getattr(self, name) for name in ("trials", "epochs", "train_images", "seed")}
         changes = settings_of(self.settings or []) | {key: value for key, value in options.items() if value is not None}
@@ -104,7 +97,7 @@ class SweepOptions:
         pair = [int(part) if part.strip().isdecimal() else part for part in self.confirm.split(",")]
         return rooms.parsing.parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
 
-    def images(self, sweep: "Sweep", *, quiet: bool = False) -> "tuple[str, ImageData]":
+    def images(self, sweep: "rooms.sweep.Sweep", *, quiet: bool = False) -> "tuple[str, rooms.data.ImageData]":
         """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead.
 
         Says what was passed over, resized or set aside.
@@ -139,7 +132,7 @@ class WorkerOptions:
         """How many trials each worker trains at once; 0 is auto."""
         return 0 if self.group == "auto" else int(self.group)
 
-    def choose(self, sweeps: "Sequence[Sweep]", **rest: Any) -> "Plan":
+    def choose(self, sweeps: "Sequence[rooms.sweep.Sweep]", **rest: Any) -> "rooms.plan.Plan":
         """The plan for these sweeps, as `machine.plan.choose` makes it; what is auto is measured."""
         asked: dict[str, Any] = {"workers": self.processes, "threads": self.threads, "group": self.at_once}
         return rooms.plan.choose(sweeps, device=self.device, **asked, **rest)
@@ -151,11 +144,11 @@ class StorageOptions:
 
     storage: Address = DEFAULT_STORAGE
 
-    def open(self) -> "Storage":
+    def open(self) -> "rooms.storage.Storage":
         """The database. Raises StorageError where there is none."""
         return rooms.storage.open_existing(self.storage)
 
-    def load(self, name: str | None) -> "SweepStudy":
+    def load(self, name: str | None) -> "rooms.study.SweepStudy":
         """The study of this name; without a name the only one. Raises StudyError where there is none."""
         return rooms.opening.load(self.open(), name)
 
@@ -166,7 +159,7 @@ class FileOptions(StorageOptions):
 
     artifacts: Annotated[str | None, Option(envvar="CIFAR_SWEEP_ARTIFACTS", help=ARTIFACTS)] = None
 
-    def files_of(self, study: "SweepStudy") -> Artifacts:
+    def files_of(self, study: "rooms.study.SweepStudy") -> Artifacts:
         """Where the study's files are."""
         return open_artifacts(self.artifacts or study.artifacts)
 
@@ -181,7 +174,7 @@ class NewStudyOptions(FileOptions):
     earlier: Annotated[str | None, Option("--from", metavar="STUDY", callback=without_password, help=FROM)] = None
     extend: Annotated[bool, Option("--extend", help=EXTEND)] = False
 
-    def earlier_study(self) -> "SweepStudy | None":
+    def earlier_study(self) -> "rooms.study.SweepStudy | None":
         """The study of `--from`. Raises StudyError or StorageError where there is none."""
         if self.earlier is None:
             return None
@@ -196,12 +189,12 @@ class ImageOptions(FileOptions):
     data: SameData = None
     device: Device = "auto"
 
-    def images_of(self, study: "SweepStudy", *, quiet: bool = False) -> "ImageData":
+    def images_of(self, study: "rooms.study.SweepStudy", *, quiet: bool = False) -> "rooms.data.ImageData":
         """The images that the study was run on. Raises StudyError where `data` names others."""
         how: dict[str, Any] = {"may_download": self.data is not None, "on_progress": None if quiet else say}
         return rooms.trained.images_of(study, self.data, **how)
 
 
-def load_data(source: str, *, quiet: bool = False, **how: Any) -> "ImageData":
+def load_data(source: str, *, quiet: bool = False, **how: Any) -> "rooms.data.ImageData":
     """The images of this source, loaded as `images.data.load` does."""
     return rooms.data.load(source, on_progress=None if quiet else say, **how)

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Option
@@ -13,9 +13,6 @@ from cifar_sweep.cli.options import SKIP_DAMAGED, Data, Device, echo_json, say, 
 from cifar_sweep.config import check_parameter
 from cifar_sweep.errors import UsageError
 from cifar_sweep.words import duration, span
-
-if TYPE_CHECKING:
-    from cifar_sweep.sweep.sweep import Sweep
 
 
 def plan(
@@ -71,7 +68,7 @@ def list_sweeps() -> None:
         raise faults[0]
 
 
-def _trials_of(sweep: "Sweep") -> str:
+def _trials_of(sweep: "rooms.sweep.Sweep") -> str:
     """How many trials of how many epochs a sweep has."""
     images = rooms.file.longest(sweep, "train_images")
     return f"{sweep.size} x {rooms.file.longest(sweep, 'epochs')}" + (f" on {images:,}" if images else "")

@@ -17,10 +17,6 @@ from cifar_sweep.work.signals import StopRequest, stop_on_signals
 if TYPE_CHECKING:
     import torch
 
-    from cifar_sweep.exports.exported import Exported
-    from cifar_sweep.exports.trained import Trained
-    from cifar_sweep.training.images.data import ImageData
-
 ExportFolder = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
 SOURCES = Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
@@ -95,7 +91,7 @@ def ensemble(
 
 def _members(
     sources: list[str], top: int | None, trials: str | None, options: ImageOptions
-) -> "tuple[list[Trained], str, ImageData]":
+) -> "tuple[list[rooms.trained.Trained], str, rooms.data.ImageData]":
     """The networks of an ensemble, the name of what they are from, and their images."""
     numbers = _numbers(trials)
     if any(rooms.exported.is_export(Path(source)) for source in sources):
@@ -220,7 +216,9 @@ def model(
         terminal().print(table(described))
 
 
-def _images_of(export: "Exported", source: str | None, *, must_match: bool = False, quiet: bool = False) -> "ImageData":
+def _images_of(
+    export: "rooms.exported.Exported", source: str | None, *, must_match: bool = False, quiet: bool = False
+) -> "rooms.data.ImageData":
     """The images that an export was trained on: from `source`, else those that the cache has, or from where they were.
 
     Other images of the same classes are only remarked on, unless they `must_match`; not even that where `quiet`.
@@ -255,8 +253,8 @@ def _stopped(stop: StopRequest) -> NoReturn:
 
 def _write(
     folder: Path,
-    trained: "Sequence[Trained]",
-    images: "ImageData",
+    trained: "Sequence[rooms.trained.Trained]",
+    images: "rooms.data.ImageData",
     device: "torch.device",
     output: OutputOptions,
     *,
@@ -269,7 +267,7 @@ def _write(
     return metrics
 
 
-def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
+def _add_onnx(folder: Path, images: "rooms.data.ImageData", wished: bool | None) -> None:
     """Write an export's model.onnx, if that is wished for, or can be and nothing was said; say what came of it."""
     if wished is False:
         return

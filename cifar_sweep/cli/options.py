@@ -54,7 +54,6 @@ def terminal() -> "Console":
 
 
 def say(lines: str, console: "Console | None" = None) -> None:
-    """Print lines as they are."""
     (console or terminal()).print(lines, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -66,7 +65,6 @@ def say_of(template: str, **facts: Any) -> None:
 
 
 def echo_json(plain: Any) -> None:
-    """Print plain data as JSON."""
     print(json.dumps(plain, indent=2))  # not by click, which tries a stream out and passes its error over
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cifar_sweep.machine import bench, outlook, plan, rehearsal, speeds
     from cifar_sweep.replay import recorded
     from cifar_sweep.report import facts, mistakes, page, plot, text
-    from cifar_sweep.study import claiming, copying, files, opening, provenance, storage, verdict, winner
-    from cifar_sweep.sweep import file, parsing
+    from cifar_sweep.study import claiming, copying, files, opening, provenance, storage, study, verdict, winner
+    from cifar_sweep.sweep import file, parsing, sweep
     from cifar_sweep.terminal import doctor, model, progress, status
     from cifar_sweep.training import device, lanes, limits
     from cifar_sweep.training.images import data
@@ -34,8 +34,8 @@ _MODULES = {
     "machine": "bench outlook plan rehearsal speeds",
     "replay": "recorded",
     "report": "facts mistakes page plot text",
-    "study": "claiming copying files opening provenance storage verdict winner",
-    "sweep": "file parsing",
+    "study": "claiming copying files opening provenance storage study verdict winner",
+    "sweep": "file parsing sweep",
     "terminal": "doctor model progress status",
     "training": "device lanes limits",
     "training.images": "data",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -21,13 +21,6 @@ from cifar_sweep.cli.queue import Studies
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
 from cifar_sweep.work.signals import stop_on_signals
-
-if TYPE_CHECKING:
-    from cifar_sweep.forecast.costs import Costs
-    from cifar_sweep.machine.plan import Plan
-    from cifar_sweep.study.study import SweepStudy
-    from cifar_sweep.sweep.sweep import Sweep
-    from cifar_sweep.training.images.data import ImageData
 
 ON_RAY = "ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says."
 TIMED_HOURS = 0.1  # in less, timing networks first would take too much of it
@@ -81,7 +74,7 @@ def _cluster(on: str | None, gpus: float | None, workers: WorkerOptions, place: 
     return address
 
 
-def _plan(study: "SweepStudy", workers: WorkerOptions, deadline: float | None) -> "Plan":
+def _plan(study: "rooms.study.SweepStudy", workers: WorkerOptions, deadline: float | None) -> "rooms.plan.Plan":
     """How this machine is spent on the study; what that is and costs is said, and noted in the study."""
     timing = _timing_seconds(study.hours.hours if study.hours else None)
     plan = workers.choose([study.sweep], train_images=rooms.costs.images_of(study), say=say, seconds=timing)
@@ -105,7 +98,7 @@ def _plan(study: "SweepStudy", workers: WorkerOptions, deadline: float | None) -
     return plan
 
 
-def _too_long(study: "SweepStudy", deadline: float | None) -> float | None:
+def _too_long(study: "rooms.study.SweepStudy", deadline: float | None) -> float | None:
     """About the seconds of a study's shortest epoch, where not even that is likely to end in time; else None."""
     if deadline is None:
         return None
@@ -126,13 +119,13 @@ def submit(asked: SweepOptions, place: NewStudyOptions) -> None:
 
 
 def _submit(
-    sweep: "Sweep",
+    sweep: "rooms.sweep.Sweep",
     asked: SweepOptions,
     place: NewStudyOptions,
     *,
     begun: float | None = None,
     workers: WorkerOptions | None = None,
-) -> "tuple[SweepStudy, str]":
+) -> "tuple[rooms.study.SweepStudy, str]":
     """The sweep's study, open, and the source of its images; nothing is made of a request that cannot be.
 
     With --hours the sweep is cut to them. They began at `begun`, or begin with the first worker.
@@ -166,7 +159,9 @@ def _timing_seconds(hours: float | None) -> float:
     return TIMED_SHARE * 3600 * hours if hours else math.inf
 
 
-def _costs_of(sweep: "Sweep", images: "ImageData", workers: WorkerOptions | None, *, seconds: float) -> "Costs":
+def _costs_of(
+    sweep: "rooms.sweep.Sweep", images: "rooms.data.ImageData", workers: WorkerOptions | None, *, seconds: float
+) -> "rooms.costs.Costs":
     """What the whole sweep's parts cost here; where other machines are to train it, or nothing is timed, typically."""
     many = len(images.divide()[0])
     made = workers.choose([sweep], train_images=many, say=say, seconds=seconds) if workers else None
@@ -176,7 +171,7 @@ def _costs_of(sweep: "Sweep", images: "ImageData", workers: WorkerOptions | None
     return costs.model_copy(update={"rough": True})
 
 
-def _say_hours(study: "SweepStudy", whole: "Sweep", costs: "Costs") -> None:
+def _say_hours(study: "rooms.study.SweepStudy", whole: "rooms.sweep.Sweep", costs: "rooms.costs.Costs") -> None:
     """What the hours buy, what is cut for them, and when they end."""
     hours = study.hours
     assert hours is not None
@@ -194,7 +189,7 @@ def _say_hours(study: "SweepStudy", whole: "Sweep", costs: "Costs") -> None:
     )
 
 
-def _say_end(study: "SweepStudy", place: FileOptions) -> None:
+def _say_end(study: "rooms.study.SweepStudy", place: FileOptions) -> None:
     asked = study.asked()
     summary = study.summary(asked)
     say_of(
@@ -210,14 +205,14 @@ def _say_end(study: "SweepStudy", place: FileOptions) -> None:
         verdict=rooms.verdict.verdict(study, asked),
         begun=any(trial.epochs_done for trial in asked),
         epoch=rooms.costs.epoch_seconds(study, asked),
-        given=0 if study.sweep.given else rooms.claiming.given_among(asked, study.sweep),
+        given=rooms.claiming.given_among(asked, study.sweep),
         halted=study.state if study.state in rooms.storage.HALTED else "stopped",
         files=f"{place.files_of(study).shown}/{rooms.files.study_folder(study)}",
         at=_at(study, place),
     )
 
 
-def _at(study: "SweepStudy", place: StorageOptions) -> str:
+def _at(study: "rooms.study.SweepStudy", place: StorageOptions) -> str:
     """The option that other commands need to find the study, for a shell."""
     known = (DEFAULT_STORAGE, os.environ.get("CIFAR_SWEEP_STORAGE"))  # with a password, which is not shown
     return "" if place.storage in known else f" --storage {shlex.quote(study.storage.shown)}"
@@ -240,7 +235,7 @@ def worker(
     files = None if place.artifacts is None else open_artifacts(place.artifacts).address
     job = rooms.worker.Job(place.storage, names, data=data, artifacts=files, device=workers.device, deadline=deadline)
 
-    def plan(there: "Sequence[SweepStudy]") -> "Plan":
+    def plan(there: "Sequence[rooms.study.SweepStudy]") -> "rooms.plan.Plan":
         made = workers.choose([study.sweep for study in there], say=say)
         for study in there:
             _note_costs(study, made)
@@ -254,7 +249,7 @@ def worker(
     raise typer.Exit(stop.exit_code())
 
 
-def _note_costs(study: "SweepStudy", plan: "Plan") -> None:
+def _note_costs(study: "rooms.study.SweepStudy", plan: "rooms.plan.Plan") -> None:
     """Store what the study is reckoned to cost here, where nobody has yet. It is not worth waiting for a database."""
     try:
         if plan.costs and study.costs is None:

@@ -3,7 +3,7 @@
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -13,10 +13,6 @@ from cifar_sweep.cli.options import StudyName, echo_json, say, say_of, terminal
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.files import replace_file
 from cifar_sweep.work.signals import stop_on_signals
-
-if TYPE_CHECKING:
-    from cifar_sweep.report.facts import ImageFindings
-    from cifar_sweep.study.study import SweepStudy
 
 HOST = "Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN."
 ALLOW_WRITE = "Let its page write notes, end trials, delete studies; else read only."
@@ -160,7 +156,7 @@ def report(
     say(f"written: {path}")
 
 
-def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "ImageFindings":
+def _look(study: "rooms.study.SweepStudy", options: ImageOptions, *, pictures: bool) -> "rooms.facts.ImageFindings":
     """What the best trial's network makes of the images, where there is one and that is still to be found out."""
     best = next(iter(study.ranked()), None)
     if best is None or not (pictures or study.test_accuracy([best.number]) is None):

@@ -5,7 +5,6 @@ name is text, never a picture, a table or HTML. Only a `Markdown` is printed as 
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,12 +81,11 @@ def _rendered(name: str, **facts: Any) -> str:
 
 def _named_epochs(trial: TrialRecord) -> list[tuple[Any, list[str]]]:
     """The first, the best and the last epoch of a trial, with these names; one epoch may have several."""
-    names: dict[Any, list[str]] = defaultdict(list)
-    for name, result in (("first", trial.curve[:1]), ("best", (trial.best,)), ("last", trial.curve[-1:])):
-        for each in result:
-            if each is not None:
-                names[each].append(name)
-    return list(names.items())
+    if not trial.curve:
+        return []
+    named = {"first": trial.curve[0], "best": trial.best, "last": trial.curve[-1]}
+    epochs = dict.fromkeys(filter(None, named.values()))
+    return [(each, [name for name, epoch in named.items() if epoch == each]) for each in epochs]
 
 
 def _settings_text(settings: BaseModel) -> str:

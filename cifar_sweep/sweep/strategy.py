@@ -61,19 +61,13 @@ def searches_shape(sweep: Sweep) -> bool:
 
 
 def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
-    """How many new trials a worker may ask for at once, before any of them has a result.
+    """How many new trials a worker may ask for at once, each without the others' results.
 
-    Each is asked without the others' results. So no more are under way than have finished, or than `UNDER_WAY`, which
-    costs the search next to nothing; but where nothing is learnt from results: the first trials of TPE are random, and
-    so are all of the random sampler's. Where the shape is searched, all of a group have one shape, which costs more: no
-    more are under way than half of what has finished, from the first trial on. Both are rounded to powers of two, the
-    fastest sizes. What these rules cost and save is measured in docs/group_search.md.
-
-    Args:
-        sweep: what is searched.
-        asked: trials asked for so far, those that wait not counted.
-        finished: those of them that have a result.
-        workers: how many there are.
+    So no more are under way than have finished, or than `UNDER_WAY`, which costs the search next to nothing; but where
+    nothing is learnt from results: the first trials of TPE are random, and so are all of the random sampler's. Where
+    the shape is searched, all of a group have one shape, which costs more: no more are under way than half of what has
+    finished, from the first trial on. What these rules cost and save is measured in docs/group_search.md. Of the trials
+    `asked` for so far, those that wait are not counted; `finished` have a result.
     """
     left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
     if searches_shape(sweep):
