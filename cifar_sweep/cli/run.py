@@ -80,17 +80,14 @@ def _plan(study: "rooms.study.SweepStudy", workers: WorkerOptions, deadline: flo
     plan = workers.choose([study.sweep], train_images=rooms.costs.images_of(study), say=say, seconds=timing)
     if plan.costs:
         rooms.costs.note_costs(study, plan.costs)
-    device, found = rooms.device.resolve_device(workers.device), plan.found
-    assert found is not None
+    device = rooms.device.resolve_device(workers.device)
     begun = any(trial.is_finished for trial in study.asked())
     say_of(
         "start",
         study=study,
         plan=plan,
-        device=f"{device.type}: {found.name}",
-        threads=device.type == "cpu",
-        asked=study.sweep.fixed.get("precision", "auto"),
-        measured=f"{found.precision} ({found.why})",
+        device=device.type,
+        found=plan.found,
         seconds=None if begun else plan.seconds,
         unpruned=rooms.pruning.never_prunes(study.sweep),
         too_long=_too_long(study, deadline),
@@ -199,9 +196,6 @@ def _say_end(study: "rooms.study.SweepStudy", place: FileOptions) -> None:
         budget=summary["budget"],
         best=next(iter(rooms.winner.ranked(asked)), None),
         remarks=study.remarks(asked),
-        finished=study.finished(),
-        earlier=study.begun_with(),
-        remark=study.remark,
         verdict=rooms.verdict.verdict(study, asked),
         begun=any(trial.epochs_done for trial in asked),
         epoch=rooms.costs.epoch_seconds(study, asked),

@@ -74,16 +74,14 @@ def curves(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure
 
 def _add_lines(figure: go.Figure, trials: Iterable[TrialRecord], epochs_searched: bool, **settings: object) -> None:
     """The curves as one trace, with gaps between them. Markers: a curve of one epoch is no line."""
-    points: list[tuple[float | None, float | None, int | None]] = []
+    x: list[float | None] = []
+    y: list[float | None] = []
+    numbers: list[int | None] = []
     for trial in trials:
         factor = 100 / (trial.epochs or 1) if epochs_searched else 1
-        points += [
-            (round(factor * result.epoch, 1), style.in_percent(result.validation_accuracy), trial.number)
-            for result in trial.curve
-        ]
-        points.append((None, None, None))
-    if points:
-        x, y, numbers = map(list, zip(*points, strict=True))
-        figure.add_scatter(
-            x=x, y=y, customdata=numbers, mode="lines+markers", hovertemplate=style.TRIAL_HOVER, **settings
-        )
+        x += [*(round(factor * result.epoch, 1) for result in trial.curve), None]
+        y += [*(style.in_percent(result.validation_accuracy) for result in trial.curve), None]
+        numbers += [trial.number] * len(trial.curve) + [None]
+    if x:
+        look = {"mode": "lines+markers", "hovertemplate": style.TRIAL_HOVER} | settings
+        figure.add_scatter(x=x, y=y, customdata=numbers, **look)

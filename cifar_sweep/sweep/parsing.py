@@ -108,7 +108,7 @@ def _check_parameters(sweep: Sweep, *, where: str) -> None:
     for model in values_of(sweep, "model"):
         check_image_size(str(model), sweep.image_size, where=where)
     for name, domain in sweep.space.items():
-        for value in domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]:
+        for value in values_of(sweep, name):
             check_parameter(name, value, where=f"{where}: [space]")
         if isinstance(domain, Range) and domain.step and (written := _as_choices(name, domain.model_dump())):
             raise UsageError(f"{where}: [space]: {name}: step is for whole numbers; accepted: {written}.")
