@@ -16,7 +16,7 @@ from typer import Option
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.cli import rooms
 from cifar_sweep.cli.bundles import FileOptions, NewStudyOptions, StorageOptions, SweepOptions, WorkerOptions
-from cifar_sweep.cli.options import MaxHours, SameData, deadline_of, say, say_of, terminal
+from cifar_sweep.cli.options import Deadline, SameData, say, say_of, terminal
 from cifar_sweep.cli.queue import Studies
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
@@ -32,13 +32,13 @@ def run(
     asked: SweepOptions,
     workers: WorkerOptions,
     *,
-    max_hours: MaxHours = None,
+    deadline: Deadline = None,
     on: Annotated[str | None, Option(help=ON_RAY)] = None,
-    gpus_per_worker: Annotated[float | None, Option(min=0, help=GPUS)] = None,
+    gpus: Annotated[float | None, Option("--gpus-per-worker", min=0, help=GPUS)] = None,
     place: NewStudyOptions,
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
-    begun, deadline, gpus = time.time(), deadline_of(max_hours), gpus_per_worker
+    begun = time.time()
     cluster = _cluster(on, gpus, workers, place)
     console = terminal()
     sweep = asked.load()
@@ -218,12 +218,11 @@ def worker(
     *,
     workers: WorkerOptions,
     data: SameData = None,
-    max_hours: MaxHours = None,
+    deadline: Deadline = None,
     place: FileOptions,
 ) -> None:
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     rooms.device.resolve_device(workers.device)
-    deadline = deadline_of(max_hours)
     opened = rooms.storage.open_waiting(place.storage)
     names = tuple(rooms.opening.load(opened, name).name for name in studies or [])
     files = None if place.artifacts is None else open_artifacts(place.artifacts).address

@@ -50,14 +50,11 @@ _HEADERS = {
 _REPLACED = {*(name.lower() for name in _HEADERS), "content-security-policy", "access-control-allow-origin"}
 _WORTH_COMPRESSING = 1000  # bytes
 # What optuna-dashboard offers and would spoil a study of ours with, and what is said instead.
-_NEVER = (
-    (
-        r"/api/studies/\d+/rename",
-        "a renamed study would lose its curves, files and settings; run it under another name.",
-    ),
-    (r"/api/artifacts/.*", "the files of a trial are kept by its worker alone; they go when their study is deleted."),
-    (r"/incompatible-rdb-schema", "the database is brought up with `optuna storage upgrade`."),
-)
+_NEVER = {
+    r"/api/studies/\d+/rename": "a renamed study would lose its curves, files and settings; run it under another name.",
+    r"/api/artifacts/.*": "the files of a trial are kept by its worker alone; they go when their study is deleted.",
+    r"/incompatible-rdb-schema": "the database is brought up with `optuna storage upgrade`.",
+}
 _NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
 
 
@@ -109,7 +106,7 @@ def _refusal(environ: dict[str, Any], *, token: str, allow_write: bool) -> str:
         return "this dashboard is for reading only" + ("" if allow_write else "; --allow-write lets writes through")
     if not _is_own_page(environ):
         return "this write does not come from a page of this dashboard"
-    return next((words for path, words in _NEVER if re.fullmatch(path, _path(environ))), "")
+    return next((words for path, words in _NEVER.items() if re.fullmatch(path, _path(environ))), "")
 
 
 def _path(environ: dict[str, Any]) -> str:

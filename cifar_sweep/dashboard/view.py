@@ -70,13 +70,9 @@ class StudyView:
     `attributes` are the user attributes that the study was loaded from.
     """
 
-    def __init__(
-        self, study: SweepStudy, reading: ReadingStorage, study_id: int, *, attributes: Mapping[str, Any]
-    ) -> None:
-        self.study = study
-        self.attributes = attributes
-        self._reading = reading
-        self._id = study_id
+    def __init__(self, study: SweepStudy, reading: ReadingStorage, key: int, *, attributes: Mapping[str, Any]) -> None:
+        self.study, self.attributes = study, attributes
+        self._reading, self._key = reading, key
         self._seen: dict[int, TrialView] = {}
         self._changes = 0
         # The note and the figures; what they were made of; when they may be made anew.
@@ -127,7 +123,7 @@ class StudyView:
             before = self._seen
             trials = {
                 key: before[key].trial if key in before and before[key].trial.frozen is trial else TrialRecord(trial)
-                for key, trial in self._reading.trials(self._id, most_with_reports=MOST_CURVES).items()
+                for key, trial in self._reading.trials(self._key, most_with_reports=MOST_CURVES).items()
             }
             if [seen.trial for seen in before.values()] == list(trials.values()):
                 return before
