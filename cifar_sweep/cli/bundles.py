@@ -107,7 +107,8 @@ class SweepOptions:
             source = PREVIEW_IMAGES
             if not quiet:
                 say("CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours).")
-        images = load_data(source, quiet=quiet, side=sweep.image_size, skip_damaged=self.skip_damaged)
+        how: dict[str, Any] = {"side": sweep.image_size, "skip_damaged": self.skip_damaged}
+        images = rooms.data.load(source, on_progress=None if quiet else say, **how)
         for line in [images.counted, *images.notes] if images.notes and not quiet else []:
             say(line)
         return source, images
@@ -193,8 +194,3 @@ class ImageOptions(FileOptions):
         """The images that the study was run on. Raises StudyError where `data` names others."""
         how: dict[str, Any] = {"may_download": self.data is not None, "on_progress": None if quiet else say}
         return rooms.trained.images_of(study, self.data, **how)
-
-
-def load_data(source: str, *, quiet: bool = False, **how: Any) -> "rooms.data.ImageData":
-    """The images of this source, loaded as `images.data.load` does."""
-    return rooms.data.load(source, on_progress=None if quiet else say, **how)

@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 from cifar_sweep.cli import rooms
-from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
+from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions
 from cifar_sweep.cli.options import SKIP_DAMAGED, Data, Device, echo_json, say, say_of, terminal
 from cifar_sweep.config import check_parameter
 from cifar_sweep.errors import UsageError
@@ -85,7 +85,7 @@ def bench(
     """Measure how fast this machine trains as a sweep does, against a plain loop of one trial at a time."""
     cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(rooms.bench.CASES)
     where = rooms.device.resolve_device(device)
-    images = load_data(data, quiet=as_json)
+    images = rooms.data.load(data, on_progress=None if as_json else say)
     told = (lambda _: None) if as_json else say
     rows = list(rooms.bench.measure(cases, device=device, source=data, turns=turns, say=told))
     cores = f", {rooms.limits.available_cores()} cores" if where.type == "cpu" else ""

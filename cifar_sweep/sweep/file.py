@@ -104,7 +104,7 @@ def _previewed(sweep: Sweep, *, where: str) -> Sweep:
 
     Points that are enqueued take half of its trials at most: the rest shows what the sampler chooses.
     """
-    fixed = sweep.preview.fixed()
+    fixed = sweep.preview.params()
     if not sweep.given:
         changed = _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=where)
         return changed.model_copy(update={"enqueue": changed.enqueue[: changed.trials // 2]})

@@ -119,7 +119,7 @@ def _check_parameters(sweep: Sweep) -> None:
             raise UsageError(f"[space]: {fault}; accepted: low, high, log.")
     for number, point in enumerate(sweep.enqueue, start=1):
         check_point(point.params(), sweep, where=f"[[enqueue]] {number}")
-    for name, value in sweep.preview.fixed().items():
+    for name, value in sweep.preview.params().items():
         check_parameter(name, value, where="[preview]")
     _check_used(sweep)
 
