@@ -30,7 +30,7 @@ from cifar_sweep.figures.by_name import FIGURES
 from cifar_sweep.forecast.costs import images_of, note_costs
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study import opening
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, counts_text
 from cifar_sweep.study.storage import open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import find, from_mapping, load
@@ -141,8 +141,7 @@ class Study:
     _artifacts: Artifacts
 
     def __repr__(self) -> str:
-        counts = self._study.summary()["trials"]
-        return f"Study({self.name!r}, {', '.join(f'{count} {state}' for state, count in counts.items() if count)})"
+        return f"Study({self.name!r}, {counts_text(self._study.summary()['trials'])})"
 
     @property
     def name(self) -> str:
