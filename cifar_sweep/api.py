@@ -27,10 +27,10 @@ from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.exports import trained
 from cifar_sweep.exports import write as export
 from cifar_sweep.figures.by_name import FIGURES
-from cifar_sweep.forecast.costs import TRAIN_IMAGES, note_costs
+from cifar_sweep.forecast.costs import images_of, note_costs
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study import opening
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.record import TrialRecord, counts_text
 from cifar_sweep.study.storage import open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.file import find, from_mapping, load
@@ -115,9 +115,8 @@ def run_sweep(
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     folder = str(artifacts) if artifacts is not None else None
     made = submit(storage, study or chosen.name, chosen, loaded, source=source, artifacts=folder)
-    many = made.data.get("train_images", TRAIN_IMAGES)
     given: dict[str, Any] = {"device": device, "workers": workers, "threads": threads, "group": group}
-    plan = choose([chosen], **given, say=console.print, train_images=many)
+    plan = choose([chosen], **given, say=console.print, train_images=images_of(made))
     if plan.costs:
         note_costs(made, plan.costs)
     deadline = time.time() + 3600 * max_hours if max_hours is not None else None
@@ -141,8 +140,7 @@ class Study:
     _artifacts: Artifacts
 
     def __repr__(self) -> str:
-        counts = self._study.summary()["trials"]
-        return f"Study({self.name!r}, {', '.join(f'{count} {state}' for state, count in counts.items() if count)})"
+        return f"Study({self.name!r}, {counts_text(self._study.summary()['trials'])})"
 
     @property
     def name(self) -> str:
@@ -233,13 +231,8 @@ class Trial:
         StudyError where the weights were not kept, or these are other images.
         """
         network = trained.trained_trial(self._study, self._trial, self._artifacts)
-        loaded = images.load(
-            str(data or self._study.data["source"]),
-            side=self._study.sweep.image_size,
-            skip_damaged=True,
-            may_download=data is not None,
-        )
-        self._study.check_data(name=loaded.name, fingerprint=loaded.fingerprint)
+        named = str(data) if data is not None else None
+        loaded = trained.images_of(self._study, named, may_download=data is not None)
         on = resolve_device(device)
         prepare_process(on, threads=network.provenance.threads)
         metrics = export.write(Path(folder), [network], data=loaded, device=on)

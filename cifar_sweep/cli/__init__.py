@@ -1,7 +1,6 @@
 """The command line: the only place that turns an error into an exit code.
 
-Each command is one short function: parse, call, print. Heavy modules are imported inside of them, so that
-`cifar-sweep --help` loads neither torch nor Optuna.
+Each command is one short function: parse, call, print. What it calls below is loaded by `rooms`, when it is called.
 """
 
 import atexit
@@ -12,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from cifar_sweep.cli import bundles, machine, networks, output, queue, run, studies
+from cifar_sweep.cli import bundles, machine, networks, output, queue, rooms, run, studies
 from cifar_sweep.errors import CifarSweepError
 
 app = typer.Typer(
@@ -55,9 +54,7 @@ def _run(arguments: list[str] | None) -> None:
     except Exception as error:
         if "cifar_sweep.study.storage" not in sys.modules:  # no database was opened
             raise
-        from cifar_sweep.database.outage import explain
-
-        known = explain(error)
+        known = rooms.outage.explain(error)
         if known is None:
             raise
         _fail(str(known), known.exit_code)

@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
+from cifar_sweep.artifacts import Artifacts, open_artifacts
+from cifar_sweep.cli import rooms
 from cifar_sweep.cli.options import (
     SKIP_DAMAGED,
     Address,
@@ -23,14 +25,6 @@ from cifar_sweep.cli.options import (
 )
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
-
-if TYPE_CHECKING:
-    from cifar_sweep.artifacts import Artifacts as Store
-    from cifar_sweep.machine.plan import Plan
-    from cifar_sweep.study.storage import Storage
-    from cifar_sweep.study.study import SweepStudy
-    from cifar_sweep.sweep.sweep import Sweep
-    from cifar_sweep.training.images.data import ImageData
 
 WORKERS = "Processes that train; auto: what is measured to be fastest."
 GROUP = "Trials of one shape that each worker trains at once, as one network; auto: what is measured to pay."
@@ -92,33 +86,29 @@ class SweepOptions:
     preview: Annotated[bool, Option("--preview", help="The same sweep at a small part of its cost.")] = False
     confirm: Annotated[str | None, Option(metavar="TRIALS,SEEDS", help=CONFIRM)] = None
 
-    def load(self) -> "Sweep":
+    def load(self) -> "rooms.sweep.Sweep":
         """The sweep of this name or file, with what the options change."""
-        from cifar_sweep.sweep.file import find, load
-        from cifar_sweep.sweep.parsing import parse
-
         options = {name: getattr(self, name) for name in ("trials", "epochs", "train_images", "seed")}
         changes = settings_of(self.settings or []) | {key: value for key, value in options.items() if value is not None}
         labels = [label.strip() for label in self.only.split(",")] if self.only is not None else []
-        sweep = load(find(self.sweep), changes=changes, preview=self.preview, only=labels)
+        sweep = rooms.file.load(rooms.file.find(self.sweep), changes=changes, preview=self.preview, only=labels)
         if self.confirm is None:
             return sweep
         pair = [int(part) if part.strip().isdecimal() else part for part in self.confirm.split(",")]
-        return parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
+        return rooms.parsing.parse(sweep.model_dump(mode="json") | {"confirm": pair}, where=f"--confirm {self.confirm}")
 
-    def images(self, sweep: "Sweep", *, quiet: bool = False) -> "tuple[str, ImageData]":
+    def images(self, sweep: "rooms.sweep.Sweep", *, quiet: bool = False) -> "tuple[str, rooms.data.ImageData]":
         """The source of the images, and the images. A preview downloads none, and takes synthetic ones instead.
 
         Says what was passed over, resized or set aside.
         """
-        from cifar_sweep.training.images.data import find_on_disk
-
         source = self.data
-        if source == "auto" and self.preview and find_on_disk() is None:
+        if source == "auto" and self.preview and rooms.data.find_on_disk() is None:
             source = PREVIEW_IMAGES
             if not quiet:
                 say("CIFAR-10 is not on this disk: this preview runs on synthetic images (--data FOLDER names yours).")
-        images = load_data(source, quiet=quiet, side=sweep.image_size, skip_damaged=self.skip_damaged)
+        how: dict[str, Any] = {"side": sweep.image_size, "skip_damaged": self.skip_damaged}
+        images = rooms.data.load(source, on_progress=None if quiet else say, **how)
         for line in [images.counted, *images.notes] if images.notes and not quiet else []:
             say(line)
         return source, images
@@ -143,12 +133,10 @@ class WorkerOptions:
         """How many trials each worker trains at once; 0 is auto."""
         return 0 if self.group == "auto" else int(self.group)
 
-    def choose(self, sweeps: "Sequence[Sweep]", **rest: Any) -> "Plan":
+    def choose(self, sweeps: "Sequence[rooms.sweep.Sweep]", **rest: Any) -> "rooms.plan.Plan":
         """The plan for these sweeps, as `machine.plan.choose` makes it; what is auto is measured."""
-        from cifar_sweep.machine.plan import choose
-
         asked: dict[str, Any] = {"workers": self.processes, "threads": self.threads, "group": self.at_once}
-        return choose(sweeps, device=self.device, **asked, **rest)
+        return rooms.plan.choose(sweeps, device=self.device, **asked, **rest)
 
 
 @dataclass(frozen=True)
@@ -157,17 +145,13 @@ class StorageOptions:
 
     storage: Address = DEFAULT_STORAGE
 
-    def open(self) -> "Storage":
+    def open(self) -> "rooms.storage.Storage":
         """The database. Raises StorageError where there is none."""
-        from cifar_sweep.study.storage import open_existing
+        return rooms.storage.open_existing(self.storage)
 
-        return open_existing(self.storage)
-
-    def load(self, name: str | None) -> "SweepStudy":
+    def load(self, name: str | None) -> "rooms.study.SweepStudy":
         """The study of this name; without a name the only one. Raises StudyError where there is none."""
-        from cifar_sweep.study.opening import load
-
-        return load(self.open(), name)
+        return rooms.opening.load(self.open(), name)
 
 
 @dataclass(frozen=True)
@@ -176,10 +160,8 @@ class FileOptions(StorageOptions):
 
     artifacts: Annotated[str | None, Option(envvar="CIFAR_SWEEP_ARTIFACTS", help=ARTIFACTS)] = None
 
-    def files_of(self, study: "SweepStudy") -> "Store":
+    def files_of(self, study: "rooms.study.SweepStudy") -> Artifacts:
         """Where the study's files are."""
-        from cifar_sweep.artifacts import open_artifacts
-
         return open_artifacts(self.artifacts or study.artifacts)
 
 
@@ -193,7 +175,7 @@ class NewStudyOptions(FileOptions):
     earlier: Annotated[str | None, Option("--from", metavar="STUDY", callback=without_password, help=FROM)] = None
     extend: Annotated[bool, Option("--extend", help=EXTEND)] = False
 
-    def earlier_study(self) -> "SweepStudy | None":
+    def earlier_study(self) -> "rooms.study.SweepStudy | None":
         """The study of `--from`. Raises StudyError or StorageError where there is none."""
         if self.earlier is None:
             return None
@@ -208,24 +190,7 @@ class ImageOptions(FileOptions):
     data: SameData = None
     device: Device = "auto"
 
-    def images_of(self, study: "SweepStudy", *, quiet: bool = False) -> "ImageData":
+    def images_of(self, study: "rooms.study.SweepStudy", *, quiet: bool = False) -> "rooms.data.ImageData":
         """The images that the study was run on. Raises StudyError where `data` names others."""
-        was = study.data["source"], study.data["fingerprint"]
-        images = load_again(self.data, *was, side=study.sweep.image_size, quiet=quiet)
-        study.check_data(name=images.name, fingerprint=images.fingerprint)
-        return images
-
-
-def load_data(source: str, *, quiet: bool = False, **how: Any) -> "ImageData":
-    """The images of this source, loaded as `images.data.load` does."""
-    from cifar_sweep.training.images import data
-
-    return data.load(source, on_progress=None if quiet else say, **how)
-
-
-def load_again(named: str | None, was: str, fingerprint: str, *, side: int, quiet: bool = False) -> "ImageData":
-    """The images of a study or an export, as `images.data.load_again` finds them; only those `named` are downloaded."""
-    from cifar_sweep.training.images import data
-
-    how: dict[str, Any] = {"side": side, "skip_damaged": True, "may_download": named is not None}
-    return data.load_again(named, was, fingerprint, on_progress=None if quiet else say, **how)
+        how: dict[str, Any] = {"may_download": self.data is not None, "on_progress": None if quiet else say}
+        return rooms.trained.images_of(study, self.data, **how)

@@ -1,17 +1,18 @@
 """This machine and what a sweep takes on it: `plan`, `list`, `bench`, `doctor`."""
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from typer import Option
 
-from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions, load_data
+from cifar_sweep.cli import rooms
+from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions
 from cifar_sweep.cli.options import SKIP_DAMAGED, Data, Device, echo_json, say, say_of, terminal
+from cifar_sweep.config import check_parameter
 from cifar_sweep.errors import UsageError
-
-if TYPE_CHECKING:
-    from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.words import duration, span
 
 
 def plan(
@@ -22,21 +23,16 @@ def plan(
 ) -> None:
     """Say how long `run` with the same options would take, by trying some steps of it, and what fits into --hours."""
     begun = time.perf_counter()
-    from cifar_sweep.machine.outlook import look_ahead
-    from cifar_sweep.machine.rehearsal import rehearse
-    from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.submit import check_submission
-
     device = workers.device
-    resolve_device(device)
+    rooms.device.resolve_device(device)
     chosen = asked.load()
     started = time.perf_counter() - begun  # with the libraries, as a run loads them
     source, images = asked.images(chosen, quiet=as_json)
-    check_submission(chosen.name, chosen, images)
-    many = len(images.divide()[0])
+    rooms.submit.check_submission(chosen.name, chosen, images)
+    many, classes = len(images.divide()[0]), len(images.classes)
     made = workers.choose([chosen], train_images=many, always=True, say=(lambda _: None) if as_json else say)
-    pace = rehearse(chosen, made, source=source, device=device, classes=len(images.classes), started=started)
-    ahead = look_ahead(chosen, made, pace, hours=hours) | {"data": images.name}
+    pace = rooms.rehearsal.rehearse(chosen, made, source=source, device=device, classes=classes, started=started)
+    ahead = rooms.outlook.look_ahead(chosen, made, pace, hours=hours) | {"data": images.name}
     if as_json:
         echo_json(ahead)
     else:
@@ -44,8 +40,6 @@ def plan(
 
 
 def _about(seconds: dict[str, float]) -> str:
-    from cifar_sweep.words import duration, span
-
     likely, around = f"about {duration(seconds['likely'])}", span(seconds["low"], seconds["high"])
     return likely if likely == around else f"{likely} ({around})"
 
@@ -55,22 +49,17 @@ def list_sweeps() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from cifar_sweep.forecast.hours import plan_hours
-    from cifar_sweep.machine.speeds import rough_costs
-    from cifar_sweep.sweep.file import load, names
-    from cifar_sweep.words import duration
-
     view, faults = Table("sweep", "trials", "rough time", "in one hour", "searches", "what for", box=None), []
-    for name, path in names().items():
+    for name, path in rooms.file.names().items():
         try:
-            sweep = load(path)
+            sweep = rooms.file.load(path)
         except UsageError as error:
             faults.append(error)
             continue
         searched = "given runs" if sweep.given else ", ".join(sweep.space)
-        costs, seconds = rough_costs(sweep) or (None, 0.0)
+        costs, seconds = rooms.speeds.rough_costs(sweep) or (None, 0.0)
         rough = f"about {duration(seconds)}" if costs else "not known"
-        hour = _trials_of(plan_hours(sweep, costs, 1.0).sweep) if costs else "not known"
+        hour = _trials_of(rooms.hours.plan_hours(sweep, costs, 1.0).sweep) if costs else "not known"
         view.add_row(name, _trials_of(sweep), rough, hour, searched, escape(sweep.description))
     terminal().print(view)
     say("trials x their epochs at most, and on how many images where they are not all; `run SWEEP --hours 1` cuts so")
@@ -79,12 +68,10 @@ def list_sweeps() -> None:
         raise faults[0]
 
 
-def _trials_of(sweep: "Sweep") -> str:
+def _trials_of(sweep: "rooms.sweep.Sweep") -> str:
     """How many trials of how many epochs a sweep has."""
-    from cifar_sweep.sweep.file import longest
-
-    images = longest(sweep, "train_images")
-    return f"{sweep.size} x {longest(sweep, 'epochs')}" + (f" on {images:,}" if images else "")
+    images = rooms.file.longest(sweep, "train_images")
+    return f"{sweep.size} x {rooms.file.longest(sweep, 'epochs')}" + (f" on {images:,}" if images else "")
 
 
 def bench(
@@ -96,25 +83,19 @@ def bench(
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure how fast this machine trains as a sweep does, against a plain loop of one trial at a time."""
-    from dataclasses import asdict
-
-    from cifar_sweep.config import check_parameter
-    from cifar_sweep.machine.bench import CASES, measure, table
-    from cifar_sweep.study.provenance import commit, versions
-    from cifar_sweep.training.device import device_name, resolve_device
-    from cifar_sweep.training.lanes import kernels_name
-    from cifar_sweep.training.limits import available_cores
-
-    cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(CASES)
-    where = resolve_device(device)
-    images = load_data(data, quiet=as_json)
-    rows = list(measure(cases, device=device, source=data, turns=turns, say=(lambda _: None) if as_json else say))
-    on = f"{where.type}: {device_name(where)}" + (f", {available_cores()} cores" if where.type == "cpu" else "")
-    known, facts = versions() | {"kernels": kernels_name(where)}, {"data": images.name, "device": on}
+    cases = [(str(check_parameter("model", model, where="--model")), batch_size)] if model else list(rooms.bench.CASES)
+    where = rooms.device.resolve_device(device)
+    images = rooms.data.load(data, on_progress=None if as_json else say)
+    told = (lambda _: None) if as_json else say
+    rows = list(rooms.bench.measure(cases, device=device, source=data, turns=turns, say=told))
+    cores = f", {rooms.limits.available_cores()} cores" if where.type == "cpu" else ""
+    on = f"{where.type}: {rooms.device.device_name(where)}{cores}"
+    known = rooms.provenance.versions() | {"kernels": rooms.lanes.kernels_name(where)}
     if as_json:
-        echo_json({"rows": [asdict(row) for row in rows], **facts, "versions": known, "commit": commit()})
+        facts = {"data": images.name, "device": on, "versions": known, "commit": rooms.provenance.commit()}
+        echo_json({"rows": [asdict(row) for row in rows]} | facts)
         return
-    terminal().print(table(rows))
+    terminal().print(rooms.bench.table(rows))
     turned = f"medians of {turns} turns (lowest to highest)"
     say(f"{on}; {images.name}; {turned}; torch {known['torch']}; validation in none")
 
@@ -128,9 +109,7 @@ def doctor(
     """Check Python, torch, the device, bf16, the data, the storage and the disk."""
     from rich.table import Table
 
-    from cifar_sweep.terminal.doctor import examine
-
-    findings = examine(
+    findings = rooms.doctor.examine(
         storage=place.storage, data=data, skip_damaged=skip_damaged, artifacts=place.artifacts or "artifacts"
     )
     view = Table.grid(padding=(0, 2))

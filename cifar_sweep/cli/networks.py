@@ -1,5 +1,6 @@
 """Trained networks: `export`, `train`, `ensemble`, `evaluate`, `predict`, `model`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -7,19 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.cli.bundles import ImageOptions, load_again
+from cifar_sweep.cli import rooms
+from cifar_sweep.cli.bundles import ImageOptions
 from cifar_sweep.cli.options import Device, SameData, StudyName, Threads, echo_json, say, say_of, settings_of, terminal
 from cifar_sweep.errors import UsageError
+from cifar_sweep.work.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
-
-    from cifar_sweep.exports.exported import Exported
-    from cifar_sweep.exports.trained import Trained
-    from cifar_sweep.training.images.data import ImageData
-    from cifar_sweep.work.signals import StopRequest
 
 ExportFolder = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabilities are fractions.")]
@@ -40,9 +36,7 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         if self.with_onnx:  # a wish that cannot be met is refused before anything is measured
-            from cifar_sweep.exports.onnx import check_installed
-
-            check_installed()
+            rooms.onnx.check_installed()
 
 
 def export(
@@ -53,18 +47,14 @@ def export(
     options: ImageOptions,
 ) -> None:
     """Write a trial's config, weights, metrics, model card and predict.py, with its test accuracy, measured here."""
-    from cifar_sweep.exports.trained import pick, trained_trial
-    from cifar_sweep.study.verdict import verdict
-    from cifar_sweep.training.device import prepare_process, resolve_device
-
     source = options.load(study)
-    chosen = pick(source, trial)
-    trained = trained_trial(source, chosen, options.files_of(source))
-    if why := verdict(source, source.trials()):
+    chosen = rooms.trained.pick(source, trial)
+    trained = rooms.trained.trained_trial(source, chosen, options.files_of(source))
+    if why := rooms.verdict.verdict(source, source.trials()):
         say(f"note: this is no best one: {why}")
-    on = resolve_device(options.device)
+    on = rooms.device.resolve_device(options.device)
     images = options.images_of(source)
-    prepare_process(on, threads=trained.provenance.threads)
+    rooms.device.prepare_process(on, threads=trained.provenance.threads)
     folder = output.out or Path("exports") / f"{source.name}-{chosen.number}"
     metrics = _write(folder, [trained], images, on, output)
     if not output.half:  # the study's is that of the weights it keeps
@@ -83,47 +73,40 @@ def ensemble(
     options: ImageOptions,
 ) -> None:
     """Average the probabilities of several networks, and write them as one export."""
-    from cifar_sweep.training.device import prepare_process, resolve_device
-    from cifar_sweep.work.retrain import Retraining, discard_unfinished
-    from cifar_sweep.work.signals import stop_on_signals
-
-    on = resolve_device(options.device)
+    on = rooms.device.resolve_device(options.device)
     members, name, images = _members(sources or [], top, trials, options)
     if (count := len(members) * (seeds or 1)) < 2:
         raise UsageError(f"an ensemble of {count}: accepted: from 2 members, by --top, --trials or --seeds.")
     folder = output.out or Path("exports") / f"{name}-ensemble"
     if seeds:
         with stop_on_signals() as stop:
-            retraining = Retraining(images, options.device, threads, folder, stop, say)
+            retraining = rooms.retrain.Retraining(images, options.device, threads, folder, stop, say)
             copies = retraining.train_copies(members, seeds=seeds)
         members = copies or _stopped(stop)
-    prepare_process(on, threads=threads or members[0].provenance.threads)
+    rooms.device.prepare_process(on, threads=threads or members[0].provenance.threads)
     _write(folder, members, images, on, output, each=True)
-    discard_unfinished(folder)
+    rooms.retrain.discard_unfinished(folder)
     _add_onnx(folder, images, output.with_onnx)
 
 
 def _members(
     sources: list[str], top: int | None, trials: str | None, options: ImageOptions
-) -> "tuple[list[Trained], str, ImageData]":
+) -> "tuple[list[rooms.trained.Trained], str, rooms.data.ImageData]":
     """The networks of an ensemble, the name of what they are from, and their images."""
-    from cifar_sweep.exports.exported import is_export, joined, read
-    from cifar_sweep.exports.trained import choose, trained_trial
-
     numbers = _numbers(trials)
-    if any(is_export(Path(source)) for source in sources):
+    if any(rooms.exported.is_export(Path(source)) for source in sources):
         if top is not None or trials is not None:
             raise UsageError("--top and --trials choose among a study's trials; accepted with a study.")
-        exports = [read(Path(source)) for source in sources]
-        members = joined(exports)
+        exports = [rooms.exported.read(Path(source)) for source in sources]
+        members = rooms.exported.joined(exports)
         return members, exports[0].folder.name, _images_of(exports[0], options.data, must_match=True)
     if len(sources) > 1:
         given = ", ".join(sources)
         raise UsageError(f"{given}: no export folders; accepted: one study, or folders that hold a config.toml.")
     study = options.load(sources[0] if sources else None)
-    chosen = choose(study, top=top or 3, numbers=numbers)
+    chosen = rooms.trained.choose(study, top=top or 3, numbers=numbers)
     files = options.files_of(study)
-    return [trained_trial(study, trial, files) for trial in chosen], study.name, options.images_of(study)
+    return [rooms.trained.trained_trial(study, trial, files) for trial in chosen], study.name, options.images_of(study)
 
 
 def _numbers(trials: str | None) -> list[int]:
@@ -138,18 +121,15 @@ def _numbers(trials: str | None) -> list[int]:
 
 def evaluate(export: ExportFolder, device: Device = "auto", data: SameData = None, as_json: AsJson = False) -> None:
     """Measure an export on the test set: accuracy, each class's, and the confusion matrix."""
-    from cifar_sweep.exports.exported import evaluate_export, read, tables
-    from cifar_sweep.training.device import prepare_process, resolve_device
-
-    chosen = read(export)
-    on = resolve_device(device)
+    chosen = rooms.exported.read(export)
+    on = rooms.device.resolve_device(device)
     images = _images_of(chosen, data, quiet=as_json)
-    prepare_process(on, threads=chosen.origin.threads)
-    evaluation = evaluate_export(chosen, images, device=on)
+    rooms.device.prepare_process(on, threads=chosen.origin.threads)
+    evaluation = rooms.exported.evaluate_export(chosen, images, device=on)
     if as_json:
         echo_json(evaluation)
         return
-    for view in tables(evaluation):
+    for view in rooms.exported.tables(evaluation):
         terminal().print(view)
     measured = f"{evaluation['test_accuracy']:.2%} ({evaluation['test_images']:,} images of {images.name})"
     say(f"\n{export}: test accuracy {measured}" + (f"; shortened: {chosen.shortened}" if chosen.shortened else ""))
@@ -165,27 +145,24 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what pictures show. Each is resized as a whole to the size of the training's."""
-    from cifar_sweep.exports import pictures as looks
-    from cifar_sweep.exports.exported import read
-
-    exports = {str(path): read(path) for path in (export, against) if path is not None}
+    exports = {str(path): rooms.exported.read(path) for path in (export, against) if path is not None}
     if against is not None and len(exports) == 1:
         raise UsageError(f"--against {against}: that is the same export; accepted: another one.")
     chosen = exports[str(export)]
     if other := next((name for name, each in exports.items() if each.image_size != chosen.image_size), None):
         raise UsageError(f"--against {other}: it takes images of another size than {export}; accepted: the same size.")
-    pictures = [looks.read_picture(path, chosen.image_size) for path in images or []]
+    pictures = [rooms.pictures.read_picture(path, chosen.image_size) for path in images or []]
     if test:
-        pictures += looks.some_of_test(_images_of(chosen, data, quiet=as_json), test)
+        pictures += rooms.pictures.some_of_test(_images_of(chosen, data, quiet=as_json), test)
     if not pictures:
         raise UsageError("predict: give image files, or --test N for images of the test set.")
-    said = looks.predictions(exports, pictures)
+    said = rooms.pictures.predictions(exports, pictures)
     if page is not None:
-        looks.write_page(page, pictures, said)
+        rooms.pictures.write_page(page, pictures, said)
     if as_json:
-        echo_json(looks.as_json(pictures, said))
+        echo_json(rooms.pictures.as_json(pictures, said))
         return
-    terminal().print(looks.table(pictures, said), soft_wrap=True)
+    terminal().print(rooms.pictures.table(pictures, said), soft_wrap=True)
     for name, each in exports.items():
         if each.shortened:
             say(f"{name}; shortened: {each.shortened}")
@@ -202,22 +179,17 @@ def train(
     output: OutputOptions,
 ) -> None:
     """Train an exported config again, from its first epoch, and write it as an export of its own, EXPORT-again."""
-    from cifar_sweep.exports.exported import known_test_accuracy, read
-    from cifar_sweep.training.device import resolve_device
-    from cifar_sweep.work.retrain import Retraining, discard_unfinished
-    from cifar_sweep.work.signals import stop_on_signals
-
-    export = read(config)
+    export = rooms.exported.read(config)
     images = _images_of(export, data)
     source = export.folder.absolute()
     folder = output.out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
     with stop_on_signals() as stop:
-        retraining = Retraining(images, kind, threads, folder, stop, say)
+        retraining = rooms.retrain.Retraining(images, kind, threads, folder, stop, say)
         trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
-    metrics = _write(folder, trained, images, resolve_device(kind), output)
-    discard_unfinished(folder)
-    if (known := known_test_accuracy(export.folder)) is not None:
+    metrics = _write(folder, trained, images, rooms.device.resolve_device(kind), output)
+    rooms.retrain.discard_unfinished(folder)
+    if (known := rooms.exported.known_test_accuracy(export.folder)) is not None:
         difference = metrics["test_accuracy"] - known
         same = "the same" if difference == 0 else f"{difference:+.2%} against {known:.2%}"
         if any(each.provenance.changed for each in trained):
@@ -232,35 +204,34 @@ def model(
     as_json: Annotated[bool, Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show a network's layers with their output shapes and parameter counts."""
-    from cifar_sweep.terminal import model as models
-
     if name is None and settings:
         raise UsageError("--set: name the network that it changes, as in `cifar-sweep model vgg13 --set ...`.")
     if name is None:
-        described, table = {"models": models.overview()}, models.overview_table
+        described, table = {"models": rooms.model.overview()}, rooms.model.overview_table
     else:
-        described, table = models.describe_model({"model": name} | settings_of(settings or [])), models.table
+        described, table = rooms.model.describe_model({"model": name} | settings_of(settings or [])), rooms.model.table
     if as_json:
         echo_json(described)
     else:
         terminal().print(table(described))
 
 
-def _images_of(export: "Exported", source: str | None, *, must_match: bool = False, quiet: bool = False) -> "ImageData":
+def _images_of(
+    export: "rooms.exported.Exported", source: str | None, *, must_match: bool = False, quiet: bool = False
+) -> "rooms.data.ImageData":
     """The images that an export was trained on: from `source`, else those that the cache has, or from where they were.
 
     Other images of the same classes are only remarked on, unless they `must_match`; not even that where `quiet`.
     Nothing is downloaded unless `source` says what.
     """
-    from cifar_sweep.training.images.data import find_decoded
-
     origin = export.origin
-    images = None if source else find_decoded(origin.data_fingerprint)
+    images = None if source else rooms.data.find_decoded(origin.data_fingerprint)
     if images is None:
         if source is None and origin.data_source == "auto" and origin.data != "CIFAR-10":
             raise UsageError(f"{export.folder}: trained on {origin.data}; name it with --data.")
         was = origin.data_source, origin.data_fingerprint
-        images = load_again(source, *was, side=export.image_size, quiet=quiet)
+        how: dict[str, Any] = {"side": export.image_size, "skip_damaged": True, "may_download": source is not None}
+        images = rooms.data.load_again(source, *was, on_progress=None if quiet else say, **how)
     if images.fingerprint == origin.data_fingerprint:
         return images
     if must_match or [*images.classes] != origin.classes:
@@ -275,44 +246,40 @@ def _images_of(export: "Exported", source: str | None, *, must_match: bool = Fal
     return images
 
 
-def _stopped(stop: "StopRequest") -> NoReturn:
+def _stopped(stop: StopRequest) -> NoReturn:
     say("stopped; the same command goes on from the last epoch.")
     raise typer.Exit(stop.exit_code())
 
 
 def _write(
     folder: Path,
-    trained: "Sequence[Trained]",
-    images: "ImageData",
+    trained: "Sequence[rooms.trained.Trained]",
+    images: "rooms.data.ImageData",
     device: "torch.device",
     output: OutputOptions,
     *,
     each: bool = False,
 ) -> dict[str, Any]:
-    from cifar_sweep.exports.write import write
-
-    metrics = write(folder, trained, data=images, device=device, half=output.half)
+    metrics = rooms.write.write(folder, trained, data=images, device=device, half=output.half)
     cut = {part["shortened"] for part in metrics.get("members", [metrics])} - {""}
     members, shortened = metrics["members"] if each else [], "; ".join(sorted(cut))
     say_of("export", folder=folder, metrics=metrics, members=members, shortened=shortened)
     return metrics
 
 
-def _add_onnx(folder: Path, images: "ImageData", wished: bool | None) -> None:
+def _add_onnx(folder: Path, images: "rooms.data.ImageData", wished: bool | None) -> None:
     """Write an export's model.onnx, if that is wished for, or can be and nothing was said; say what came of it."""
-    from cifar_sweep.exports import onnx
-
     if wished is False:
         return
-    if wished is None and onnx.missing():
-        say(f"{onnx.NAME} is not written: {onnx.INSTALL} brings what it needs")
+    if wished is None and rooms.onnx.missing():
+        say(f"{rooms.onnx.NAME} is not written: {rooms.onnx.INSTALL} brings what it needs")
         return
     try:
-        noted = onnx.add(folder, images)
-    except onnx.OnnxError as error:
+        noted = rooms.onnx.add(folder, images)
+    except rooms.onnx.OnnxError as error:
         if wished:
             raise
         say(str(error))
         return
     same = f"the same probabilities on {noted['images']} test images, to {noted['largest_difference']:.1g}"
-    say(f"{folder / onnx.NAME}: {same}")
+    say(f"{folder / rooms.onnx.NAME}: {same}")

@@ -31,6 +31,11 @@ def without_password(context: typer.Context, parameter: typer.CallbackParam, add
     return address
 
 
+def deadline_of(max_hours: float | None) -> float | None:
+    """When so many hours are over, in seconds since the epoch; None is never."""
+    return time.time() + 3600 * max_hours if max_hours is not None else None
+
+
 DATA = """auto (CIFAR-10 in data/, else downloaded); cifar100, mnist, fashion_mnist, kmnist, svhn, stl10 or eurosat
 likewise; a folder ({train,test}/CLASS/* or CIFAR's); arrays (.npz); synthetic, or synthetic:N for N training images."""
 SKIP_DAMAGED = "Leave out images that cannot be read; the study notes them."
@@ -39,7 +44,7 @@ Address = Annotated[str, Option("--storage", envvar="CIFAR_SWEEP_STORAGE", callb
 SAME_DATA = "As in `run`; the same data if not given."
 SameData = Annotated[str | None, Option("--data", help=SAME_DATA)]
 MAX_HOURS = "Stop this command after so long, wherever the sweep is; run again to go on."
-MaxHours = Annotated[float | None, Option(min=0, help=MAX_HOURS)]
+Deadline = Annotated[float | None, Option("--max-hours", min=0, callback=deadline_of, help=MAX_HOURS)]
 Device = Annotated[str, Option(help="auto (CUDA when there is one), cpu, cuda, or cuda:N.")]
 Threads = Annotated[int, Option(min=0, help="CPU threads of each worker; 0 shares the cores out.")]
 StudyName = Annotated[str | None, Argument(metavar="[STUDY]", help="Study; the only one, if there is one.")]
@@ -54,7 +59,6 @@ def terminal() -> "Console":
 
 
 def say(lines: str, console: "Console | None" = None) -> None:
-    """Print lines as they are."""
     (console or terminal()).print(lines, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -66,13 +70,7 @@ def say_of(template: str, **facts: Any) -> None:
 
 
 def echo_json(plain: Any) -> None:
-    """Print plain data as JSON."""
     print(json.dumps(plain, indent=2))  # not by click, which tries a stream out and passes its error over
-
-
-def deadline_of(max_hours: float | None) -> float | None:
-    """When so many hours are over, in seconds since the epoch; None is never."""
-    return time.time() + 3600 * max_hours if max_hours is not None else None
 
 
 def settings_of(pairs: list[str]) -> dict[str, Value]:

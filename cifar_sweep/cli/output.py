@@ -25,16 +25,13 @@ class Stream:
 
     @property
     def buffer(self) -> "Stream":
-        """Its bytes."""
         return Stream(self._stream.buffer, self._lost)
 
     def write(self, content: Any) -> int:
-        """Write; as many characters or bytes count as written as there are."""
         self._attempt(lambda: self._stream.write(content))
-        return len(content)
+        return len(content)  # whatever came of it
 
     def flush(self) -> None:
-        """Write what is held back."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, action: Callable[[], object]) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from cifar_sweep.cli import rooms
 from cifar_sweep.cli.bundles import FileOptions, StorageOptions
 from cifar_sweep.cli.options import DATABASE, say, without_password
 from cifar_sweep.errors import UsageError
@@ -16,23 +17,19 @@ OneStudy = Annotated[str, Argument(metavar="STUDY", help="The study.")]
 
 def pause(study: OneStudy, place: StorageOptions) -> None:
     """Stop working on a study; `resume` goes on from each trial's last epoch."""
-    from cifar_sweep.study.storage import PAUSED
-
-    _set_state(study, PAUSED, place, "its workers stop within {seconds:.0f} s or so; `cifar-sweep resume` goes on")
+    then = "its workers stop within {seconds:.0f} s or so; `cifar-sweep resume` goes on"
+    _set_state(study, rooms.storage.PAUSED, place, then)
 
 
 def resume(study: OneStudy, place: StorageOptions) -> None:
     """Let workers go on with a study that was paused or cancelled."""
-    from cifar_sweep.study.storage import OPEN
-
-    _set_state(study, OPEN, place, "workers take it up again; `cifar-sweep worker` starts one")
+    _set_state(study, rooms.storage.OPEN, place, "workers take it up again; `cifar-sweep worker` starts one")
 
 
 def cancel(study: OneStudy, place: StorageOptions) -> None:
     """End a study: what is being trained is given up, what is finished stays."""
-    from cifar_sweep.study.storage import CANCELLED
-
-    _set_state(study, CANCELLED, place, "its running trials end within {seconds:.0f} s or so; finished ones stay")
+    then = "its running trials end within {seconds:.0f} s or so; finished ones stay"
+    _set_state(study, rooms.storage.CANCELLED, place, then)
 
 
 def _set_state(name: str, state: str, place: StorageOptions, then: str) -> None:
@@ -49,12 +46,9 @@ def delete(
     place: FileOptions,
 ) -> None:
     """Delete a study with all its trials, checkpoints and weights. Exports stay."""
-    from cifar_sweep.study.files import is_own, remove_files
-    from cifar_sweep.study.opening import delete as delete_study
-
     doomed = place.load(study)
     store, opened = place.files_of(doomed), doomed.storage
-    keep_files = keep_files or not is_own(doomed, store)  # a copy's are the original's, too
+    keep_files = keep_files or not rooms.files.is_own(doomed, store)  # a copy's are the original's, too
     files = f", {'but not' if keep_files else 'and'} its files from {store.shown}"
     question = f"Delete study {study} with its {len(doomed.trials())} trials from {opened.shown}{files}?"
     try:
@@ -63,7 +57,7 @@ def delete(
         confirmed = False
     if not confirmed:
         raise UsageError(f"study {study!r} was not deleted; accepted: y at the question, or --yes.")
-    delete_study(opened, study, remove_files=lambda each: None if keep_files else remove_files(each, store))
+    rooms.opening.delete(opened, study, files=None if keep_files else store)
     say(f"study {study} is deleted")
 
 
@@ -76,8 +70,6 @@ def copy(
 
     Checkpoints and weights stay where they are, and are found from both.
     """
-    from cifar_sweep.study.copying import copy_studies
-    from cifar_sweep.study.storage import open_existing, open_storage
-
-    copied = copy_studies(open_existing(source), open_storage(target), studies or [], say=say)
+    databases = rooms.storage.open_existing(source), rooms.storage.open_storage(target)
+    copied = rooms.copying.copy_studies(*databases, studies or [], say=say)
     say(f"copied: {', '.join(copied) or 'nothing, there are no studies'}")

@@ -3,16 +3,16 @@
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
+from cifar_sweep.cli import rooms
 from cifar_sweep.cli.bundles import ImageOptions, StorageOptions
 from cifar_sweep.cli.options import StudyName, echo_json, say, say_of, terminal
-
-if TYPE_CHECKING:
-    from cifar_sweep.report.facts import ImageFindings
-    from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.errors import CifarSweepError, UsageError
+from cifar_sweep.files import replace_file
+from cifar_sweep.work.signals import stop_on_signals
 
 HOST = "Address to bind; other than 127.0.0.1 it needs CIFAR_SWEEP_TOKEN."
 ALLOW_WRITE = "Let its page write notes, end trials, delete studies; else read only."
@@ -29,19 +29,17 @@ def status(
     place: StorageOptions,
 ) -> None:
     """Show how far each study is, its best accuracy, and how long it still takes."""
-    from cifar_sweep.study.opening import load, load_all
-    from cifar_sweep.terminal.status import glance, remarks, table
-
     storage = place.open()
-    glances = [glance(each) for each in (load_all(storage) if study is None else [load(storage, study)])]
+    studies = rooms.opening.load_all(storage) if study is None else [rooms.opening.load(storage, study)]
+    glances = [rooms.status.glance(each) for each in studies]
     if as_json:
         echo_json({"studies": glances})
         return
-    terminal().print(table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
+    terminal().print(rooms.status.table(glances) if glances else f"{storage.shown} holds no study yet.", soft_wrap=True)
     for each in glances:
         for words in filter(None, (each["verdict"], each["gain"] and each["gain"]["text"])):
             say(f"{each['name']}: {words}")
-    for line in remarks(glances[0]) if len(glances) == 1 else []:
+    for line in rooms.status.remarks(glances[0]) if len(glances) == 1 else []:
         say(line)
 
 
@@ -56,27 +54,21 @@ def compare(
 
     The test set is read once for each complete hand run and for each sweep's best trial, and remembered in the study.
     """
-    from cifar_sweep.hand.compare import as_json as plain
-    from cifar_sweep.hand.compare import collect, tables
-    from cifar_sweep.report.plot import comparison_page
-    from cifar_sweep.study.opening import load_all
-    from cifar_sweep.training.device import prepare_process, resolve_device
-
-    on = resolve_device(options.device)
-    prepare_process(on, threads=0)
-    hand, sweeps = collect(
-        load_all(options.open()),
+    on = rooms.device.resolve_device(options.device)
+    rooms.device.prepare_process(on, threads=0)
+    hand, sweeps = rooms.compare.collect(
+        rooms.opening.load_all(options.open()),
         hand=study,
         artifacts_of=options.files_of,
         device=on,
         images_of=lambda each: options.images_of(each, quiet=as_json),
     )
     if figure is not None:
-        comparison_page(figure, hand)
+        rooms.plot.comparison_page(figure, hand)
     if as_json:
-        echo_json(plain(hand, sweeps))
+        echo_json(rooms.compare.as_json(hand, sweeps))
         return
-    for view in tables(hand, sweeps):
+    for view in rooms.compare.tables(hand, sweeps):
         terminal().print(view)
     if figure is not None:
         say(f"written: {figure}")
@@ -93,9 +85,6 @@ def replay(
     place: StorageOptions,
 ) -> None:
     """Say what another strategy would have cost on a study's own curves; nothing is trained."""
-    from cifar_sweep.errors import UsageError
-    from cifar_sweep.replay.recorded import replay_study
-
     asked = {key: value for key, value in (("sampler", sampler), ("pruner", pruner)) if value is not None}
     if strategy and asked:
         raise UsageError(
@@ -103,7 +92,7 @@ def replay(
         )
     chosen: dict[str, str] = {**asked} or {"strategy": "auto"}
     searched = place.load(study)
-    found = replay_study(searched, chosen, replays=replays)
+    found = rooms.recorded.replay_study(searched, chosen, replays=replays)
     if as_json:
         echo_json({"study": searched.name, "strategy": chosen} | found.described())
     else:
@@ -118,11 +107,9 @@ def plot(
     place: StorageOptions,
 ) -> None:
     """Draw the best trials' loss and accuracy curves, and accuracy by learning rate, into a page that opens offline."""
-    from cifar_sweep.report.plot import study_page
-
     drawn = place.load(study)
     path = out or Path(f"{drawn.name}.html")
-    study_page(path, drawn, curves=trials)
+    rooms.plot.study_page(path, drawn, curves=trials)
     say(f"written: {path}")
 
 
@@ -134,14 +121,10 @@ def dashboard(
     place: StorageOptions,
 ) -> None:
     """Serve optuna-dashboard until Ctrl-C, with notes, figures and files of each study. It is for reading only."""
-    from cifar_sweep.dashboard.server import serve
-    from cifar_sweep.study.storage import open_waiting
-    from cifar_sweep.work.signals import stop_on_signals
-
-    opened = open_waiting(place.storage)
+    opened = rooms.storage.open_waiting(place.storage)
     where: dict[str, Any] = {"host": host, "port": port, "allow_write": allow_write}
     with stop_on_signals() as stop:
-        serve(opened, **where, stop=stop, say=lambda url: say(f"dashboard of {opened.shown} on {url}"))
+        rooms.server.serve(opened, **where, stop=stop, say=lambda url: say(f"dashboard of {opened.shown} on {url}"))
 
 
 def report(
@@ -156,18 +139,14 @@ def report(
 
     The test set is read once for the best trial, unless its test accuracy is remembered, and remembered in the study.
     """
-    from cifar_sweep.files import replace_file
-    from cifar_sweep.report import page, text
-    from cifar_sweep.report.facts import REPORTS, ImageFindings, collect
-    from cifar_sweep.study.opening import load, load_all
-
     storage = options.open()
-    told = load(storage, study)
+    told = rooms.opening.load(storage, study)
     wanted = form != "csv" and not no_images
-    findings = _look(told, options, pictures=form == "html") if wanted else ImageFindings()
-    reports = next((each for each in load_all(storage) if each.sweep.given and each.name == REPORTS), None)
-    render = {"html": page.render, "md": text.markdown, "csv": text.trials_csv}
-    written = render[form](collect(told, findings=findings, reports=reports))
+    findings = _look(told, options, pictures=form == "html") if wanted else rooms.facts.ImageFindings()
+    name = rooms.facts.REPORTS
+    reports = next((each for each in rooms.opening.load_all(storage) if each.sweep.given and each.name == name), None)
+    render = {"html": rooms.page.render, "md": rooms.text.markdown, "csv": rooms.text.trials_csv}
+    written = render[form](rooms.facts.collect(told, findings=findings, reports=reports))
     if out == "-":
         sys.stdout.buffer.write(written.encode(errors="replace"))
         sys.stdout.buffer.flush()
@@ -177,22 +156,16 @@ def report(
     say(f"written: {path}")
 
 
-def _look(study: "SweepStudy", options: ImageOptions, *, pictures: bool) -> "ImageFindings":
+def _look(study: "rooms.study.SweepStudy", options: ImageOptions, *, pictures: bool) -> "rooms.facts.ImageFindings":
     """What the best trial's network makes of the images, where there is one and that is still to be found out."""
-    from cifar_sweep.errors import CifarSweepError
-    from cifar_sweep.report.facts import ImageFindings
-
     best = next(iter(study.ranked()), None)
     if best is None or not (pictures or study.test_accuracy([best.number]) is None):
-        return ImageFindings()
-    from cifar_sweep.report.mistakes import look_at_images
-    from cifar_sweep.training.device import prepare_process, resolve_device
-
-    on = resolve_device(options.device)
-    prepare_process(on, threads=0)
+        return rooms.facts.ImageFindings()
+    on = rooms.device.resolve_device(options.device)
+    rooms.device.prepare_process(on, threads=0)
     try:
         files = options.files_of(study)
     except CifarSweepError as error:
-        return ImageFindings(missing=str(error))
+        return rooms.facts.ImageFindings(missing=str(error))
     images = functools.partial(options.images_of, study, quiet=True)
-    return look_at_images(study, best, images, artifacts=files, device=on, pictures=pictures)
+    return rooms.mistakes.look_at_images(study, best, images, artifacts=files, device=on, pictures=pictures)

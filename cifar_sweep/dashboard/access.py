@@ -50,14 +50,11 @@ _HEADERS = {
 _REPLACED = {*(name.lower() for name in _HEADERS), "content-security-policy", "access-control-allow-origin"}
 _WORTH_COMPRESSING = 1000  # bytes
 # What optuna-dashboard offers and would spoil a study of ours with, and what is said instead.
-_NEVER = (
-    (
-        r"/api/studies/\d+/rename",
-        "a renamed study would lose its curves, files and settings; run it under another name.",
-    ),
-    (r"/api/artifacts/.*", "the files of a trial are kept by its worker alone; they go when their study is deleted."),
-    (r"/incompatible-rdb-schema", "the database is brought up with `optuna storage upgrade`."),
-)
+_NEVER = {
+    r"/api/studies/\d+/rename": "a renamed study would lose its curves, files and settings; run it under another name.",
+    r"/api/artifacts/.*": "the files of a trial are kept by its worker alone; they go when their study is deleted.",
+    r"/incompatible-rdb-schema": "the database is brought up with `optuna storage upgrade`.",
+}
 _NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
 
 
@@ -67,11 +64,10 @@ def guarded(app: WsgiApp, *, token: str = "", allow_write: bool = False) -> Wsgi
     With a token, for those that have it instead: as ``?token=``, which is answered with a cookie, or as bearer.
     """
 
-    def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def guard(environ: dict[str, Any]) -> Answer:
         status, headers, content = answered(environ)
         kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
-        start_response(status, kept + _own_headers(_path(environ)))
-        return [content]
+        return status, kept + _own_headers(_path(environ)), content
 
     def answered(environ: dict[str, Any]) -> Answer:
         if token and _equal(token, *parse_qs(environ.get("QUERY_STRING", "")).get("token", [])):
@@ -91,7 +87,7 @@ def guarded(app: WsgiApp, *, token: str = "", allow_write: bool = False) -> Wsgi
             words = "the dashboard could not answer; its own output says why"
             return sentence("500 Internal Server Error", words, environ)
 
-    return guard
+    return answering(guard)
 
 
 def _refusal(environ: dict[str, Any], *, token: str, allow_write: bool) -> str:
@@ -110,7 +106,7 @@ def _refusal(environ: dict[str, Any], *, token: str, allow_write: bool) -> str:
         return "this dashboard is for reading only" + ("" if allow_write else "; --allow-write lets writes through")
     if not _is_own_page(environ):
         return "this write does not come from a page of this dashboard"
-    return next((words for path, words in _NEVER if re.fullmatch(path, _path(environ))), "")
+    return next((words for path, words in _NEVER.items() if re.fullmatch(path, _path(environ))), "")
 
 
 def _path(environ: dict[str, Any]) -> str:
@@ -178,6 +174,17 @@ def answer_of(app: WsgiApp, environ: dict[str, Any]) -> Answer:
     if hasattr(body, "close"):
         body.close()
     return *started[-1], content
+
+
+def answering(answer: Callable[[dict[str, Any]], Answer]) -> WsgiApp:
+    """The application that gives these answers; `answer_of` takes one from it."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        status, headers, content = answer(environ)
+        start_response(status, headers)
+        return [content]
+
+    return app
 
 
 def _compressed(environ: dict[str, Any], status: str, headers: Headers, content: bytes) -> Answer:

@@ -5,7 +5,6 @@ name is text, never a picture, a table or HTML. Only a `Markdown` is printed as 
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from cifar_sweep.study.record import SYNTHETIC_REMARK, TrialRecord, counts_text,
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.study.verdict import verdict
 from cifar_sweep.study.winner import ranked
-from cifar_sweep.sweep.sweep import Choices, Sweep
+from cifar_sweep.sweep.sweep import values_of
 from cifar_sweep.words import duration, params_text
 
 TRACEBACK_LINES = 12
@@ -51,7 +50,7 @@ def study_note(
     `with_curves` says whether the trials' intermediate values are shown beside the note.
     """
     claimed = sorted((row for row in claims if row.claimed is not None), key=lambda row: -(row.claimed or 0))
-    alike = [row for row in claimed if row.model in _networks(study.sweep)]
+    alike = [row for row in claimed if row.model in values_of(study.sweep, "model")]
     return _rendered(
         "study.md",
         study=study,
@@ -80,22 +79,13 @@ def _rendered(name: str, **facts: Any) -> str:
     return _ENVIRONMENT.get_template(name).render(facts).strip()
 
 
-def _networks(sweep: Sweep) -> set[str]:
-    """The networks that a sweep may train."""
-    domain = sweep.space.get("model")
-    if isinstance(domain, Choices):
-        return {str(choice) for choice in domain.choices}
-    return {str(sweep.fixed.get("model", PARAMETERS["model"].default))}
-
-
 def _named_epochs(trial: TrialRecord) -> list[tuple[Any, list[str]]]:
     """The first, the best and the last epoch of a trial, with these names; one epoch may have several."""
-    names: dict[Any, list[str]] = defaultdict(list)
-    for name, result in (("first", trial.curve[:1]), ("best", (trial.best,)), ("last", trial.curve[-1:])):
-        for each in result:
-            if each is not None:
-                names[each].append(name)
-    return list(names.items())
+    if not trial.curve:
+        return []
+    named = {"first": trial.curve[0], "best": trial.best, "last": trial.curve[-1]}
+    epochs = dict.fromkeys(filter(None, named.values()))
+    return [(each, [name for name, epoch in named.items() if epoch == each]) for each in epochs]
 
 
 def _settings_text(settings: BaseModel) -> str:

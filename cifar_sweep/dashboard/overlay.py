@@ -10,11 +10,12 @@ import logging
 import re
 from collections.abc import Container, ItemsView, Iterator, Mapping
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any
 
 import optuna
 from bottle import HTTPError  # type: ignore[import-untyped]
 
+from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.dashboard.notes import with_own
 from cifar_sweep.dashboard.view import PLOT, StudyView
 from cifar_sweep.database.outage import explain
@@ -122,31 +123,18 @@ class Overlay(PassedOn):
         if ours is None:
             self._behind.delete_study(study_id)
             return
-        remove = _remove_files if study_id in self._files_go else lambda _: None
+        files_go = study_id in self._files_go
         self._files_go.discard(study_id)
         try:
-            delete(self._storage, ours.study.name, remove_files=remove)
+            delete(self._storage, ours.study.name, files=open_artifacts(ours.study.artifacts) if files_go else None)
         except CifarSweepError as error:
             raise HTTPError(409, str(error)) from None
 
-    # What optuna-dashboard asks of a store of artifacts; it is read in `downloads`.
+    # Of a store of artifacts this is all that is asked: `with_downloads` answers reads, and `access` refuses writes.
 
     def remove(self, artifact_id: str) -> None:
         """Before a study is deleted with its files, this is asked for each of them: note it, `delete_study` does it."""
         self._files_go |= {key for key, shown in self._shown.items() if shown.has(artifact_id)}
-
-    def open_reader(self, artifact_id: str) -> BinaryIO:
-        raise HTTPError(404, f"{artifact_id}: files are read from their trial's page.")
-
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:  # noqa: ARG002 - Optuna's protocol
-        raise HTTPError(403, f"{artifact_id}: a trial's files are kept by its worker alone.")
-
-
-def _remove_files(study: SweepStudy) -> None:
-    from cifar_sweep.artifacts import open_artifacts
-    from cifar_sweep.study.files import remove_files  # loads torch
-
-    remove_files(study, open_artifacts(study.artifacts))
 
 
 class SystemAttributes(Mapping[str, Any]):

@@ -1,9 +1,8 @@
 """optuna-dashboard's page, which works below any path of a proxy, and for one opening of the database alone."""
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from cifar_sweep.dashboard.access import Answer, WsgiApp, answer_of, sentence
+from cifar_sweep.dashboard.access import Answer, WsgiApp, answer_of, answering, sentence
 from cifar_sweep.pages import rendered
 
 # In optuna-dashboard's script, where its pages are; `page.js` knows below what.
@@ -33,12 +32,7 @@ def with_page(app: WsgiApp, opening: str) -> WsgiApp:
             return _replaced(app, asked, _SCRIPT, ours.encode())
         return answer_of(app, environ)
 
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        status, headers, content = answer(environ)
-        start_response(status, headers)
-        return [content]
-
-    return serve
+    return answering(answer)
 
 
 def _replaced(app: WsgiApp, environ: dict[str, Any], old: bytes, new: bytes) -> Answer:

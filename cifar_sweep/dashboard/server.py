@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from socketserver import ThreadingMixIn
@@ -17,8 +17,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna_dashboard import wsgi  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
-from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError, open_artifacts
-from cifar_sweep.dashboard.access import READS, Answer, WsgiApp, answer_of, guarded, sentence
+from cifar_sweep.artifacts import DamagedArtifactError, MissingArtifactError, open_artifacts
+from cifar_sweep.dashboard.access import READS, Answer, WsgiApp, answer_of, answering, guarded, sentence
 from cifar_sweep.dashboard.overlay import Overlay
 from cifar_sweep.dashboard.page import with_page
 from cifar_sweep.dashboard.view import BYTES
@@ -114,7 +114,7 @@ class _Opened:
                 self._open(found)
             return self._storage, self._overlay, self._app
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(self, environ: dict[str, Any]) -> Answer:
         with self._at_work():
             storage, overlay, app = self._look()
             answer = answer_of(app, environ)
@@ -122,9 +122,8 @@ class _Opened:
                 storage.again().close()  # who opens it says what is wrong with it, if that is it
         # Then a part of the answer may be of the one before.
         if overlay.is_of_another and environ["REQUEST_METHOD"] in READS:
-            return self(environ, start_response)
-        start_response(*answer[:2])
-        return [answer[2]]
+            return self.answer(environ)
+        return answer
 
 
 def application(storage: Storage, *, token: str = "", allow_write: bool = False) -> WsgiApp:
@@ -134,7 +133,7 @@ def application(storage: Storage, *, token: str = "", allow_write: bool = False)
     """
     theirs = logging.getLogger("optuna_dashboard")
     theirs.handlers, theirs.propagate = [_OneLine()], False
-    return guarded(_Opened(storage, writable=allow_write), token=token, allow_write=allow_write)
+    return guarded(answering(_Opened(storage, writable=allow_write).answer), token=token, allow_write=allow_write)
 
 
 def serve(
@@ -172,12 +171,7 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
 
     Tables have the name of their study, as it is.
     """
-    lock = threading.Lock()
-    opened = functools.cache(open_artifacts)
-
-    def files_at(address: str) -> Artifacts:
-        with lock:  # boto3 may not be asked for two clients at once
-            return opened(address)
+    files_at = functools.cache(open_artifacts)
 
     def file(environ: dict[str, Any]) -> Answer:
         found = _PATH.fullmatch(environ["PATH_INFO"])
@@ -206,15 +200,10 @@ def with_downloads(app: WsgiApp, overlay: Overlay) -> WsgiApp:
             headers = [("Content-Type", "text/csv; charset=utf-8"), ("Content-Disposition", name)]
         return status, headers, content
 
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(environ: dict[str, Any]) -> Answer:
         path = environ.get("PATH_INFO", "")
         if found := re.fullmatch(r"/csv/(\d{1,18})", path):
-            status, headers, content = table(environ, int(found[1]))
-        elif path.startswith("/artifacts/"):
-            status, headers, content = file(environ)
-        else:
-            return app(environ, start_response)
-        start_response(status, headers)
-        return [content]
+            return table(environ, int(found[1]))
+        return file(environ) if path.startswith("/artifacts/") else answer_of(app, environ)
 
-    return serve
+    return answering(answer)

@@ -35,9 +35,12 @@ MOST_CURVES = 200
 class File:
     """A trial's file that can be taken away: `id` is made of what it is, `name` is for who takes it."""
 
-    id: str
     name: str
     stored: Stored
+
+    @cached_property
+    def id(self) -> str:
+        return hashlib.sha256(f"{self.stored.name}:{self.stored.sha256}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,9 @@ class StudyView:
     `attributes` are the user attributes that the study was loaded from.
     """
 
-    def __init__(
-        self, study: SweepStudy, reading: ReadingStorage, study_id: int, *, attributes: Mapping[str, Any]
-    ) -> None:
-        self.study = study
-        self.attributes = attributes
-        self._reading = reading
-        self._id = study_id
+    def __init__(self, study: SweepStudy, reading: ReadingStorage, key: int, *, attributes: Mapping[str, Any]) -> None:
+        self.study, self.attributes = study, attributes
+        self._reading, self._key = reading, key
         self._seen: dict[int, TrialView] = {}
         self._changes = 0
         # The note and the figures; what they were made of; when they may be made anew.
@@ -124,7 +123,7 @@ class StudyView:
             before = self._seen
             trials = {
                 key: before[key].trial if key in before and before[key].trial.frozen is trial else TrialRecord(trial)
-                for key, trial in self._reading.trials(self._id, most_with_reports=MOST_CURVES).items()
+                for key, trial in self._reading.trials(self._key, most_with_reports=MOST_CURVES).items()
             }
             if [seen.trial for seen in before.values()] == list(trials.values()):
                 return before
@@ -176,11 +175,7 @@ def _files(study: SweepStudy, trial: TrialRecord, *, kept: bool) -> tuple[File, 
     files = {"weights": trial.weights} if kept and trial.weights else {}
     for saved in [] if trial.is_finished else trial.checkpoints:
         files[f"checkpoint-{saved['epoch']:04d}"] = Stored(saved["name"], saved["sha256"], saved["size"])
-    digests = [hashlib.sha256(f"{stored.name}:{stored.sha256}".encode()).hexdigest() for stored in files.values()]
-    return tuple(
-        File(digest[:32], f"{study.name}-{trial.number}-{kind}.safetensors", stored)
-        for digest, (kind, stored) in zip(digests, files.items(), strict=True)
-    )
+    return tuple(File(f"{study.name}-{trial.number}-{kind}.safetensors", stored) for kind, stored in files.items())
 
 
 def _claims(study: SweepStudy) -> list[HandRow]:

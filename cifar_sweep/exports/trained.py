@@ -18,6 +18,7 @@ from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.verdict import verdict
 from cifar_sweep.training import checkpoint
+from cifar_sweep.training.images.data import ImageData, load_again
 from cifar_sweep.training.models import build
 
 
@@ -87,6 +88,14 @@ class Trained:
         network = build(shape, seed=0, code=self.provenance.versions.get(shape.model))
         network.load_state_dict(dict(self.weights))
         return network
+
+
+def images_of(study: SweepStudy, named: str | None = None, **how: Any) -> ImageData:
+    """The images that a study was run on, as `load_again` finds them, which takes the rest; StudyError for others."""
+    was = study.data["source"], study.data["fingerprint"]
+    data = load_again(named, *was, side=study.sweep.image_size, skip_damaged=True, **how)
+    study.check_data(name=data.name, fingerprint=data.fingerprint)
+    return data
 
 
 def pick(study: SweepStudy, number: int | None) -> TrialRecord:

@@ -23,12 +23,9 @@ def learning_curves(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
         for part in ("train", "validation"):
             figure.add_trace(_line(trial, part, "loss", place=place), row=1, col=1)
             figure.add_trace(_line(trial, part, "accuracy", place=place), row=2, col=1)
-    figure.update_yaxes(title="loss, nats", row=1, col=1)
-    figure.update_yaxes(title="accuracy, %", row=2, col=1)
-    figure.update_xaxes(title="epoch", row=2, col=1)
-    return style.finish(
-        figure, f"{data}: training images dashed, validation images solid", height=560 + 12 * len(drawn)
-    )
+    axes = {"yaxis_title": "loss, nats", "yaxis2_title": "accuracy, %", "xaxis2_title": "epoch"}
+    title = f"{data}: training images dashed, validation images solid"
+    return style.finish(figure, title, height=560 + 12 * len(drawn), **axes)
 
 
 def _line(trial: TrialRecord, part: str, quantity: str, *, place: int) -> go.Scatter:
@@ -42,11 +39,7 @@ def _line(trial: TrialRecord, part: str, quantity: str, *, place: int) -> go.Sca
         name=escape(style.trial_name(trial)),
         legendgroup=str(trial.number),
         showlegend=(part, quantity) == ("validation", "accuracy"),
-        line={
-            "color": style.PALETTE[place % len(style.PALETTE)],
-            "dash": "dash" if part == "train" else "solid",
-            "width": 2,
-        },
+        line={"color": style.PALETTE[place % len(style.PALETTE)], "dash": "dash" if part == "train" else "solid"},
         marker={"symbol": SYMBOLS[place // len(style.PALETTE) % len(SYMBOLS)], "size": 5},
         hovertemplate=f"%{{fullData.name}}, epoch %{{x}}: {part} {quantity} %{{y:.4g}} {unit}<extra></extra>",
     )
@@ -76,22 +69,19 @@ def curves(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure
         name = f"trial {trial.number}"
         _add_lines(figure, [trial], epochs_searched, name=name, line=line, marker={"size": 4}, legendrank=900 + place)
     figure.update_xaxes(title="share of the schedule, %" if epochs_searched else "epoch", rangemode="tozero")
-    figure.update_yaxes(title="validation accuracy, %")
-    return style.finish(figure, height=440)
+    return style.finish(figure, height=440, **style.ACCURACY)
 
 
 def _add_lines(figure: go.Figure, trials: Iterable[TrialRecord], epochs_searched: bool, **settings: object) -> None:
     """The curves as one trace, with gaps between them. Markers: a curve of one epoch is no line."""
-    points: list[tuple[float | None, float | None, int | None]] = []
+    x: list[float | None] = []
+    y: list[float | None] = []
+    numbers: list[int | None] = []
     for trial in trials:
         factor = 100 / (trial.epochs or 1) if epochs_searched else 1
-        points += [
-            (round(factor * result.epoch, 1), style.in_percent(result.validation_accuracy), trial.number)
-            for result in trial.curve
-        ]
-        points.append((None, None, None))
-    if points:
-        x, y, numbers = map(list, zip(*points, strict=True))
-        figure.add_scatter(
-            x=x, y=y, customdata=numbers, mode="lines+markers", hovertemplate=style.TRIAL_HOVER, **settings
-        )
+        x += [*(round(factor * result.epoch, 1) for result in trial.curve), None]
+        y += [*(style.in_percent(result.validation_accuracy) for result in trial.curve), None]
+        numbers += [trial.number] * len(trial.curve) + [None]
+    if x:
+        look = {"mode": "lines+markers", "hovertemplate": style.TRIAL_HOVER} | settings
+        figure.add_scatter(x=x, y=y, customdata=numbers, **look)

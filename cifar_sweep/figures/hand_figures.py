@@ -40,10 +40,9 @@ def claimed_against_measured(rows: Sequence[HandRow]) -> go.Figure:
         _add_marks(figure, name, points, colour, symbol)
     places = [_place(row) for row in shown]
     figure.update_yaxes(categoryorder="array", categoryarray=places, range=[len(places) - 0.5, -0.5])
-    figure.update_xaxes(title="test accuracy, %")
     data = list(dict.fromkeys(row.data for row, _ in measured if row.data))
     title = f"claims are the reports', on CIFAR-10; measured on {', '.join(data) or 'nothing yet'}{_remark(data)}"
-    return style.finish(figure, title, height=170 + 24 * len(shown))
+    return style.finish(figure, title, height=170 + 24 * len(shown), xaxis_title="test accuracy, %")
 
 
 def _place(row: HandRow) -> str:
@@ -96,12 +95,11 @@ def hand_beside_search(trials: Sequence[TrialRecord], claims: Sequence[HandRow],
     _add_claims(figure, DIFFERENT, [row for row in claimed if row.model not in networks], "diamond-open")
     lines = [line for line in LINES if any(trace.name == line for trace in figure.data)]
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=lines[::-1])
-    figure.update_xaxes(title="accuracy, %")
     title = (
         f"search: validation accuracy on {data}; claimed: test accuracy on CIFAR-10, as students' reports state it, "
         f"not measured here{_remark([data])}"
     )
-    return style.finish(figure, title, height=170 + 62 * len(lines), showlegend=False)
+    return style.finish(figure, title, height=170 + 62 * len(lines), showlegend=False, xaxis_title="accuracy, %")
 
 
 def _add_spread(figure: go.Figure, name: str, trials: Sequence[TrialRecord], *, colour: str) -> None:
@@ -122,9 +120,8 @@ def _add_spread(figure: go.Figure, name: str, trials: Sequence[TrialRecord], *, 
 
 
 def _add_claims(figure: go.Figure, name: str, claims: Sequence[HandRow], symbol: str) -> None:
-    accuracies = [claim.claimed or 0 for claim in claims]
-    best = accuracies.index(max(accuracies)) if claims else -1
-    text = [f"{claim.claimed:.2f} %, {escape(claim.label)}" if k == best else "" for k, claim in enumerate(claims)]
+    best = max(claims, key=lambda claim: claim.claimed or 0, default=None)
+    text = [f"{claim.claimed:.2f} %, {escape(claim.label)}" if claim is best else "" for claim in claims]
     named = {"mode": "markers+text", "text": text, "textposition": "top left"}
     points = [(claim.claimed or 0, name, _row_words(claim)) for claim in claims]
     _add_marks(figure, name, points, style.CLAIM, symbol, **named)

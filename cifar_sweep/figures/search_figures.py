@@ -65,9 +65,7 @@ def accuracy_by_learning_rate(trials: Sequence[TrialRecord], *, data: str) -> go
         hovertemplate=None,
         hoverinfo="skip",
     )
-    figure.update_xaxes(title="learning rate", type="log", exponentformat="power")
-    figure.update_yaxes(title="validation accuracy, %")
-    return style.finish(figure, f"{data}: validation images", height=520)
+    return style.finish(figure, f"{data}: validation images", height=520, **style.LEARNING_RATE, **style.ACCURACY)
 
 
 def _learning_rate(trial: TrialRecord) -> float:
@@ -103,9 +101,8 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
             colorbar={"title": {"text": "%"}, "thickness": 12, "outlinewidth": 0},
         )
         figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows)
-    figure.update_xaxes(title="learning rate", type="log", exponentformat="power")
-    figure.update_yaxes(title="batch size")
-    return style.finish(figure, f"{data}: best validation accuracy in each cell", height=230 + 34 * len(rows))
+    title, axes = f"{data}: best validation accuracy in each cell", {"yaxis_title": "batch size"} | style.LEARNING_RATE
+    return style.finish(figure, title, height=230 + 34 * len(rows), **axes)
 
 
 def _edge(place: int) -> float:
@@ -189,7 +186,7 @@ def importance(found: Importances) -> go.Figure:
         text=[f"{share:.0%}" for share in shares],
         textposition="outside",
         cliponaxis=False,
-        marker={"color": style.PALETTE[0], "line": {"width": 0}},
+        marker_color=style.PALETTE[0],
         hoverinfo="skip",
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1.15 * max(shares, default=1)])

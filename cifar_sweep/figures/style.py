@@ -23,6 +23,9 @@ STATE_COLOURS = {
 STATE_SYMBOLS = {"complete": "circle", "pruned": "x-thin", "failed": "cross-thin"}
 TRIAL_HOVER = "trial %{customdata}: %{y:.2f} %<extra></extra>"
 TITLE_COLUMNS = 46  # characters of a title that a phone shows on one line
+# Axes that several figures have; `finish` takes them.
+ACCURACY = {"yaxis_title": "validation accuracy, %"}
+LEARNING_RATE = {"xaxis_title": "learning rate", "xaxis_type": "log", "xaxis_exponentformat": "power"}
 
 T = TypeVar("T")
 
@@ -91,12 +94,8 @@ def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
 def marker(state: str, *, size: int, colour: str = "") -> dict[str, Any]:
     """The marker of a trial by how it ended; `colour` in place of the state's own."""
     colour, symbol = colour or STATE_COLOURS[state], STATE_SYMBOLS.get(state, "triangle-right-open")
-    return {
-        "color": colour,
-        "symbol": symbol,
-        "size": size,
-        "line": {"width": 0 if symbol == "circle" else 1.5, "color": colour},
-    }
+    line = {"width": 0 if symbol == "circle" else 1.5, "color": colour}
+    return {"color": colour, "symbol": symbol, "size": size, "line": line}
 
 
 def add_trials(

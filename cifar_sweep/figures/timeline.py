@@ -1,6 +1,5 @@
 """Which worker trained which trial when, as a figure."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from html import escape
@@ -23,38 +22,38 @@ def timeline(trials: Sequence[TrialRecord]) -> go.Figure:
     Long stretches in which nothing ran are cut out, at the dotted lines. A trial that was interrupted is shown from
     when it was last taken up.
     """
-    spans = [(t.started, t.ended, t.number, t) for t in trials if t.curve and t.started and t.ended]
-    spans.sort(key=lambda span: (span[0], span[2]))
-    workers: dict[str, list[tuple[TrialRecord, Span]]] = defaultdict(list)
-    for start, end, _, trial in spans:
-        workers[trial.worker or "unknown worker"].append((trial, (start, end)))
+    spans = {each.number: (each.started, each.ended) for each in trials if each.curve and each.started and each.ended}
+    shown = [trial for trial in trials if trial.number in spans]
+    shown.sort(key=lambda trial: (spans[trial.number][0], trial.number))
     names: dict[float, str] = {}
-    bars: dict[str, list[tuple[TrialRecord, Span, int]]] = defaultdict(list)
+    lanes: dict[int, int] = {}
     first = 0
-    for worker, own in workers.items():
-        lanes = lanes_of([span for _, span in own])
-        for (trial, span), lane in zip(own, lanes, strict=True):
-            bars[trial.state].append((trial, span, first + lane))
-        names[first + max(lanes) / 2] = escape(worker)
-        first += max(lanes) + 2  # a line stays empty between workers
+    for worker in dict.fromkeys(trial.worker for trial in shown):
+        own = [trial.number for trial in shown if trial.worker == worker]
+        places = lanes_of([spans[number] for number in own])
+        lanes |= {number: first + place for number, place in zip(own, places, strict=True)}
+        names[first + max(places) / 2] = escape(worker or "unknown worker")
+        first += max(places) + 2  # a line stays empty between workers
     figure = go.Figure()
-    for state, members in bars.items():
+    for state in dict.fromkeys(trial.state for trial in shown):
+        members = [trial for trial in shown if trial.state == state]
         figure.add_bar(
             orientation="h",
-            base=[start.isoformat() for _, (start, _), _ in members],
-            x=[(end - start) / timedelta(milliseconds=1) for _, (start, end), _ in members],
-            y=[lane for *_, lane in members],
+            base=[spans[trial.number][0].isoformat() for trial in members],
+            x=[(end - start) / timedelta(milliseconds=1) for start, end in (spans[trial.number] for trial in members)],
+            y=[lanes[trial.number] for trial in members],
             name=state,
-            marker={"color": STATE_COLOURS[state], "line": {"width": 0}},
-            customdata=[[trial.number, f"{trial.seconds:.0f}", escape(trial.device)] for trial, *_ in members],
+            marker_color=STATE_COLOURS[state],
+            customdata=[[trial.number, f"{trial.seconds:.0f}", escape(trial.device)] for trial in members],
             hovertemplate=f"trial %{{customdata[0]}}, {state}<br>%{{customdata[1]}} s of training on %{{customdata[2]}}"
             "<extra></extra>",
         )
-    pauses = [[end.isoformat() for end in pause] for pause in long_pauses([(start, end) for start, end, *_ in spans])]
+    pauses = [[end.isoformat() for end in pause] for pause in long_pauses([spans[trial.number] for trial in shown])]
     for begin, _ in pauses:
         figure.add_vline(x=begin, line={"color": QUIET, "width": 1, "dash": "dot"})
-    if spans:  # with breaks plotly would make it far too wide
-        figure.update_xaxes(range=[spans[0][0].isoformat(), max(end for _, end, *_ in spans).isoformat()])
+    if shown:  # with breaks plotly would make it far too wide
+        last = max(end for _, end in spans.values())
+        figure.update_xaxes(range=[spans[shown[0].number][0].isoformat(), last.isoformat()])
     figure.update_xaxes(title="time", type="date", rangebreaks=[{"bounds": pause} for pause in pauses])
     ticks = {"tickvals": list(names), "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, range=[first - 0.5, -0.8], showgrid=False)

@@ -32,9 +32,7 @@ def history(trials: Sequence[TrialRecord]) -> go.Figure:
             line={"shape": "hv", "color": style.BEST, "width": 2.5},
             hoverinfo="skip",
         )
-    figure.update_xaxes(title="trial")
-    figure.update_yaxes(title="validation accuracy, %")
-    return style.finish(figure, height=380)
+    return style.finish(figure, height=380, xaxis_title="trial", **style.ACCURACY)
 
 
 def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure:
@@ -57,7 +55,7 @@ def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.F
                 y=[counts[place] for place in sorted(counts)],
                 name=name,
                 width=0.85 * step,
-                marker={"color": colour, "line": {"width": 0}},
+                marker_color=colour,
                 hovertemplate=f"%{{y}} {name} after %{{x}}{' %' if epochs_searched else ''}<extra></extra>",
             )
     title = "share of their schedule, %" if epochs_searched else "epochs trained"
@@ -82,15 +80,14 @@ def seconds_by_trial(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
                 y=[trial.seconds / factor for trial in own],
                 width=0.85,
                 name=state,
-                marker={"color": colour, "line": {"width": 0}},
+                marker_color=colour,
                 hoverinfo="text",
                 hovertext=[_time_words(trial) for trial in own],
             )
-    figure.update_xaxes(title="trial")
     figure.update_yaxes(title=f"training time, {unit}", rangemode="tozero")
     devices = "; ".join(sorted({trial.device or "an unknown device" for trial in drawn})) or "no device yet"
     title = f"training on {devices}: {duration(sum(trial.seconds for trial in drawn))} in all; {data}"
-    return style.finish(figure, title, height=380, barmode="stack", legend_traceorder="normal")
+    return style.finish(figure, title, height=380, xaxis_title="trial", barmode="stack", legend_traceorder="normal")
 
 
 def _time_words(trial: TrialRecord) -> str:
@@ -114,8 +111,6 @@ def front(trials: Sequence[TrialRecord]) -> go.Figure:
     ):
         settings = {"name": name, "mode": mode, "marker": look, "line": line, "hovertemplate": hover}
         style.add_trials(figure, members, lambda trial: round(trial.seconds, 4), **settings)
-    figure.update_xaxes(title="training time, s")
     if shown and shown[-1].seconds >= 10 * shown[0].seconds:
         figure.update_xaxes(type="log", dtick="D2")
-    figure.update_yaxes(title="validation accuracy, %")
-    return style.finish(figure, height=360)
+    return style.finish(figure, height=360, xaxis_title="training time, s", **style.ACCURACY)

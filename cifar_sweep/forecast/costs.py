@@ -147,5 +147,11 @@ def epoch_seconds(study: "SweepStudy", trials: "Sequence[TrialRecord]") -> float
 
 
 def note_costs(study: "SweepStudy", costs: Costs) -> None:
-    """Store with a study what its parts are reckoned to cost."""
-    study.note_costs(costs.model_dump(mode="json"))
+    """Store with a study what its parts are reckoned to cost, on its own images."""
+    images = images_of(study, usual=costs.train_images)
+    study.note_costs(costs.model_copy(update={"train_images": images}).model_dump(mode="json"))
+
+
+def images_of(study: "SweepStudy", *, usual: int = TRAIN_IMAGES) -> int:
+    """How many images there are to train on, as far as the study says it."""
+    return int(study.data.get("train_images", usual))

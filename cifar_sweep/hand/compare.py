@@ -146,7 +146,7 @@ def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -
 
 def _sweep_shortened(study: SweepStudy, settings: Mapping[str, Any], file: Sweep | None) -> str:
     """In what a sweep is less than a whole one, in words."""
-    fixed, preview = study.sweep.fixed, study.sweep.preview.fixed()
+    fixed, preview = study.sweep.fixed, study.sweep.preview.params()
     words = ["preview"] if preview and all(fixed.get(name) == value for name, value in preview.items()) else []
     epochs = settings.get("epochs", PARAMETERS["epochs"].default)
     searched = file is not None and "epochs" in file.space

@@ -122,7 +122,7 @@ def typical(networks: Iterable[str]) -> Speeds | None:
     return speeds_of(networks, TYPICAL) if all(stand_in(network)[0] in TYPICAL for network in networks) else None
 
 
-def rough_costs(sweep: Sweep) -> tuple[Costs, float] | None:
+def rough_costs(sweep: Sweep, *, train_images: int = TRAIN_IMAGES) -> tuple[Costs, float] | None:
     """About what a sweep costs, without timing anything, and the wall seconds if nothing is pruned.
 
     By the fastest split that was timed on this machine before, or by typical speeds on two cores. None where the sweep
@@ -141,7 +141,7 @@ def rough_costs(sweep: Sweep) -> tuple[Costs, float] | None:
     if not found and usual is not None:
         found = {Split(2, 1): usual}
     costs = [
-        costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds, TRAIN_IMAGES)
+        costs_of(expected, split, Groups(GROUP_SIZES[-1], speeds), speeds, train_images)
         for split, speeds in found.items()
     ]
     return min(((each, unpruned_seconds(sweep, each)) for each in costs), key=lambda pair: pair[1], default=None)

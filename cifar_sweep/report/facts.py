@@ -8,14 +8,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.figures.search_figures import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows, names_claims
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
-from cifar_sweep.study.claiming import given_among, state_counts
+from cifar_sweep.study.claiming import state_counts
 from cifar_sweep.study.record import Saved, TrialRecord, is_synthetic, saved_by_pruning
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.study.verdict import verdict
@@ -118,12 +117,10 @@ class Report:
     seconds: float
     shortened: str  # in what the sweep is less than a whole one; empty where it is whole
     verdict: str  # why no trial is worth taking away, where the study is over; else empty
-    given: int  # how many of its finished trials are points that the sweep gave, where it searched others
     answer: Answer | None  # None before any trial is complete
     by_hand: ByHand | None  # None on synthetic images
     saved: Saved
     importances: Importances
-    begun_with: Mapping[str, Any] | None  # what it knew of another study, as `SweepStudy.begun_with` says it
     findings: ImageFindings
     reproduction: Reproduction
     parameters: tuple[str, ...]  # the names of all that were searched or given
@@ -145,12 +142,10 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         seconds=sum(trial.seconds for trial in trials),
         shortened=_shortened(study, by_hand),
         verdict=nothing,
-        given=0 if study.sweep.given else given_among(trials, study.sweep),
         answer=_answer(study, ranked, findings) if ranked else None,
         by_hand=None if synthetic else by_hand,
         saved=saved_by_pruning(trials),
         importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
-        begun_with=study.begun_with(),
         findings=findings,
         reproduction=reproduction_of(study, None if nothing else best),
         parameters=tuple(name for name in PARAMETERS if any(name in trial.params for trial in trials)),
@@ -160,9 +155,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
 def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFindings) -> Answer:
     best = ranked[0]
     names = [name for name in PARAMETERS if name in best.params or name in study.sweep.fixed]
-    # `training.images.split` takes one image in five of each class for validation, unless there is a part of that kind.
-    there = study.data.get("validation_images", round(study.data.get("train_images", 0) / 4))
-    images = findings.validation_images or int(best.settings.get("validation_images", 0)) or there or None
+    images = findings.validation_images or study.validation_images(best) or None
     test = study.test_accuracy([best.number])
     return Answer(
         trial=best,

@@ -10,6 +10,7 @@ from cifar_sweep.config import Value
 from cifar_sweep.figures.style import best_of, with_accuracy
 from cifar_sweep.pages import rendered
 from cifar_sweep.report.facts import Report
+from cifar_sweep.study.claiming import given_among
 from cifar_sweep.study.record import TrialRecord, counts_text
 from cifar_sweep.words import counted, percent
 
@@ -24,8 +25,8 @@ def told(report: Report) -> dict[str, Any]:
     extended. `hand` is a `HandCard`.
     """
     in_words = counts_text(report.counts) if counts_text(report.counts, but=["complete"]) else ""
-    if report.given:
-        in_words = f"{in_words}{'; ' * bool(in_words)}{report.given} of the finished given, the others searched"
+    if given := given_among(report.trials, report.study.sweep):
+        in_words = f"{in_words}{'; ' * bool(in_words)}{given} of the finished given, the others searched"
     notes = [f"On {each['at'][:10]} the study was extended: {each['words']}" for each in report.study.changes]
     if report.answer and (remark := report.study.remark(report.answer.trial)):
         notes.append(f"{remark[0].upper()}{remark[1:]}: it is not the same as a trial of the space as it is now.")
@@ -35,7 +36,7 @@ def told(report: Report) -> dict[str, Any]:
 
 
 def _begun_with_text(report: Report) -> str:
-    if not (known := report.begun_with):
+    if not (known := report.study.begun_with()):
         return ""
     words = f"It began with {counted(known['trials'], 'trial')} of {', '.join(known['studies'])}, not counted here."
     if best := known["best"]:
@@ -105,11 +106,9 @@ AFTER: Mapping[str, Callable[[TrialRecord], Value | None]] = {
 
 def trials_csv(report: Report) -> str:
     """A row for each trial: what became of it, and its parameters under their own names. Accuracies are fractions."""
+    params = {name: lambda trial, name=name: trial.params.get(name) for name in report.parameters}
+    columns = {**BEFORE, **params, **AFTER}
     out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow([*BEFORE, *report.parameters, *AFTER])
-    for trial in report.trials:
-        params = [trial.params.get(name) for name in report.parameters]
-        before, after = ([value(trial) for value in columns.values()] for columns in (BEFORE, AFTER))
-        writer.writerow([*before, *params, *after])
+    rows = ([value(trial) for value in columns.values()] for trial in report.trials)
+    csv.writer(out).writerows([columns, *rows])
     return out.getvalue()

@@ -108,8 +108,8 @@ def state_counts(trials: Sequence[TrialRecord], sweep: Sweep) -> dict[str, int]:
 
 
 def given_among(trials: Sequence[TrialRecord], sweep: Sweep) -> int:
-    """How many of the finished trials are points that the sweep gives to be tried first."""
-    points = [point.params().items() for point in sweep.enqueue]
+    """How many of the finished trials are points that a search was given to try first; 0 where nothing is searched."""
+    points = [] if sweep.given else [point.params().items() for point in sweep.enqueue]
     finished = [trial.settings.items() for trial in trials if trial.state in ("complete", "pruned")]
     return sum(any(point <= settings for settings in finished) for point in points)
 

@@ -5,7 +5,7 @@ import logging
 import re
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
+from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, nearest
 from cifar_sweep.study import extending
 from cifar_sweep.study.claiming import asked
 from cifar_sweep.study.earlier import Earlier
+from cifar_sweep.study.files import remove_files
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import count, records
@@ -241,8 +243,10 @@ def open_studies(storage: Storage, names: Collection[str] = ()) -> Iterator[Swee
             yield study
 
 
-def delete(storage: Storage, name: str, *, remove_files: Callable[[SweepStudy], None]) -> None:
-    """Delete a study with all its trials, and first their files, so that none is left that nobody knows of.
+def delete(storage: Storage, name: str, *, files: Artifacts | None) -> None:
+    """Delete a study with all its trials, and first their `files`, so that none is left that nobody knows of.
+
+    With None they stay.
 
     Raises StudyError where its trials are still being trained; they are told to stop.
     """
@@ -255,6 +259,7 @@ def delete(storage: Storage, name: str, *, remove_files: Callable[[SweepStudy], 
             f"study {name!r}: {running} of its trials are being trained; they stop within "
             f"{storage.heartbeat_seconds:.0f} s or so: delete it then."
         )
-    remove_files(study)  # it may take a while, and nobody takes trials of a cancelled study
+    if files:
+        remove_files(study, files)  # it may take a while, and nobody takes trials of a cancelled study
     with storage.lock():
         optuna.delete_study(study_name=name, storage=storage.optuna)

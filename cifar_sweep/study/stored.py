@@ -211,6 +211,12 @@ class StoredStudy:
                 f"study {self.name!r} was run on {self.data['name']}, not on {name}; name its data with --data."
             )
 
+    def validation_images(self, trial: TrialRecord) -> int:
+        """How many images a trial was validated on; 0 where that is not known."""
+        # Of each class one image in five, where nobody has said which (see `training.images.split`).
+        there = self.data.get("validation_images", round(self.data.get("train_images", 0) / 4))
+        return int(trial.settings.get("validation_images", 0)) or there
+
     def test_accuracy(self, numbers: Sequence[int]) -> float | None:
         """The remembered test accuracy of these trials' mean probabilities, one trial being the plain case."""
         found: dict[str, float] = self._study.user_attrs.get("test_accuracy", {})

@@ -27,15 +27,10 @@ def verdict(study: "StoredStudy", trials: Sequence[TrialRecord]) -> str:
         words = "diverged: the loss was no longer a finite number; try lower learning rates, or less momentum"
         whole = f"all {len(finished)} trials" if len(finished) > 1 else "the one trial"
         return f"{whole} {words} and weight decay ({span})"
-    guess, images = 1 / study.data["classes"], _validation_images(study, finished[0])
+    guess, images = 1 / study.data["classes"], study.validation_images(finished[0]) or 1
     if best is None or best.value is None or best.value > guess + math.sqrt(guess * (1 - guess) / images):
         return ""
     lost = sum(trial.diverged for trial in finished)
     others = f"; {lost} of {len(finished)} diverged" if lost else ""
     words = f"no trial is better than guessing, {guess:.2%} of {study.data['classes']} classes{others}"
     return f"{words}; try other learning rates ({span}), more epochs, or another network"
-
-
-def _validation_images(study: "StoredStudy", trial: TrialRecord) -> int:
-    """How many images a trial was validated on: as many as it says, else one in five of each class."""
-    return int(trial.settings.get("validation_images", 0)) or round(study.data.get("train_images", 0) / 4) or 1

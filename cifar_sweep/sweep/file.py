@@ -18,7 +18,7 @@ from cifar_sweep.sweep.sweep import (
     Sweep,
     contains,
     listed,
-    values_of,
+    trained_values,
     with_name,
 )
 
@@ -104,7 +104,7 @@ def _previewed(sweep: Sweep, *, where: str) -> Sweep:
 
     Points that are enqueued take half of its trials at most: the rest shows what the sampler chooses.
     """
-    fixed = sweep.preview.fixed()
+    fixed = sweep.preview.params()
     if not sweep.given:
         changed = _changed(sweep, {"trials": sweep.preview.trials, **fixed}, where=where)
         return changed.model_copy(update={"enqueue": changed.enqueue[: changed.trials // 2]})
@@ -148,11 +148,7 @@ def _rounded(count: float) -> int:
 
 def longest(sweep: Sweep, name: str) -> int:
     """The largest value of a whole number in this sweep; 0 where one of them is 0, which means all there are."""
-    domain, default = sweep.space.get(name), PARAMETERS[name].default
-    if sweep.given:
-        values = [point.params().get(name, sweep.fixed.get(name, default)) for point in sweep.enqueue]
-    else:
-        values = [domain.high] if isinstance(domain, Range) else values_of(sweep, name)
+    values = trained_values(sweep, name)
     return 0 if 0 in values else max(map(int, values))
 
 

@@ -60,66 +60,68 @@ def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
         sweep = Sweep.model_validate(dict(raw))
     except ValidationError as error:
         raise UsageError(_sentence(error, raw, where=where)) from None
-    _check_strategy(sweep, where=where)
-    _check_given(sweep, where=where)
-    _check_parameters(sweep, where=where)
+    try:
+        _check_strategy(sweep)
+        _check_given(sweep)
+        _check_parameters(sweep)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     return sweep
 
 
-def _check_strategy(sweep: Sweep, *, where: str) -> None:
+def _check_strategy(sweep: Sweep) -> None:
     """Strategy auto chooses and prunes by itself; a sampler and a pruner of Optuna belong to strategy optuna."""
     if sweep.stop == "auto" and sweep.strategy != "auto":
-        raise UsageError(f"{where}: stop = 'auto' needs the model of strategy = 'auto'; accepted here: stop = 'never'.")
+        raise UsageError("stop = 'auto' needs the model of strategy = 'auto'; accepted here: stop = 'never'.")
     for key in ("sampler", "pruner"):
         name = getattr(sweep, key).name
         if (name == "auto") != (sweep.strategy == "auto"):
             raise UsageError(
-                f"{where}: strategy {sweep.strategy!r} does not go with {key} {name!r}; accepted: strategy = 'auto' "
+                f"strategy {sweep.strategy!r} does not go with {key} {name!r}; accepted: strategy = 'auto' "
                 "alone, or strategy = 'optuna' with a sampler and a pruner of Optuna."
             )
 
 
-def _check_given(sweep: Sweep, *, where: str) -> None:
+def _check_given(sweep: Sweep) -> None:
     """What a sweep of given points needs, and what no other can have."""
     if not sweep.given:
         if sweep.ensemble:
-            raise UsageError(f"{where}: [[ensemble]] is of given points; accepted with sampler = 'given'.")
+            raise UsageError("[[ensemble]] is of given points; accepted with sampler = 'given'.")
         return
-    pruner = sweep.pruner.name
-    if pruner != "none":
-        raise UsageError(f"{where}: pruner {pruner!r} would end given points early; accepted: pruner = 'none'.")
+    if sweep.pruner.name != "none":
+        raise UsageError(f"pruner {sweep.pruner.name!r} would end given points early; accepted: pruner = 'none'.")
     if sweep.confirm:
-        raise UsageError(f"{where}: confirm repeats the best trials of a search; sampler 'given' searches nothing.")
+        raise UsageError("confirm repeats the best trials of a search; sampler 'given' searches nothing.")
     labels = [point.label for point in sweep.enqueue]
     if not labels or "" in labels or len(set(labels)) < len(labels):
-        raise UsageError(f"{where}: sampler 'given' needs points in [[enqueue]], each with a label of its own.")
+        raise UsageError("sampler 'given' needs points in [[enqueue]], each with a label of its own.")
 
 
-def _check_parameters(sweep: Sweep, *, where: str) -> None:
+def _check_parameters(sweep: Sweep) -> None:
     """Names and values of `fixed`, `space`, `enqueue` and `preview`, against `PARAMETERS` and the models in play."""
     for name, value in sweep.fixed.items():
-        check_parameter(name, value, where=f"{where}: [fixed]")
+        check_parameter(name, value, where="[fixed]")
         if name in sweep.space:
-            raise UsageError(f"{where}: {name} stands in [fixed] and in [space]; it belongs in one of them.")
+            raise UsageError(f"{name} stands in [fixed] and in [space]; it belongs in one of them.")
     for name, accepted in (("validation_images", "[fixed] and [preview]"), ("image_size", "[fixed]")):
         if name in sweep.space or any(name in point.params() for point in sweep.enqueue):
-            same = f"{name} is to be the same for all trials, which are compared by their images"
-            raise UsageError(f"{where}: {same}; accepted: in {accepted}.")
+            same = "is to be the same for all trials, which are compared by their images"
+            raise UsageError(f"{name} {same}; accepted: in {accepted}.")
     for model in values_of(sweep, "model"):
-        check_image_size(str(model), sweep.image_size, where=where)
+        check_image_size(str(model), sweep.image_size, where="[fixed]")
     for name, domain in sweep.space.items():
-        for value in domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]:
-            check_parameter(name, value, where=f"{where}: [space]")
+        for value in values_of(sweep, name):
+            check_parameter(name, value, where="[space]")
         if isinstance(domain, Range) and domain.step and (written := _as_choices(name, domain.model_dump())):
-            raise UsageError(f"{where}: [space]: {name}: step is for whole numbers; accepted: {written}.")
+            raise UsageError(f"[space]: {name}: step is for whole numbers; accepted: {written}.")
         if isinstance(domain, Range) and PARAMETERS[name].kind is float and domain.base2:
             fault = f"{name} is no whole number, so base2 and step do not fit"
-            raise UsageError(f"{where}: [space]: {fault}; accepted: low, high, log.")
+            raise UsageError(f"[space]: {fault}; accepted: low, high, log.")
     for number, point in enumerate(sweep.enqueue, start=1):
-        check_point(point.params(), sweep, where=f"{where}: [[enqueue]] {number}")
-    for name, value in sweep.preview.fixed().items():
-        check_parameter(name, value, where=f"{where}: [preview]")
-    _check_used(sweep, where=where)
+        check_point(point.params(), sweep, where=f"[[enqueue]] {number}")
+    for name, value in sweep.preview.params().items():
+        check_parameter(name, value, where="[preview]")
+    _check_used(sweep)
 
 
 def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[str, Value]:
@@ -136,12 +138,12 @@ def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[
     return point
 
 
-def _check_used(sweep: Sweep, *, where: str) -> None:
+def _check_used(sweep: Sweep) -> None:
     """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
     models = values_of(sweep, "model")
     has = frozenset[str]().union(*(traits(str(model))[0] for model in models))
     for name in [*sweep.fixed, *sweep.space]:
-        place = f"{where}: [{'fixed' if name in sweep.fixed else 'space'}]"
+        place = f"[{'fixed' if name in sweep.fixed else 'space'}]"
         if name not in has:
             raise UsageError(f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has))}.")
         if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:

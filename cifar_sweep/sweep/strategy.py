@@ -3,14 +3,7 @@
 import math
 from dataclasses import fields
 
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    PercentilePruner,
-    SuccessiveHalvingPruner,
-)
+from optuna import pruners
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from cifar_sweep.config import PARAMETERS, Shape, derive_seed
@@ -31,12 +24,12 @@ def build_sampler(sweep: Sweep, *, number: int) -> BaseSampler:
     return RandomSampler(seed=seed)  # in a given point nothing is left to sample; nor in one that a model chose
 
 
-def build_pruner(sweep: Sweep) -> BasePruner:
+def build_pruner(sweep: Sweep) -> pruners.BasePruner:
     """The pruner of `sweep`, with whole numbers throughout: an automatic budget differs from worker to worker.
 
     Raises UsageError where the pruner compares resources, and the sweep searches the number of epochs.
     """
-    settings = sweep.pruner
+    settings, least = sweep.pruner, sweep.pruner.min_steps
     if settings.name in ("asha", "hyperband") and "epochs" in sweep.space:
         raise UsageError(
             f"pruner {settings.name!r} compares trials by epochs spent and is unfair to long schedules while [space] "
@@ -46,19 +39,16 @@ def build_pruner(sweep: Sweep) -> BasePruner:
     common = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": settings.warmup_steps + 1}
     match settings.name:
         case "none" | "auto":  # auto: it is not Optuna that prunes
-            return NopPruner()
+            return pruners.NopPruner()
         case "median":
-            return MedianPruner(**common)
+            return pruners.MedianPruner(**common)
         case "percentile":
-            return PercentilePruner(settings.percentile, **common)
+            return pruners.PercentilePruner(settings.percentile, **common)
         case "asha":
-            return SuccessiveHalvingPruner(min_resource=settings.min_steps, reduction_factor=settings.reduction_factor)
+            return pruners.SuccessiveHalvingPruner(least, reduction_factor=settings.reduction_factor)
         case "hyperband":
-            return HyperbandPruner(
-                min_resource=settings.min_steps,
-                max_resource=max(settings.min_steps, steps_in_all(sweep)),
-                reduction_factor=settings.reduction_factor,
-            )
+            most = max(least, steps_in_all(sweep))
+            return pruners.HyperbandPruner(least, max_resource=most, reduction_factor=settings.reduction_factor)
 
 
 # Trials of one shape that may always be under way, of all workers together: measured in docs/group_search.md.
@@ -71,19 +61,13 @@ def searches_shape(sweep: Sweep) -> bool:
 
 
 def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
-    """How many new trials a worker may ask for at once, before any of them has a result.
+    """How many new trials a worker may ask for at once, each without the others' results.
 
-    Each is asked without the others' results. So no more are under way than have finished, or than `UNDER_WAY`, which
-    costs the search next to nothing; but where nothing is learnt from results: the first trials of TPE are random, and
-    so are all of the random sampler's. Where the shape is searched, all of a group have one shape, which costs more: no
-    more are under way than half of what has finished, from the first trial on. Both are rounded to powers of two, the
-    fastest sizes. What these rules cost and save is measured in docs/group_search.md.
-
-    Args:
-        sweep: what is searched.
-        asked: trials asked for so far, those that wait not counted.
-        finished: those of them that have a result.
-        workers: how many there are.
+    So no more are under way than have finished, or than `UNDER_WAY`, which costs the search next to nothing; but where
+    nothing is learnt from results: the first trials of TPE are random, and so are all of the random sampler's. Where
+    the shape is searched, all of a group have one shape, which costs more: no more are under way than half of what has
+    finished, from the first trial on. What these rules cost and save is measured in docs/group_search.md. Of the trials
+    `asked` for so far, those that wait are not counted; `finished` have a result.
     """
     left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
     if searches_shape(sweep):

@@ -132,25 +132,31 @@ class PrunerSettings(_Settings):
     reduction_factor: int = Field(default=3, ge=2, description="asha, hyperband: one in so many goes on")
 
 
-class Preview(_Table):
+class _WithParameters(_Table):
+    """A table that has values of parameters beside its own keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def params(self) -> dict[str, Value]:
+        """The values by parameter."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Preview(_WithParameters):
     """What `--preview` changes: the number of trials, and parameters fixed at other values."""
 
     trials: int = Field(default=8, ge=1)
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    def fixed(self) -> dict[str, Value]:
-        """The parameters that a preview fixes."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 # What shortens a given point. Both are then in the point, so that a study can hold whole and shortened runs.
 SHORTENS = {"epochs": "epochs", "train_images": "training images"}
 
 
-class Point(_Table):
+class Point(_WithParameters):
     """A point of the space to try first. `label` says where it comes from, such as a report's run.
 
-    The claim is what somebody else says of this point. It stays in the sweep file: no trial ever gets it as a value.
+    Parameters of the space that it leaves out are sampled. The claim is what somebody else says of this point. It stays
+    in the sweep file: no trial ever gets it as a value.
     """
 
     label: str = ""
@@ -158,11 +164,6 @@ class Point(_Table):
     claimed_seconds: Number | None = Field(default=None, description="training time")
     note: str = Field(default="", description="what its source says besides, or leaves open")
     whole: dict[str, int] = Field(default_factory=dict, description="what a shortened point had before")
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    def params(self) -> dict[str, Value]:
-        """The point's parameters; those of the space that it leaves out are sampled."""
-        return dict(self.__pydantic_extra__ or {})
 
     @property
     def shortened(self) -> str:
@@ -236,11 +237,19 @@ class Sweep(_Table):
 
 
 def values_of(sweep: Sweep, name: str) -> list[Value]:
-    """The values that the categorical parameter `name` can take in this sweep."""
+    """The values that a parameter can take by [fixed] and [space]; of a range its two ends."""
     domain = sweep.space.get(name)
-    if isinstance(domain, Choices):
-        return domain.choices
-    return [sweep.fixed.get(name, PARAMETERS[name].default)]
+    if domain is None:
+        return [sweep.fixed.get(name, PARAMETERS[name].default)]
+    return domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]
+
+
+def trained_values(sweep: Sweep, name: str) -> list[Value]:
+    """The values that a parameter takes in the sweep's trials: those of given points alone, else `values_of`."""
+    if not sweep.given:
+        return values_of(sweep, name)
+    usual = sweep.fixed.get(name, PARAMETERS[name].default)
+    return [point.params().get(name, usual) for point in sweep.enqueue]
 
 
 def contains(domain: Range | Choices, value: Value) -> bool:

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,10 +37,17 @@ def examine(*, storage: str, data: str, artifacts: str, skip_damaged: bool = Fal
         ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}{_limit()}"),
         ("bf16", True, f"{why}; precision auto is {precision}"),
         ("kernels", True, _kernels(device, precision)),
-        *_data(data, skip_damaged),
-        _storage(storage),
-        _artifacts(artifacts),
+        *_looked_at("data", lambda: _data(data, skip_damaged)),
+        *_looked_at("storage", lambda: [_storage(storage)]),
+        *_looked_at("files", lambda: [_artifacts(artifacts)]),
     ]
+
+
+def _looked_at(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return look()
+    except (OSError, CifarSweepError) as error:
+        return [(subject, False, str(error))]
 
 
 def _limit() -> str:
@@ -56,14 +64,11 @@ def _kernels(device: torch.device, precision: str) -> str:
 
 
 def _data(source: str, skip_damaged: bool) -> list[Finding]:
-    try:
-        if images.find_on_disk(source) is None:
-            what = "CIFAR-10" if source == "auto" else source
-            note = f"{what} is not on this disk; a run downloads it, --data names a folder, --preview needs none"
-            return [("data", True, note)]
-        data = images.load(source, skip_damaged=skip_damaged, may_download=False)
-    except CifarSweepError as error:
-        return [("data", False, str(error))]
+    if images.find_on_disk(source) is None:
+        what = "CIFAR-10" if source == "auto" else source
+        note = f"{what} is not on this disk; a run downloads it, --data names a folder, --preview needs none"
+        return [("data", True, note)]
+    data = images.load(source, skip_damaged=skip_damaged, may_download=False)
     found = f"{data.counted}, fingerprint {data.fingerprint}"
     return [("data", True, each) for each in (found, *data.notes)]
 
@@ -73,29 +78,18 @@ def _storage(url: str) -> Finding:
         with closing(open_existing(url)) as storage:
             there = load_all(storage)
             only = "" if storage.writable else ", which may only be looked at here: a run has to write"
-            return (
-                "storage",
-                storage.writable,
-                f"{storage.shown}: {len(there)} {'study' if len(there) == 1 else 'studies'}{only}",
-            )
+            found = f"{storage.shown}: {len(there)} {'study' if len(there) == 1 else 'studies'}{only}"
+            return "storage", storage.writable, found
     except StorageMissingError as error:
         path = Path(url.removeprefix("sqlite:///"))
         if url.startswith("sqlite:///"):  # whether one can be made there
-            try:
-                with TemporaryDirectory(dir=path.parent) as folder:
-                    open_storage(f"sqlite:///{folder}/{path.name}").close()
-            except (OSError, CifarSweepError) as fault:
-                return "storage", False, str(fault)
+            with TemporaryDirectory(dir=path.parent) as folder:
+                open_storage(f"sqlite:///{folder}/{path.name}").close()
         return "storage", True, f"{str(error).partition(';')[0]}; the first run makes it"
-    except CifarSweepError as error:
-        return "storage", False, str(error)
 
 
 def _artifacts(address: str) -> Finding:
-    try:
-        folder = open_artifacts(address).root
-    except CifarSweepError as error:
-        return "files", False, str(error)
+    folder = open_artifacts(address).root
     if folder is None:
         return "files", True, f"{address}: not looked at"
     there = next(there for there in (folder, *folder.parents) if there.exists())

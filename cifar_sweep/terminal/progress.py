@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -56,6 +56,15 @@ def shown(study: SweepStudy, console: Console, *, live: bool = True) -> Iterator
             done.set()
             thread.join()
             refresh()
+
+
+@contextmanager
+def all_shown(studies: Sequence[SweepStudy], console: Console) -> Iterator[None]:
+    """Say of each study's trials what they come to, in lines, while the body runs."""
+    with ExitStack() as views:
+        for study in studies:
+            views.enter_context(shown(study, console, live=False))
+        yield
 
 
 class _TimeLeft:

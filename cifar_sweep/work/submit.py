@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.config import PARAMETERS, TrialConfig, Value, is_own
+from cifar_sweep.config import TrialConfig, is_own
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import Costs
 from cifar_sweep.forecast.hours import plan_hours
@@ -14,7 +14,7 @@ from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume
 from cifar_sweep.study.storage import open_storage
 from cifar_sweep.study.study import SweepStudy
-from cifar_sweep.sweep.sweep import Range, Sweep, values_of
+from cifar_sweep.sweep.sweep import Sweep, trained_values
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models.own import check_outputs, fingerprints
 
@@ -42,7 +42,7 @@ def submit(
     Raises as `check_submission`, `open_artifacts`, `open_storage`, `earlier_of`, `open_or_resume`.
     """
     check_submission(name, sweep, data)
-    known, code = facts(data, source=source), fingerprints([str(model) for model in _values(sweep, "model")])
+    known, code = facts(data, source=source), fingerprints([str(model) for model in trained_values(sweep, "model")])
     found = earlier_of(earlier, sweep, data=known, code=code) if earlier else None
     if found:
         say(found.words)
@@ -77,32 +77,24 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
     """Raise UsageError where the name, the pruner, the images or a model of the user's own are not accepted."""
     check_images(sweep, data)
     check_request(name, sweep)
-    for model in filter(is_own, map(str, _values(sweep, "model"))):
+    for model in filter(is_own, map(str, trained_values(sweep, "model"))):
         params, classes = {**sweep.fixed, "model": model}, len(data.classes)
         check_outputs(TrialConfig.from_params(params, classes=classes, precision="fp32", data_seed=0, seed=0).shape)
 
 
 def check_images(sweep: Sweep, data: ImageData) -> None:
     """Raise UsageError where a sweep asks for more images than there are, or for a larger batch."""
-    held_out = max(int(value) for value in _values(sweep, "validation_images"))
+    held_out = max(int(value) for value in trained_values(sweep, "validation_images"))
     available = len(data.divide(validation_images=held_out)[0])  # says where these are too many
-    wanted = [int(value) for value in _values(sweep, "train_images")]
+    wanted = [int(value) for value in trained_values(sweep, "train_images")]
     if (most := max(wanted)) > available:
         raise UsageError(f"train_images = {most}: {data.name} has {available} training images besides validation.")
     used = min(wanted) or most or available
-    batches = [int(value) for value in _values(sweep, "batch_size")]
+    batches = [int(value) for value in trained_values(sweep, "batch_size")]
     if (most := max(batches)) > used:
         raise UsageError(f"batch_size = {most}: more than the {used} training images; accepted: at most {used}.")
-    if min(batches) == 1 and "cnn3" in _values(sweep, "model") and True in _values(sweep, "batch_norm"):
+    if min(batches) == 1 and "cnn3" in trained_values(sweep, "model") and True in trained_values(sweep, "batch_norm"):
         raise UsageError("batch_size = 1: batch norm after a hidden layer of cnn3 needs two images; accepted: from 2.")
-
-
-def _values(sweep: Sweep, name: str) -> list[Value]:
-    """The values that a parameter takes in this sweep; of a range its two ends."""
-    if sweep.given:
-        return [point.params().get(name, PARAMETERS[name].default) for point in sweep.enqueue]
-    domain = sweep.space.get(name)
-    return [domain.low, domain.high] if isinstance(domain, Range) else values_of(sweep, name)
 
 
 def facts(data: ImageData, *, source: str) -> dict[str, str | int]:

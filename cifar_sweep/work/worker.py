@@ -16,6 +16,7 @@ from cifar_sweep.artifacts import Artifacts, open_artifacts
 from cifar_sweep.config import Shape
 from cifar_sweep.database.outage import is_outage, pause, wait_out
 from cifar_sweep.errors import CifarSweepError, DiskError, StudyError
+from cifar_sweep.exports.trained import images_of
 from cifar_sweep.forecast.hours import in_time, replan
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
 from cifar_sweep.machine.plan import Plan
@@ -29,7 +30,6 @@ from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import PAUSED, Storage, open_existing
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
-from cifar_sweep.training.images import data as images
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes import kernels_name
 from cifar_sweep.training.models.own import fingerprints
@@ -51,7 +51,7 @@ class Job:
     storage: str  # address of the database
     studies: tuple[str, ...] = ()  # the studies to work on; none: every study that is open
     known: tuple[str, ...] | None = None  # those the groups were planned for: another one ends the worker; None: any
-    data: str | None = None  # where the images are, as `images.load` takes it; None: where each study says
+    data: str | None = None  # where the images are, as `images.data.load` takes it; None: where each study says
     artifacts: str | None = None  # where checkpoints and weights go; None: where each study says
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int = 0  # CPU threads to compute on; 0 is one per core
@@ -198,9 +198,7 @@ class _TrialWorker:
             try:
                 artifacts = open_artifacts(self.job.artifacts or study.artifacts)
                 settle_in(study, artifacts)
-                known, how = study.data, {"side": study.sweep.image_size, "skip_damaged": True}
-                data = images.load_again(self.job.data, known["source"], known["fingerprint"], **how)
-                study.check_data(name=data.name, fingerprint=data.fingerprint)
+                data = images_of(study, self.job.data)
                 check_code(study.name, study.code, fingerprints(study.code))
                 self.ready[study.uid] = data, artifacts
             except CifarSweepError as error:

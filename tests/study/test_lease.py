@@ -104,5 +104,5 @@ def test_word_that_the_study_is_halted_arrives(study: SweepStudy, claim: Claim, 
 def test_a_deleted_study_is_halted(study: SweepStudy, claim: Claim, beaten: list[int]) -> None:
     study.release(claim)
     with lease_of(study, claim) as lease:
-        delete(study.storage, study.name, remove_files=lambda _: None)
+        delete(study.storage, study.name, files=None)
         wait_for(lambda: lease.halted)

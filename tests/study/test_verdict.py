@@ -74,3 +74,10 @@ def test_diverged_is_not_pruned(storage: Storage, name: str) -> None:
     assert [trial.state_words for trial in trials] == ["diverged", "pruned"]
     assert counts_text(study.summary()["trials"]) == "1 pruned, 1 diverged"
     assert saved_by_pruning(trials).trials == 1
+
+
+def test_few_images_of_a_validation_folder_leave_more_to_chance(storage: Storage, name: str) -> None:
+    study = study_of(storage, name, [0.1, 0.13])
+    assert not verdict(study, study.trials())
+    study.data |= {"validation_images": 50}
+    assert verdict(study, study.trials())

@@ -375,6 +375,10 @@ def test_other_data_is_refused(small_data: ImageData) -> None:
         ({"space": {"train_images": {"low": 100, "high": 500}}, "fixed": {}}, r"train_images = 500"),
         ({"fixed": {"model": "cnn3", "batch_norm": True, "batch_size": 1}}, r"batch_size = 1: batch norm"),
         ({"space": {"batch_size": {"choices": [16, 401]}}, "fixed": {}}, r"batch_size = 401"),
+        (
+            {"sampler": "given", "pruner": "none", "fixed": {"batch_size": 500}, "enqueue": [{"label": "a"}]},
+            r"batch_size = 500: more than the 400",
+        ),
     ],
 )
 def test_too_few_images_are_refused_before_the_study_is_made(
