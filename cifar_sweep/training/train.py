@@ -247,7 +247,7 @@ class Run:
         self._loss_sum = torch.zeros(len(self.members), device=self.device)
         self._correct = torch.zeros(len(self.members), device=self.device)
         # Code of a user's own may do what is not to be replayed, such as to look at a number.
-        self._replay = Replay() if isinstance(self.network, Fused) and is_replayed(self.device) else None
+        self._replay = Replay() if is_replayed(self.device) and isinstance(self.network, Fused) else None
 
 
 def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
