@@ -44,10 +44,11 @@ def copy_studies(
 
 def _identity(storage: Storage) -> tuple[str, ...]:
     """What tells databases of one kind apart, however their addresses are written."""
+    file_or_tables = storage.identity()
     if storage.folder:
-        return (storage.identity(),)
+        return (file_or_tables,)
     with storage.optuna.reading() as connection:
-        return connection.execute(SERVER_START).scalar_one(), storage.identity()
+        return str(connection.execute(SERVER_START).scalar_one()), file_or_tables
 
 
 def _copy(study: SweepStudy, target: Storage, *, say: Callable[[str], None]) -> bool:
