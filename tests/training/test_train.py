@@ -256,6 +256,7 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(ImageData, "divide", lambda *_, **__: parts)  # it reads the labels, which fakes do not have
         patch.setattr(train, "Fused", fuse_real)
+        patch.setattr(train, "is_replayed", lambda _: False)
         patch.setattr(train, "build", build_real)  # a real parameter becomes a fake one only by being replaced
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
         device = torch.device("cuda")
