@@ -305,6 +305,13 @@ def test_help_answers_at_once() -> None:
     assert min(seconds() for _ in range(4)) < 0.3
 
 
+def test_a_working_folder_that_was_deleted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "the folder that you are in was deleted" in cli("list").err
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_run_in_so_many_hours_ends_in_time_and_stays_as_it_was_cut(tiny_sweep: Path, cli: Any) -> None:

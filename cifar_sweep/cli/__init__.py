@@ -6,6 +6,7 @@ Each command is one short function: parse, call, print. What it calls below is l
 import atexit
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -37,6 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Ends the process with 0, 1 (a failure), 2 (wrong usage) or 128 + a signal."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     atexit.register(gc.freeze)  # torch's objects would be looked through for cycles at the end: 0.4 s of every command
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _fail("the folder that you are in was deleted; accepted: to go to one that is there.", 1)
     with output.protected(sys.argv[1:] if arguments is None else arguments):
         _run(arguments)
 
