@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def ask(function: Callable[..., Any], *, device: "torch.device", **call: Any) ->
 def start(
     function: Callable[..., None], *arguments: Any, name: str | None = None, daemon: bool | None = None
 ) -> BaseProcess:
-    """A process that calls `function`. Raises OSError.
+    """A process that calls `function`, and which Ctrl-C does not reach: the parent decides. Raises OSError.
 
     On Linux it is forked from one that has loaded PyTorch; else it loads that itself, which takes seconds.
     """
@@ -62,9 +63,20 @@ def start(
     # What it is forked from has the environment of the first time.
     call = partial(_begun, function, dict(os.environ))
     process: BaseProcess = context.Process(target=call, args=arguments, name=name, daemon=daemon)
-    with _without_main():
+    with _without_main(), _ctrl_c_held_back():
         process.start()
     return process
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: a terminal sends it to all, and only the parent is to act on it."""
+    resource_tracker.ensure_running()  # it would undo the mask when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begun(function: Callable[..., None], environment: dict[str, str], *arguments: Any) -> None:

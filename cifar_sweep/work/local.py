@@ -8,11 +8,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -47,8 +45,7 @@ def run_in_processes(workers: Sequence[Worker], *, stop: Callable[[], bool]) -> 
     """
     running: list[_Running] = []
     try:
-        with _ctrl_c_held_back():
-            running.extend(_start(number, worker) for number, worker in enumerate(workers))
+        running.extend(_start(number, worker) for number, worker in enumerate(workers))
         _watch(running, workers, stop=stop)
     finally:
         for each in running:
@@ -65,17 +62,6 @@ def _start(number: int, worker: Worker) -> _Running:
         raise StudyError(f"worker {number} could not be started: {error.strerror}.") from None
     sender.close()
     return _Running(number, process, receiver)
-
-
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: a terminal sends it to all, and only the parent is to act on it."""
-    resource_tracker.ensure_running()  # it would undo the mask when it starts
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _watch(running: list[_Running], workers: Sequence[Worker], *, stop: Callable[[], bool]) -> None:
@@ -116,8 +102,7 @@ def _started_again(ended: _Running, error: CifarSweepError | None, workers: Sequ
     if not isinstance(error, SickDeviceError) or restarts > MOST_RESTARTS:
         return None
     log.warning("%s: %s It is started again.", ended.process.name, error)
-    with _ctrl_c_held_back():
-        again = _start(ended.number, workers[ended.number])
+    again = _start(ended.number, workers[ended.number])
     again.restarts = restarts
     return again
 

@@ -288,7 +288,15 @@ def test_a_trial_of_ours_that_another_program_takes_while_it_waits_is_left_to_it
 @pytest.mark.parametrize(
     "key", ["sweep", "data", "code", "state", "priority", "hopes", "costs", "uid", "artifacts", "reason"]
 )
-@pytest.mark.parametrize("value", [None, 7, "odd", [], {"odd": {}}], ids=str)
+@pytest.mark.parametrize(
+    ("url", "value"),
+    [
+        *(("sqlite", value) for value in (None, 7, "odd", [], {"odd": {}})),
+        pytest.param("postgresql", {"odd": {}}, marks=pytest.mark.slow),  # one: it looks at all tests' studies there
+    ],
+    ids=str,
+    indirect=["url"],
+)
 def test_an_odd_attribute_of_a_study_stops_nobody(key: str, value: Any, storage: Storage, name: str) -> None:
     study, other = made(storage, name), made(storage, f"{name}-other")
     study._study.set_user_attr(key, value)
