@@ -42,6 +42,7 @@ class Optimizer(ABC):
         self._rows = list(map(self._row, range(len(weights)))) if not at_once(weights.device) else []
         self._decay = self._column([each.weight_decay for each in knobs])
         self._momentum = self._column([each.momentum for each in knobs])
+        self._rates = torch.zeros_like(self._momentum)
         self.set_rates([each.learning_rate for each in knobs])
 
     def _column(self, values: Sequence[float]) -> Tensor:
@@ -49,7 +50,8 @@ class Optimizer(ABC):
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Have each member go on at its learning rate."""
-        self.rates, self._rates = list(rates), self._column(rates)
+        self.rates = list(rates)
+        self._rates.copy_(self._column(rates))  # in place: a captured step reads them there
 
     @torch.no_grad()
     def step(self) -> None:

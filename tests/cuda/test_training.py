@@ -216,7 +216,7 @@ def test_replayed_steps_are_the_steps(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Also with a last batch of another size, and of those who stay."""
-    small = {"model": "lenet", "dropout": 0.2, "batch_norm": True, "train_images": 330}
+    small = {"model": "lenet", "dropout": 0.2, "batch_norm": True, "train_images": 330, "gamma": 0.5, "step_size": 1}
 
     def weights() -> torch.Tensor:
         run = Run(configs(4, precision=precision, **small, **optimizer), small_data, device=gpu)

@@ -97,7 +97,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 def configs(count: int = 3, **params: Any) -> list[TrialConfig]:
-    small = {"model": "lenet", "batch_size": 16, "epochs": 5, "train_images": 100, "dropout": 0.3, "gamma": 0.5}
+    small = {"model": "lenet", "batch_size": 16, "epochs": 5, "train_images": 100, "dropout": 0.3}
+    small |= {"gamma": 0.5, "step_size": 1}  # each epoch has a learning rate of its own
     return [
         TrialConfig.from_params(
             small | {"learning_rate": 1e-3 * (1 + seed)} | params,
