@@ -46,9 +46,8 @@ class Table:
         for row in stored["rows"]:
             rows.setdefault(row["setting"], []).append(row)
         self.rows = [rows[setting] for setting in sorted(rows)]
-        self.settings: list[dict[str, Any]] = [
-            seeds[0]["params"] for seeds in self.rows
-        ]  # the points that were trained
+        # The points that were trained.
+        self.settings: list[dict[str, Any]] = [seeds[0]["params"] for seeds in self.rows]
         # How long each one's whole schedule is, and its seeds' validation accuracies by epoch.
         self.epochs = [int(params.get("epochs", self.fixed.get("epochs", 0))) for params in self.settings]
         self.curves = [
