@@ -84,6 +84,8 @@ PARAMETERS: dict[str, Parameter] = {
     "validation_images": Parameter(int, 0, low=0),  # likewise; the same for all trials
     "image_size": Parameter(int, 32, choices=(28, 32, 48, 64, 96)),  # pixels of a side; the same for all trials
     "precision": Parameter(str, "auto", choices=("auto", "fp32", "bf16")),  # arithmetic of the forward pass
+    # What trials and their epochs are chosen by, on the validation images; the same for all trials.
+    "metric": Parameter(str, "accuracy", choices=("accuracy", "loss", "f1", "top5")),
     "learning_rate": Parameter(float, 1e-3, low=1e-12, high=1000),
     "momentum": Parameter(float, 0.0, low=0, high=1, high_is_open=True),  # of sgd and rmsprop
     "weight_decay": Parameter(float, 0.0, low=0, high=1000),  # L2 penalty, added to the gradient
@@ -173,6 +175,7 @@ class Shape:
     precision: str
     validation_images: int = 0
     image_size: int = 32
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,8 @@ class TrialConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Rebuild a config from `to_dict`'s result; UsageError if a value is missing, unknown, or out of range."""
         known = [field.name for part in (Shape, Knobs) for field in fields(part)]
-        values = {"validation_images": 0, "image_size": 32} | dict(values)  # what was stored before there was a choice
+        before: dict[str, Any] = {"validation_images": 0, "image_size": 32, "metric": "accuracy"}
+        values = before | dict(values)  # what was stored before there was a choice
         if unknown := [name for name in values if name not in known]:
             raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], known)}.")
         if missing := [name for name in known if name not in values]:
@@ -239,7 +243,8 @@ class TrialConfig:
 
     def to_dict(self) -> dict[str, Value]:
         """All values, flat, as plain data."""
-        return asdict(self.shape) | asdict(self.knobs)
+        values = asdict(self.shape) | asdict(self.knobs)
+        return {name: value for name, value in values.items() if (name, value) != ("metric", "accuracy")}
 
 
 def check_image_size(model: str, size: Value, *, where: str) -> None:

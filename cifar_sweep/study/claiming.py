@@ -271,9 +271,7 @@ class Claiming:
             )
         # Before the lock is given up: an interrupted trial's last heartbeat is old, and the next claim would take it.
         self.storage.beat(trial_id)
-        self.study.sampler = build_sampler(
-            self.sweep, number=waiting.number, whole=space.distributions(self.sweep)
-        )
+        self.study.sampler = build_sampler(self.sweep, number=waiting.number, whole=space.distributions(self.sweep))
         trial = optuna.Trial(self.study, trial_id)
         if waiting.config is None:  # one that has begun stays what it is, whatever the space is now
             space.suggest(trial, self.sweep, named=waiting.given)

@@ -73,7 +73,9 @@ def test_two_workers_train_each_point_once(make: Callable[..., SweepStudy], size
 
 
 def test_a_group_is_of_one_shape_and_as_full_as_can_be(make: Callable[..., SweepStudy]) -> None:
-    study = make(space={"learning_rate": {"choices": [k / 1000 for k in range(1, 9)]}, "batch_size": SPACE["batch_size"]})
+    study = make(
+        space={"learning_rate": {"choices": [k / 1000 for k in range(1, 9)]}, "batch_size": SPACE["batch_size"]}
+    )
     sizes = [len(study.claim(worker(pid), size=lambda _: 8, workers=None)) for pid in range(2)]
     assert sizes == [8, 8]
 
