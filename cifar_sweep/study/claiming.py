@@ -151,6 +151,9 @@ class Claiming:
             return []
         first = self._take(self._ask({}) if waiting is NEW else trials[waiting.number])
         shape = first.config.shape
+        if shape.fault:  # the sampler learns of it as of the worst trial that there is
+            self.storage.turn(first.trial_id, TrialState.PRUNED, Change({"reason": shape.fault, "curve": []}))
+            return self.claim(size=size, workers=workers, choice=choice)
         most = min(size(shape), self.in_time(shape, waiting.epochs))
         if not most:  # what was sampled takes too long; it says so when the search ends
             self.storage.give_back(first.trial_id)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError, nearest
-from cifar_sweep.parameters import BY_LAYER, NAMES, PARAMETERS, Parameter, Value, check_parameter, traits
+from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameters import BY_LAYER, NAMES, PARAMETERS, Parameter, Value, base_of, check_parameter, traits
 from cifar_sweep.sweep.sweep import (
     Choices,
     PrunerSettings,
@@ -205,24 +206,18 @@ def _check_layers(sweep: Sweep) -> None:
         points = [sweep.fixed | point.params() for point in sweep.enqueue]
     else:
         points = [sweep.fixed | point for point in _kindest(sweep)]
-    faults = []
-    for point in points:
-        try:
-            TrialConfig.from_params(point, classes=10, precision="fp32", data_seed=0, seed=0)
-        except UsageError as error:
-            faults.append(error)
-    if len(faults) == len(points):
-        raise UsageError(str(faults[0]).replace("trial config", "[fixed] and [space]", 1))
-
-
-_SHRINKS = ("conv_layers", "convs_per_block", "stride", "pool_size", "kernel_size")
+    shapes = [
+        TrialConfig.from_params(point, classes=10, precision="fp32", data_seed=0, seed=0).shape for point in points
+    ]
+    if all(shape.fault for shape in shapes):
+        raise UsageError(f"{shapes[0].fault}.")
 
 
 def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
     """Points of the space that leave as much of an image as any: the smallest of what shrinks it, of every model."""
     kind: dict[str, Value] = {}
     for name in sweep.space:
-        values, shrinks, base = values_of(sweep, name), _base(name) in _SHRINKS, PARAMETERS[_base(name)]
+        values, shrinks, base = values_of(sweep, name), base_of(name) in SHRINKS, PARAMETERS[base_of(name)]
 
         def least(value: Value, *, shrinks: bool = shrinks, base: Parameter = base) -> float:
             """How much of an image a value takes: a list by its sum, or by its length where it adds layers alone."""
@@ -235,11 +230,6 @@ def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
         kind = {name: value for name, value in kind.items() if name not in BY_LAYER.values()}
     models = values_of(sweep, "model")
     return [kind | ({"model": model} if "model" in sweep.space else {}) for model in models]
-
-
-def _base(name: str) -> str:
-    base, _, layer = name.rpartition("_")
-    return base if layer.isdigit() else name
 
 
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:
