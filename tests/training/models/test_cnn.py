@@ -129,7 +129,7 @@ def check_any(params: dict[str, Any]) -> None:
             torch.testing.assert_close(mine, parameter.grad, rtol=1e-5, atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(ANY)
 def test_any_network_in_a_group_is_what_it_is_alone(params: dict[str, Any]) -> None:
     check_any(params)
@@ -146,7 +146,7 @@ SMALL: dict[str, Any] = {"filters": 4, "conv_layers": 2, "dense_units": 8, "batc
 MEMBERS: list[dict[str, Any]] = [
     {"conv_dropout": 0.1, "conv_dropout_2": 0.5, "dropout": 0.3},
     {"learning_rate": 3e-3},
-    {"dropout_1": 0.4, "learning_rate": 1e30},  # it diverges
+    {"dropout_1": 0.4, "learning_rate": 1000},  # it diverges
 ]
 
 
