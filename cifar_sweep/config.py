@@ -77,7 +77,19 @@ PARAMETERS: dict[str, Parameter] = {
     "init": Parameter(str, "default", choices=("default", "xavier")),  # initial weights
     "softmax": Parameter(bool, False),  # a softmax before the cross-entropy loss, the mistake of two reports
     "normalize": Parameter(bool, False),  # subtract the training images' channel mean, divide by their deviation
-    "optimizer": Parameter(str, "adam", choices=("sgd", "adam", "rmsprop")),
+    "optimizer": Parameter(str, "adam", choices=("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop")),
+    "amsgrad": Parameter(bool, False),
+    "beta1": Parameter(float, 0.9, high=1, high_is_open=True),
+    "beta2": Parameter(float, 0.999, high=1, high_is_open=True),
+    "eps": Parameter(float, 0.0, high=1),
+    "alpha": Parameter(float, 0.99, high=1, high_is_open=True),
+    "schedule": Parameter(str, "step", choices=("step", "none", "cosine", "warm_restarts", "onecycle", "exponential", "multistep", "polynomial", "plateau")),
+    "milestones": Parameter(int, 0), "cosine_epochs": Parameter(int, 0), "restart_epochs": Parameter(int, 10, low=1),
+    "restart_factor": Parameter(int, 1, low=1), "min_learning_rate": Parameter(float, 0.0), "onecycle_peak": Parameter(float, 0.3),
+    "onecycle_start": Parameter(float, 25.0), "onecycle_end": Parameter(float, 1e4), "polynomial_power": Parameter(float, 1.0),
+    "plateau_factor": Parameter(float, 0.1), "plateau_patience": Parameter(int, 10), "warmup_epochs": Parameter(int, 0),
+    "rho": Parameter(float, 0.9, high=1, high_is_open=True),
+    "dampening": Parameter(float, 0.0, high=1, high_is_open=True),
     "batch_size": Parameter(int, 64, low=1, high=65536),  # images per step
     "epochs": Parameter(int, 30, low=1, high=100_000),  # passes over the training images
     "train_images": Parameter(int, 0, low=0),  # training images used, class by class alike; 0 is all
@@ -173,6 +185,7 @@ class Shape:
     precision: str
     validation_images: int = 0
     image_size: int = 32
+    amsgrad: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,25 @@ class Knobs:
     step_size: int
     gamma: float
     seed: int
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 0.0
+    alpha: float = 0.99
+    rho: float = 0.9
+    dampening: float = 0.0
+    schedule: str = "step"
+    milestones: int | str = 0
+    cosine_epochs: int = 0
+    restart_epochs: int = 10
+    restart_factor: int = 1
+    min_learning_rate: float = 0.0
+    onecycle_peak: float = 0.3
+    onecycle_start: float = 25.0
+    onecycle_end: float = 1e4
+    polynomial_power: float = 1.0
+    plateau_factor: float = 0.1
+    plateau_patience: int = 10
+    warmup_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,7 +253,8 @@ class TrialConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Rebuild a config from `to_dict`'s result; UsageError if a value is missing, unknown, or out of range."""
         known = [field.name for part in (Shape, Knobs) for field in fields(part)]
-        values = {"validation_images": 0, "image_size": 32} | dict(values)  # what was stored before there was a choice
+        from dataclasses import MISSING
+        values = {f.name: f.default for part in (Shape, Knobs) for f in fields(part) if f.default is not MISSING} | dict(values)  # what was stored before there was a choice
         if unknown := [name for name in values if name not in known]:
             raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], known)}.")
         if missing := [name for name in known if name not in values]:

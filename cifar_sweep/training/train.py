@@ -16,6 +16,7 @@ from torch.nn import functional
 from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.curve import EpochResult, best_epoch
 from cifar_sweep.errors import one_line
+from cifar_sweep.schedules import learning_rate_at
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
@@ -24,7 +25,7 @@ from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.graph import Replay, is_replayed
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
-from cifar_sweep.training.optim import build_optimizer, learning_rate_at
+from cifar_sweep.training.optim import build_optimizer
 from cifar_sweep.training.rows import Masks, Rows, Stream
 
 
@@ -47,6 +48,11 @@ class Member:
         self.generator: torch.Generator | Stream = Stream(device)
         if not at_once(device):
             self.generator = torch.Generator().manual_seed(derive_seed(config.knobs.seed, "dropout"))
+
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, of which those before are in the curve."""
+        losses = [result.validation_loss for result in self.history]
+        return learning_rate_at(epoch, self.config.to_dict(), losses)
 
     def seed_of(self, epoch: int) -> int:
         """The seed of the masks of an epoch, on a device where they follow from it alone."""
@@ -117,7 +123,7 @@ class Run:
     def start_epoch(self, epoch: int) -> None:
         """Set the members' learning rates of this epoch, and begin the streams of its masks."""
         self.network.train()
-        self.optimizer.set_rates([learning_rate_at(epoch, member.config.knobs) for member in self.members])
+        self.optimizer.set_rates([member.learning_rate(epoch) for member in self.members])
         seeds: dict[Stream, list[int]] = {}
         for member in self.members:
             if isinstance(member.generator, Stream):
@@ -154,9 +160,8 @@ class Run:
         train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
         seconds = (time.perf_counter() - started) / len(self.members)
         for k, member in enumerate(self.members):
-            rate = learning_rate_at(epoch, member.config.knobs)
             figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
-            result = EpochResult(epoch, *figures, rate, seconds, group_size=len(self.members), group_place=k)
+            result = EpochResult(epoch, *figures, self.optimizer.rates[k], seconds, group_size=len(self.members), group_place=k)
             member.note(result, self.network.member_state(k), correct[k])
         return [member.history[-1] for member in self.members]
 
