@@ -88,6 +88,11 @@ PARAMETERS: dict[str, Parameter] = {
     "restart_factor": Parameter(int, 1, low=1), "min_learning_rate": Parameter(float, 0.0), "onecycle_peak": Parameter(float, 0.3),
     "onecycle_start": Parameter(float, 25.0), "onecycle_end": Parameter(float, 1e4), "polynomial_power": Parameter(float, 1.0),
     "plateau_factor": Parameter(float, 0.1), "plateau_patience": Parameter(int, 10), "warmup_epochs": Parameter(int, 0),
+    "loss": Parameter(str, "cross_entropy", choices=("cross_entropy", "focal", "mse", "bce")),
+    "class_weights": Parameter(str, "none", choices=("none", "balanced"), pattern=r"[\d.e,+-]+", pattern_words="a list of a weight for each class"),
+    "label_smoothing": Parameter(float, 0.0, high=1, high_is_open=True), "focal_gamma": Parameter(float, 2.0, high=100),
+    "l1": Parameter(float, 0.0, high=1000), "gradient_clip": Parameter(float, 0.0), "ema_decay": Parameter(float, 0.0, high=1, high_is_open=True),
+    "batch_norm_momentum": Parameter(float, 0.1, high=1),
     "rho": Parameter(float, 0.9, high=1, high_is_open=True),
     "dampening": Parameter(float, 0.0, high=1, high_is_open=True),
     "batch_size": Parameter(int, 64, low=1, high=65536),  # images per step
@@ -186,6 +191,9 @@ class Shape:
     validation_images: int = 0
     image_size: int = 32
     amsgrad: bool = False
+    loss: str = "cross_entropy"
+    class_weights: str = "none"
+    batch_norm_momentum: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,11 @@ class Knobs:
     alpha: float = 0.99
     rho: float = 0.9
     dampening: float = 0.0
+    label_smoothing: float = 0.0
+    focal_gamma: float = 2.0
+    l1: float = 0.0
+    gradient_clip: float = 0.0
+    ema_decay: float = 0.0
     schedule: str = "step"
     milestones: int | str = 0
     cosine_epochs: int = 0

@@ -55,6 +55,10 @@ class Batches:
         numbers = [data.channel_mean, [deviation or 1.0 for deviation in data.channel_std]]
         self._mean, self._std = torch.tensor(numbers, dtype=self._arithmetic, device=device).view(2, 3, 1, 1)
 
+    def class_counts(self) -> Tensor:
+        """How many of the training images used are of each class, on the CPU."""
+        return torch.bincount(self._data.train_labels[self._train_index], minlength=len(self._data.classes))
+
     def check_batch_size(self, batch_size: int) -> None:
         """Raise UsageError when `batch_size` is below 1 or above the number of training images used."""
         if not 1 <= batch_size <= self.train_images:

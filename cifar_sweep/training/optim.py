@@ -26,6 +26,7 @@ from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.device import at_once
 
 MOMENTUM_DECAY = 4e-3  # of NAdam
+CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
 FIRST = {"mu_product": 1.0}  # what a state begins with; all else with zeros
 NUMBERS = {"step", "mu_product"}  # one number for each member
 
@@ -50,6 +51,8 @@ class Optimizer(ABC):
         self._rows = list(map(self._row, range(len(weights)))) if not at_once(weights.device) else []
         self._decay = self._column([each.weight_decay for each in self.knobs])
         self._momentum = self._column([each.momentum for each in self.knobs])
+        self._l1 = self._column([each.l1 for each in self.knobs])
+        self._clip = self._column([each.gradient_clip for each in self.knobs])
         self._rates = torch.zeros_like(self._momentum)
         self.set_rates([each.learning_rate for each in self.knobs])
 
@@ -83,14 +86,32 @@ class Optimizer(ABC):
         """Take a step of every member."""
         if self._rows:
             for k, row in enumerate(self._rows):
+                self._limit_row(self.knobs[k], *row["params"], *row["grads"])
                 self._step_of_row(self.knobs[k], self.rates[k], row)
-        elif not any(each.weight_decay for each in self.knobs):
+            return
+        self._limit_all()
+        if not any(each.weight_decay for each in self.knobs):
             self._step_of_all(self.gradients)
         elif self.decoupled:
             self.weights.mul_(1 - self._rates * self._decay)
             self._step_of_all(self.gradients)
         else:
             self._step_of_all(torch.addcmul(self.gradients, self.weights, self._decay))
+
+    def _limit_row(self, knobs: Knobs, weights: Tensor, gradient: Tensor) -> None:
+        """Add the slope of the L1 penalty to a member's gradient; then shorten it to its greatest length."""
+        if knobs.l1:
+            gradient.add_(weights.sign(), alpha=knobs.l1)
+        if knobs.gradient_clip:
+            gradient.mul_((knobs.gradient_clip / (torch.linalg.vector_norm(gradient) + CLIP_EPS)).clamp(max=1))
+
+    def _limit_all(self) -> None:
+        if any(each.l1 for each in self.knobs):
+            self.gradients.addcmul_(self.weights.sign(), self._l1)
+        if any(each.gradient_clip for each in self.knobs):
+            norms = torch.linalg.vector_norm(self.gradients, dim=1, keepdim=True)
+            shares = (self._clip / (norms + CLIP_EPS)).clamp(max=1)
+            self.gradients.mul_(torch.where(self._clip > 0, shares, 1))
 
     def _row(self, k: int) -> Row:
         return {

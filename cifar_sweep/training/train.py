@@ -6,24 +6,26 @@ A `Run` trains a group of trials of one shape, epoch by epoch. The caller decide
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.curve import EpochResult, best_epoch
 from cifar_sweep.errors import one_line
 from cifar_sweep.schedules import learning_rate_at
 from cifar_sweep.training.apart import Apart
+from cifar_sweep.training.averages import Averages
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.device import DTYPES, at_once, is_out_of_memory
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.graph import Replay, is_replayed
 from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.losses import Loss, class_weights, losses_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import build_optimizer
 from cifar_sweep.training.rows import Masks, Rows, Stream
@@ -89,13 +91,16 @@ class Run:
         self.shape = configs[0].shape
         self.device, self.code = device, code
         self.members = [Member(config, device=device) for config in configs]
-        self.network = _network(self.shape, self.members, code).to(device=device)
-        self.prepare_optimizer()
+        counted = torch.ones(self.shape.classes)
         if data is not None:
             counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
             dtype = DTYPES[self.shape.precision]
             self.batches = Batches(data, device=device, normalize=self.shape.normalize, dtype=dtype, **counts)
             self.batches.check_batch_size(self.shape.batch_size)
+            counted = self.batches.class_counts()
+        self._class_weights = class_weights(self.shape.class_weights, counted)
+        self.network = _network(self.shape, self.members, code).to(device=device)
+        self.prepare_optimizer()
 
     @property
     def epochs_done(self) -> int:
@@ -123,6 +128,8 @@ class Run:
     def start_epoch(self, epoch: int) -> None:
         """Set the members' learning rates of this epoch, and begin the streams of its masks."""
         self.network.train()
+        if self.averages:
+            self.averages.begun = epoch > 1
         self.optimizer.set_rates([member.learning_rate(epoch) for member in self.members])
         seeds: dict[Stream, list[int]] = {}
         for member in self.members:
@@ -145,28 +152,33 @@ class Run:
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self.network.gather_gradients()
         self.optimizer.step()
+        if self.averages:
+            self.averages.step()
         with torch.no_grad():
             self._loss_sum += losses * len(labels)
-            self._correct += (logits.argmax(dim=2) == labels).sum(dim=1)
+            classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
+            self._correct += (logits.argmax(dim=2) == classes).sum(dim=1)
 
     def losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each member's mean cross-entropy over the batch [K], in float32, and the logits [K, batch, classes]."""
+        """Each member's mean loss over the batch [K], in float32, and the logits [K, batch, classes]."""
         logits = self.network(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return losses_of(logits, labels).mean(dim=1), logits
+        return self._loss(logits, labels), logits
 
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
-        losses, accuracies, correct = self._validated()
-        train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
-        seconds = (time.perf_counter() - started) / len(self.members)
-        for k, member in enumerate(self.members):
-            figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
-            result = EpochResult(epoch, *figures, self.optimizer.rates[k], seconds, group_size=len(self.members), group_place=k)
-            member.note(result, self.network.member_state(k), correct[k])
+        with self.averages.shown() if self.averages else nullcontext():
+            losses, accuracies, correct = self._validated()
+            train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
+            seconds = (time.perf_counter() - started) / len(self.members)
+            for k, member in enumerate(self.members):
+                figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
+                place = {"group_size": len(self.members), "group_place": k}
+                result = EpochResult(epoch, *figures, self.optimizer.rates[k], seconds, **place)
+                member.note(result, self.network.member_state(k), correct[k])
         return [member.history[-1] for member in self.members]
 
     def _validated(self) -> tuple[list[float], list[float], torch.Tensor]:
-        """The members' mean losses (nats) and accuracies over the validation images, read from the device at once.
+        """The members' mean cross-entropies (nats), whatever they are trained by, and accuracies over the validation images, read from the device at once.
 
         And which images each member names rightly, on the device: uint8 [K, images].
         """
@@ -186,12 +198,15 @@ class Run:
         """Go on with these members (positions in the last epoch's results) alone, in this order."""
         if list(members) == list(range(len(self.members))):
             return
-        states = [self.optimizer.member_state(k) for k in members]
+        states, averages = [self.optimizer.member_state(k) for k in members], self.averages
         self.members = [self.members[k] for k in members]
         self.network.keep(members)
         self.prepare_optimizer()
         for k, state in enumerate(states):
             self.optimizer.load_member_state(k, state)
+        if self.averages and averages:
+            for k, member in enumerate(members):
+                self.averages.load_member_state(k, averages.member_state(member))
 
     def member(self, k: int) -> nn.Module:
         """Member `k`'s best weights so far in a plain network on the CPU; ValueError if no loss was finite."""
@@ -208,6 +223,8 @@ class Run:
         tensors = {f"network.{name}": value for name, value in self.network.member_state(k).items()}
         tensors |= {f"best.{name}": value for name, value in member.best_weights.items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.member_state(k).items()}
+        if self.averages and member.config.knobs.ema_decay:
+            tensors |= {f"average.{name}": value for name, value in self.averages.member_state(k).items()}
         curve = json.dumps([asdict(result) for result in member.history]).encode()
         tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
         # A stream has no state between epochs.
@@ -237,11 +254,16 @@ class Run:
         if best and best.keys() != self.network.member_state(k).keys():
             raise StateError("the best weights are not those of this network")
         self.optimizer.check(k, known)
+        averages = self.averages if member.config.knobs.ema_decay else None
+        if averages:
+            averages.check(k, _below("average.", state))
         self.network.load_member_state(k, _below("network.", state))
         if isinstance(member.generator, torch.Generator):
             member.generator.set_state(generator.get_state())
         member.best_weights = {name: value.to(self.device) for name, value in best.items()}
         self.optimizer.load_member_state(k, known)
+        if averages:
+            averages.load_member_state(k, _below("average.", state))
         member.correct = state.get("correct", member.correct).to(self.device)  # what was stored before has none
         member.history = history
 
@@ -249,6 +271,9 @@ class Run:
         """Make a new optimizer of the members' parameters as they lie now; a captured step is of those before."""
         configs = [member.config for member in self.members]
         self.optimizer = build_optimizer(configs, self.network.weights, self.network.gradients)
+        decays = [config.knobs.ema_decay for config in configs]
+        self.averages = Averages(self.network, decays) if any(decays) else None
+        self._loss = Loss(configs, self._class_weights, device=self.device)
         self._loss_sum = torch.zeros(len(self.members), device=self.device)
         self._correct = torch.zeros(len(self.members), device=self.device)
         # Code of a user's own may do what is not to be replayed, such as to look at a number.
@@ -271,9 +296,3 @@ def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Each member's cross-entropy in nats for each image [K, batch], from logits [K, batch, classes]."""
-    each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-    return each.view(len(logits), -1)
