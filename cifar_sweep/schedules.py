@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from cifar_sweep.config import PARAMETERS, Value
+from cifar_sweep.parameters import PARAMETERS, Value
 
 WORTHWHILE = 1e-4  # of a loss: by how much it must fall, or it is on a plateau
 LEAST_CHANGE = 1e-8  # of a rate on a plateau

@@ -4,7 +4,8 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value
+from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.parameters import PARAMETERS, Value
 from cifar_sweep.search.cube import Cube
 from cifar_sweep.sweep.sweep import Sweep
 

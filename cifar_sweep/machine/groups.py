@@ -9,8 +9,9 @@ size comes last: ``cnn3 64px``.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cifar_sweep.config import Shape, TrialConfig, Value, is_own
+from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.forecast.costs import Speed, per_image
+from cifar_sweep.parameters import Value, is_own
 
 Speeds = Mapping[str, Mapping[int, Speed]]
 GROUP_SIZES = (1, 2, 4, 8, 16, 32)

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import torch
 
-from cifar_sweep.config import Shape, TrialConfig, Value
+from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.files import replace_file
 from cifar_sweep.forecast.costs import OPEN_SECONDS, Costs, Pace, network_name
 from cifar_sweep.forecast.expected import draw
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.machine.processes import process_pool
+from cifar_sweep.parameters import Value
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import prepare_process, resolve_device

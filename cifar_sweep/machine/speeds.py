@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from cifar_sweep.config import Shape, is_own
+from cifar_sweep.config import Shape
 from cifar_sweep.errors import DiskError
 from cifar_sweep.files import default_cache, replace_file
 from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs, NetworkCosts, Pace, Speed, network_name
 from cifar_sweep.forecast.expected import expected_shapes, possible_shapes
 from cifar_sweep.forecast.schedule import beginning, forecast
 from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of, stand_in
+from cifar_sweep.parameters import is_own
 from cifar_sweep.sweep.sweep import Sweep
 
 # Batches of which a step is timed; what it takes at any other follows from the two.

@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.figures.search_figures import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows, names_claims
+from cifar_sweep.parameters import PARAMETERS, Value, applies
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
 from cifar_sweep.study.claiming import state_counts
 from cifar_sweep.study.record import Saved, TrialRecord, is_synthetic, saved_by_pruning

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cifar_sweep.config import Value
+from cifar_sweep.parameters import Value
 
 GRANTS = (1 / 12, 1 / 3, 1)  # the shares of its schedule until which a trial is trained, one after the other
 

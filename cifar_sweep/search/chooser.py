@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_sweep.config import PARAMETERS, Value
+from cifar_sweep.config import SHAPE_PARAMETERS
+from cifar_sweep.parameters import PARAMETERS, Value
 from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
-from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 
 STARTUP = 16  # trials at random points before the model is asked

@@ -8,8 +8,9 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape, TrialConfig, Value, derive_seed
+from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.errors import StorageBusyError, UsageError
+from cifar_sweep.parameters import Value
 from cifar_sweep.search.choice import Choice, Course, InTime, grant_end, in_time_always
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group

@@ -1,19 +1,18 @@
 """Samplers and pruners by name, and what a step is."""
 
 import math
-from dataclasses import fields
 
 from optuna import pruners
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
-from cifar_sweep.config import PARAMETERS, Shape, derive_seed
+from cifar_sweep.config import SHAPE_PARAMETERS, derive_seed
 from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 
 # Where epochs are searched, a report's step is a tenth of the trial's own schedule: short and long schedules are then
 # compared at the same place of their decay.
 STEPS_OF_A_SCHEDULE = 10
-SHAPE_PARAMETERS = frozenset(field.name for field in fields(Shape))
 
 
 def build_sampler(sweep: Sweep, *, number: int) -> BaseSampler:

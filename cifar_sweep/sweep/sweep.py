@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from cifar_sweep.config import PARAMETERS, Value
+from cifar_sweep.parameters import PARAMETERS, Value
 
 
 def _check_number(value: Any) -> int | float:

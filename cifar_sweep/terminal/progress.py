@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cifar_sweep.config import SHAPE_PARAMETERS
 from cifar_sweep.database.outage import is_outage
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
@@ -21,7 +22,6 @@ from cifar_sweep.study.record import TrialRecord, counts_text, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.winner import ranked
-from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.words import duration, params_text, span
 
 REFRESH_SECONDS = 1.0

@@ -287,7 +287,7 @@ def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
     for member in members[1:]:
         if fused and isinstance(member.generator, Stream):
             member.generator = members[0].generator  # one for all, who draw at once
-    masks = [Masks(member.config.knobs.dropout, member.generator) for member in members]
+    masks = [Masks(member.config.knobs.dropout, member.generator, member.config.knobs.rate) for member in members]
     if fused:
         return Fused([cast(nn.Sequential, network) for network in networks], masks, dtype=dtype)
     return Apart(networks, masks, dtype=dtype)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.config import TrialConfig, is_own
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import Costs
 from cifar_sweep.forecast.hours import plan_hours
+from cifar_sweep.parameters import is_own
 from cifar_sweep.study.earlier import earlier_of
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume

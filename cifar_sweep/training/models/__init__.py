@@ -7,7 +7,8 @@ trainer sets each trial's own rate.
 import torch
 from torch import nn
 
-from cifar_sweep.config import Shape, is_own
+from cifar_sweep.config import Shape
+from cifar_sweep.parameters import is_own
 from cifar_sweep.training.models.networks import MODELS
 from cifar_sweep.training.models.own import own
 
