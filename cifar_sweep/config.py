@@ -67,6 +67,16 @@ class Shape:
     loss: str = "cross_entropy"
     class_weights: str = "none"
     batch_norm_momentum: float = 0.1
+    augmentation: str = "none"
+    flip: float = 0.0
+    shift: float = 0.0
+    rotation: float = 0.0
+    zoom: float = 0.0
+    color: float = 0.0
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
     more: More = ()  # those of single layers, by name
 
 

@@ -208,6 +208,31 @@ _TRAINING: dict[str, Parameter] = {
     ),
 }  # fmt: skip
 
+AUGMENTATION_NAMES = ("none", "flip", "crop", "affine", "color", "autoaugment", "randaugment", "trivialaugment")
+# Of training images. A strength of 0 is that of the set, which is 0 in `none`.
+_AUGMENTATION: dict[str, Parameter] = {
+    "augmentation": Parameter(
+        str, "none",
+        "how training images are changed: flip mirrors half of them; crop also shifts them by up to an eighth; affine is "
+        "shift 0.1, rotation 15, zoom 0.1; color is color 0.2; the others are crop and torchvision's policy for CIFAR-10",
+        choices=AUGMENTATION_NAMES,
+    ),
+    "flip": Parameter(float, 0.0, "share of images that are mirrored; 0 is as augmentation has it", high=1),
+    "shift": Parameter(float, 0.0, "the largest shift, as a share of the side; 0 is as augmentation has it", high=1),
+    "rotation": Parameter(float, 0.0, "the largest angle in degrees; 0 is as augmentation has it", high=180),
+    "zoom": Parameter(
+        float, 0.0, "how much larger or smaller at most, as a share; 0 is as augmentation has it", high=0.9
+    ),
+    "color": Parameter(
+        float, 0.0, "the largest change of brightness, contrast and saturation, as a share; 0 is as augmentation has it",
+        high=1,
+    ),
+    "cutout": Parameter(int, 0, "side in pixels of a square that is blanked", high=512),
+    "mixup": Parameter(float, 0.0, "images are mixed with others by a share of Beta(alpha, alpha); 0 is off", high=100),
+    "cutmix": Parameter(float, 0.0, "boxes of such a share are pasted from others; beside mixup every other time", high=100),
+    "mix_probability": Parameter(float, 1.0, "share of batches in which mixup or cutmix acts", high=1),
+}  # fmt: skip
+
 # What is usual beside a value of another parameter.
 _BESIDE: dict[str, tuple[str, dict[Value, Value]]] = {
     "momentum": ("optimizer", {"nesterov": 0.9}),
@@ -267,8 +292,8 @@ def _of_layers(name: str) -> dict[str, Parameter]:
 
 
 _LAYERS = {name: parameter for base in BY_LAYER for name, parameter in _of_layers(base).items()}
-PARAMETERS: dict[str, Parameter] = _GENERAL | _TRAINING | _NETWORK | _LAYERS
-NAMES = (*_GENERAL, *_TRAINING, *_NETWORK)  # without those of single layers: what a sentence has room for
+PARAMETERS: dict[str, Parameter] = _GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _LAYERS
+NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK)  # without those of single layers: what a sentence has room for
 
 _CNN = frozenset(PARAMETERS) - {"hidden_units"}
 _ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys()

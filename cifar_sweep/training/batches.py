@@ -1,12 +1,14 @@
 """Batches by index from images that stay on the device as uint8."""
 
 from collections.abc import Iterator
+from itertools import starmap
 
 import torch
 from torch import Tensor
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
+from cifar_sweep.training.augmentation import Augmented
 from cifar_sweep.training.images.data import ImageData
 
 CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
@@ -67,9 +69,12 @@ class Batches:
                 f"{self.train_images:,}."
             )
 
-    def train(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def train(
+        self, batch_size: int, *, seed: int, epoch: int, change: Augmented | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch: images [b, 3, side, side] in channels_last memory format, and labels int64 [b].
 
+        With images `change`d, labels may be shares of the classes [b, classes].
         The order depends on `seed`, `epoch` and the images used alone: it is the same on every device, and an epoch
         does not need the ones before it. The last batch may be smaller; a last batch of one image is left out, since
         batch normalisation cannot train on one. Raises UsageError as `check_batch_size` does.
@@ -78,7 +83,7 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
         leaves_one = batch_size > 1 and self.train_images % batch_size == 1
         order = torch.randperm(self.train_images, generator=generator)[: self.train_images - leaves_one]
-        return self._batches(self._images, self._labels, self._train_index[order], batch_size)
+        return self._batches(self._images, self._labels, self._train_index[order], batch_size, change)
 
     def validation(self, batch_size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the validation images in fixed order, as `train` does."""
@@ -90,18 +95,25 @@ class Batches:
         return self._batches(images, labels, torch.arange(len(labels)), batch_size)
 
     def _batches(
-        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int
+        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int, change: Augmented | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather and convert many batches at once: at small batches a step must not pay for it in tiny operations."""
         per_chunk = max(1, CHUNK_IMAGES // batch_size) * batch_size
         for rows in torch.split(index.to(self.device), per_chunk):
-            pixels = self._convert(images.index_select(0, rows))
+            pixels = self._convert(images.index_select(0, rows), change)
             chosen = labels.index_select(0, rows)
-            yield from zip(torch.split(pixels, batch_size), torch.split(chosen, batch_size), strict=True)
+            batches = zip(torch.split(pixels, batch_size), torch.split(chosen, batch_size), strict=True)
+            yield from starmap(change.mixed, batches) if change else batches
 
-    def _convert(self, rows: Tensor) -> Tensor:
+    def _convert(self, rows: Tensor, change: Augmented | None) -> Tensor:
+        if change:
+            rows = change.moved(rows)
         # The permuted NHWC rows are channels_last already, and `to` keeps that.
         pixels = rows.permute(0, 3, 1, 2).to(self._arithmetic).div_(255)
+        if change:
+            pixels = change.coloured(pixels)
         if self._normalize:
             pixels.sub_(self._mean).div_(self._std)
+        if change:
+            pixels = change.cut(pixels).contiguous(memory_format=torch.channels_last)
         return pixels.to(self._dtype)

@@ -18,6 +18,7 @@ from cifar_sweep.curve import EpochResult, best_epoch
 from cifar_sweep.errors import one_line
 from cifar_sweep.schedules import learning_rate_at
 from cifar_sweep.training.apart import Apart
+from cifar_sweep.training.augmentation import augmented
 from cifar_sweep.training.averages import Averages
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
@@ -118,7 +119,8 @@ class Run:
         epoch = self.epochs_done + 1
         self.start_epoch(epoch)
         images_seen = 0
-        for images, labels in self.batches.train(self.shape.batch_size, seed=self.shape.data_seed, epoch=epoch):
+        given = {"seed": self.shape.data_seed, "epoch": epoch}
+        for images, labels in self.batches.train(self.shape.batch_size, **given, change=augmented(self.shape, epoch)):
             if stop():
                 raise EpochInterruptedError
             self.step(images, labels)

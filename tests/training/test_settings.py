@@ -24,7 +24,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "mse": ({"loss": "mse"}, ({}, {"label_smoothing": 0.2}, {})),
     "bce": ({"loss": "bce", "class_weights": "1,2,3,4,5,1,2,3,4,5"}, ({}, {"label_smoothing": 0.2}, {})),
     "penalties": ({}, ({"l1": 1e-3}, {"gradient_clip": 0.5}, {"gradient_clip": 1e3})),
-    "ema": ({"batch_norm": True, "batch_norm_momentum": 0.3}, ({"ema_decay": 0.8}, {}, {"ema_decay": 0.99})),
+    "images": (
+        {"augmentation": "randaugment", "rotation": 20.0, "color": 0.2, "cutout": 6, "normalize": True},
+        ({}, {"l1": 1e-3}, {"learning_rate": 1e-2}),
+    ),
+    "mixing": ({"mixup": 0.5, "cutmix": 1.0, "flip": 0.3}, ({}, {"label_smoothing": 0.1}, {"learning_rate": 1e-2})),
+    "ema": ({"batch_norm": True, "batch_norm_momentum": 0.3, "optimizer": "sgd", "momentum": 0.9}, ({"ema_decay": 0.8}, {}, {"ema_decay": 0.99})),
 }
 
 
