@@ -87,7 +87,7 @@ MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
 OWN_WORDS = "a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop")
-_BETAS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
+_ADAMS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
 _LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau")}
 _RESTARTS, _ONECYCLE, _PLATEAU = ({"schedule": (name,)} for name in ("warm_restarts", "onecycle", "plateau"))
 SCHEDULE_NAMES = (
@@ -140,8 +140,8 @@ _GENERAL: dict[str, Parameter] = {
 
 # How all networks are trained; what is off where it is not given.
 _TRAINING: dict[str, Parameter] = {
-    "beta1": Parameter(float, 0.9, "share of the mean gradient that is kept", high=1, high_is_open=True, only_if=_BETAS),
-    "beta2": Parameter(float, 0.999, "share of the mean square that is kept", high=1, high_is_open=True, only_if=_BETAS),
+    "beta1": Parameter(float, 0.9, "share of the mean gradient that is kept", high=1, high_is_open=True, only_if=_ADAMS),
+    "beta2": Parameter(float, 0.999, "share of mean squares that is kept", high=1, high_is_open=True, only_if=_ADAMS),
     "amsgrad": Parameter(bool, False, "the largest mean square so far", only_if={"optimizer": ("adam", "adamw")}),
     "eps": Parameter(
         float, 0.0, "added to what is divided by; 0 is the optimizer's own", high=1,
@@ -174,7 +174,7 @@ _TRAINING: dict[str, Parameter] = {
     "restart_epochs": Parameter(int, 10, "epochs until the first restart", low=1, high=100_000, only_if=_RESTARTS),
     "restart_factor": Parameter(int, 1, "how many times as long each cycle is", low=1, high=100, only_if=_RESTARTS),
     "min_learning_rate": Parameter(float, 0.0, "the lowest learning rate", high=1000, only_if=_LOWEST),
-    "onecycle_peak": Parameter(float, 0.3, "share of the epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
+    "onecycle_peak": Parameter(float, 0.3, "share of epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
     "onecycle_start": Parameter(float, 25.0, "the peak over the first rate", low=1, high=1e12, only_if=_ONECYCLE),
     "onecycle_end": Parameter(float, 1e4, "the first rate over the last", low=1, high=1e12, only_if=_ONECYCLE),
     "polynomial_power": Parameter(float, 1.0, "the exponent", high=100, only_if={"schedule": ("polynomial",)}),
@@ -213,8 +213,8 @@ AUGMENTATION_NAMES = ("none", "flip", "crop", "affine", "color", "autoaugment", 
 _AUGMENTATION: dict[str, Parameter] = {
     "augmentation": Parameter(
         str, "none",
-        "how training images are changed: flip mirrors half of them; crop also shifts them by up to an eighth; affine is "
-        "shift 0.1, rotation 15, zoom 0.1; color is color 0.2; the others are crop and torchvision's policy for CIFAR-10",
+        "how training images are changed: flip mirrors half of them; crop also shifts them by up to an eighth; affine "
+        "is shift 0.1, rotation 15, zoom 0.1; color is color 0.2; the others are crop and torchvision's policy",
         choices=AUGMENTATION_NAMES,
     ),
     "flip": Parameter(float, 0.0, "share of images that are mirrored; 0 is as augmentation has it", high=1),
@@ -224,12 +224,14 @@ _AUGMENTATION: dict[str, Parameter] = {
         float, 0.0, "how much larger or smaller at most, as a share; 0 is as augmentation has it", high=0.9
     ),
     "color": Parameter(
-        float, 0.0, "the largest change of brightness, contrast and saturation, as a share; 0 is as augmentation has it",
+        float, 0.0, "the largest change of brightness, contrast, saturation, a share; 0 is as augmentation has it",
         high=1,
     ),
     "cutout": Parameter(int, 0, "side in pixels of a square that is blanked", high=512),
-    "mixup": Parameter(float, 0.0, "images are mixed with others by a share of Beta(alpha, alpha); 0 is off", high=100),
-    "cutmix": Parameter(float, 0.0, "boxes of such a share are pasted from others; beside mixup every other time", high=100),
+    "mixup": Parameter(float, 0.0, "images are mixed by shares of Beta(alpha, alpha); 0 is off", high=100),
+    "cutmix": Parameter(
+        float, 0.0, "boxes of such shares are pasted from others; beside mixup every other time", high=100
+    ),
     "mix_probability": Parameter(float, 1.0, "share of batches in which mixup or cutmix acts", high=1),
 }  # fmt: skip
 
@@ -293,7 +295,8 @@ def _of_layers(name: str) -> dict[str, Parameter]:
 
 _LAYERS = {name: parameter for base in BY_LAYER for name, parameter in _of_layers(base).items()}
 PARAMETERS: dict[str, Parameter] = _GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _LAYERS
-NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK)  # without those of single layers: what a sentence has room for
+# Without those of single layers: what a sentence has room for.
+NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK)
 
 _CNN = frozenset(PARAMETERS) - {"hidden_units"}
 _ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys()

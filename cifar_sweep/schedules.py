@@ -51,7 +51,7 @@ _Schedule = Callable[[Mapping[str, Value], int, int], float]
 
 def _times(factor: _Schedule) -> _Schedule:
     """The learning rate times a factor."""
-    return lambda values, done, length: float(values["learning_rate"] * factor(values, done, length))  # type: ignore[operator]
+    return lambda values, done, length: float(values["learning_rate"]) * factor(values, done, length)
 
 
 def _between(high: float, low: float, share: float) -> float:
@@ -89,12 +89,12 @@ def _multistep(values: Mapping[str, Value], done: int, _length: int) -> float:
 
 
 def _polynomial(values: Mapping[str, Value], done: int, length: int) -> float:
-    return max(1 - done / length, 0.0) ** float(values["polynomial_power"])
+    return float(max(1 - done / length, 0.0) ** float(values["polynomial_power"]))
 
 
 _SCHEDULES: dict[str, _Schedule] = {
     "none": _times(lambda _values, _done, _length: 1.0),
-    "step": _times(lambda values, done, _length: values["gamma"] ** (done // int(values["step_size"]))),  # type: ignore[operator]
+    "step": _times(lambda values, done, _length: float(values["gamma"]) ** (done // int(values["step_size"]))),
     "exponential": _times(lambda values, done, _length: float(values["gamma"]) ** done),
     "multistep": _times(_multistep),
     "polynomial": _times(_polynomial),

@@ -40,7 +40,8 @@ DOUBT = 2.0  # deviations: a trial that is expected further below the one of its
 SAMPLES = 400
 FIT_GROWTH = 1.15  # the model is fitted again when there are so many times as many observations
 SMALLEST_SHARE = 1e-6  # of a learning rate; schedules may end at 0
-SCHEDULE = ("epochs", "learning_rate", *PARTS)  # the parameters that decide when a trial ends, and how far it has decayed
+# The parameters that decide when a trial ends, and how far it has decayed.
+SCHEDULE = ("epochs", "learning_rate", *PARTS)
 
 
 class Chooser:

@@ -23,7 +23,7 @@ SETS: dict[str, dict[str, float]] = {
     "crop": {"flip": 0.5, "crop": True},
     "affine": {"shift": 0.1, "rotation": 15.0, "zoom": 0.1},
     "color": {"color": 0.2},
-    **dict.fromkeys(POLICIES, {"flip": 0.5, "crop": True}),
+    **{name: {"flip": 0.5, "crop": True} for name in POLICIES},
 }
 PADDED = 8  # a crop is padded by this part of the side: 4 of 32 pixels
 GREY = (0.2989, 0.587, 0.114)  # of red, green, blue, as torchvision has it
@@ -86,7 +86,8 @@ class Augmented:
         cos, sin = angle.cos() / scale, angle.sin() / scale
         back = torch.stack([torch.stack([cos, sin], dim=1), torch.stack([-sin, cos], dim=1)], dim=1)
         grid = functional.affine_grid(torch.cat([back, -back @ shift], dim=2), list(images.shape), align_corners=False)
-        return functional.grid_sample(images, grid, align_corners=False)
+        warped: Tensor = functional.grid_sample(images, grid, align_corners=False)
+        return warped
 
     def _jittered(self, images: Tensor) -> Tensor:
         """Brightness, contrast and saturation, one after the other."""

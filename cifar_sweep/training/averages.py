@@ -20,9 +20,7 @@ class Averages:
         self._live = [(slice(None), network.weights), *network.statistics()]
         self._means = [live.clone() for _, live in self._live]
         moves = 1 - torch.tensor(decays, dtype=torch.float64, device=network.weights.device)
-        self._moves = [
-            moves[members].to(live.dtype).view(-1, *[1] * (live.dim() - 1)) for members, live in self._live
-        ]
+        self._moves = [moves[members].to(live.dtype).view(-1, *[1] * (live.dim() - 1)) for members, live in self._live]
         self.begun = False
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """What members are trained by: each its own smoothing and focus, the kind of loss and the classes' weights shared."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from cifar_sweep.config import Knobs, TrialConfig
 
 LEAST_DOUBT = 1e-7  # of a right answer, in the focal loss: below, its slope at small gammas is no number
 
+LEAST_WEIGHT = 1e-12  # of a batch, all of whose images may weigh nothing
+
 
 def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Each member's cross-entropy in nats for each image [K, batch], from logits [K, batch, classes]."""
@@ -17,8 +19,8 @@ def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
     return each.view(len(logits), -1)
 
 
-def class_weights(text: str, counts: Tensor) -> Tensor | None:
-    """The weight of each class, of which there are so many `counts`; None where all weigh the same.
+def class_weights(text: str, count: Callable[[], Tensor]) -> Tensor | None:
+    """The weight of each class; None where all weigh the same. `count` says how many images of each there are.
 
     ``balanced`` is as in scikit-learn: a class that is half as frequent weighs twice, and the mean image weighs 1.
     """
@@ -26,6 +28,7 @@ def class_weights(text: str, counts: Tensor) -> Tensor | None:
         case "none":
             return None
         case "balanced":
+            counts = count()
             return counts.sum() / (len(counts) * counts.clamp_min(1))
         case _:
             return torch.tensor([float(part) for part in text.split(",")])
@@ -57,7 +60,7 @@ class Loss:
         image = targets @ self._weights.to(logits.dtype)
         if self._kind in ("mse", "bce"):  # in the others each class's term has its weight
             each = each * image
-        return each.sum(dim=1) / image.sum()
+        return each.sum(dim=1) / image.sum().clamp_min(LEAST_WEIGHT)
 
     def _each(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each image [K, batch], for the classes' shares [batch, classes]."""

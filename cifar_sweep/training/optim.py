@@ -202,7 +202,7 @@ class Nesterov(Sgd):
 class Adam(Optimizer):
     """torch.optim.Adam."""
 
-    names = ("step", "exp_avg", "exp_avg_sq")
+    names: tuple[str, ...] = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(self, configs: Sequence[TrialConfig], weights: Tensor, gradients: Tensor) -> None:
         if configs[0].shape.amsgrad:

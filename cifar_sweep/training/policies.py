@@ -18,7 +18,7 @@ class Policy:
     """A policy by name, as torchvision has it by default; AutoAugment's is that of CIFAR-10."""
 
     def __init__(self, name: str) -> None:
-        from torchvision.transforms import v2  # takes a second
+        from torchvision.transforms import v2  # takes a second to load
 
         self._drawn: Callable[[int, int, torch.Generator], Iterator[Sequence[_Change]]]
         match name:

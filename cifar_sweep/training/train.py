@@ -92,14 +92,13 @@ class Run:
         self.shape = configs[0].shape
         self.device, self.code = device, code
         self.members = [Member(config, device=device) for config in configs]
-        counted = torch.ones(self.shape.classes)
+        self._class_weights = class_weights(self.shape.class_weights, lambda: torch.ones(self.shape.classes))
         if data is not None:
             counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
             dtype = DTYPES[self.shape.precision]
             self.batches = Batches(data, device=device, normalize=self.shape.normalize, dtype=dtype, **counts)
             self.batches.check_batch_size(self.shape.batch_size)
-            counted = self.batches.class_counts()
-        self._class_weights = class_weights(self.shape.class_weights, counted)
+            self._class_weights = class_weights(self.shape.class_weights, self.batches.class_counts)
         self.network = _network(self.shape, self.members, code).to(device=device)
         self.prepare_optimizer()
 
@@ -180,9 +179,9 @@ class Run:
         return [member.history[-1] for member in self.members]
 
     def _validated(self) -> tuple[list[float], list[float], torch.Tensor]:
-        """The members' mean cross-entropies (nats), whatever they are trained by, and accuracies over the validation images, read from the device at once.
+        """The members' mean losses (nats) and accuracies over the validation images, read from the device at once.
 
-        And which images each member names rightly, on the device: uint8 [K, images].
+        Losses are cross-entropies, whatever members are trained by. And which images each member names rightly, on the device: uint8 [K, images].
         """
         self.network.eval()
         losses, correct = [], []

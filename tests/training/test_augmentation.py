@@ -114,9 +114,7 @@ def as_theirs(name: str, draws: list[Tensor], k: int) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_is_that_of_torchvision(
-    name: str, draws: list[Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_policy_is_that_of_torchvision(name: str, draws: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(150).permute(0, 3, 1, 2)
     draws.clear()
     found = Policy(name)(images, torch.Generator().manual_seed(0))
