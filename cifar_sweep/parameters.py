@@ -140,7 +140,7 @@ _GENERAL: dict[str, Parameter] = {
 
 # How all networks are trained; what is off where it is not given.
 _TRAINING: dict[str, Parameter] = {
-    "beta1": Parameter(float, 0.9, "share of the mean gradient that is kept", high=1, high_is_open=True, only_if=_ADAMS),
+    "beta1": Parameter(float, 0.9, "share of mean gradients that is kept", high=1, high_is_open=True, only_if=_ADAMS),
     "beta2": Parameter(float, 0.999, "share of mean squares that is kept", high=1, high_is_open=True, only_if=_ADAMS),
     "amsgrad": Parameter(bool, False, "the largest mean square so far", only_if={"optimizer": ("adam", "adamw")}),
     "eps": Parameter(
@@ -234,6 +234,7 @@ _AUGMENTATION: dict[str, Parameter] = {
     ),
     "mix_probability": Parameter(float, 1.0, "share of batches in which mixup or cutmix acts", high=1),
 }  # fmt: skip
+CHANGES = tuple(_AUGMENTATION)  # the parameters that change training images
 
 # What is usual beside a value of another parameter.
 _BESIDE: dict[str, tuple[str, dict[Value, Value]]] = {

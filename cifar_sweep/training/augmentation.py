@@ -94,7 +94,8 @@ class Augmented:
         bright, contrast, saturation = (1 + self._uniform("color", 3, len(images), 1, 1, 1, like=images)).clamp_min(0)
         images = (images * bright).clamp(0, 1)
         images = (contrast * images + (1 - contrast) * _grey(images).mean(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
-        return (saturation * images + (1 - saturation) * _grey(images)).clamp(0, 1)
+        jittered: Tensor = saturation * images + (1 - saturation) * _grey(images)
+        return jittered.clamp(0, 1)
 
     def cut(self, images: Tensor) -> Tensor:
         """Normalised images, each with a square of 0 around a pixel of it."""

@@ -11,7 +11,7 @@ from cifar_sweep.errors import UsageError
 from cifar_sweep.training.augmentation import Augmented
 from cifar_sweep.training.images.data import ImageData
 
-CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
+CHUNK_PIXELS = 2048 * 32**2  # of images converted at once for several batches; 25 MB in float32
 # Images at a time where nothing is learnt: what fits into the caches of a CPU (docs/LOG.md, 2026-11-22). On a GPU, too:
 # a group takes them for all its members at once, and is to need no more memory than in training.
 EVALUATION_BATCH = 200
@@ -98,7 +98,7 @@ class Batches:
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int, change: Augmented | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather and convert many batches at once: at small batches a step must not pay for it in tiny operations."""
-        per_chunk = max(1, CHUNK_IMAGES // batch_size) * batch_size
+        per_chunk = max(1, CHUNK_PIXELS // (batch_size * images.shape[1] * images.shape[2])) * batch_size
         for rows in torch.split(index.to(self.device), per_chunk):
             pixels = self._convert(images.index_select(0, rows), change)
             chosen = labels.index_select(0, rows)

@@ -53,6 +53,7 @@ class Optimizer(ABC):
         self._momentum = self._column([each.momentum for each in self.knobs])
         self._l1 = self._column([each.l1 for each in self.knobs])
         self._clip = self._column([each.gradient_clip for each in self.knobs])
+        self._eps = self._to(self._each(lambda each: each.eps or self.eps))
         self._rates = torch.zeros_like(self._momentum)
         self.set_rates([each.learning_rate for each in self.knobs])
 
@@ -72,9 +73,6 @@ class Optimizer(ABC):
     def _to(self, coefficient: float | Tensor) -> Any:
         """A coefficient in the arithmetic of the parameters."""
         return coefficient.to(self.weights.dtype) if isinstance(coefficient, Tensor) else coefficient
-
-    def _own_eps(self, knobs: Knobs) -> float:
-        return knobs.eps or self.eps
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Have each member go on at its learning rate."""
@@ -165,6 +163,10 @@ class Sgd(Optimizer):
     names = ("step", "momentum_buffer")
     nesterov = False
 
+    def __init__(self, configs: Sequence[TrialConfig], weights: Tensor, gradients: Tensor) -> None:
+        super().__init__(configs, weights, gradients)
+        self._dampening = self._each(lambda each: each.dampening if each.momentum else 0.0)
+
     def _has(self, knobs: Knobs, name: str) -> bool:
         return bool(knobs.momentum and (name == "momentum_buffer" or knobs.dampening))
 
@@ -183,10 +185,9 @@ class Sgd(Optimizer):
     def _step_of_all(self, gradients: Tensor) -> None:
         buffer = self.state["momentum_buffer"].mul_(self._momentum)
         if any(each.dampening for each in self.knobs):
-            damped = self._each(lambda knobs: knobs.dampening if knobs.momentum else 0.0)
             later = self.state["step"].clamp(max=1)[:, None].double()
             self.state["step"].add_(1)
-            buffer.addcmul_(gradients, self._to(1 - later * damped))
+            buffer.addcmul_(gradients, self._to(1 - later * self._dampening))
         else:
             buffer.add_(gradients)
         moved = torch.addcmul(gradients, buffer, self._momentum) if self.nesterov else buffer
@@ -208,15 +209,14 @@ class Adam(Optimizer):
         if configs[0].shape.amsgrad:
             self.names = (*self.names, "max_exp_avg_sq")
         super().__init__(configs, weights, gradients)
-        self._beta1, self._beta2 = self._each(lambda knobs: knobs.beta1), self._each(lambda knobs: knobs.beta2)
-        self._eps = self._to(self._each(self._own_eps))
+        self._beta1, self._beta2 = self._each(lambda each: each.beta1), self._each(lambda each: each.beta2)
 
     def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
         most = row.get("max_exp_avg_sq", [])
         adam(
             row["params"], row["grads"], row["exp_avg"], row["exp_avg_sq"], most, row["step"],
             amsgrad=bool(most), beta1=knobs.beta1, beta2=knobs.beta2, lr=rate, weight_decay=knobs.weight_decay,
-            eps=self._own_eps(knobs), maximize=False, fused=True, decoupled_weight_decay=self.decoupled,
+            eps=knobs.eps or self.eps, maximize=False, fused=True, decoupled_weight_decay=self.decoupled,
         )  # fmt: skip
 
     def _step_of_all(self, gradients: Tensor) -> None:
@@ -246,7 +246,7 @@ class NAdam(Adam):
         nadam(
             row["params"], row["grads"], row["exp_avg"], row["exp_avg_sq"], row["mu_product"], row["step"],
             beta1=knobs.beta1, beta2=knobs.beta2, lr=rate, weight_decay=knobs.weight_decay,
-            momentum_decay=MOMENTUM_DECAY, eps=self._own_eps(knobs), foreach=False,
+            momentum_decay=MOMENTUM_DECAY, eps=knobs.eps or self.eps, foreach=False,
         )  # fmt: skip
 
     def _step_of_all(self, gradients: Tensor) -> None:
@@ -269,7 +269,7 @@ class Adamax(Adam):
     def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
         adamax(
             row["params"], row["grads"], row["exp_avg"], row["exp_inf"], row["step"],
-            eps=self._own_eps(knobs), beta1=knobs.beta1, beta2=knobs.beta2, lr=rate, weight_decay=knobs.weight_decay,
+            eps=knobs.eps or self.eps, beta1=knobs.beta1, beta2=knobs.beta2, lr=rate, weight_decay=knobs.weight_decay,
             foreach=False,
         )  # fmt: skip
 
@@ -288,7 +288,7 @@ class RmsProp(Optimizer):
 
     def __init__(self, configs: Sequence[TrialConfig], weights: Tensor, gradients: Tensor) -> None:
         super().__init__(configs, weights, gradients)
-        self._alpha, self._eps = self._each(lambda knobs: knobs.alpha), self._to(self._each(self._own_eps))
+        self._alpha = self._each(lambda each: each.alpha)
 
     def _has(self, knobs: Knobs, name: str) -> bool:
         return name != "momentum_buffer" or bool(knobs.momentum)
@@ -296,7 +296,7 @@ class RmsProp(Optimizer):
     def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
         rmsprop(
             row["params"], row["grads"], row["square_avg"], [], row["momentum_buffer"], row["step"],
-            lr=rate, alpha=knobs.alpha, eps=self._own_eps(knobs), weight_decay=knobs.weight_decay,
+            lr=rate, alpha=knobs.alpha, eps=knobs.eps or self.eps, weight_decay=knobs.weight_decay,
             momentum=knobs.momentum, centered=False, foreach=False,
         )  # fmt: skip
 
@@ -316,13 +316,13 @@ class Adagrad(Optimizer):
     def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
         adagrad(
             row["params"], row["grads"], row["sum"], row["step"],
-            lr=rate, weight_decay=knobs.weight_decay, lr_decay=0.0, eps=self._own_eps(knobs), maximize=False,
+            lr=rate, weight_decay=knobs.weight_decay, lr_decay=0.0, eps=knobs.eps or self.eps, maximize=False,
             fused=True,
         )  # fmt: skip
 
     def _step_of_all(self, gradients: Tensor) -> None:
         self.state["step"].add_(1)
-        size = self.state["sum"].addcmul_(gradients, gradients).sqrt().add_(self._to(self._each(self._own_eps)))
+        size = self.state["sum"].addcmul_(gradients, gradients).sqrt().add_(self._eps)
         self.weights.addcmul_(gradients / size, self._rates, value=-1)
 
 
@@ -334,12 +334,12 @@ class Adadelta(Optimizer):
 
     def __init__(self, configs: Sequence[TrialConfig], weights: Tensor, gradients: Tensor) -> None:
         super().__init__(configs, weights, gradients)
-        self._rho, self._eps = self._each(lambda knobs: knobs.rho), self._to(self._each(self._own_eps))
+        self._rho = self._each(lambda each: each.rho)
 
     def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
         adadelta(
             row["params"], row["grads"], row["square_avg"], row["acc_delta"], row["step"],
-            lr=rate, rho=knobs.rho, eps=self._own_eps(knobs), weight_decay=knobs.weight_decay, maximize=False,
+            lr=rate, rho=knobs.rho, eps=knobs.eps or self.eps, weight_decay=knobs.weight_decay, maximize=False,
             foreach=False,
         )  # fmt: skip
 

@@ -181,7 +181,8 @@ class Run:
     def _validated(self) -> tuple[list[float], list[float], torch.Tensor]:
         """The members' mean losses (nats) and accuracies over the validation images, read from the device at once.
 
-        Losses are cross-entropies, whatever members are trained by. And which images each member names rightly, on the device: uint8 [K, images].
+        Losses are cross-entropies, whatever members are trained by. And which images each member names rightly, on the
+        device: uint8 [K, images].
         """
         self.network.eval()
         losses, correct = [], []

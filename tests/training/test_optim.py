@@ -181,18 +181,19 @@ def test_a_nan_of_one_member_stays_its_own(exact: bool) -> None:
 
 
 class Calls(TorchDispatchMode):
-    """Counts what PyTorch is asked to compute."""
+    """Counts what PyTorch is asked to compute; nothing may come from the host, which a graph could not have."""
 
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
+        assert func is not torch.ops.aten.lift_fresh.default, "a tensor of numbers of the host"
         return func(*args, **(kwargs or {}))
 
 
 def calls(members: int, **params: Any) -> int:
     """Of the second training step of a group, on a device that computes nothing and holds nothing of the CPU."""
-    configs = [config(seed=seed, **params, **KNOBS[seed % 3]) for seed in range(members)]
+    configs = [config(seed=at, **params, **KNOBS[at % 3], **COEFFICIENTS[at % 3]) for at in range(members)]
     run = Run(configs, None, device=META)
     images, labels = torch.empty(8, 3, 32, 32, device=META), torch.empty(8, dtype=torch.long, device=META)
     run.start_epoch(1)
@@ -216,6 +217,12 @@ LARGE = [("vgg11", optimizer) for optimizer in FEW]
 def test_the_calls_of_a_step_do_not_grow_with_the_members(model: str, optimizer: str) -> None:
     few, many = (calls(members, model=model, optimizer=optimizer, batch_norm=True) for members in (3, 5))
     assert few == many
+
+
+def test_nor_do_those_of_penalties_losses_and_means() -> None:
+    own = {"l1": 1e-4, "gradient_clip": 1.0, "ema_decay": 0.9, "label_smoothing": 0.1, "loss": "focal"}
+    assert calls(3, optimizer="adam", batch_norm=True) < calls(3, optimizer="adam", batch_norm=True, **own)
+    assert calls(3, optimizer="adam", **own) == calls(5, optimizer="adam", **own)
 
 
 def test_the_count_of_calls_can_grow(monkeypatch: pytest.MonkeyPatch) -> None:
