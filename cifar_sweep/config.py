@@ -15,6 +15,7 @@ from cifar_sweep.parameters import (
     applies,
     base_of,
     check_parameter,
+    defaults_beside,
     layer_counts,
     traits,
 )
@@ -63,6 +64,20 @@ class Shape:
     dense_units: int | str = 128
     dense_batch_norm: bool = False
     dense_activation: str = "as_activation"
+    amsgrad: bool = False
+    loss: str = "cross_entropy"
+    class_weights: str = "none"
+    batch_norm_momentum: float = 0.1
+    augmentation: str = "none"
+    flip: float = 0.0
+    shift: float = 0.0
+    rotation: float = 0.0
+    zoom: float = 0.0
+    color: float = 0.0
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
     more: More = ()  # those of single layers, by name
 
     @property
@@ -83,6 +98,30 @@ class Knobs:
     gamma: float
     seed: int
     conv_dropout: float | str = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 0.0
+    alpha: float = 0.99
+    rho: float = 0.9
+    dampening: float = 0.0
+    schedule: str = "step"
+    warmup_epochs: int = 0
+    milestones: int | str = 0
+    cosine_epochs: int = 0
+    restart_epochs: int = 10
+    restart_factor: int = 1
+    min_learning_rate: float = 0.0
+    onecycle_peak: float = 0.3
+    onecycle_start: float = 25.0
+    onecycle_end: float = 1e4
+    polynomial_power: float = 1.0
+    plateau_factor: float = 0.1
+    plateau_patience: int = 10
+    label_smoothing: float = 0.0
+    focal_gamma: float = 2.0
+    l1: float = 0.0
+    gradient_clip: float = 0.0
+    ema_decay: float = 0.0
     more: More = ()  # those of single layers, by name
 
     def rate(self, place: str) -> float:
@@ -127,7 +166,7 @@ class TrialConfig:
         given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
         has, defaults = traits(str(given.get("model", PARAMETERS["model"].default)))
         usual = {name: parameter.default for name, parameter in PARAMETERS.items() if not _is_of_layer(name)}
-        values: dict[str, Value] = usual | defaults
+        values: dict[str, Value] = usual | defaults | defaults_beside(usual | given)
         complete = values | given | layer_counts(given)
         values |= {name: value for name, value in given.items() if applies(name, complete)}
         if "conv_layers" in has:

@@ -24,13 +24,14 @@ class Parameter:
     high_is_open: bool = False
     pattern: str = ""  # of further texts besides `choices`
     pattern_words: str = ""  # what they are
-    listed: bool = False  # it also takes a list, one value a layer, which is kept as a text such as "32,64"
+    listed: bool = False  # it also takes a list, which is kept as a text such as "32,64"
+    each: str = "layer"  # what a list has a value for
     # It does something only beside one of these values of other parameters.
     only_if: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
     def accepted(self) -> str:
         """The accepted values, in words."""
-        return self._one() + (", or a list of these, one a layer" if self.listed else "")
+        return self._one() + (f", or a list of these, one a {self.each}" if self.listed else "")
 
     def _one(self) -> str:
         if self.choices:
@@ -46,7 +47,9 @@ class Parameter:
     def check(self, value: Any) -> Value:
         """Return `value` in the parameter's own type, or raise ValueError with what would be accepted."""
         if self.listed and (entries := self.entries(value)):
-            return ",".join(str(replace(self, listed=False).check(entry)) for entry in entries)
+            # Where there is a pattern, the choices are words for a whole list.
+            entry_of = replace(self, listed=False, choices=() if self.pattern else self.choices)
+            return ",".join(str(entry_of.check(entry)) for entry in entries)
         if not (self._takes_text(value) if self.kind is str else self._takes_number(value)):
             raise ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
         return self.kind(value)  # type: ignore[no-any-return]
@@ -54,7 +57,7 @@ class Parameter:
     def entries(self, value: Any) -> list[Any]:
         """The values of a list, also of one that is kept as a text; none of anything else."""
         if isinstance(value, (list, tuple)):
-            return list(value)
+            return [str(part) for part in value] if self.kind is str else list(value)
         if not isinstance(value, str) or (self.kind is str and "," not in value):
             return []
         try:
@@ -83,6 +86,14 @@ VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
 OWN_WORDS = "a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop")
+_ADAMS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
+_LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau")}
+_RESTARTS, _ONECYCLE, _PLATEAU = ({"schedule": (name,)} for name in ("warm_restarts", "onecycle", "plateau"))
+SCHEDULE_NAMES = (
+    "step", "none", "cosine", "warm_restarts", "onecycle", "exponential", "multistep", "polynomial", "plateau",
+)  # fmt: skip
+WEIGHT = r"\d*\.?\d+(e-?\d+)?"
 ACTIVATION_NAMES = ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "gelu", "silu", "mish", "none")
 MOST_LAYERS = 8  # of a cnn's parameters by layer
 
@@ -97,9 +108,12 @@ _GENERAL: dict[str, Parameter] = {
     "hidden_units": Parameter(int, 100, "width of the last hidden fully connected layer", low=1, high=65536),
     "padding_mode": Parameter(str, "zeros", "what the first convolution pads with", choices=("zeros", "reflect")),
     "init": Parameter(str, "default", "initial weights", choices=("default", "xavier")),
-    "softmax": Parameter(bool, False, "a softmax before the cross-entropy loss, the mistake of two reports"),
+    "softmax": Parameter(
+        bool, False, "a softmax before the cross-entropy loss, the mistake of two reports",
+        only_if={"loss": ("cross_entropy",)},
+    ),
     "normalize": Parameter(bool, False, "subtract the training images' channel mean, divide by their deviation"),
-    "optimizer": Parameter(str, "adam", "the optimizer", choices=("sgd", "adam", "rmsprop")),
+    "optimizer": Parameter(str, "adam", "the optimizer", choices=OPTIMIZER_NAMES),
     "batch_size": Parameter(int, 64, "images per step", low=1, high=65536),
     "epochs": Parameter(int, 30, "passes over the training images", low=1, high=100_000),
     "train_images": Parameter(int, 0, "training images used, class by class alike; 0 is all"),
@@ -108,14 +122,131 @@ _GENERAL: dict[str, Parameter] = {
     "precision": Parameter(str, "auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16")),
     "learning_rate": Parameter(float, 1e-3, "the step of the optimizer", low=1e-12, high=1000),
     "momentum": Parameter(
-        float, 0.0, "share of the last step that is kept", high=1, high_is_open=True,
-        only_if={"optimizer": ("sgd", "rmsprop")},
+        float, 0.0, "share of the last step that is kept; of nesterov 0.9 where it is not given", high=1,
+        high_is_open=True, only_if={"optimizer": ("sgd", "nesterov", "rmsprop")},
     ),
-    "weight_decay": Parameter(float, 0.0, "L2 penalty, added to the gradient", high=1000),
+    "weight_decay": Parameter(
+        float, 0.0, "L2 penalty, added to the gradient; of adamw decoupled, as PyTorch has it", high=1000
+    ),
     "dropout": Parameter(float, 0.0, "share of activations zeroed", high=1, high_is_open=True),
-    "step_size": Parameter(int, 20, "StepLR: epochs between decays", low=1, high=100_000),
-    "gamma": Parameter(float, 1.0, "StepLR: factor of each decay; 1 is none", low=1e-6, high=1),
+    "step_size": Parameter(
+        int, 20, "epochs between decays", low=1, high=100_000, only_if={"schedule": ("step",)}
+    ),
+    "gamma": Parameter(
+        float, 1.0, "factor of each decay, 1 is none; where it is not given, 0.95 of exponential and 0.1 of multistep",
+        low=1e-6, high=1, only_if={"schedule": ("step", "exponential", "multistep")},
+    ),
 }  # fmt: skip
+
+# How all networks are trained; what is off where it is not given.
+_TRAINING: dict[str, Parameter] = {
+    "beta1": Parameter(float, 0.9, "share of mean gradients that is kept", high=1, high_is_open=True, only_if=_ADAMS),
+    "beta2": Parameter(float, 0.999, "share of mean squares that is kept", high=1, high_is_open=True, only_if=_ADAMS),
+    "amsgrad": Parameter(bool, False, "the largest mean square so far", only_if={"optimizer": ("adam", "adamw")}),
+    "eps": Parameter(
+        float, 0.0, "added to what is divided by; 0 is the optimizer's own", high=1,
+        only_if={"optimizer": tuple(name for name in OPTIMIZER_NAMES if name not in ("sgd", "nesterov"))},
+    ),
+    "alpha": Parameter(
+        float, 0.99, "share of the mean square that is kept", high=1, high_is_open=True,
+        only_if={"optimizer": ("rmsprop",)},
+    ),
+    "rho": Parameter(
+        float, 0.9, "share of the mean square that is kept", high=1, high_is_open=True,
+        only_if={"optimizer": ("adadelta",)},
+    ),
+    "dampening": Parameter(
+        float, 0.0, "share of a gradient that does not enter the momentum", high=1, high_is_open=True,
+        only_if={"optimizer": ("sgd",)},
+    ),
+    "schedule": Parameter(str, "step", "how the learning rate goes from epoch to epoch", choices=SCHEDULE_NAMES),
+    "warmup_epochs": Parameter(
+        int, 0, "epochs in which the learning rate grows from 0 first", high=100_000,
+        only_if={"schedule": tuple(name for name in SCHEDULE_NAMES if name != "onecycle")},
+    ),
+    "milestones": Parameter(
+        int, 0, "epochs after which it decays; 0 is half and three quarters of all", high=100_000, listed=True,
+        each="decay", only_if={"schedule": ("multistep",)},
+    ),
+    "cosine_epochs": Parameter(
+        int, 0, "epochs of half a cosine; 0 is all", high=100_000, only_if={"schedule": ("cosine",)}
+    ),
+    "restart_epochs": Parameter(int, 10, "epochs until the first restart", low=1, high=100_000, only_if=_RESTARTS),
+    "restart_factor": Parameter(int, 1, "how many times as long each cycle is", low=1, high=100, only_if=_RESTARTS),
+    "min_learning_rate": Parameter(float, 0.0, "the lowest learning rate", high=1000, only_if=_LOWEST),
+    "onecycle_peak": Parameter(float, 0.3, "share of epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
+    "onecycle_start": Parameter(float, 25.0, "the peak over the first rate", low=1, high=1e12, only_if=_ONECYCLE),
+    "onecycle_end": Parameter(float, 1e4, "the first rate over the last", low=1, high=1e12, only_if=_ONECYCLE),
+    "polynomial_power": Parameter(float, 1.0, "the exponent", high=100, only_if={"schedule": ("polynomial",)}),
+    "plateau_factor": Parameter(
+        float, 0.1, "factor of each decay", low=1e-6, high=1, high_is_open=True, only_if=_PLATEAU
+    ),
+    "plateau_patience": Parameter(
+        int, 10, "epochs without a lower validation loss before a decay", high=100_000, only_if=_PLATEAU
+    ),
+    "loss": Parameter(
+        str, "cross_entropy", "what is made small; mse and bce are of probabilities, the mean of the classes",
+        choices=("cross_entropy", "focal", "mse", "bce"),
+    ),
+    "focal_gamma": Parameter(float, 2.0, "how little sure images count", high=100, only_if={"loss": ("focal",)}),
+    "label_smoothing": Parameter(
+        float, 0.0, "share of an image's class that all classes are given alike", high=1, high_is_open=True
+    ),
+    "class_weights": Parameter(
+        str, "none", "how much images of a class count; balanced is by how rare it is", choices=("none", "balanced"),
+        pattern=WEIGHT, pattern_words="numbers", listed=True, each="class",
+    ),
+    "l1": Parameter(float, 0.0, "L1 penalty", high=1000),
+    "gradient_clip": Parameter(float, 0.0, "the greatest norm of the gradient; 0 is none", high=1e6),
+    "ema_decay": Parameter(
+        float, 0.0, "share that a running mean of the weights keeps in a step; that mean is validated; 0 is none",
+        high=1, high_is_open=True,
+    ),
+    "batch_norm_momentum": Parameter(
+        float, 0.1, "share of a batch in batch normalisation's statistics", low=1e-6, high=1,
+        only_if={"batch_norm": (True,)},
+    ),
+}  # fmt: skip
+
+AUGMENTATION_NAMES = ("none", "flip", "crop", "affine", "color", "autoaugment", "randaugment", "trivialaugment")
+# Of training images. A strength of 0 is that of the set, which is 0 in `none`.
+_AUGMENTATION: dict[str, Parameter] = {
+    "augmentation": Parameter(
+        str, "none",
+        "how training images are changed: flip mirrors half of them; crop also shifts them by up to an eighth; affine "
+        "is shift 0.1, rotation 15, zoom 0.1; color is color 0.2; the others are crop and torchvision's policy",
+        choices=AUGMENTATION_NAMES,
+    ),
+    "flip": Parameter(float, 0.0, "share of images that are mirrored; 0 is as augmentation has it", high=1),
+    "shift": Parameter(float, 0.0, "the largest shift, as a share of the side; 0 is as augmentation has it", high=1),
+    "rotation": Parameter(float, 0.0, "the largest angle in degrees; 0 is as augmentation has it", high=180),
+    "zoom": Parameter(
+        float, 0.0, "how much larger or smaller at most, as a share; 0 is as augmentation has it", high=0.9
+    ),
+    "color": Parameter(
+        float, 0.0, "the largest change of brightness, contrast, saturation, a share; 0 is as augmentation has it",
+        high=1,
+    ),
+    "cutout": Parameter(int, 0, "side in pixels of a square that is blanked", high=512),
+    "mixup": Parameter(float, 0.0, "images are mixed by shares of Beta(alpha, alpha); 0 is off", high=100),
+    "cutmix": Parameter(
+        float, 0.0, "boxes of such shares are pasted from others; beside mixup every other time", high=100
+    ),
+    "mix_probability": Parameter(float, 1.0, "share of batches in which mixup or cutmix acts", high=1),
+}  # fmt: skip
+CHANGES = tuple(_AUGMENTATION)  # the parameters that change training images
+
+# What is usual beside a value of another parameter.
+_BESIDE: dict[str, tuple[str, dict[Value, Value]]] = {
+    "momentum": ("optimizer", {"nesterov": 0.9}),
+    "gamma": ("schedule", {"exponential": 0.95, "multistep": 0.1}),
+}
+
+
+def defaults_beside(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The defaults of parameters for which these values of others say another one than is usual."""
+    return {name: by[values[other]] for name, (other, by) in _BESIDE.items() if values[other] in by}
+
 
 # Of `model = "cnn"` alone. A block is some convolutions and a pooling; a list has one value a block or dense layer, and
 # says how many there are.
@@ -164,8 +295,9 @@ def _of_layers(name: str) -> dict[str, Parameter]:
 
 
 _LAYERS = {name: parameter for base in BY_LAYER for name, parameter in _of_layers(base).items()}
-PARAMETERS: dict[str, Parameter] = _GENERAL | _NETWORK | _LAYERS
-NAMES = (*_GENERAL, *_NETWORK)  # without those of single layers: what a sentence has room for
+PARAMETERS: dict[str, Parameter] = _GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _LAYERS
+# Without those of single layers: what a sentence has room for.
+NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK)
 
 _CNN = frozenset(PARAMETERS) - {"hidden_units"}
 _ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys()

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms  # type: ignore[import-untyped]
+from torchvision import transforms
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.machine.plan import Plan, choose

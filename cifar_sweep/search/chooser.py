@@ -20,6 +20,7 @@ from torch import Tensor
 from cifar_sweep.config import SHAPE_PARAMETERS
 from cifar_sweep.layers import SHRINKS
 from cifar_sweep.parameters import PARAMETERS, Value, base_of
+from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
@@ -39,7 +40,9 @@ HOPELESS = 0.03  # a trial whose chance to beat the best complete one is smaller
 DOUBT = 2.0  # deviations: a trial that is expected further below the one of its group that was chosen does not join it
 SAMPLES = 400
 FIT_GROWTH = 1.15  # the model is fitted again when there are so many times as many observations
-SCHEDULE = ("epochs", "step_size", "gamma")  # the parameters that decide when a trial ends, and how far it has decayed
+SMALLEST_SHARE = 1e-6  # of a learning rate; schedules may end at 0
+# The parameters that decide when a trial ends, and how far it has decayed.
+SCHEDULE = ("epochs", "learning_rate", *PARTS)
 
 
 class Chooser:
@@ -234,9 +237,12 @@ def told(done: int) -> list[int]:
 
 
 def decay(settings: Mapping[str, Any], epoch: int) -> float:
-    """How many factors of ten StepLR has taken from the learning rate in this epoch."""
-    step, gamma = (settings.get(name, PARAMETERS[name].default) for name in ("step_size", "gamma"))
-    return (epoch - 1) // int(step) * -math.log10(float(gamma))
+    """How many factors of ten the schedule has taken from the learning rate in this epoch, as far as it is known."""
+    whole = {name: settings.get(name, PARAMETERS[name].default) for name in SCHEDULE}
+    if whole["schedule"] == "step" and not whole["warmup_epochs"]:
+        return (epoch - 1) // int(whole["step_size"]) * -math.log10(float(whole["gamma"]))
+    share = learning_rate_at(epoch, whole) / float(whole["learning_rate"])
+    return -math.log10(max(share, SMALLEST_SHARE))
 
 
 def _samples(mean: Tensor, covariance: Tensor, seed: int) -> Tensor:

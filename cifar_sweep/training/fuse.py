@@ -73,6 +73,9 @@ class Fused(Rows):
         """Batch norm's statistics."""
         return {name: buffer[k] for name, buffer in self.layers.named_buffers()}
 
+    def statistics(self) -> list[tuple[slice, Tensor]]:
+        return [(slice(None), buffer) for buffer in self.layers.buffers() if buffer.is_floating_point()]
+
     def keep(self, members: Sequence[int]) -> None:
         super().keep(members)
         self.lanes = None  # before the memory of others is asked for

@@ -123,6 +123,10 @@ class Rows(nn.Module, ABC):
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:
         """What member `k`'s state dict has besides its parameters, in its own memory."""
 
+    @abstractmethod
+    def statistics(self) -> list[tuple[slice, Tensor]]:
+        """What the networks keep besides parameters: each tensor with the members that it is of, who lie in front."""
+
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Member `k`'s state dict, under the names of the plain network; it shares the memory of the whole."""
         return {part.name: part.whole(self.weights[k]) for part in self.parts} | dict(self.member_buffers(k))

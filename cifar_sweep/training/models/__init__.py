@@ -13,6 +13,8 @@ from cifar_sweep.parameters import is_own
 from cifar_sweep.training.models.networks import MODELS
 from cifar_sweep.training.models.own import own
 
+USUAL_MOMENTUM = 0.1
+
 
 def build(shape: Shape, *, seed: int, code: str | None = None) -> nn.Module:
     """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
@@ -28,6 +30,9 @@ def build(shape: Shape, *, seed: int, code: str | None = None) -> nn.Module:
         network = own(shape, code=code) if is_own(shape.model) else MODELS[shape.model](shape)
         if shape.init == "xavier":
             network.apply(_init_xavier)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and shape.batch_norm_momentum != USUAL_MOMENTUM:
+            module.momentum = shape.batch_norm_momentum  # else a network of a user's own keeps its own
     if not shape.softmax:
         return network
     softmax = nn.Softmax(dim=1)
