@@ -107,11 +107,11 @@ REFUSED = {
     ),
     "sampler, string": (
         'sampler = "tpee"',
-        "there is no sampler 'tpee'; did you mean tpe? known: auto, given, random, tpe.",
+        "there is no sampler 'tpee'; did you mean tpe? known: auto, given, grid, qmc, random, tpe.",
     ),
     "sampler, table": (
         'sampler = { name = "cma" }',
-        "lr.toml: there is no sampler 'cma'; known: auto, given, random, tpe.",
+        "lr.toml: there is no sampler 'cma'; known: auto, given, grid, qmc, random, tpe.",
     ),
     "sampler, key": ("sampler = { startup = 3 }", "[sampler]: there is no key 'startup'; did you mean startup_trials?"),
     "fixed, name": (
