@@ -22,13 +22,14 @@ from rich.console import Console
 from torch import nn
 
 from cifar_sweep.artifacts import Artifacts, open_artifacts
-from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig, Value
+from cifar_sweep.config import DEFAULT_STORAGE, TrialConfig
 from cifar_sweep.errors import StudyError, UsageError, nearest
 from cifar_sweep.exports import trained
 from cifar_sweep.exports import write as export
 from cifar_sweep.figures.by_name import FIGURES
 from cifar_sweep.forecast.costs import images_of, note_costs
 from cifar_sweep.machine.plan import choose
+from cifar_sweep.parameters import Value
 from cifar_sweep.study import opening
 from cifar_sweep.study.record import TrialRecord, counts_text
 from cifar_sweep.study.storage import open_existing

@@ -55,13 +55,13 @@ class Metric:
         """What stands after a number."""
         return "" if self.lowest else " %"
 
-    def number(self, value: float) -> str:
-        """A value in its unit: ``87.21``, of a loss ``0.4321``."""
-        return f"{value:.4f}" if self.lowest else f"{100 * value:.2f}"
+    def number(self, value: float, digits: int = 2) -> str:
+        """A value in its unit: ``87.21``; of a loss ``0.4321``, whatever the digits."""
+        return f"{value:.4f}" if self.lowest else f"{100 * value:.{digits}f}"
 
-    def text(self, value: float) -> str:
+    def text(self, value: float, digits: int = 2) -> str:
         """A value in few letters: ``87.21%``."""
-        return self.number(value) + self.unit.strip()
+        return self.number(value, digits) + self.unit.strip()
 
 
 METRICS = {

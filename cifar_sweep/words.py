@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cifar_sweep.config import Value
+from cifar_sweep.parameters import Value
 
 _MARKED_UP = re.compile(r"([\\`*_\[\]<>|~&$])")
 

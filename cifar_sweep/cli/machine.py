@@ -10,8 +10,8 @@ from typer import Option
 from cifar_sweep.cli import rooms
 from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions
 from cifar_sweep.cli.options import SKIP_DAMAGED, Data, Device, echo_json, say, say_of, terminal
-from cifar_sweep.config import check_parameter
 from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import check_parameter
 from cifar_sweep.words import duration, span
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from cifar_sweep.config import Value
 from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import Value
 
 if TYPE_CHECKING:
     from rich.console import Console

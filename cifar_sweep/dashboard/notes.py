@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cifar_sweep.config import PARAMETERS, applies
 from cifar_sweep.hand.rows import HandRow
 from cifar_sweep.pages import templates
+from cifar_sweep.parameters import PARAMETERS, applies
 from cifar_sweep.search.choice import Hope
 from cifar_sweep.study.claiming import state_counts
 from cifar_sweep.study.record import SYNTHETIC_REMARK, TrialRecord, counts_text, is_synthetic, saved_by_pruning

@@ -7,8 +7,9 @@ from pprint import pformat
 
 from torch import nn
 
-from cifar_sweep.config import TrialConfig, is_own
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.pages import rendered
+from cifar_sweep.parameters import is_own
 from cifar_sweep.pictures import decode
 from cifar_sweep.training.images.data import ImageData
 

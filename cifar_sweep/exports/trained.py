@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from cifar_sweep.artifacts import Artifacts, DamagedArtifactError, MissingArtifactError
-from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.curve import EpochResult, best_epoch
 from cifar_sweep.errors import StudyError
+from cifar_sweep.parameters import Value
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.verdict import verdict

@@ -12,13 +12,13 @@ from typing import Any
 import tomli_w
 import torch
 
-from cifar_sweep.config import is_own
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports.classifier import Classifier, accuracy, measured, predict
 from cifar_sweep.exports.source import SCRIPT, script
 from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.files import replace_file
 from cifar_sweep.pages import rendered
+from cifar_sweep.parameters import is_own
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData

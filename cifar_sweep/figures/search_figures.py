@@ -10,8 +10,8 @@ from html import escape
 import optuna
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from cifar_sweep.config import PARAMETERS, Value
 from cifar_sweep.figures import style
+from cifar_sweep.parameters import PARAMETERS, Value
 from cifar_sweep.study.record import STATES, TrialRecord
 from cifar_sweep.sweep import space
 from cifar_sweep.words import plain

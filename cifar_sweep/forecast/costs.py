@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cifar_sweep.config import Shape
+from cifar_sweep.parameters import CHANGES
 
 if TYPE_CHECKING:
     from cifar_sweep.study.record import TrialRecord
@@ -75,6 +76,7 @@ class Costs(BaseModel):
     model_config = ConfigDict(frozen=True)
     networks: dict[str, NetworkCosts] = Field(default_factory=dict)  # by `network_name`; others take `FLAT_SECONDS`
     workers: int = Field(default=1, ge=1)  # how many there are to be
+    changes: dict[str, float] = Field(default_factory=dict)  # of an image for a whole group, by `change_name`
     fixed: bool = False  # whether the size of groups was asked for, and is not limited by what has finished
     rough: bool = False  # whether nothing was timed here, so that the costs may be off by a factor of two
     largest: int = Field(default=1, ge=1)  # the size of a group of a network that is not in `networks`
@@ -97,7 +99,8 @@ class Costs(BaseModel):
         image, looked_at = (known.per_image(batch, members) if known else FLAT_SECONDS for batch in batches)
         images = shape.train_images or self.train_images
         validated = shape.validation_images or VALIDATION_SHARE * self.train_images
-        return members * (images * image + validated * FORWARD_SHARE * looked_at)
+        changed = images * self.changes.get(change_name(shape), 0.0)
+        return members * (images * image + validated * FORWARD_SHARE * looked_at) + changed
 
     def between(self, shape: Shape, members: int) -> float:
         """Seconds after a group's epoch: checkpoints and reports."""
@@ -112,6 +115,17 @@ class Costs(BaseModel):
 def network_name(shape: Shape) -> str:
     """What costs call the network of this shape."""
     return shape.model + ("+batch_norm" if shape.batch_norm else "")
+
+
+CHANGED = "images: "
+
+
+def change_name(shape: Shape) -> str:
+    """What is done to training images, by what it costs: ``images: crop+rotation 64px``; empty where it is nothing."""
+    named = [shape.augmentation] if shape.augmentation != "none" else []
+    named += [name for name in CHANGES if name not in ("augmentation", "mix_probability") and getattr(shape, name)]
+    size = "" if shape.image_size == 32 else f" {shape.image_size}px"
+    return f"{CHANGED}{'+'.join(named)}{size}" if named else ""
 
 
 @dataclass(frozen=True)

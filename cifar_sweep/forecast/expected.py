@@ -4,14 +4,15 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from cifar_sweep.config import PARAMETERS, Shape, TrialConfig, Value
+from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.parameters import CHANGES, PARAMETERS, Value
 from cifar_sweep.search.cube import Cube
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import Sweep
 
 DRAWS = 200
 # All that a trial's time is estimated from.
-DECISIVE = ("model", "batch_norm", "batch_size", "epochs", "train_images")
+DECISIVE = ("model", "batch_norm", "batch_size", "epochs", "train_images", *CHANGES)
 
 
 def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]]:

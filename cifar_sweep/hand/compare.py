@@ -10,9 +10,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cifar_sweep.artifacts import Artifacts
-from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import CifarSweepError, UsageError
 from cifar_sweep.hand.rows import HandRow, hand_rows, is_about, points, whole_members
+from cifar_sweep.parameters import PARAMETERS
 from cifar_sweep.study.record import SYNTHETIC_REMARK, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.study.verdict import verdict

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cifar_sweep.config import PARAMETERS, TrialConfig, Value
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.parameters import PARAMETERS, Value
 from cifar_sweep.study.record import TrialRecord, is_synthetic
 from cifar_sweep.study.study import SweepStudy, data_words
 from cifar_sweep.sweep.sweep import ClaimedEnsemble, Sweep

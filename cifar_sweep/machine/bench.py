@@ -18,11 +18,12 @@ from PIL import Image
 from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms  # type: ignore[import-untyped]
+from torchvision import transforms
 
-from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.machine.plan import Plan, choose
 from cifar_sweep.machine.processes import ProcessPool, process_pool
+from cifar_sweep.parameters import Value
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import DTYPES, prepare_process, resolve_device, wait_for

@@ -9,8 +9,9 @@ size comes last: ``cnn3 64px``.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cifar_sweep.config import Shape, TrialConfig, Value, is_own
-from cifar_sweep.forecast.costs import Speed, per_image
+from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.forecast.costs import CHANGED, Speed, change_name, per_image
+from cifar_sweep.parameters import Value, is_own
 
 Speeds = Mapping[str, Mapping[int, Speed]]
 GROUP_SIZES = (1, 2, 4, 8, 16, 32)
@@ -79,6 +80,29 @@ def config_of(network: str, *, precision: str = "fp32") -> TrialConfig:
     if model in _SMALL_MODELS:
         params["batch_norm"] = network != model
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
+
+
+# How strong a change is where it is timed, which makes no difference.
+_STRENGTHS: dict[str, Value] = {
+    "flip": 0.5, "shift": 0.1, "rotation": 15.0, "zoom": 0.1, "color": 0.2, "cutout": 8, "mixup": 0.4, "cutmix": 1.0,
+}  # fmt: skip
+
+
+def changing(name: str) -> Shape:
+    """A shape whose images are changed as `change_name` says; ValueError for another name."""
+    if not name.startswith(CHANGED):
+        raise ValueError(f"{name} is no change of images")
+    named, _, size = name.removeprefix(CHANGED).partition(" ")
+    params: dict[str, Value] = {"image_size": int(size.removesuffix("px") or 32)}
+    for part in named.split("+"):
+        # `color` is a set, and a strength, which take as long.
+        params |= {part: _STRENGTHS[part]} if part in _STRENGTHS else {"augmentation": part}
+    return TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=0).shape
+
+
+def names_of(shape: Shape) -> set[str]:
+    """What has to be timed for this shape: its network, and what is done to its images."""
+    return {network_of(shape), change_name(shape)} - {""}
 
 
 def stand_in(network: str) -> tuple[str, float]:

@@ -15,7 +15,7 @@ from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs
 from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.schedule import group_sizes
-from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of
+from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, names_of
 from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.processes import ask
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
@@ -137,7 +137,7 @@ def choose(
         return task.plan(splits[0], {})
     alone = Split(1, available_cores() if where.type == "cpu" else 1)  # one trial at a time on the whole machine
     timer, considered = Timer(device, found.precision, found.name), [*splits, alone]
-    networks = {network_of(shape) for _, shape in task.shapes}
+    networks = set[str]().union(*(names_of(shape) for _, shape in task.shapes))
     if not always and timer.missing(networks, considered):
         rough = task.rough(splits[0], networks)
         if (rough.seconds or math.inf) <= SHORT_SECONDS:

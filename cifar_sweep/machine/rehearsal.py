@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import torch
 
-from cifar_sweep.config import Shape, TrialConfig, Value
+from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.files import replace_file
-from cifar_sweep.forecast.costs import OPEN_SECONDS, Costs, Pace, network_name
+from cifar_sweep.forecast.costs import OPEN_SECONDS, Costs, Pace, change_name, network_name
 from cifar_sweep.forecast.expected import draw
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.machine.processes import process_pool
+from cifar_sweep.parameters import Value
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import prepare_process, resolve_device
@@ -82,10 +83,10 @@ def _groups(sweep: Sweep, plan: Plan, *, precision: str, classes: int) -> list[l
     generator = random.Random(0)  # noqa: S311 - no secret
     points = [sweep.fixed | point.params() for point in sweep.enqueue]
     points += [sweep.fixed | draw(sweep, generator) for _ in range(0 if sweep.given else LIKELY_DRAWS)]
-    alike: dict[tuple[str, int], list[TrialConfig]] = defaultdict(list)
+    alike: dict[tuple[str, int, str], list[TrialConfig]] = defaultdict(list)
     for seed, params in enumerate(points):
         config = _config(params, precision=precision, classes=classes, seed=seed)
-        alike[network_name(config.shape), config.shape.batch_size].append(config)
+        alike[network_name(config.shape), config.shape.batch_size, change_name(config.shape)].append(config)
     seconds = {key: math.fsum(plan.costs.alone(config.shape) for config in alike[key]) for key in alike}
     longest = sorted(alike, key=lambda key: -seconds[key])[:MOST_GROUPS]
     return [_group(alike[key], plan.costs, usual=plan.usual) for key in longest]
@@ -106,7 +107,8 @@ def _group(alike: Sequence[TrialConfig], costs: Costs, *, usual: int) -> list[Tr
 
 def _corrected(costs: Costs, timed: Sequence[tuple[Shape, int, GroupSeconds]], *, start: float) -> Costs:
     """The costs as they were tried; a network of which no group was tried is off like the others."""
-    networks = {}
+    networks, factors = {}, [seconds.epoch / costs.epoch(shape, size) for shape, size, seconds in timed]
+    changes = {name: seconds * statistics.geometric_mean(factors) for name, seconds in costs.changes.items()}
     for name, known in costs.networks.items():
         own = [each for each in timed if network_name(each[0]) == name] or timed
         factor = statistics.geometric_mean(seconds.epoch / costs.epoch(shape, size) for shape, size, seconds in own)
@@ -114,7 +116,8 @@ def _corrected(costs: Costs, timed: Sequence[tuple[Shape, int, GroupSeconds]], *
         kept = statistics.fmean(seconds.checkpoint for _, _, seconds in own)
         networks[name] = known.model_copy(update={"image": image, "step": step, "checkpoint": kept})
     building = statistics.fmean(seconds.begin / size for _, size, seconds in timed)
-    return costs.model_copy(update={"networks": networks, "start": start, "trial": building + costs.trial})
+    found = {"networks": networks, "changes": changes, "start": start, "trial": building + costs.trial}
+    return costs.model_copy(update=found)
 
 
 def group_seconds(

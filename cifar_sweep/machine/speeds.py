@@ -1,6 +1,7 @@
 """Speeds that were timed on this machine before, and typical ones where nothing was. Loads no torch of itself."""
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +11,23 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from cifar_sweep.config import Shape, is_own
+from cifar_sweep.config import Shape
 from cifar_sweep.errors import DiskError
 from cifar_sweep.files import default_cache, replace_file
-from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs, NetworkCosts, Pace, Speed, network_name
+from cifar_sweep.forecast.costs import (
+    CHANGED,
+    TRAIN_IMAGES,
+    Costs,
+    NetworkCosts,
+    Pace,
+    Speed,
+    change_name,
+    network_name,
+)
 from cifar_sweep.forecast.expected import expected_shapes, possible_shapes
 from cifar_sweep.forecast.schedule import beginning, forecast
-from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, network_of, stand_in
+from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, names_of, network_of, stand_in
+from cifar_sweep.parameters import is_own
 from cifar_sweep.sweep.sweep import Sweep
 
 # Batches of which a step is timed; what it takes at any other follows from the two.
@@ -54,6 +65,11 @@ _MICROSECONDS = {
     "cnn1": {1: (23779, 27797)},
     "vgg11": {1: (18474, 12521)},
 }
+# Microseconds of an image, in the same way (docs/LOG.md, 2026-11-30).
+_CHANGE_MICROSECONDS = {
+    "flip": 23, "crop": 23, "affine": 60, "shift": 60, "rotation": 60, "zoom": 60, "color": 43, "autoaugment": 56,
+    "randaugment": 52, "trivialaugment": 83, "cutout": 11, "mixup": 6, "cutmix": 8,
+}  # fmt: skip
 # By how much an ordinary processor, with AVX2 alone, is slower (docs/LOG.md, 2026-11-30).
 _ORDINARY = 1.6
 TYPICAL: Speeds = {
@@ -107,7 +123,11 @@ def costs_of(
             step={size: speed.step for size, speed in timed.items()},
             sizes={batch: groups.size(shape) for batch, shape in by_batch.items()},
         )
-    return Costs(networks=networks, workers=split.workers, fixed=groups.fixed, train_images=train_images)
+    changed = {change_name(shape) for _, shape in expected} - {""}
+    changes = {name: speeds[name][1].per_image(TIMED_BATCHES[1]) for name in changed if name in speeds}
+    return Costs(
+        networks=networks, changes=changes, workers=split.workers, fixed=groups.fixed, train_images=train_images
+    )
 
 
 def unpruned_seconds(sweep: Sweep, costs: Costs) -> float:
@@ -118,8 +138,18 @@ def unpruned_seconds(sweep: Sweep, costs: Costs) -> float:
 
 
 def typical(networks: Iterable[str]) -> Speeds | None:
-    """The typical speeds of these networks; None where one is a user's own, of which nothing is known."""
-    return speeds_of(networks, TYPICAL) if all(stand_in(network)[0] in TYPICAL for network in networks) else None
+    """The typical speeds of these networks and changes; None where one is a user's own, of which nothing is known."""
+    changes = {name for name in networks if name.startswith(CHANGED)}
+    known = {name: {1: Speed(_ORDINARY * _change_microseconds(name) / 1e6, 0.0)} for name in changes}
+    networks = set(networks) - changes
+    if not all(stand_in(network)[0] in TYPICAL for network in networks):
+        return None
+    return {**speeds_of(networks, TYPICAL), **known}
+
+
+def _change_microseconds(name: str) -> float:
+    named = name.removeprefix(CHANGED).partition(" ")[0].split("+")
+    return math.fsum(_CHANGE_MICROSECONDS[part] for part in named)
 
 
 def rough_costs(sweep: Sweep, *, train_images: int = TRAIN_IMAGES) -> tuple[Costs, float] | None:
@@ -131,7 +161,7 @@ def rough_costs(sweep: Sweep, *, train_images: int = TRAIN_IMAGES) -> tuple[Cost
     expected = expected_shapes(sweep, precision="fp32")
     if any(is_own(shape.model) for _, shape in expected):
         return None
-    networks = {network_of(shape) for _, shape in expected}
+    networks = set[str]().union(*(names_of(shape) for _, shape in expected))
     found: dict[Split, Speeds] = {}
     for key, entry in read_speeds().items():
         split = re.search(r", (\d+) x (\d+) threads, ", key)

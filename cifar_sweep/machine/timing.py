@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from filelock import FileLock
 
-from cifar_sweep.forecast.costs import Speed
-from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Speeds, config_of, stand_in
+from cifar_sweep.forecast.costs import CHANGED, Speed
+from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Speeds, changing, config_of, stand_in
 from cifar_sweep.machine.processes import ProcessPool, process_pool
 from cifar_sweep.machine.speeds import (
     TIMED_BATCHES,
@@ -22,6 +22,8 @@ from cifar_sweep.machine.speeds import (
     speeds_of,
     write_speeds,
 )
+from cifar_sweep.training.augmentation import augmented
+from cifar_sweep.training.batches import CHUNK_PIXELS
 from cifar_sweep.training.device import DTYPES, device_name, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.graph import WARM_UP, is_replayed
@@ -37,8 +39,13 @@ _FULL_GROUP = 8
 def step_seconds(
     network: str, *, batch: int, members: int, threads: int, device: torch.device, precision: str
 ) -> float:
-    """The least time of a group's training step on random images, the first ones left out. Sets the threads."""
+    """The least time of a group's training step on random images, the first ones left out. Sets the threads.
+
+    Or that of changing a batch, where `network` is what is done to images.
+    """
     prepare_process(device, threads=threads)
+    if network.startswith(CHANGED):
+        return _change_seconds(network, batch=batch, device=device)
     config = config_of(network, precision=precision)
     run, side = Run([config] * members, None, device=device), config.shape.image_size
     run.start_epoch(1)
@@ -48,14 +55,36 @@ def step_seconds(
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     for _ in range(1 + (WARM_UP + 1) * is_replayed(device)):
         run.step(images, labels)
+    return _least_seconds(lambda: run.step(images, labels), device)
+
+
+def _least_seconds(step: Callable[[], object], device: torch.device) -> float:
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < _TIMED_SECONDS:
         wait_for(device)
         start = time.perf_counter()
-        run.step(images, labels)
+        step()
         wait_for(device)
         taken.append(time.perf_counter() - start)
     return min(taken)
+
+
+def _change_seconds(name: str, *, batch: int, device: torch.device) -> float:
+    """Many images are changed at once, whatever the batch."""
+    shape = changing(name)
+    change, side = augmented(shape, 1), shape.image_size
+    assert change is not None
+    count = max(batch, CHUNK_PIXELS // side**2)
+    images = torch.randint(256, (count, side, side, 3), dtype=torch.uint8).to(device)
+    labels = torch.zeros(count, dtype=torch.long, device=device)
+
+    def step() -> None:
+        pixels = change.cut(change.coloured(change.moved(images).permute(0, 3, 1, 2) / 255))
+        for part, classes in zip(torch.split(pixels, batch), torch.split(labels, batch), strict=True):
+            change.mixed(part, classes)
+
+    step()
+    return _least_seconds(step, device) * batch / count
 
 
 def smallest_representative_group(network: str, *, threads: int, device: torch.device, precision: str) -> int:
@@ -135,6 +164,8 @@ class Timer:
         """Larger and larger groups, until the next is no faster, and they are trained as large ones are."""
         found: dict[int, Speed] = {}
         where, before = resolve_device(self.device), math.inf
+        if network.startswith(CHANGED):  # for all members at once
+            return {1: self._speed(pool, split, network, 1)}
         least = smallest_representative_group(network, threads=split.threads, device=where, precision=self.precision)
         for size in GROUP_SIZES:
             found[size] = self._speed(pool, split, network, size)

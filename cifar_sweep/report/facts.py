@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cifar_sweep.config import PARAMETERS, Value, applies
 from cifar_sweep.figures.search_figures import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows, names_claims
+from cifar_sweep.parameters import PARAMETERS, Value, applies
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
 from cifar_sweep.study.claiming import state_counts
 from cifar_sweep.study.record import Saved, TrialRecord, is_synthetic, saved_by_pruning
@@ -154,6 +154,7 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
 
 def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFindings) -> Answer:
     best = ranked[0]
+    settings = best.config.complete() if best.config else {}
     names = [name for name in PARAMETERS if name in best.params or name in study.sweep.fixed]
     images = findings.validation_images or study.validation_images(best) or None
     test = study.test_accuracy([best.number])
@@ -161,7 +162,7 @@ def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFin
     chosen_by = [] if study.sweep.metric == "accuracy" else [told]
     return Answer(
         trial=best,
-        chosen={name: best.settings[name] for name in names if applies(name, best.settings)},
+        chosen={name: settings[name] for name in names if name in settings and applies(name, settings)},
         searched=tuple(name for name in names if name in best.params),
         validation=Accuracy(float(best.accuracy or 0), images),
         test=None if test is None else Accuracy(test, findings.test_images or study.data.get("test_images")),

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cifar_sweep.config import Value
 from cifar_sweep.figures.curve_figures import MOST_CURVES, curves, learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured, hand_beside_search
 from cifar_sweep.figures.search_figures import importance, learning_rate_by_batch, slices
 from cifar_sweep.figures.style import in_percent, shown
 from cifar_sweep.figures.timeline import timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
+from cifar_sweep.parameters import Value
 from cifar_sweep.report import html
 from cifar_sweep.report.facts import Accuracy, Report
 from cifar_sweep.report.html import Drawing, drawing

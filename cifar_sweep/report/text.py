@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cifar_sweep.config import Value
 from cifar_sweep.figures.style import best_of, with_accuracy, with_unit
 from cifar_sweep.pages import rendered
+from cifar_sweep.parameters import Value
 from cifar_sweep.report.facts import Report
 from cifar_sweep.study.claiming import given_among
 from cifar_sweep.study.record import TrialRecord, counts_text

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cifar_sweep.config import Value
+from cifar_sweep.parameters import Value
 
 GRANTS = (1 / 12, 1 / 3, 1)  # the shares of its schedule until which a trial is trained, one after the other
 
@@ -87,7 +87,7 @@ class Situation:
     courses: Sequence[Course]  # all trials that have begun
     size: Callable[[Any], int]  # how many trials of a shape a group has at most
     room: int  # how many new trials there may be
-    shape_of: Callable[[Mapping[str, Value]], Hashable]  # of a point
+    shape_of: Callable[[Mapping[str, Value]], Any]  # of a point
     seed: int  # decides all that is drawn
     in_time: InTime = in_time_always
 

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_sweep.config import PARAMETERS, Value
+from cifar_sweep.config import SHAPE_PARAMETERS
+from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameters import PARAMETERS, Value, base_of
+from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
-from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
-from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.sweep.sweep import Sweep, values_of
 
 STARTUP = 16  # trials at random points before the model is asked
 AT_RANDOM = 0.25  # the share of choices that are random points all the same: a model can be wrong
@@ -38,7 +40,9 @@ HOPELESS = 0.03  # a trial whose chance to beat the best complete one is smaller
 DOUBT = 2.0  # deviations: a trial that is expected further below the one of its group that was chosen does not join it
 SAMPLES = 400
 FIT_GROWTH = 1.15  # the model is fitted again when there are so many times as many observations
-SCHEDULE = ("epochs", "step_size", "gamma")  # the parameters that decide when a trial ends, and how far it has decayed
+SMALLEST_SHARE = 1e-6  # of a learning rate; schedules may end at 0
+# The parameters that decide when a trial ends, and how far it has decayed.
+SCHEDULE = ("epochs", "learning_rate", *PARTS)
 
 
 class Chooser:
@@ -50,6 +54,7 @@ class Chooser:
         self._shape_columns = [k for k, name in enumerate(self._cube.names) if name in SHAPE_PARAMETERS]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
+        self._may_fail = "cnn" in values_of(sweep, "model") and any(base_of(name) in SHRINKS for name in sweep.space)
 
     def choose(self, now: Situation) -> Choice:
         """The next group."""
@@ -120,10 +125,11 @@ class Chooser:
         return [point, *(self._cube.params(other.tolist()) for other in others)]
 
     def _timely(self, points: Shares, now: Situation) -> Shares:
-        """Those of the points that can be trained to their end in time."""
-        if now.in_time is in_time_always:
+        """Those of the points that can be trained, and to their end in time."""
+        if now.in_time is in_time_always and not self._may_fail:
             return points
-        timely = [bool(now.in_time(now.shape_of(self._cube.params(each)), 0)) for each in points.tolist()]
+        shapes = [now.shape_of(self._cube.params(each)) for each in points.tolist()]
+        timely = [not (self._may_fail and shape.fault) and bool(now.in_time(shape, 0)) for shape in shapes]
         kept: Shares = points[np.array(timely, dtype=bool)]
         return kept
 
@@ -231,9 +237,12 @@ def told(done: int) -> list[int]:
 
 
 def decay(settings: Mapping[str, Any], epoch: int) -> float:
-    """How many factors of ten StepLR has taken from the learning rate in this epoch."""
-    step, gamma = (settings.get(name, PARAMETERS[name].default) for name in ("step_size", "gamma"))
-    return (epoch - 1) // int(step) * -math.log10(float(gamma))
+    """How many factors of ten the schedule has taken from the learning rate in this epoch, as far as it is known."""
+    whole = {name: settings.get(name, PARAMETERS[name].default) for name in SCHEDULE}
+    if whole["schedule"] == "step" and not whole["warmup_epochs"]:
+        return (epoch - 1) // int(whole["step_size"]) * -math.log10(float(whole["gamma"]))
+    share = learning_rate_at(epoch, whole) / float(whole["learning_rate"])
+    return -math.log10(max(share, SMALLEST_SHARE))
 
 
 def _samples(mean: Tensor, covariance: Tensor, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cifar_sweep.config import PARAMETERS, Value, applies
+from cifar_sweep.parameters import PARAMETERS, Value, applies
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep
 
 Shares = npt.NDArray[np.float64]  # [points, parameters], each in [0, 1)

@@ -8,8 +8,9 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from cifar_sweep.config import Shape, TrialConfig, Value, derive_seed
+from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.errors import StorageBusyError, UsageError
+from cifar_sweep.parameters import Value
 from cifar_sweep.search.choice import Choice, Course, InTime, grant_end, in_time_always
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
@@ -157,6 +158,9 @@ class Claiming:
             return []
         first = self._take(self._ask({}) if waiting is NEW else trials[waiting.number])
         shape = first.config.shape
+        if shape.fault:  # the sampler learns of it as of the worst trial that there is
+            self.storage.turn(first.trial_id, TrialState.PRUNED, Change({"reason": shape.fault, "curve": []}))
+            return self.claim(size=size, workers=workers, choice=choice)
         most = min(size(shape), self.in_time(shape, waiting.epochs))
         if not most:  # what was sampled takes too long; it says so when the search ends
             self.storage.give_back(first.trial_id)

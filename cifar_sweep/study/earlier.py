@@ -8,8 +8,8 @@ from typing import Any
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
-from cifar_sweep.config import Value
 from cifar_sweep.errors import StudyError
+from cifar_sweep.parameters import Value
 from cifar_sweep.study.record import TrialRecord, records
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space, strategy

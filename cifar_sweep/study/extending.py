@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import optuna
 
-from cifar_sweep.config import PARAMETERS
 from cifar_sweep.errors import StudyError
+from cifar_sweep.parameters import PARAMETERS
 from cifar_sweep.study import tables
 from cifar_sweep.study.claiming import prune_waiting
 from cifar_sweep.study.provenance import commit

@@ -11,9 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
 from cifar_sweep.artifacts import Stored
-from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.curve import METRICS, EpochResult, Metric, best_epoch
 from cifar_sweep.errors import CifarSweepError
+from cifar_sweep.parameters import Value
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.sweep import space
 from cifar_sweep.words import params_text

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from cifar_sweep.config import PARAMETERS, Value, check_parameter
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.files import read_toml
+from cifar_sweep.parameters import NAMES, PARAMETERS, Value, check_parameter
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import (
     SHORTENS,
@@ -197,7 +197,7 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
             settings = with_name(raw.get(table, {}))
             raw[table] = settings | {inner: value} if isinstance(settings, dict) else settings
         else:
-            raise UsageError(f"{where}: there is no key {key!r}; {nearest(key, [*PARAMETERS, *_SETTABLE])}.")
+            raise UsageError(f"{where}: there is no key {key!r}; {nearest(key, [*NAMES, *_SETTABLE])}.")
     fixed = raw["fixed"]
     # A hand point that contradicts what was just fixed would be a second name for another point.
     agree = (point for point in raw["enqueue"] if all(point[name] == fixed[name] for name in point if name in fixed))

@@ -2,8 +2,9 @@
 
 import random
 
-from cifar_sweep.config import PARAMETERS, Value, applies, derive_seed
+from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import PARAMETERS, Value, applies
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep, listed, suggested_order
 
 MOST_POINTS = 10_000

@@ -7,8 +7,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cifar_sweep.config import PARAMETERS, Value, check_image_size, check_parameter, traits
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError, nearest
+from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameters import BY_LAYER, NAMES, PARAMETERS, Parameter, Value, base_of, check_parameter, traits
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import (
     Choices,
@@ -47,7 +49,7 @@ _MEANT = {
     "distribution": "log = true, base2 = true or neither", "method": "sampler", "algorithm": "sampler",
     "parameters": "[space]", "params": "[space]", "search_space": "[space]", "early_terminate": "pruner",
     "scheduler": "pruner", "n_trials": "trials", "num_trials": "trials", "num_samples": "trials", "run_cap": "trials",
-    "metric": "one of 'accuracy', 'loss', 'f1', 'top5', beside no other in [fixed]",
+    "metric": "one word, 'accuracy', 'loss', 'f1' or 'top5', in one place",
     "direction": "not needed: what is best follows from the metric",
     "defaults": "not needed", "hydra": "not needed",
 }  # fmt: skip
@@ -64,7 +66,7 @@ _SETTINGS: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": P
 def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
     """A sweep from plain data. Raises UsageError where a key or value is not accepted; `where` begins its message."""
     try:
-        sweep = Sweep.model_validate(dict(raw))
+        sweep = Sweep.model_validate(_with_texts(raw))
     except ValidationError as error:
         raise UsageError(_sentence(error, raw, where=where)) from None
     try:
@@ -78,6 +80,32 @@ def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     return sweep
+
+
+def _with_texts(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with lists of values by layer as the texts that they are kept as."""
+
+    def text(name: str, value: Any) -> Any:
+        takes = name in PARAMETERS and PARAMETERS[name].listed and isinstance(value, list)
+        plain = takes and value and not any(isinstance(entry, (list, dict)) for entry in value)
+        return ",".join(str(entry) for entry in value) if plain else value
+
+    def texts(table: Any) -> Any:
+        if not isinstance(table, dict):
+            return table
+        return {name: text(name, value) for name, value in table.items()}
+
+    def domain(name: str, table: Any) -> Any:
+        if not isinstance(table, dict) or not isinstance(choices := table.get("choices"), list):
+            return table
+        return table | {"choices": [text(name, choice) for choice in choices]}
+
+    changed = {key: texts(raw[key]) for key in ("fixed", "preview") if key in raw}
+    if isinstance(points := raw.get("enqueue"), list):
+        changed["enqueue"] = [texts(point) for point in points]
+    if isinstance(space := raw.get("space"), dict):
+        changed["space"] = {name: domain(name, table) for name, table in space.items()}
+    return dict(raw) | changed
 
 
 def _check_strategy(sweep: Sweep) -> None:
@@ -123,8 +151,6 @@ def _check_parameters(sweep: Sweep) -> None:
         if name in sweep.space or any(name in point.params() for point in sweep.enqueue):
             same = f"is to be the same for all trials, which are compared by {compared}"
             raise UsageError(f"{name} {same}; accepted: {accepted}.")
-    for model in values_of(sweep, "model"):
-        check_image_size(str(model), sweep.image_size, where="[fixed]")
     for name, domain in sweep.space.items():
         for value in values_of(sweep, name):
             check_parameter(name, value, where="[space]")
@@ -138,6 +164,7 @@ def _check_parameters(sweep: Sweep) -> None:
     for name, value in sweep.preview.params().items():
         check_parameter(name, value, where="[preview]")
     _check_used(sweep)
+    _check_layers(sweep)
 
 
 def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[str, Value]:
@@ -155,15 +182,70 @@ def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[
 
 
 def _check_used(sweep: Sweep) -> None:
-    """Refuse a parameter that no model of the sweep has: an option that would do nothing."""
+    """Refuse a parameter that does nothing in any trial: an option that would do nothing."""
     models = values_of(sweep, "model")
     has = frozenset[str]().union(*(traits(str(model))[0] for model in models))
     for name in [*sweep.fixed, *sweep.space]:
         place = f"[{'fixed' if name in sweep.fixed else 'space'}]"
         if name not in has:
-            raise UsageError(f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has))}.")
-        if name == "momentum" and values_of(sweep, "optimizer") == ["adam"] and sweep.fixed.get(name) != 0:
-            raise UsageError(f"{place}: momentum does nothing for adam; it belongs to sgd and rmsprop.")
+            raise UsageError(
+                f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has & set(NAMES)))}."
+            )
+        if sweep.fixed.get(name) == PARAMETERS[name].default:
+            continue
+        for other, accepted in PARAMETERS[name].only_if.items():
+            values = _reached(sweep, other)
+            if values is not None and not set(values) & set(accepted):
+                words = f"{name} does nothing for {other} = {listed(in_toml(value) for value in values)}"
+                raise UsageError(f"{place}: {words}; it belongs to {listed(in_toml(value) for value in accepted)}.")
+
+
+def _reached(sweep: Sweep, name: str) -> list[Value] | None:
+    """The values that a parameter which decides about others takes; None where each model has its own."""
+    domain = sweep.space.get(name)
+    if isinstance(domain, Range):
+        return list(range(int(domain.low), int(domain.high) + 1))
+    if name in BY_LAYER.values() and any(
+        PARAMETERS[each].entries(value)
+        for each, counted in BY_LAYER.items()
+        if counted == name
+        for value in values_of(sweep, each)
+    ):
+        return None
+    own = any(name in traits(str(model))[1] for model in values_of(sweep, "model"))
+    return None if own and domain is None and name not in sweep.fixed else values_of(sweep, name)
+
+
+def _check_layers(sweep: Sweep) -> None:
+    """Refuse lists that no trial could have beside each other, and images of which every trial would leave nothing."""
+    if sweep.given:
+        points = [sweep.fixed | point.params() for point in sweep.enqueue]
+    else:
+        points = [sweep.fixed | point for point in _kindest(sweep)]
+    shapes = [
+        TrialConfig.from_params(point, classes=10, precision="fp32", data_seed=0, seed=0).shape for point in points
+    ]
+    if all(shape.fault for shape in shapes):
+        raise UsageError(f"{shapes[0].fault}.")
+
+
+def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
+    """Points of the space that leave as much of an image as any: the smallest of what shrinks it, of every model."""
+    kind: dict[str, Value] = {}
+    for name in sweep.space:
+        values, shrinks, base = values_of(sweep, name), base_of(name) in SHRINKS, PARAMETERS[base_of(name)]
+
+        def least(value: Value, *, shrinks: bool = shrinks, base: Parameter = base) -> float:
+            """How much of an image a value takes: a list by its sum, or by its length where it adds layers alone."""
+            if entries := base.entries(value):
+                return float(sum(entries)) if shrinks else len(entries)
+            return float(value) if shrinks else value not in ("none", "same")
+
+        kind[name] = min(values, key=least)
+    if any(isinstance(value, str) and "," in value for value in kind.values()):
+        kind = {name: value for name, value in kind.items() if name not in BY_LAYER.values()}
+    models = values_of(sweep, "model")
+    return [kind | ({"model": model} if "model" in sweep.space else {}) for model in models]
 
 
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:

@@ -3,21 +3,20 @@
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
 
 from optuna import Study, pruners
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
-from cifar_sweep.config import PARAMETERS, Shape, derive_seed
+from cifar_sweep.config import SHAPE_PARAMETERS, derive_seed
 from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
 
 # Where epochs are searched, a report's step is a tenth of the trial's own schedule: short and long schedules are then
 # compared at the same place of their decay.
 STEPS_OF_A_SCHEDULE = 10
-SHAPE_PARAMETERS = frozenset(field.name for field in fields(Shape))
 
 
 class _Sequence(QMCSampler):

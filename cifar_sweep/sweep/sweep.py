@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from cifar_sweep.config import PARAMETERS, Value
+from cifar_sweep.parameters import PARAMETERS, Value
 
 
 def _check_number(value: Any) -> int | float:
@@ -249,13 +249,15 @@ class Sweep(_Table):
         return self.model_dump(mode="json", include={"seed", "strategy", "sampler", "pruner", "fixed", "space"})
 
 
-# What decides whether others apply is suggested first.
-_DECIDING = ("model", "optimizer", "batch_norm")
+# What decides whether others apply is suggested first. The first three come in the order of the file, as they always
+# did: another order would be another sequence of random numbers.
+_FIRST = ("model", "optimizer", "batch_norm")
+_DECIDING = frozenset(other for parameter in PARAMETERS.values() for other in parameter.only_if)
 
 
 def suggested_order(sweep: Sweep) -> list[str]:
     """The parameters of the space in the order in which they get their values."""
-    return sorted(sweep.space, key=lambda name: name not in _DECIDING)
+    return sorted(sweep.space, key=lambda name: (name not in _FIRST, name not in _DECIDING))
 
 
 def values_of(sweep: Sweep, name: str) -> list[Value]:

@@ -7,7 +7,8 @@ import torch
 from rich.table import Column, Table
 from torch import nn
 
-from cifar_sweep.config import MODEL_NAMES, MODEL_TRAITS, PARAMETERS, TrialConfig, Value
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.parameters import MODEL_NAMES, MODEL_TRAITS, PARAMETERS, Value
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs, summarize
 
@@ -23,7 +24,9 @@ def describe_model(params: Mapping[str, Value]) -> dict[str, Any]:
     network = build(config.shape, seed=0)
     for layer in network.modules():
         if isinstance(layer, (nn.Dropout, nn.Dropout2d)):
-            layer.p = config.knobs.dropout  # `build` leaves it at 0: the trainer sets it
+            layer.p = config.knobs.rate(
+                getattr(layer, "place", "dropout")
+            )  # `build` leaves it at 0: the trainer sets it
     side = config.shape.image_size
     rows = summarize(network, side=side)
     return {

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cifar_sweep.config import SHAPE_PARAMETERS
 from cifar_sweep.database.outage import is_outage
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
@@ -21,7 +22,6 @@ from cifar_sweep.study.record import TrialRecord, counts_text, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.winner import ranked
-from cifar_sweep.sweep.strategy import SHAPE_PARAMETERS
 from cifar_sweep.words import duration, params_text, span
 
 REFRESH_SECONDS = 1.0
@@ -220,7 +220,7 @@ def _worker_line(group: WorkerGroup) -> tuple[str, str]:
     running = group.running
     metric = running[0].metric
     reached = [getattr(trial.best, metric.field) for trial in running if trial.best]
-    best = f", best {metric.text(max(reached, key=metric.score))}" if reached else ""
+    best = f", best {metric.text(max(reached, key=metric.score), digits=1)}" if reached else ""
     since = duration((datetime.now() - group.begun).total_seconds())
     epochs = f"epoch {min(running[0].epochs_done + 1, group.shape.epochs)} of {group.shape.epochs}"
     numbers, common = f"trial {running[0].number}", running[0].setting

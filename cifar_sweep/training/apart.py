@@ -54,6 +54,14 @@ class Apart(Rows):
             for name, value in state.items()
         }
 
+    def statistics(self) -> list[tuple[slice, Tensor]]:
+        return [
+            (slice(k, k + 1), buffer[None])
+            for k, network in enumerate(self.networks)
+            for buffer in network.buffers()
+            if buffer.is_floating_point()
+        ]
+
     def keep(self, members: Sequence[int]) -> None:
         super().keep(members)
         self.networks = nn.ModuleList([self.networks[k] for k in members])

@@ -1,15 +1,17 @@
 """Batches by index from images that stay on the device as uint8."""
 
 from collections.abc import Iterator
+from itertools import starmap
 
 import torch
 from torch import Tensor
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
+from cifar_sweep.training.augmentation import Augmented
 from cifar_sweep.training.images.data import ImageData
 
-CHUNK_IMAGES = 2048  # images converted at once for several batches; 25 MB in float32
+CHUNK_PIXELS = 2048 * 32**2  # of images converted at once for several batches; 25 MB in float32
 # Images at a time where nothing is learnt: what fits into the caches of a CPU (docs/LOG.md, 2026-11-22). On a GPU, too:
 # a group takes them for all its members at once, and is to need no more memory than in training.
 EVALUATION_BATCH = 200
@@ -55,6 +57,10 @@ class Batches:
         numbers = [data.channel_mean, [deviation or 1.0 for deviation in data.channel_std]]
         self._mean, self._std = torch.tensor(numbers, dtype=self._arithmetic, device=device).view(2, 3, 1, 1)
 
+    def class_counts(self) -> Tensor:
+        """How many of the training images used are of each class, on the CPU."""
+        return torch.bincount(self._data.train_labels[self._train_index], minlength=len(self._data.classes))
+
     def check_batch_size(self, batch_size: int) -> None:
         """Raise UsageError when `batch_size` is below 1 or above the number of training images used."""
         if not 1 <= batch_size <= self.train_images:
@@ -63,9 +69,12 @@ class Batches:
                 f"{self.train_images:,}."
             )
 
-    def train(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def train(
+        self, batch_size: int, *, seed: int, epoch: int, change: Augmented | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch: images [b, 3, side, side] in channels_last memory format, and labels int64 [b].
 
+        With images `change`d, labels may be shares of the classes [b, classes].
         The order depends on `seed`, `epoch` and the images used alone: it is the same on every device, and an epoch
         does not need the ones before it. The last batch may be smaller; a last batch of one image is left out, since
         batch normalisation cannot train on one. Raises UsageError as `check_batch_size` does.
@@ -74,7 +83,7 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
         leaves_one = batch_size > 1 and self.train_images % batch_size == 1
         order = torch.randperm(self.train_images, generator=generator)[: self.train_images - leaves_one]
-        return self._batches(self._images, self._labels, self._train_index[order], batch_size)
+        return self._batches(self._images, self._labels, self._train_index[order], batch_size, change)
 
     def validation(self, batch_size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the validation images in fixed order, as `train` does."""
@@ -86,18 +95,25 @@ class Batches:
         return self._batches(images, labels, torch.arange(len(labels)), batch_size)
 
     def _batches(
-        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int
+        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int, change: Augmented | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather and convert many batches at once: at small batches a step must not pay for it in tiny operations."""
-        per_chunk = max(1, CHUNK_IMAGES // batch_size) * batch_size
+        per_chunk = max(1, CHUNK_PIXELS // (batch_size * images.shape[1] * images.shape[2])) * batch_size
         for rows in torch.split(index.to(self.device), per_chunk):
-            pixels = self._convert(images.index_select(0, rows))
+            pixels = self._convert(images.index_select(0, rows), change)
             chosen = labels.index_select(0, rows)
-            yield from zip(torch.split(pixels, batch_size), torch.split(chosen, batch_size), strict=True)
+            batches = zip(torch.split(pixels, batch_size), torch.split(chosen, batch_size), strict=True)
+            yield from starmap(change.mixed, batches) if change else batches
 
-    def _convert(self, rows: Tensor) -> Tensor:
+    def _convert(self, rows: Tensor, change: Augmented | None) -> Tensor:
+        if change:
+            rows = change.moved(rows)
         # The permuted NHWC rows are channels_last already, and `to` keeps that.
         pixels = rows.permute(0, 3, 1, 2).to(self._arithmetic).div_(255)
+        if change:
+            pixels = change.coloured(pixels)
         if self._normalize:
             pixels.sub_(self._mean).div_(self._std)
+        if change:
+            pixels = change.cut(pixels).contiguous(memory_format=torch.channels_last)
         return pixels.to(self._dtype)

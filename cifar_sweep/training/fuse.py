@@ -73,6 +73,9 @@ class Fused(Rows):
         """Batch norm's statistics."""
         return {name: buffer[k] for name, buffer in self.layers.named_buffers()}
 
+    def statistics(self) -> list[tuple[slice, Tensor]]:
+        return [(slice(None), buffer) for buffer in self.layers.buffers() if buffer.is_floating_point()]
+
     def keep(self, members: Sequence[int]) -> None:
         super().keep(members)
         self.lanes = None  # before the memory of others is asked for
@@ -293,5 +296,6 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.ReLU: Rule(lambda _layers, _masks: nn.ReLU(inplace=True), keeps_order=True),
     nn.LeakyReLU: Rule(_the_first, accepts=lambda layer: layer.negative_slope >= 0, keeps_order=True),
     nn.Softmax: Rule(lambda _layers, _masks: FusedSoftmax(), accepts=lambda layer: layer.dim in (1, -1)),
-    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.Hardswish), Rule(_the_first)),
+    nn.Identity: Rule(_the_first, keeps_order=True),
+    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Mish, nn.Hardswish), Rule(_the_first)),
 }

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -54,6 +54,7 @@ class Masks:
 
     rate: float
     generator: torch.Generator | Stream
+    at: Callable[[str], float] = lambda _place: 0.0  # the rate of a layer with a place of its own
 
     def draw(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
         """A mask of this shape: 0 at the rate, else what keeps the mean. A member without dropout draws nothing."""
@@ -67,8 +68,12 @@ class Masks:
 
 
 def masks_of(layer: nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d, masks: Sequence[Masks]) -> list[Masks]:
-    """The members' dropout in a dropout layer: a layer that has a rate of its own keeps it."""
-    return [replace(mask, rate=layer.p or mask.rate) for mask in masks]
+    """The members' dropout in a dropout layer: a layer that has a rate of its own keeps it.
+
+    Of several in a network each may have a place, whose rate it then has.
+    """
+    place = getattr(layer, "place", "")
+    return [replace(mask, rate=layer.p or (mask.at(place) if place else mask.rate)) for mask in masks]
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,10 @@ class Rows(nn.Module, ABC):
     @abstractmethod
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:
         """What member `k`'s state dict has besides its parameters, in its own memory."""
+
+    @abstractmethod
+    def statistics(self) -> list[tuple[slice, Tensor]]:
+        """What the networks keep besides parameters: each tensor with the members that it is of, who lie in front."""
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Member `k`'s state dict, under the names of the plain network; it shares the memory of the whole."""

@@ -6,25 +6,29 @@ A `Run` trains a group of trials of one shape, epoch by epoch. The caller decide
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from cifar_sweep.config import Shape, TrialConfig, derive_seed
 from cifar_sweep.curve import METRICS, EpochResult, best_epoch
 from cifar_sweep.errors import one_line
+from cifar_sweep.schedules import learning_rate_at
 from cifar_sweep.training import metrics
 from cifar_sweep.training.apart import Apart
+from cifar_sweep.training.augmentation import augmented
+from cifar_sweep.training.averages import Averages
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.device import DTYPES, at_once, is_out_of_memory
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.graph import Replay, is_replayed
 from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.losses import Loss, class_weights, losses_of
 from cifar_sweep.training.models import build
-from cifar_sweep.training.optim import build_optimizer, learning_rate_at
+from cifar_sweep.training.optim import build_optimizer
 from cifar_sweep.training.rows import Masks, Rows, Stream
 
 
@@ -47,6 +51,11 @@ class Member:
         self.generator: torch.Generator | Stream = Stream(device)
         if not at_once(device):
             self.generator = torch.Generator().manual_seed(derive_seed(config.knobs.seed, "dropout"))
+
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, of which those before are in the curve."""
+        losses = [result.validation_loss for result in self.history]
+        return learning_rate_at(epoch, self.config.to_dict(), losses)
 
     def seed_of(self, epoch: int) -> int:
         """The seed of the masks of an epoch, on a device where they follow from it alone."""
@@ -83,13 +92,15 @@ class Run:
         self.shape = configs[0].shape
         self.device, self.code = device, code
         self.members = [Member(config, device=device) for config in configs]
-        self.network = _network(self.shape, self.members, code).to(device=device)
-        self.prepare_optimizer()
+        self._class_weights = class_weights(self.shape.class_weights, lambda: torch.ones(self.shape.classes))
         if data is not None:
             counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
             dtype = DTYPES[self.shape.precision]
             self.batches = Batches(data, device=device, normalize=self.shape.normalize, dtype=dtype, **counts)
             self.batches.check_batch_size(self.shape.batch_size)
+            self._class_weights = class_weights(self.shape.class_weights, self.batches.class_counts)
+        self.network = _network(self.shape, self.members, code).to(device=device)
+        self.prepare_optimizer()
 
     @property
     def epochs_done(self) -> int:
@@ -107,7 +118,8 @@ class Run:
         epoch = self.epochs_done + 1
         self.start_epoch(epoch)
         images_seen = 0
-        for images, labels in self.batches.train(self.shape.batch_size, seed=self.shape.data_seed, epoch=epoch):
+        given = {"seed": self.shape.data_seed, "epoch": epoch}
+        for images, labels in self.batches.train(self.shape.batch_size, **given, change=augmented(self.shape, epoch)):
             if stop():
                 raise EpochInterruptedError
             self.step(images, labels)
@@ -117,7 +129,9 @@ class Run:
     def start_epoch(self, epoch: int) -> None:
         """Set the members' learning rates of this epoch, and begin the streams of its masks."""
         self.network.train()
-        self.optimizer.set_rates([learning_rate_at(epoch, member.config.knobs) for member in self.members])
+        if self.averages:
+            self.averages.begun = epoch > 1
+        self.optimizer.set_rates([member.learning_rate(epoch) for member in self.members])
         seeds: dict[Stream, list[int]] = {}
         for member in self.members:
             if isinstance(member.generator, Stream):
@@ -139,33 +153,37 @@ class Run:
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self.network.gather_gradients()
         self.optimizer.step()
+        if self.averages:
+            self.averages.step()
         with torch.no_grad():
             self._loss_sum += losses * len(labels)
-            self._correct += (logits.argmax(dim=2) == labels).sum(dim=1)
+            classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
+            self._correct += (logits.argmax(dim=2) == classes).sum(dim=1)
 
     def losses(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each member's mean cross-entropy over the batch [K], in float32, and the logits [K, batch, classes]."""
+        """Each member's mean loss over the batch [K], in float32, and the logits [K, batch, classes]."""
         logits = self.network(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return losses_of(logits, labels).mean(dim=1), logits
+        return self._loss(logits, labels), logits
 
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
-        losses, accuracies, others, correct = self._validated()
-        train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
-        seconds = (time.perf_counter() - started) / len(self.members)
-        for k, member in enumerate(self.members):
-            rate = learning_rate_at(epoch, member.config.knobs)
-            figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
-            more = {name: each[k] for name, each in others.items()}
-            result = EpochResult(epoch, *figures, rate, seconds, group_size=len(self.members), group_place=k, **more)
-            member.note(result, self.network.member_state(k), correct[k])
+        with self.averages.shown() if self.averages else nullcontext():
+            losses, accuracies, others, correct = self._validated()
+            train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
+            seconds = (time.perf_counter() - started) / len(self.members)
+            for k, member in enumerate(self.members):
+                figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
+                more: dict[str, Any] = {name: each[k] for name, each in others.items()}
+                more |= {"group_size": len(self.members), "group_place": k}
+                result = EpochResult(epoch, *figures, self.optimizer.rates[k], seconds, **more)
+                member.note(result, self.network.member_state(k), correct[k])
         return [member.history[-1] for member in self.members]
 
     def _validated(self) -> tuple[list[float], list[float], dict[str, list[float]], torch.Tensor]:
         """The members' mean losses (nats) and accuracies over the validation images, read from the device at once.
 
-        Also, by its name, the figure that they are chosen by where that is another one, and which images each member
-        names rightly, on the device: uint8 [K, images].
+        Losses are cross-entropies, whatever members are trained by. Also, by its name, the figure that they are chosen
+        by where that is another one, and which images each member names rightly, on the device: uint8 [K, images].
         """
         self.network.eval()
         losses, correct, counts = [], [], []
@@ -187,12 +205,15 @@ class Run:
         """Go on with these members (positions in the last epoch's results) alone, in this order."""
         if list(members) == list(range(len(self.members))):
             return
-        states = [self.optimizer.member_state(k) for k in members]
+        states, averages = [self.optimizer.member_state(k) for k in members], self.averages
         self.members = [self.members[k] for k in members]
         self.network.keep(members)
         self.prepare_optimizer()
         for k, state in enumerate(states):
             self.optimizer.load_member_state(k, state)
+        if self.averages and averages:
+            for k, member in enumerate(members):
+                self.averages.load_member_state(k, averages.member_state(member))
 
     def member(self, k: int) -> nn.Module:
         """Member `k`'s best weights so far in a plain network on the CPU; ValueError if no loss was finite."""
@@ -209,6 +230,8 @@ class Run:
         tensors = {f"network.{name}": value for name, value in self.network.member_state(k).items()}
         tensors |= {f"best.{name}": value for name, value in member.best_weights.items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.member_state(k).items()}
+        if self.averages and member.config.knobs.ema_decay:
+            tensors |= {f"average.{name}": value for name, value in self.averages.member_state(k).items()}
         curve = json.dumps([result.to_dict() for result in member.history]).encode()
         tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
         # A stream has no state between epochs.
@@ -238,11 +261,16 @@ class Run:
         if best and best.keys() != self.network.member_state(k).keys():
             raise StateError("the best weights are not those of this network")
         self.optimizer.check(k, known)
+        averages = self.averages if member.config.knobs.ema_decay else None
+        if averages:
+            averages.check(k, _below("average.", state))
         self.network.load_member_state(k, _below("network.", state))
         if isinstance(member.generator, torch.Generator):
             member.generator.set_state(generator.get_state())
         member.best_weights = {name: value.to(self.device) for name, value in best.items()}
         self.optimizer.load_member_state(k, known)
+        if averages:
+            averages.load_member_state(k, _below("average.", state))
         member.correct = state.get("correct", member.correct).to(self.device)  # what was stored before has none
         member.history = history
 
@@ -250,6 +278,9 @@ class Run:
         """Make a new optimizer of the members' parameters as they lie now; a captured step is of those before."""
         configs = [member.config for member in self.members]
         self.optimizer = build_optimizer(configs, self.network.weights, self.network.gradients)
+        decays = [config.knobs.ema_decay for config in configs]
+        self.averages = Averages(self.network, decays) if any(decays) else None
+        self._loss = Loss(configs, self._class_weights, device=self.device)
         self._loss_sum = torch.zeros(len(self.members), device=self.device)
         self._correct = torch.zeros(len(self.members), device=self.device)
         # Code of a user's own may do what is not to be replayed, such as to look at a number.
@@ -263,7 +294,7 @@ def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
     for member in members[1:]:
         if fused and isinstance(member.generator, Stream):
             member.generator = members[0].generator  # one for all, who draw at once
-    masks = [Masks(member.config.knobs.dropout, member.generator) for member in members]
+    masks = [Masks(member.config.knobs.dropout, member.generator, member.config.knobs.rate) for member in members]
     if fused:
         return Fused([cast(nn.Sequential, network) for network in networks], masks, dtype=dtype)
     return Apart(networks, masks, dtype=dtype)
@@ -272,9 +303,3 @@ def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Each member's cross-entropy in nats for each image [K, batch], from logits [K, batch, classes]."""
-    each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-    return each.view(len(logits), -1)

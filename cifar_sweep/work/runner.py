@@ -180,7 +180,7 @@ class Training:
                 raise
             return Outcome.GOES_ON
         metric, pruner = self.study.metric, self.study.sweep.pruner.name
-        reached = f"{metric.words} {metric.text(getattr(result, metric.field))} after epoch {result.epoch}"
+        reached = f"{metric.words} {metric.text(getattr(result, metric.field), digits=1)} after epoch {result.epoch}"
         return self._end_early(trial, f"{pruner} pruner: {reached} is among the weaker ones at this point")
 
     def _end_early(self, trial: HeldTrial, reason: str) -> Outcome:

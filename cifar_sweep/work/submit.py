@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.config import TrialConfig, is_own
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import Costs
 from cifar_sweep.forecast.hours import plan_hours
+from cifar_sweep.parameters import is_own
 from cifar_sweep.study.earlier import earlier_of
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume
@@ -90,6 +91,10 @@ def check_images(sweep: Sweep, data: ImageData) -> None:
     if (most := max(wanted)) > available:
         raise UsageError(f"train_images = {most}: {data.name} has {available} training images besides validation.")
     used = min(wanted) or most or available
+    for weights in map(str, trained_values(sweep, "class_weights")):
+        if weights not in ("none", "balanced") and weights.count(",") + 1 != len(data.classes):
+            each = f"one for each of the {len(data.classes)} classes of {data.name}"
+            raise UsageError(f"class_weights = {weights} is not accepted; it takes none, balanced, or {each}.")
     batches = [int(value) for value in trained_values(sweep, "batch_size")]
     if (most := max(batches)) > used:
         raise UsageError(f"batch_size = {most}: more than the {used} training images; accepted: at most {used}.")

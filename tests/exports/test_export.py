@@ -13,11 +13,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis.strategies import characters, text
 
-from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import DiskError
 from cifar_sweep.exports.exported import read
 from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.exports.write import config_toml, write
+from cifar_sweep.parameters import Value
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.lanes.compiled import KERNELS, kernels, kernels_name
 from cifar_sweep.training.models import build

@@ -20,11 +20,12 @@ import torch
 from onnx import load_from_string
 from torch import nn
 
-from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.exports import exported, onnx, write
 from cifar_sweep.exports.classifier import Classifier
 from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.exports.write import LARGEST_LOSS
+from cifar_sweep.parameters import Value
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.storage import open_existing
 from cifar_sweep.training.images.data import ImageData

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cifar_sweep.config import MODEL_NAMES, TrialConfig
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.exports.source import layer_source, network_source, script
 from cifar_sweep.exports.trained import Provenance, Trained
 from cifar_sweep.exports.write import write
+from cifar_sweep.parameters import MODEL_NAMES
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from tests.bare import BarePython, module_of

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cifar_sweep.config import Shape
-from cifar_sweep.forecast.costs import FLAT_SECONDS, Costs, NetworkCosts, Pace, network_name
+from cifar_sweep.forecast.costs import FLAT_SECONDS, Costs, NetworkCosts, Pace, change_name, network_name
 from cifar_sweep.forecast.expected import shape_of
 
 NETWORK = NetworkCosts(image={1: 4e-3, 4: 1e-3}, step={1: 0.08, 4: 0.02}, sizes={16: 8, 64: 4, 256: 2}, checkpoint=0.5)
@@ -31,6 +31,17 @@ def test_an_epoch_is_its_training_and_its_validation() -> None:
     assert COSTS.epoch(shape(validation_images=25), 1) == pytest.approx(1000 * (4e-3 + 0.08 / 16) + validation / 10)
     assert COSTS.between(shape(), 3) == pytest.approx(3 * 0.75)
     assert COSTS.alone(shape()) == pytest.approx(COSTS.trial + 2 * (COSTS.epoch(shape(), 1) + 0.75))
+
+
+def test_changed_images_cost_a_whole_group_as_much_as_one() -> None:
+    crop, plain = shape(augmentation="crop", rotation=10.0), shape()
+    assert change_name(plain) == ""
+    assert change_name(crop) == "images: crop+rotation"
+    assert change_name(replace(crop, image_size=64)) == "images: crop+rotation 64px"
+    costs = COSTS.model_copy(update={"changes": {change_name(crop): 1e-3}})
+    for members in (1, 4):
+        assert costs.epoch(crop, members) == pytest.approx(COSTS.epoch(plain, members) + 1)
+    assert costs.epoch(plain, 4) == COSTS.epoch(plain, 4)
 
 
 def test_between_two_sizes_that_were_timed_a_member_takes_a_time_between() -> None:

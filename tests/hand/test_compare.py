@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from cifar_sweep.artifacts import open_artifacts
-from cifar_sweep.config import Value
 from cifar_sweep.errors import StudyError
 from cifar_sweep.exports import testset
 from cifar_sweep.hand import compare as compare_module
 from cifar_sweep.hand import rows as hand_runs
 from cifar_sweep.hand.compare import SweepRow, as_json, collect, sweep_rows, tables
 from cifar_sweep.hand.rows import HandRow, hand_rows
+from cifar_sweep.parameters import Value
 from cifar_sweep.study import opening
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.storage import open_storage

@@ -10,12 +10,22 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.forecast.costs import Speed
+from cifar_sweep.forecast.costs import Speed, change_name
 from cifar_sweep.machine import memory
-from cifar_sweep.machine.groups import ONE_AT_A_TIME, VGG_MACS, Groups, config_of, network_of, stand_in
+from cifar_sweep.machine.groups import (
+    ONE_AT_A_TIME,
+    VGG_MACS,
+    Groups,
+    changing,
+    config_of,
+    names_of,
+    network_of,
+    stand_in,
+)
 from cifar_sweep.machine.memory import free_memory, member_bytes
 from cifar_sweep.machine.speeds import typical
 from cifar_sweep.machine.timing import step_seconds
+from cifar_sweep.parameters import AUGMENTATION_NAMES
 from cifar_sweep.training.batches import EVALUATION_BATCH
 from cifar_sweep.training.images import data
 from cifar_sweep.training.images.data import ImageData
@@ -192,6 +202,20 @@ def test_a_training_step_of_the_group_is_what_is_timed(monkeypatch: pytest.Monke
     call: dict[str, Any] = {"batch": 20, "members": 3, "threads": 2, "device": CPU, "precision": precision}
     assert 0.02 <= step_seconds("cnn3+batch_norm", **call) < 0.08
     assert torch.get_num_threads() == 2
+
+
+def test_what_is_done_to_images_is_timed_by_itself() -> None:
+    changed = shape("vgg11", augmentation="crop", rotation=1.0, mixup=0.1, mix_probability=0.5)
+    name = "images: crop+rotation+mixup"
+    assert names_of(changed) == {"vgg11", name}
+    assert change_name(changing(name)) == name
+    rough = typical([name, "lenet"])
+    assert rough is not None
+    assert rough.keys() == {name, "lenet"}
+    for each in (*AUGMENTATION_NAMES[1:], "shift", "zoom", "cutout", "cutmix"):
+        assert typical([f"images: {each}"]), each
+    seconds = step_seconds(name, batch=64, members=1, threads=1, device=CPU, precision="bf16")
+    assert 1e-6 < seconds < 0.1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

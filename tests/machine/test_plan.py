@@ -162,6 +162,20 @@ def test_a_plan_knows_what_the_parts_of_the_sweep_cost(machine: Machine) -> None
     assert (images.fixed, images.train_images, images.networks["lenet"].sizes) == (True, 2000, {32: 3})
 
 
+def test_a_plan_knows_what_is_done_to_the_images(machine: Machine) -> None:
+    choices = {"augmentation": {"choices": ["none", "crop"]}}
+    plain, crop = shape(), shape(augmentation="crop")
+    planned = choose(sweep(trials=400, space=RATE | choices), workers=2)
+    assert planned.costs is not None
+    assert planned.costs.changes == {"images: crop": pytest.approx(0.001 + 0.010 / 128)}
+    assert [size for _, _, network, size in machine.timed if network == "images: crop"] == [1, 1]
+    extra = planned.costs.epoch(crop, 3) - planned.costs.epoch(plain, 3)
+    assert extra == pytest.approx(1000 * (0.001 + 0.010 / 128))
+    rough = choose(sweep(trials=2, space=RATE | choices), workers=2, typical=True)
+    assert rough.costs is not None
+    assert rough.costs.changes
+
+
 def test_the_two_parts_of_a_members_step_are_found(machine: Machine) -> None:
     machine.speed = lambda workers, size: Speed(0.001 / workers, 0.010 / size)
     found = timed("lenet", splits=(Split(2, 3),))[Split(2, 3)]["lenet"]

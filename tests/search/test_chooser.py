@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.config import Value
+from cifar_sweep.parameters import Value
 from cifar_sweep.search.choice import Choice, Course, Gain, InTime, Situation, grant_end
 from cifar_sweep.search.chooser import Chooser, decay, told
 from cifar_sweep.sweep.parsing import parse

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from cifar_sweep.config import MODEL_NAMES
 from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import MODEL_NAMES
 from cifar_sweep.terminal.model import describe_model, overview, overview_table, table
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cifar_sweep.config import MODEL_NAMES, TrialConfig
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.parameters import MODEL_NAMES
 from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.fuse import Fused, FusedConv2d

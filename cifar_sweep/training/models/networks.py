@@ -1,13 +1,19 @@
 """The reports' networks, each a function from a `Shape` to a plain ``nn.Sequential``; widths are of 32x32 images."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 from torch import nn
 
-from cifar_sweep.config import MODEL_NAMES, Shape
+from cifar_sweep.config import Shape
+from cifar_sweep.layers import blocks_of, widths_of
+from cifar_sweep.parameters import MODEL_NAMES
 
-ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "elu": nn.ELU,
+    "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish, "none": nn.Identity,
+}  # fmt: skip
 # For each of the five VGG blocks: its width and its number of convolutions. Report D's 16 and 19 are shorter than the
 # paper's; they keep names of their own.
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -110,7 +116,45 @@ def vgg(shape: Shape) -> nn.Sequential:
     return nn.Sequential(*layers, *_connected(shape, 512 * (shape.image_size // 32) ** 2, shape.hidden_units))
 
 
+def cnn(shape: Shape) -> nn.Sequential:
+    """A network by numbers: blocks of convolutions, each pooled, then dense layers; `layers` says how large they are.
+
+    Dropout is of whole channels after each block, and of single values after each hidden dense layer.
+    """
+    values = asdict(shape) | dict(shape.more)
+    layers: list[nn.Module] = []
+    channels, side = 3, shape.image_size
+    for number, block in enumerate(blocks_of(values), start=1):
+        settings = {"stride": shape.stride, "padding": block.padding, "padding_mode": "zeros"}
+        for _ in range(shape.convs_per_block):
+            if not layers:
+                settings |= {"padding_mode": shape.padding_mode if block.padding else "zeros"}
+            layers += _conv(shape, nn.Conv2d(channels, block.filters, block.kernel_size, **settings))  # type: ignore[arg-type]
+            settings["padding_mode"], channels = "zeros", block.filters
+        if block.pooling != "none":
+            layers.append((nn.MaxPool2d if block.pooling == "max" else nn.AvgPool2d)(block.pool_size))
+        layers.append(_at(nn.Dropout2d(0.0), f"conv_dropout_{number}"))
+        side = block.side
+    if shape.global_pooling:
+        layers.append(nn.AdaptiveAvgPool2d(1))
+    features = channels * (1 if shape.global_pooling else side**2)
+    layers.append(nn.Flatten())
+    dense = shape if shape.dense_activation == "as_activation" else replace(shape, activation=shape.dense_activation)
+    dense = replace(dense, batch_norm=shape.dense_batch_norm)
+    for number, width in enumerate(widths_of(values), start=1):
+        dropout = _at(nn.Dropout(0.0), f"dropout_{number}")
+        layers += [nn.Linear(features, width), *_ordered(dense, nn.BatchNorm1d(width), dropout=dropout)]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, shape.classes))
+
+
+def _at(dropout: nn.Module, place: str) -> nn.Module:
+    """A dropout layer that has the rate of its own place, as `Knobs.rate` says it."""
+    dropout.place = place  # type: ignore[assignment]
+    return dropout
+
+
 MODELS: dict[str, Callable[[Shape], nn.Sequential]] = {
-    "lenet": lenet, "convnet": convnet, "cnn3": cnn3, "cnn1": cnn1, **dict.fromkeys(VGG_LAYERS, vgg),
+    "lenet": lenet, "convnet": convnet, "cnn3": cnn3, "cnn1": cnn1, "cnn": cnn, **dict.fromkeys(VGG_LAYERS, vgg),
 }  # fmt: skip
 assert set(MODELS) == set(MODEL_NAMES)

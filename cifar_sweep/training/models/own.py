@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifar_sweep.config import Shape, is_own
+from cifar_sweep.config import Shape
 from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
+from cifar_sweep.parameters import is_own
 from cifar_sweep.training.models.user_code import UserCode, user_code
 
 

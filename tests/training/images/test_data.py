@@ -625,7 +625,7 @@ def test_on_the_cpu_the_memory_map_is_not_copied(small: ImageData) -> None:
 def test_chunks_do_not_show(small: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(small, device=CPU)
     whole, _ = epoch_of(batches, 16)
-    monkeypatch.setattr(batches_module, "CHUNK_IMAGES", 40)
+    monkeypatch.setattr(batches_module, "CHUNK_PIXELS", 40 * 32**2)
     assert torch.equal(epoch_of(batches, 16)[0], whole)
     assert [len(labels) for _, labels in batches.train(48, seed=0, epoch=0)] == [48] * 8 + [16]
 

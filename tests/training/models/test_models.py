@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_sweep.config import MODEL_NAMES, TrialConfig
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.parameters import MODEL_NAMES
 from cifar_sweep.training.models import build
 
 # The sum over the reports' layer tables: conv(i, o, k) has i * o * k * k + o, fc(i, o) has i * o + o, batch norm 2 * c;
@@ -14,6 +15,7 @@ PARAMETERS = {
     "convnet": 78_658,
     "cnn3": 434_294,
     "cnn1": 1_067_018,
+    "cnn": 86_346,
     "vgg11": 9_487_494,
     "vgg13": 9_672_390,
     "vgg16": 14_984_646,

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_sweep.config import TrialConfig, Value
+from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import Value
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import LayerRow, macs, summarize
 

@@ -1,0 +1,71 @@
+"""The layers of `model = "cnn"`, as numbers: their widths, and what they leave of an image. Standard library only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cifar_sweep.parameters import PARAMETERS, VGG_MODELS
+
+_GROWTH = {"same": 1.0, "double": 2.0, "half": 0.5}
+
+
+class Block(NamedTuple):
+    """Some convolutions, and a pooling after them."""
+
+    filters: int
+    kernel_size: int
+    padding: int  # pixels at each border; with an even kernel and padding "same" a pixel is lost
+    pooling: str
+    pool_size: int
+    side: int  # of the image that it leaves, in pixels; below 1 where it leaves none
+
+
+def blocks_of(values: Mapping[str, Any]) -> list[Block]:
+    """The blocks of a cnn with these settings, complete but for single layers'."""
+    count, side = int(values["conv_layers"]), int(values["image_size"])
+    of = {name: each_layer(values, name, count) for name in ("kernel_size", "pooling", "pool_size")}
+    blocks = []
+    for at, filters in enumerate(each_layer(values, "filters", count)):
+        kernel, pooling, pool_size = (of[name][at] for name in ("kernel_size", "pooling", "pool_size"))
+        padding = (kernel - 1) // 2 if values["padding"] == "same" else 0
+        for _ in range(values["convs_per_block"]):
+            side = (side + 2 * padding - kernel) // values["stride"] + 1
+        if pooling != "none" and side > 0:
+            side //= pool_size
+        blocks.append(Block(filters, kernel, padding, pooling, pool_size, side))
+        side = max(side, 0)
+    return blocks
+
+
+def each_layer(values: Mapping[str, Any], name: str, count: int) -> list[Any]:
+    """The value of parameter `name` in each layer: the layer's own, else that of the list, else the general one."""
+    entries = PARAMETERS[name].entries(values[name])
+    growth = values.get("filter_growth", "same") if name == "filters" and not entries else "same"
+    factor = _GROWTH[growth] if growth in _GROWTH else float(growth)
+    general = entries or [
+        values[name] if factor == 1 else max(1, round(values[name] * factor**layer)) for layer in range(count)
+    ]
+    return [values.get(f"{name}_{layer}", value) for layer, value in enumerate(general, start=1)]
+
+
+SHRINKS = ("conv_layers", "convs_per_block", "stride", "pool_size", "kernel_size", "pooling", "padding")
+
+
+def image_fault(values: Mapping[str, Any]) -> str:
+    """Why a model with these settings, complete ones, leaves nothing of its images; empty where something is left."""
+    model, size = values["model"], values["image_size"]
+    if model in VGG_MODELS and size < 32:
+        return f"{model} halves images five times; accepted: image_size = 32 or more"
+    blocks = blocks_of(values) if model == "cnn" else []
+    for number, block in enumerate(blocks, start=1):
+        if block.side < 1:
+            return (
+                f"images of {size} pixels have nothing left after layer {number} of {len(blocks)}: kernel "
+                f"{block.kernel_size}, padding {values['padding']}, stride {values['stride']}, pooling {block.pooling} "
+                f"of {block.pool_size}; fewer or smaller ones are accepted, or a larger image_size"
+            )
+    return ""
+
+
+def widths_of(values: Mapping[str, Any]) -> Sequence[int]:
+    """The widths of the hidden dense layers."""
+    return each_layer(values, "dense_units", int(values["dense_layers"]))

@@ -1,0 +1,380 @@
+"""The parameters of a trial: what each may be, and when it does anything. Standard library only."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cifar_sweep.errors import UsageError, nearest
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a parameter of a trial may be."""
+
+    kind: type
+    default: Value
+    words: str = ""  # what it is
+    low: float = 0  # inclusive, as is `high`, unless `high_is_open`
+    high: float | None = None
+    choices: tuple[Value, ...] = ()
+    high_is_open: bool = False
+    pattern: str = ""  # of further texts besides `choices`
+    pattern_words: str = ""  # what they are
+    listed: bool = False  # it also takes a list, which is kept as a text such as "32,64"
+    each: str = "layer"  # what a list has a value for
+    # It does something only beside one of these values of other parameters.
+    only_if: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+
+    def accepted(self) -> str:
+        """The accepted values, in words."""
+        return self._one() + (f", or a list of these, one a {self.each}" if self.listed else "")
+
+    def _one(self) -> str:
+        if self.choices:
+            words = "one of " + ", ".join(str(choice) for choice in self.choices)
+            return f"{words}, or {self.pattern_words}" if self.pattern else words
+        if self.kind is bool:
+            return "true or false"
+        noun = "a whole number" if self.kind is int else "a number"
+        if self.high is None:
+            return f"{noun} of at least {self.low:g}"
+        return f"{noun} from {self.low:g} to {'below ' if self.high_is_open else ''}{self.high:g}"
+
+    def check(self, value: Any) -> Value:
+        """Return `value` in the parameter's own type, or raise ValueError with what would be accepted."""
+        if self.listed and (entries := self.entries(value)):
+            # Where there is a pattern, the choices are words for a whole list.
+            entry_of = replace(self, listed=False, choices=() if self.pattern else self.choices)
+            return ",".join(str(entry_of.check(entry)) for entry in entries)
+        if not (self._takes_text(value) if self.kind is str else self._takes_number(value)):
+            raise ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
+        return self.kind(value)  # type: ignore[no-any-return]
+
+    def entries(self, value: Any) -> list[Any]:
+        """The values of a list, also of one that is kept as a text; none of anything else."""
+        if isinstance(value, (list, tuple)):
+            return [str(part) for part in value] if self.kind is str else list(value)
+        if not isinstance(value, str) or (self.kind is str and "," not in value):
+            return []
+        try:
+            return [part if self.kind is str else self.kind(part) for part in value.split(",")]
+        except ValueError:
+            return []
+
+    def _takes_text(self, value: Any) -> bool:
+        matches = self.pattern and isinstance(value, str) and re.fullmatch(self.pattern, value)
+        return value in self.choices or bool(matches)
+
+    def _takes_number(self, value: Any) -> bool:
+        """Whether a number or a truth value fits: of the right kind, finite, and in the range."""
+        if self.kind is bool or isinstance(value, bool):
+            return self.kind is bool and isinstance(value, bool)
+        if not isinstance(value, (int, float)) or not self.low <= value < math.inf:
+            return False
+        if self.choices and value not in self.choices:
+            return False
+        # The range first: an integer beyond the largest float has no float to convert to.
+        too_high = self.high is not None and (value >= self.high if self.high_is_open else value > self.high)
+        return not too_high and (self.kind is float or value == int(value))
+
+
+VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
+MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
+OWN_WORDS = "a function of your own as my_module:build"
+OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop")
+_ADAMS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
+_LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau")}
+_RESTARTS, _ONECYCLE, _PLATEAU = ({"schedule": (name,)} for name in ("warm_restarts", "onecycle", "plateau"))
+SCHEDULE_NAMES = (
+    "step", "none", "cosine", "warm_restarts", "onecycle", "exponential", "multistep", "polynomial", "plateau",
+)  # fmt: skip
+WEIGHT = r"\d*\.?\d+(e-?\d+)?"
+ACTIVATION_NAMES = ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "gelu", "silu", "mish", "none")
+MOST_LAYERS = 8  # of a cnn's parameters by layer
+
+_GENERAL: dict[str, Parameter] = {
+    "model": Parameter(str, "cnn3", "the network", choices=MODEL_NAMES, pattern=OWN_MODEL, pattern_words=OWN_WORDS),
+    "activation": Parameter(str, "relu", "the activation after each layer", choices=ACTIVATION_NAMES),
+    "batch_norm": Parameter(bool, False, "batch normalisation after convolutions"),
+    "norm_position": Parameter(
+        str, "before_activation", "where it stands; after_activation is layer, activation, dropout, norm",
+        choices=("before_activation", "after_activation"), only_if={"batch_norm": (True,)},
+    ),
+    "hidden_units": Parameter(int, 100, "width of the last hidden fully connected layer", low=1, high=65536),
+    "padding_mode": Parameter(str, "zeros", "what the first convolution pads with", choices=("zeros", "reflect")),
+    "init": Parameter(str, "default", "initial weights", choices=("default", "xavier")),
+    "softmax": Parameter(
+        bool, False, "a softmax before the cross-entropy loss, the mistake of two reports",
+        only_if={"loss": ("cross_entropy",)},
+    ),
+    "normalize": Parameter(bool, False, "subtract the training images' channel mean, divide by their deviation"),
+    "optimizer": Parameter(str, "adam", "the optimizer", choices=OPTIMIZER_NAMES),
+    "batch_size": Parameter(int, 64, "images per step", low=1, high=65536),
+    "epochs": Parameter(int, 30, "passes over the training images", low=1, high=100_000),
+    "train_images": Parameter(int, 0, "training images used, class by class alike; 0 is all"),
+    "validation_images": Parameter(int, 0, "likewise; the same for all trials"),
+    "image_size": Parameter(int, 32, "pixels of a side; the same for all trials", low=8, high=512),
+    "precision": Parameter(str, "auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16")),
+    "metric": Parameter(
+        str, "accuracy", "what trials and their epochs are chosen by on the validation images; the same for all trials",
+        choices=("accuracy", "loss", "f1", "top5"),
+    ),
+    "learning_rate": Parameter(float, 1e-3, "the step of the optimizer", low=1e-12, high=1000),
+    "momentum": Parameter(
+        float, 0.0, "share of the last step that is kept; of nesterov 0.9 where it is not given", high=1,
+        high_is_open=True, only_if={"optimizer": ("sgd", "nesterov", "rmsprop")},
+    ),
+    "weight_decay": Parameter(
+        float, 0.0, "L2 penalty, added to the gradient; of adamw decoupled, as PyTorch has it", high=1000
+    ),
+    "dropout": Parameter(float, 0.0, "share of activations zeroed", high=1, high_is_open=True),
+    "step_size": Parameter(
+        int, 20, "epochs between decays", low=1, high=100_000, only_if={"schedule": ("step",)}
+    ),
+    "gamma": Parameter(
+        float, 1.0, "factor of each decay, 1 is none; where it is not given, 0.95 of exponential and 0.1 of multistep",
+        low=1e-6, high=1, only_if={"schedule": ("step", "exponential", "multistep")},
+    ),
+}  # fmt: skip
+
+# How all networks are trained; what is off where it is not given.
+_TRAINING: dict[str, Parameter] = {
+    "beta1": Parameter(float, 0.9, "share of mean gradients that is kept", high=1, high_is_open=True, only_if=_ADAMS),
+    "beta2": Parameter(float, 0.999, "share of mean squares that is kept", high=1, high_is_open=True, only_if=_ADAMS),
+    "amsgrad": Parameter(bool, False, "the largest mean square so far", only_if={"optimizer": ("adam", "adamw")}),
+    "eps": Parameter(
+        float, 0.0, "added to what is divided by; 0 is the optimizer's own", high=1,
+        only_if={"optimizer": tuple(name for name in OPTIMIZER_NAMES if name not in ("sgd", "nesterov"))},
+    ),
+    "alpha": Parameter(
+        float, 0.99, "share of the mean square that is kept", high=1, high_is_open=True,
+        only_if={"optimizer": ("rmsprop",)},
+    ),
+    "rho": Parameter(
+        float, 0.9, "share of the mean square that is kept", high=1, high_is_open=True,
+        only_if={"optimizer": ("adadelta",)},
+    ),
+    "dampening": Parameter(
+        float, 0.0, "share of a gradient that does not enter the momentum", high=1, high_is_open=True,
+        only_if={"optimizer": ("sgd",)},
+    ),
+    "schedule": Parameter(str, "step", "how the learning rate goes from epoch to epoch", choices=SCHEDULE_NAMES),
+    "warmup_epochs": Parameter(
+        int, 0, "epochs in which the learning rate grows from 0 first", high=100_000,
+        only_if={"schedule": tuple(name for name in SCHEDULE_NAMES if name != "onecycle")},
+    ),
+    "milestones": Parameter(
+        int, 0, "epochs after which it decays; 0 is half and three quarters of all", high=100_000, listed=True,
+        each="decay", only_if={"schedule": ("multistep",)},
+    ),
+    "cosine_epochs": Parameter(
+        int, 0, "epochs of half a cosine; 0 is all", high=100_000, only_if={"schedule": ("cosine",)}
+    ),
+    "restart_epochs": Parameter(int, 10, "epochs until the first restart", low=1, high=100_000, only_if=_RESTARTS),
+    "restart_factor": Parameter(int, 1, "how many times as long each cycle is", low=1, high=100, only_if=_RESTARTS),
+    "min_learning_rate": Parameter(float, 0.0, "the lowest learning rate", high=1000, only_if=_LOWEST),
+    "onecycle_peak": Parameter(float, 0.3, "share of epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
+    "onecycle_start": Parameter(float, 25.0, "the peak over the first rate", low=1, high=1e12, only_if=_ONECYCLE),
+    "onecycle_end": Parameter(float, 1e4, "the first rate over the last", low=1, high=1e12, only_if=_ONECYCLE),
+    "polynomial_power": Parameter(float, 1.0, "the exponent", high=100, only_if={"schedule": ("polynomial",)}),
+    "plateau_factor": Parameter(
+        float, 0.1, "factor of each decay", low=1e-6, high=1, high_is_open=True, only_if=_PLATEAU
+    ),
+    "plateau_patience": Parameter(
+        int, 10, "epochs without a lower validation loss before a decay", high=100_000, only_if=_PLATEAU
+    ),
+    "loss": Parameter(
+        str, "cross_entropy", "what is made small; mse and bce are of probabilities, the mean of the classes",
+        choices=("cross_entropy", "focal", "mse", "bce"),
+    ),
+    "focal_gamma": Parameter(float, 2.0, "how little sure images count", high=100, only_if={"loss": ("focal",)}),
+    "label_smoothing": Parameter(
+        float, 0.0, "share of an image's class that all classes are given alike", high=1, high_is_open=True
+    ),
+    "class_weights": Parameter(
+        str, "none", "how much images of a class count; balanced is by how rare it is", choices=("none", "balanced"),
+        pattern=WEIGHT, pattern_words="numbers", listed=True, each="class",
+    ),
+    "l1": Parameter(float, 0.0, "L1 penalty", high=1000),
+    "gradient_clip": Parameter(float, 0.0, "the greatest norm of the gradient; 0 is none", high=1e6),
+    "ema_decay": Parameter(
+        float, 0.0, "share that a running mean of the weights keeps in a step; that mean is validated; 0 is none",
+        high=1, high_is_open=True,
+    ),
+    "batch_norm_momentum": Parameter(
+        float, 0.1, "share of a batch in batch normalisation's statistics", low=1e-6, high=1,
+        only_if={"batch_norm": (True,)},
+    ),
+}  # fmt: skip
+
+AUGMENTATION_NAMES = ("none", "flip", "crop", "affine", "color", "autoaugment", "randaugment", "trivialaugment")
+# Of training images. A strength of 0 is that of the set, which is 0 in `none`.
+_AUGMENTATION: dict[str, Parameter] = {
+    "augmentation": Parameter(
+        str, "none",
+        "how training images are changed: flip mirrors half of them; crop also shifts them by up to an eighth; affine "
+        "is shift 0.1, rotation 15, zoom 0.1; color is color 0.2; the others are crop and torchvision's policy",
+        choices=AUGMENTATION_NAMES,
+    ),
+    "flip": Parameter(float, 0.0, "share of images that are mirrored; 0 is as augmentation has it", high=1),
+    "shift": Parameter(float, 0.0, "the largest shift, as a share of the side; 0 is as augmentation has it", high=1),
+    "rotation": Parameter(float, 0.0, "the largest angle in degrees; 0 is as augmentation has it", high=180),
+    "zoom": Parameter(
+        float, 0.0, "how much larger or smaller at most, as a share; 0 is as augmentation has it", high=0.9
+    ),
+    "color": Parameter(
+        float, 0.0, "the largest change of brightness, contrast, saturation, a share; 0 is as augmentation has it",
+        high=1,
+    ),
+    "cutout": Parameter(int, 0, "side in pixels of a square that is blanked", high=512),
+    "mixup": Parameter(float, 0.0, "images are mixed by shares of Beta(alpha, alpha); 0 is off", high=100),
+    "cutmix": Parameter(
+        float, 0.0, "boxes of such shares are pasted from others; beside mixup every other time", high=100
+    ),
+    "mix_probability": Parameter(float, 1.0, "share of batches in which mixup or cutmix acts", high=1),
+}  # fmt: skip
+CHANGES = tuple(_AUGMENTATION)  # the parameters that change training images
+
+# What is usual beside a value of another parameter.
+_BESIDE: dict[str, tuple[str, dict[Value, Value]]] = {
+    "momentum": ("optimizer", {"nesterov": 0.9}),
+    "gamma": ("schedule", {"exponential": 0.95, "multistep": 0.1}),
+}
+
+
+def defaults_beside(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The defaults of parameters for which these values of others say another one than is usual."""
+    return {name: by[values[other]] for name, (other, by) in _BESIDE.items() if values[other] in by}
+
+
+# Of `model = "cnn"` alone. A block is some convolutions and a pooling; a list has one value a block or dense layer, and
+# says how many there are.
+_NETWORK: dict[str, Parameter] = {
+    "conv_layers": Parameter(int, 3, "blocks of a convolution and a pooling", low=1, high=MOST_LAYERS),
+    "convs_per_block": Parameter(int, 1, "convolutions in each block", low=1, high=8),
+    "filters": Parameter(int, 32, "filters of the first block, or a list", low=1, high=4096, listed=True),
+    "filter_growth": Parameter(
+        str, "same", "how filters grow from block to block",
+        choices=("same", "double", "half"), pattern=r"\d*\.?\d+", pattern_words='a factor as a text, such as "1.5"',
+    ),
+    "kernel_size": Parameter(int, 3, "pixels of a kernel's side", low=1, high=31, listed=True),
+    "stride": Parameter(int, 1, "pixels between a convolution's places", low=1, high=8),
+    "padding": Parameter(str, "same", "whether borders are padded", choices=("same", "valid")),
+    "pooling": Parameter(str, "max", "how a block's end is pooled", choices=("max", "avg", "none"), listed=True),
+    "pool_size": Parameter(int, 2, "pixels of a pooling's side, and between its places", low=2, high=8, listed=True),
+    "global_pooling": Parameter(bool, False, "the mean of each channel in place of the flattening"),
+    "dense_layers": Parameter(int, 1, "hidden dense layers", high=MOST_LAYERS),
+    "dense_units": Parameter(int, 128, "width of hidden dense layers", low=1, high=65536, listed=True),
+    "dense_batch_norm": Parameter(bool, False, "batch normalisation after hidden dense layers"),
+    "dense_activation": Parameter(
+        str, "as_activation", "the activation of dense layers", choices=("as_activation", *ACTIVATION_NAMES)
+    ),
+    "conv_dropout": Parameter(
+        float, 0.0, "share of whole channels zeroed after a block; dropout is of dense layers",
+        high=1, high_is_open=True, listed=True,
+    ),
+}  # fmt: skip
+# Those that a layer can have for itself, as in filters_2, and what counts the layers.
+BY_LAYER = {
+    **dict.fromkeys(("filters", "kernel_size", "pooling", "pool_size", "conv_dropout"), "conv_layers"),
+    **dict.fromkeys(("dense_units", "dropout"), "dense_layers"),
+}
+
+
+def _of_layers(name: str) -> dict[str, Parameter]:
+    """A parameter by layer."""
+    general, counted = (_GENERAL | _NETWORK)[name], BY_LAYER[name]
+    return {
+        f"{name}_{layer}": replace(
+            general, listed=False, words=f"the same of layer {layer}",
+            only_if={counted: tuple(range(layer, MOST_LAYERS + 1))},
+        )
+        for layer in range(1, MOST_LAYERS + 1)
+    }  # fmt: skip
+
+
+_LAYERS = {name: parameter for base in BY_LAYER for name, parameter in _of_layers(base).items()}
+PARAMETERS: dict[str, Parameter] = _GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _LAYERS
+# Without those of single layers: what a sentence has room for.
+NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK)
+
+_CNN = frozenset(PARAMETERS) - {"hidden_units"}
+_ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys()
+_PADDED_WITH_ZEROS = _ALL - {"padding_mode"}
+# For each model here: the parameters it has, and its report's own settings where they differ from the defaults above.
+MODEL_TRAITS: dict[str, tuple[frozenset[str], dict[str, Value]]] = {
+    "lenet": (_PADDED_WITH_ZEROS, {"hidden_units": 84}),
+    "convnet": (_ALL, {"batch_norm": True, "hidden_units": 84}),
+    "cnn3": (_PADDED_WITH_ZEROS, {"norm_position": "after_activation"}),
+    "cnn1": (_PADDED_WITH_ZEROS - {"hidden_units"}, {}),
+    "cnn": (_CNN, {}),
+    **dict.fromkeys(VGG_MODELS, (_PADDED_WITH_ZEROS, {"batch_norm": True, "hidden_units": 500})),
+}
+
+
+def base_of(name: str) -> str:
+    """The parameter that one of a single layer belongs to, as in filters of filters_2; any other is its own."""
+    return name.rpartition("_")[0] if name in _LAYERS else name
+
+
+def is_own(model: str) -> bool:
+    """Whether the model is a user's own, named by module and function."""
+    return ":" in model
+
+
+def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
+    """The parameters that a model has (a user's own has all), and its defaults where those of `PARAMETERS` differ."""
+    return (_ALL, {}) if is_own(model) else MODEL_TRAITS[model]
+
+
+# What other programs call them.
+ALIASES = {
+    "lr": "learning_rate", "base_lr": "learning_rate", "bs": "batch_size", "batch": "batch_size", "wd": "weight_decay",
+    "n_epochs": "epochs", "num_epochs": "epochs", "max_epochs": "epochs", "opt": "optimizer", "drop_rate": "dropout",
+    "dropout_rate": "dropout", "network": "model", "arch": "model",
+}  # fmt: skip
+
+
+def check_parameter(name: str, value: Any, *, where: str) -> Value:
+    """`value` as parameter `name` takes it; UsageError, which names `where`, if it is unknown or out of range."""
+    if name not in PARAMETERS:
+        hint = f"did you mean {ALIASES[name]}?" if name in ALIASES else f"{nearest(name, NAMES)}."
+        raise UsageError(f"{where}: there is no parameter {name!r}; {hint}")
+    parameter = PARAMETERS[name]
+    try:
+        return parameter.check(value)
+    except ValueError as error:
+        is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
+        hint = "; 0 is none" if is_none and parameter.kind is not str and parameter.low == 0 else ""
+        raise UsageError(f"{where}: {name} = {error}{hint}.") from None
+
+
+def applies(name: str, values: Mapping[str, Value]) -> bool:
+    """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default."""
+    has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
+    if name not in has:
+        return False
+    conditions = PARAMETERS[name].only_if
+    if not conditions:
+        return True
+    usual = {other: defaults.get(other, PARAMETERS[other].default) for other in conditions}
+    known = usual | dict(values) | layer_counts(values)
+    return all(known[other] in accepted and applies(other, values) for other, accepted in conditions.items())
+
+
+def layer_counts(values: Mapping[str, Value], *, where: str = "trial parameters") -> dict[str, Value]:
+    """How many layers of a cnn the lists among these values say; UsageError if they, or a given number, differ."""
+    counts: dict[str, Value] = {}
+    for name, counted in BY_LAYER.items():
+        if name in values and (entries := PARAMETERS[name].entries(values[name])):
+            given = counts.get(counted, values.get(counted, len(entries)))
+            if given != len(entries):
+                fault = f"{name} = {values[name]} has {len(entries)} values, one a layer, where there are {given}"
+                raise UsageError(f"{where}: {fault} ({counted}); lists are to be of one length.")
+            counts[counted] = len(entries)
+    return counts

@@ -1,0 +1,100 @@
+"""Everything that a trial can be trained by: fused equals solo, resumed bit for bit, and a NaN stays its own."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.training import checkpoint, optim, train
+from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.train import Run
+from tests.training.runs import assert_members_equal, trained
+
+CPU = torch.device("cpu")
+# What a group shares, and what its three members have each for itself.
+SETTINGS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
+    "optimizer": ({"optimizer": "nadam"}, ({"beta1": 0.8}, {"beta2": 0.99}, {"eps": 1e-4})),
+    "schedule": (
+        {},
+        ({"schedule": "cosine"}, {"schedule": "plateau", "plateau_patience": 0}, {"schedule": "onecycle"}),
+    ),
+    "smoothing": ({}, ({"label_smoothing": 0.1}, {}, {"label_smoothing": 0.3})),
+    "focal": ({"loss": "focal", "class_weights": "balanced"}, ({"focal_gamma": 0.5}, {}, {"focal_gamma": 0.0})),
+    "mse": ({"loss": "mse"}, ({}, {"label_smoothing": 0.2}, {})),
+    "bce": ({"loss": "bce", "class_weights": "1,2,3,4,5,1,2,3,4,5"}, ({}, {"label_smoothing": 0.2}, {})),
+    "penalties": ({}, ({"l1": 1e-3}, {"gradient_clip": 0.5}, {"gradient_clip": 1e3})),
+    "images": (
+        {"augmentation": "randaugment", "rotation": 20.0, "color": 0.2, "cutout": 6, "normalize": True},
+        ({}, {"l1": 1e-3}, {"learning_rate": 1e-2}),
+    ),
+    "mixing": ({"mixup": 0.5, "cutmix": 1.0, "flip": 0.3}, ({}, {"label_smoothing": 0.1}, {"learning_rate": 1e-2})),
+    "ema": (
+        {"batch_norm": True, "batch_norm_momentum": 0.3, "optimizer": "sgd", "momentum": 0.9},
+        ({"ema_decay": 0.8}, {}, {"ema_decay": 0.99}),
+    ),
+}
+
+
+def group(name: str) -> list[TrialConfig]:
+    shared, own = SETTINGS[name]
+    small = {"model": "lenet", "batch_size": 16, "epochs": 3, "train_images": 64, "validation_images": 40}
+    return [
+        TrialConfig.from_params(
+            small | {"activation": "tanh", "learning_rate": 1e-3 * 3**seed} | shared | each,
+            classes=10, precision="fp32", data_seed=7, seed=seed,
+        )
+        for seed, each in enumerate(own)
+    ]  # fmt: skip
+
+
+@pytest.fixture(params=["rows", "at once"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of an optimizer, on a CPU."""
+    if request.param == "at once":
+        monkeypatch.setattr(optim, "at_once", lambda _: True)
+        monkeypatch.setattr(train, "at_once", lambda _: True)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_members_equal_their_solo_runs(name: str, way: None, small_data: ImageData) -> None:
+    configs = group(name)
+    together = trained(configs, small_data, epochs=1)
+    together.keep([2, 0])
+    together.epoch()
+    for k, each in enumerate((configs[2], configs[0])):
+        alone = trained([each], small_data)
+        assert_members_equal(together, k, alone, 0)
+        assert together.members[k].history[-1].learning_rate == alone.members[0].history[-1].learning_rate
+        for name_, value in together.member(k).state_dict().items():
+            torch.testing.assert_close(value, alone.member(0).state_dict()[name_])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_resumed_group_goes_on_bit_for_bit(name: str, way: None, small_data: ImageData) -> None:
+    unbroken, first, second = (Run(group(name), small_data, device=CPU) for _ in range(3))
+    for run in (unbroken, first):
+        run.epoch()
+        run.epoch()
+    for k in range(3):
+        second.restore(k, checkpoint.unpack(checkpoint.pack(first.state(k))))
+    for run in (unbroken, second):
+        run.epoch()
+    for k in range(3):
+        mine, theirs = unbroken.state(k), second.state(k)
+        assert mine.keys() == theirs.keys()
+        for key in mine.keys() - {"history"}:
+            assert torch.equal(mine[key], theirs[key]), key
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(name: str, way: None, small_data: ImageData) -> None:
+    calm, broken = (Run(group(name), small_data, device=CPU) for _ in range(2))
+    broken.network.weights[1] = float("nan")
+    for run in (calm, broken):
+        run.epoch()
+    assert broken.members[1].history[-1].diverged
+    for k in (0, 2):
+        mine, theirs = calm.state(k), broken.state(k)
+        for key in mine.keys() - {"history"}:
+            assert torch.equal(mine[key], theirs[key]), key
