@@ -55,7 +55,7 @@ class Shape:
     filters: int | str = 32
     filter_growth: str = "same"
     kernel_size: int | str = 3
-    stride: int = 1
+    stride: int | str = 1
     padding: str = "same"
     pooling: str = "max"
     pool_size: int | str = 2
@@ -64,6 +64,9 @@ class Shape:
     dense_units: int | str = 128
     dense_batch_norm: bool = False
     dense_activation: str = "as_activation"
+    input_dropout: float = 0.0
+    pretrained: bool = False
+    freeze: int = 0
     amsgrad: bool = False
     loss: str = "cross_entropy"
     class_weights: str = "none"
@@ -98,6 +101,7 @@ class Knobs:
     gamma: float
     seed: int
     conv_dropout: float | str = 0.0
+    dropout_place: str = "dense"
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 0.0
@@ -126,12 +130,16 @@ class Knobs:
 
     def rate(self, place: str) -> float:
         """The rate of dropout at a place: one of the whole network, or of a layer as in ``conv_dropout_2``."""
-        own = dict(self.more)
+        own, name = dict(self.more), base_of(place)
         if place in own:
             return float(own[place])
-        name = base_of(place)
-        entries = PARAMETERS[name].entries(getattr(self, name))
-        return float(entries[int(place.removeprefix(f"{name}_")) - 1] if entries else getattr(self, name))
+        if entries := PARAMETERS[name].entries(getattr(self, name)):
+            return float(entries[int(place.removeprefix(f"{name}_")) - 1])
+        if name == "conv_dropout" and not self.conv_dropout:
+            return self.dropout if self.dropout_place in ("conv", "both") else 0.0
+        if name == "dropout" != place and self.dropout_place == "conv":
+            return 0.0
+        return float(getattr(self, name))
 
 
 # Of single layers: which part of a config has them.
