@@ -308,7 +308,38 @@ def _of_layers(name: str) -> dict[str, Parameter]:
 
 
 _LAYERS = {name: parameter for base in BY_LAYER for name, parameter in _of_layers(base).items()}
-PARAMETERS: dict[str, Parameter] = _GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _NAMED | _LAYERS
+
+
+class _OfOwn(Parameter):
+    """A parameter of a user's own network, which says itself what it takes."""
+
+    def accepted(self) -> str:
+        return "a number, a text, true or false"
+
+    def check(self, value: Any) -> Value:
+        if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
+        return value
+
+
+OWN = "net."  # how the names of parameters of a user's own network begin, in files and in studies
+_OWN_NAME = re.compile(r"net\.[A-Za-z_]\w*")
+_OF_OWN = _OfOwn(object, 0, "of a user's own network")
+
+
+class _Parameters(dict[str, Parameter]):
+    """Those that are known here, and any of a user's own network."""
+
+    def __missing__(self, name: str) -> Parameter:
+        if name in self:
+            return _OF_OWN
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and bool(_OWN_NAME.fullmatch(name)))
+
+
+PARAMETERS: dict[str, Parameter] = _Parameters(_GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _NAMED | _LAYERS)
 # Without those of single layers: what a sentence has room for.
 NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK, *_NAMED)
 
@@ -378,7 +409,7 @@ def applies(name: str, values: Mapping[str, Value]) -> bool:
     """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default."""
     has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
     if name not in has:
-        return False
+        return name.startswith(OWN) and is_own(str(values.get("model", "")))
     conditions = PARAMETERS[name].only_if
     if not conditions:
         return True

@@ -25,7 +25,8 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
     neither a user's own nor a chain of PyTorch's layers.
     """
     if is_own(config.shape.model):
-        made = f"{config.shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(config.shape)}))"
+        own = "".join(f", {name}={value!r}" for name, value in config.shape.own.items())
+        made = f"{config.shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(config.shape)}){own})"
         return f"nn.Sequential({made}, nn.Softmax(dim=1))" if config.shape.softmax else made
     if is_named(config.shape.model):
         return f"named_network({config.shape.model!r}, {config.shape.classes}, {config.shape.image_size <= SMALL})"

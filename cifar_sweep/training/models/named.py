@@ -36,7 +36,9 @@ def named_network(name: str, classes: int, small: bool) -> nn.Module:
         if isinstance(layers[1][1], nn.MaxPool2d):
             parent, _, child = layers[1][0].rpartition(".")
             setattr(network.get_submodule(parent), child, nn.Identity())
-    for place, last in [(place, layer) for place, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1:]:
+    for place, last in [(place, layer) for place, layer in network.named_modules() if isinstance(layer, nn.Linear)][
+        -1:
+    ]:
         parent, _, child = place.rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Sequential(nn.Dropout(0.0), last))
     return network
