@@ -6,13 +6,14 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 from cifar_sweep.errors import UsageError, nearest
-from cifar_sweep.layers import check_image_left
+from cifar_sweep.layers import image_fault
 from cifar_sweep.parameters import (
     BY_LAYER,
     NAMES,
     PARAMETERS,
     Value,
     applies,
+    base_of,
     check_parameter,
     defaults_beside,
     layer_counts,
@@ -79,6 +80,11 @@ class Shape:
     mix_probability: float = 1.0
     more: More = ()  # those of single layers, by name
 
+    @property
+    def fault(self) -> str:
+        """Why there is no such network, in words; empty where there is one."""
+        return image_fault(vars(self) | dict(self.more))
+
 
 @dataclass(frozen=True)
 class Knobs:
@@ -123,17 +129,14 @@ class Knobs:
         own = dict(self.more)
         if place in own:
             return float(own[place])
-        name, _, layer = place.rpartition("_")
-        general = getattr(self, name if layer.isdigit() else place)
-        entries = PARAMETERS[name].entries(general) if layer.isdigit() else []
-        return float(entries[int(layer) - 1] if entries else general)
+        name = base_of(place)
+        entries = PARAMETERS[name].entries(getattr(self, name))
+        return float(entries[int(place.removeprefix(f"{name}_")) - 1] if entries else getattr(self, name))
 
 
 # Of single layers: which part of a config has them.
 _PARTS = {part: {field.name for field in fields(part)} for part in (Shape, Knobs)}
-SHAPE_PARAMETERS = frozenset(
-    name for name in PARAMETERS if name in _PARTS[Shape] or name.rpartition("_")[0] in BY_LAYER.keys() & _PARTS[Shape]
-)
+SHAPE_PARAMETERS = frozenset(name for name in PARAMETERS if base_of(name) in _PARTS[Shape])
 # A value that came later is left out of what is stored while it is the default: what was stored before stays the same.
 _LATER = {
     field.name: field.default
@@ -194,11 +197,10 @@ class TrialConfig:
         for name, value in values.items():
             if name in PARAMETERS and not (name == "hidden_units" and value == 0):
                 check_parameter(name, value, where="trial config")
-        check_image_left(values, where="trial config")
 
         def part(kind: type[Shape] | type[Knobs]) -> Any:
             names = _PARTS[kind]
-            more = ((name, value) for name, value in sorted(of_layers.items()) if name.rpartition("_")[0] in names)
+            more = ((name, value) for name, value in sorted(of_layers.items()) if base_of(name) in names)
             return kind(**{name: values[name] for name in names - {"more"}}, more=tuple(more))
 
         return cls(part(Shape), part(Knobs))

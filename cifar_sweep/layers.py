@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cifar_sweep.errors import UsageError
-from cifar_sweep.parameters import PARAMETERS, VGG_MODELS, Value
+from cifar_sweep.parameters import PARAMETERS, VGG_MODELS
 
 _GROWTH = {"same": 1.0, "double": 2.0, "half": 0.5}
 
@@ -48,21 +47,23 @@ def each_layer(values: Mapping[str, Any], name: str, count: int) -> list[Any]:
     return [values.get(f"{name}_{layer}", value) for layer, value in enumerate(general, start=1)]
 
 
-def check_image_left(values: Mapping[str, Value], *, where: str) -> None:
-    """Raise UsageError where a model with these settings, complete ones, has nothing left of its images."""
+SHRINKS = ("conv_layers", "convs_per_block", "stride", "pool_size", "kernel_size", "pooling", "padding")
+
+
+def image_fault(values: Mapping[str, Any]) -> str:
+    """Why a model with these settings, complete ones, leaves nothing of its images; empty where something is left."""
     model, size = values["model"], values["image_size"]
-    if model in VGG_MODELS and int(size) < 32:
-        raise UsageError(f"{where}: {model} halves images five times; accepted: image_size = 32 or more.")
-    if model != "cnn":
-        return
-    blocks = blocks_of(values)
+    if model in VGG_MODELS and size < 32:
+        return f"{model} halves images five times; accepted: image_size = 32 or more"
+    blocks = blocks_of(values) if model == "cnn" else []
     for number, block in enumerate(blocks, start=1):
         if block.side < 1:
-            raise UsageError(
-                f"{where}: images of {size} pixels have nothing left after layer {number} of {len(blocks)} (kernel "
+            return (
+                f"images of {size} pixels have nothing left after layer {number} of {len(blocks)}: kernel "
                 f"{block.kernel_size}, padding {values['padding']}, stride {values['stride']}, pooling {block.pooling} "
-                f"{block.pool_size}); fewer or smaller of these, or a larger image_size, are accepted."
+                f"of {block.pool_size}; fewer or smaller ones are accepted, or a larger image_size"
             )
+    return ""
 
 
 def widths_of(values: Mapping[str, Any]) -> Sequence[int]:

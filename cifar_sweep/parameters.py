@@ -313,6 +313,11 @@ MODEL_TRAITS: dict[str, tuple[frozenset[str], dict[str, Value]]] = {
 }
 
 
+def base_of(name: str) -> str:
+    """The parameter that one of a single layer belongs to, as in filters of filters_2; any other is its own."""
+    return name.rpartition("_")[0] if name in _LAYERS else name
+
+
 def is_own(model: str) -> bool:
     """Whether the model is a user's own, named by module and function."""
     return ":" in model

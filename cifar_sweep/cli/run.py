@@ -54,8 +54,8 @@ def run(
             rooms.ray.run_on_ray(job, str(cluster), **many, stop=stop, say=partial(say, console=console))
     # The database may have been away in the meantime, or be so now.
     rooms.outage.wait_out(lambda: _say_end(study, place), stop=stop, say=say)
-    # Another point takes the place of a trial that failed, but never of a given one.
-    missing = sweep.given and rooms.outage.wait_out(study.missing, stop=stop, say=say)
+    # Another point takes the place of a trial that failed, but never of a listed one.
+    missing = sweep.listed and rooms.outage.wait_out(study.missing, stop=stop, say=say)
     raise typer.Exit(stop.exit_code() or int(missing))
 
 

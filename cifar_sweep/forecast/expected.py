@@ -7,6 +7,7 @@ from functools import lru_cache
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.parameters import CHANGES, PARAMETERS, Value
 from cifar_sweep.search.cube import Cube
+from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import Sweep
 
 DRAWS = 200
@@ -24,8 +25,9 @@ def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]
 
 def queued_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     """The shapes of the points that wait when a study of `sweep` is made; what a point leaves open is drawn."""
-    if sweep.given:
-        return [shape_of(sweep.fixed | point.params(), precision) for point in sweep.enqueue]
+    if sweep.listed:
+        points = [point.params() for point in sweep.enqueue] if sweep.given else grid(sweep)[: sweep.trials]
+        return [shape_of(sweep.fixed | point, precision) for point in points]
     generator = random.Random(0)  # noqa: S311 - no secret
     return [shape_of(sweep.fixed | draw(sweep, generator) | point, precision) for point in _first_points(sweep)]
 
@@ -40,8 +42,8 @@ def _first_points(sweep: Sweep) -> list[dict[str, Value]]:
 
 
 def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
-    """Shapes that the sampler may choose, drawn at random; none where all points are given."""
-    if sweep.given:
+    """Shapes that the sampler may choose, drawn at random; none where all points are listed."""
+    if sweep.listed:
         return []
     generator = random.Random(0)  # noqa: S311 - no secret
     draws = DRAWS if sweep.space.keys() & set(DECISIVE) else 1

@@ -5,6 +5,7 @@ it runs: how many trials of a shape a group may have, so that they, or the best 
 """
 
 import math
+import sys
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -23,6 +24,7 @@ from cifar_sweep.forecast.pruning import expected_survival
 from cifar_sweep.search.choice import InTime, grant_end, in_time_always
 from cifar_sweep.study.winner import FIRST_SEEDS
 from cifar_sweep.sweep.file import cut, longest
+from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.strategy import searches_shape
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -75,7 +77,7 @@ def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) 
     pace, before = Pace(costs), spent + costs.start + END_SECONDS
     found = None
     for enough, (images, epochs) in FLOORS.items():
-        wanted = sweep.size if sweep.given else enough
+        wanted = sweep.size if sweep.given else min(enough, _most_trials(sweep))
         floors = {"images": costs.train_images, "least_images": images, "least_epochs": epochs}
 
         def made(share: float, floors: dict[str, int] = floors) -> HourPlan:
@@ -87,7 +89,7 @@ def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) 
 
         # The largest share of which enough trials fit beside their confirmation, or the smallest.
         found = made(CUTS[bisect_left(CUTS[:-1], wanted, key=fitting)])
-        if found.trials >= (wanted if sweep.given else FEWEST):
+        if found.trials >= (wanted if sweep.given else min(FEWEST, wanted)):
             break
     assert found is not None
     if not found.trials:
@@ -118,11 +120,16 @@ def _plan_of(sweep: Sweep, pace: Pace, hours: float, left: float) -> HourPlan:
     if sweep.given:
         return HourPlan(hours, sweep, min(expected.fit(left), sweep.size), 0.0)
     most = CONFIRMED_SHARE * left
-    trials = expected.fit(left - most)
+    trials = min(expected.fit(left - most), _most_trials(sweep))
     needed = {pair: SAFETY * expected.confirming(*pair) for pair in CONFIRMED}
     confirm = next((pair for pair in CONFIRMED if needed[pair] <= most), None)
     changed = sweep.model_copy(update={"trials": max(trials, 1), "confirm": confirm})
     return HourPlan(hours, changed, trials, needed[confirm] if confirm else 0.0)
+
+
+def _most_trials(sweep: Sweep) -> int:
+    """How many trials there can be: of a grid as many as it has points."""
+    return len(grid(sweep)) if sweep.sampler.name == "grid" else sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -235,4 +242,5 @@ def replan(study: "SweepStudy", *, now: float | None = None) -> int | None:
     begun = sum(trial.config is not None and trial.state != "failed" for trial in trials)
     costs = noted_costs(study) or Costs()
     pace = Pace(costs, Speeds(trials, costs).factor)
-    return begun + ExpectedTrials(study.sweep, pace).fit(end - (time.time() if now is None else now))
+    more = ExpectedTrials(study.sweep, pace).fit(end - (time.time() if now is None else now))
+    return min(begun + more, _most_trials(study.sweep))

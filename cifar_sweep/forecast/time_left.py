@@ -16,7 +16,7 @@ from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
 from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
 from cifar_sweep.forecast.pruning import expected_survival, startup
 from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast
-from cifar_sweep.study.claiming import queue_of, stage
+from cifar_sweep.study.claiming import is_searched, queue_of, stage
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
@@ -139,8 +139,7 @@ def forecast_rest(
     groups = groups_of(trials)
     noted, working = noted_costs(study), at_work(trials, now)
     sizes = [size for group in groups for size, _ in group.epochs]
-    done = all(trial.is_finished for trial in trials) if sweep.given else len(_finished(trials)) >= sweep.size
-    if done:
+    if is_searched(trials, sweep):
         return Forecast([[]])
     if study.state != OPEN or not (working or starting) or not (sizes or noted):
         return None

@@ -168,7 +168,7 @@ def _splits(device: torch.device, *, named: str, workers: int, threads: int, tri
 
 def _usual(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups) -> int:
     """The size of the group that the median trial is in."""
-    if sweep.given:  # given points are trained with those alone that are alike
+    if sweep.listed:  # these points are trained with those alone that are alike
         alike = Counter(shape for _, shape in expected)
         return statistics.median_low(min(groups.size(shape), alike[shape]) for _, shape in expected)
     largest = statistics.median_low(groups.size(shape) for _, shape in expected)

@@ -87,7 +87,7 @@ class Situation:
     courses: Sequence[Course]  # all trials that have begun
     size: Callable[[Any], int]  # how many trials of a shape a group has at most
     room: int  # how many new trials there may be
-    shape_of: Callable[[Mapping[str, Value]], Hashable]  # of a point
+    shape_of: Callable[[Mapping[str, Value]], Any]  # of a point
     seed: int  # decides all that is drawn
     in_time: InTime = in_time_always
 

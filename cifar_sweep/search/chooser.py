@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import SHAPE_PARAMETERS
-from cifar_sweep.parameters import PARAMETERS, Value
+from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameters import PARAMETERS, Value, base_of
 from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
-from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.sweep.sweep import Sweep, values_of
 
 STARTUP = 16  # trials at random points before the model is asked
 AT_RANDOM = 0.25  # the share of choices that are random points all the same: a model can be wrong
@@ -53,6 +54,7 @@ class Chooser:
         self._shape_columns = [k for k, name in enumerate(self._cube.names) if name in SHAPE_PARAMETERS]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
+        self._may_fail = "cnn" in values_of(sweep, "model") and any(base_of(name) in SHRINKS for name in sweep.space)
 
     def choose(self, now: Situation) -> Choice:
         """The next group."""
@@ -123,10 +125,11 @@ class Chooser:
         return [point, *(self._cube.params(other.tolist()) for other in others)]
 
     def _timely(self, points: Shares, now: Situation) -> Shares:
-        """Those of the points that can be trained to their end in time."""
-        if now.in_time is in_time_always:
+        """Those of the points that can be trained, and to their end in time."""
+        if now.in_time is in_time_always and not self._may_fail:
             return points
-        timely = [bool(now.in_time(now.shape_of(self._cube.params(each)), 0)) for each in points.tolist()]
+        shapes = [now.shape_of(self._cube.params(each)) for each in points.tolist()]
+        timely = [not (self._may_fail and shape.fault) and bool(now.in_time(shape, 0)) for shape in shapes]
         kept: Shares = points[np.array(timely, dtype=bool)]
         return kept
 

@@ -79,9 +79,16 @@ def asked(trials: Sequence[TrialRecord], sweep: Sweep) -> list[TrialRecord]:
     return [trial for trial in trials if trial.state != "waiting" or trial.is_frozen or trial.number in placed]
 
 
+def is_searched(searched: Sequence[TrialRecord], sweep: Sweep) -> bool:
+    """Whether the budget is spent; nothing takes the place of a point that was listed and failed."""
+    if sweep.listed:
+        return not count(searched, "running", "waiting")
+    return count(searched, "complete", "pruned") >= sweep.size
+
+
 def _confirms_now(searched: Sequence[TrialRecord], sweep: Sweep) -> tuple[int, int] | None:
     """How many of the best of a search are confirmed, under how many seeds; None where nothing is, or not yet."""
-    return sweep.confirm if count(searched, "complete", "pruned") >= sweep.size else None
+    return sweep.confirm if is_searched(searched, sweep) else None
 
 
 def stage(trials: Sequence[TrialRecord], sweep: Sweep) -> tuple[Sweep, list[TrialRecord]]:
@@ -151,6 +158,9 @@ class Claiming:
             return []
         first = self._take(self._ask({}) if waiting is NEW else trials[waiting.number])
         shape = first.config.shape
+        if shape.fault:  # the sampler learns of it as of the worst trial that there is
+            self.storage.turn(first.trial_id, TrialState.PRUNED, Change({"reason": shape.fault, "curve": []}))
+            return self.claim(size=size, workers=workers, choice=choice)
         most = min(size(shape), self.in_time(shape, waiting.epochs))
         if not most:  # what was sampled takes too long; it says so when the search ends
             self.storage.give_back(first.trial_id)
@@ -265,7 +275,7 @@ class Claiming:
             )
         # Before the lock is given up: an interrupted trial's last heartbeat is old, and the next claim would take it.
         self.storage.beat(trial_id)
-        self.study.sampler = build_sampler(self.sweep, number=waiting.number)
+        self.study.sampler = build_sampler(self.sweep, number=waiting.number, whole=space.distributions(self.sweep))
         trial = optuna.Trial(self.study, trial_id)
         if waiting.config is None:  # one that has begun stays what it is, whatever the space is now
             space.suggest(trial, self.sweep, named=waiting.given)

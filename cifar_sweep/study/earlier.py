@@ -43,8 +43,9 @@ def earlier_of(source: SweepStudy, sweep: Sweep, *, data: Mapping[str, Any], cod
     Raises StudyError where that is nothing, or the other study was run on other data.
     """
     where = f"--from {source.name}"
-    if sweep.given:
-        raise StudyError(f"{where}: a sweep of given points searches nothing; accepted for sweeps with a [space].")
+    if sweep.listed:
+        words = "a grid" if not sweep.given else "a sweep of given points"
+        raise StudyError(f"{where}: {words} searches nothing; accepted for sweeps whose sampler does.")
     source.check_data(name=str(data["name"]), fingerprint=str(data["fingerprint"]))
     finished = [trial for trial in source.trials() if trial.state in STATES and trial.curve]
     known, others = dict[int, dict[str, Value]](), defaultdict[str, list[Value]](list)

@@ -47,8 +47,8 @@ class Queue:
 
     @property
     def new(self) -> int:
-        """How many new trials the budget has room for, beside those that wait; given points are never new."""
-        return 0 if self.sweep.given else self.room - len(self.placed)
+        """How many new trials the budget has room for, beside those that wait; listed points are never new."""
+        return 0 if self.sweep.listed else self.room - len(self.placed)
 
     def first(self) -> Waiting | None:
         """The trial that the next group begins with: one that waits, or `NEW`; None where there is none to take."""

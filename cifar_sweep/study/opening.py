@@ -27,6 +27,7 @@ from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
 from cifar_sweep.study.stored import not_ours, state_of, stored_sweep
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space, strategy
+from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import Sweep
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def open_or_resume(
             study.set_user_attr("home", storage.home())
         if earlier is not None:
             earlier.add_to(study, sweep)
-        _enqueue(study, sweep)
+        _enqueue_grid(study, sweep) if sweep.sampler.name == "grid" else _enqueue(study, sweep)
         # Of a new study the sweep is last: one that has it is whole.
         for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():
             study.set_user_attr(key, value)
@@ -145,6 +146,16 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
                 continue
         if params or sweep.given:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
+
+
+def _enqueue_grid(study: optuna.Study, sweep: Sweep) -> None:
+    """Queue the first points of a grid, in so many hours all of them, as far as they are not there or have failed."""
+    trials = [trial for trial in records(study.get_trials(deepcopy=False)) if trial.state != "failed"]
+    there = {frozenset((trial.queued if trial.state == "waiting" else trial.frozen.params).items()) for trial in trials}
+    points = [space.encode(point, sweep) for point in grid(sweep)]
+    for point in points if "hours" in study.user_attrs else points[: sweep.trials]:
+        if frozenset(point.items()) not in there:
+            study.enqueue_trial(point)
 
 
 def _check_hours(study: optuna.Study, hours: Hours | None) -> None:

@@ -12,7 +12,7 @@ import optuna
 from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Gain, Hope
 from cifar_sweep.study import selection
-from cifar_sweep.study.claiming import asked, state_counts
+from cifar_sweep.study.claiming import asked, is_searched, state_counts
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.record import OUTSIDE, TrialRecord, count, records
 from cifar_sweep.study.storage import FINISHED, HALTED, OPEN, Storage
@@ -160,22 +160,21 @@ class StoredStudy:
     def finished(self, trials: Sequence[TrialRecord] | None = None) -> bool:
         """Whether the search is over, its budget or its time, and the best are confirmed.
 
-        Nothing takes the place of a given point that failed.
+        Nothing takes the place of a listed point that failed.
         """
         trials = self.trials() if trials is None else trials
         searched, seeds = asked(trials, self.sweep), fresh_seeds(trials)
-        if self.over and not count(trials, "running") and (self.sweep.given or not count(searched, "complete")):
+        given = self.sweep.given
+        if self.over and not count(trials, "running") and (given or not count(searched, "complete")):
             return True
-        if self.sweep.given:
-            return not count(searched, "running", "waiting")
         # With so many hours, how many trials there are is reckoned again with each group.
-        if (self.hours and not self.over) or count(searched, "complete", "pruned") < self.budget:
+        if (self.hours and not self.over and not given) or not is_searched(searched, self.sweep):
             return False
         confirm = self.sweep.confirm
         return not confirm or not (count(seeds, "running", "waiting") or seeds_due(trials, confirm))
 
     def missing(self) -> bool:
-        """Whether a given point that was asked for has failed, and was not run again since."""
+        """Whether a listed point that was asked for has failed, and was not run again since."""
         return count(asked(self.trials(), self.sweep), "complete", "pruned", "running", "waiting") < self.budget
 
     def under_way(self) -> Sweep:

@@ -88,7 +88,8 @@ class SweepStudy(StoredStudy):
                 claims = claiming.claim(size=size, workers=workers, choice=choice)
                 # What was chosen and is gone, others have trained meanwhile: then it is chosen again.
                 if not (claims or choice.thawed or choice.new) and self._is_timed_out():
-                    self._end_search(claiming, TIME_OVER)
+                    left = not self.sweep.listed or count(self.trials(), "waiting")
+                    self._end_search(claiming, TIME_OVER if left else "each point was trained")
                 return claims
 
     def _is_timed_out(self) -> bool:
@@ -204,7 +205,7 @@ class SweepStudy(StoredStudy):
         `died` counts as a death of its worker, of which a trial may only cause so many. Returns whether somebody will
         continue it. Raises TrialLostError as `report` does.
         """
-        if self.state == CANCELLED and not self.sweep.given:  # nothing takes the place of a given point that failed
+        if self.state == CANCELLED and not self.sweep.listed:  # nothing takes the place of a listed point that failed
             self.fail(claim, "the study was cancelled")
             return False
         with self.storage.lock():

@@ -169,6 +169,8 @@ def _below(sweep: Sweep, name: str, most: int) -> Sweep:
 def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep:
     """`sweep` with parameters fixed and keys replaced."""
     raw = sweep.model_dump(mode="json", exclude_none=True)
+    if "trials" not in sweep.model_fields_set:
+        raw.pop("trials")  # a grid's are then all of its points
     if {"strategy", "sampler", "pruner"} & {key.partition(".")[0] for key in changes}:
         # Who names a sampler or a pruner means strategy optuna; what another strategy brought goes with it.
         strategy = changes.get("strategy", "optuna")

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError, nearest
-from cifar_sweep.parameters import BY_LAYER, NAMES, PARAMETERS, Parameter, Value, check_parameter, traits
+from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameters import BY_LAYER, NAMES, PARAMETERS, Parameter, Value, base_of, check_parameter, traits
+from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import (
     Choices,
     PrunerSettings,
@@ -50,7 +52,6 @@ _MEANT = {
     "metric": "not needed: validation accuracy is maximised", "direction": "not needed: accuracy is maximised",
     "defaults": "not needed", "hydra": "not needed",
 }  # fmt: skip
-_GRID = "for a grid write its points as [[enqueue]], each with a label, with sampler = 'given' and pruner = 'none'"
 MOST_STEPS = 50
 _SETTINGS: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": PrunerSettings}
 
@@ -65,6 +66,10 @@ def parse(raw: Mapping[str, Any], *, where: str) -> Sweep:
         _check_strategy(sweep)
         _check_given(sweep)
         _check_parameters(sweep)
+        if sweep.sampler.name == "grid":
+            there = len(grid(sweep))
+            asked = sweep.trials if "trials" in sweep.model_fields_set else there
+            sweep = sweep.model_copy(update={"trials": min(asked, there)})
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     return sweep
@@ -114,6 +119,8 @@ def _check_given(sweep: Sweep) -> None:
     if not sweep.given:
         if sweep.ensemble:
             raise UsageError("[[ensemble]] is of given points; accepted with sampler = 'given'.")
+        if sweep.enqueue and sweep.sampler.name == "grid":
+            raise UsageError("[[enqueue]] names points to try first; sampler 'grid' tries each one in its own order.")
         return
     if sweep.pruner.name != "none":
         raise UsageError(f"pruner {sweep.pruner.name!r} would end given points early; accepted: pruner = 'none'.")
@@ -205,24 +212,18 @@ def _check_layers(sweep: Sweep) -> None:
         points = [sweep.fixed | point.params() for point in sweep.enqueue]
     else:
         points = [sweep.fixed | point for point in _kindest(sweep)]
-    faults = []
-    for point in points:
-        try:
-            TrialConfig.from_params(point, classes=10, precision="fp32", data_seed=0, seed=0)
-        except UsageError as error:
-            faults.append(error)
-    if len(faults) == len(points):
-        raise UsageError(str(faults[0]).replace("trial config", "[fixed] and [space]", 1))
-
-
-_SHRINKS = ("conv_layers", "convs_per_block", "stride", "pool_size", "kernel_size")
+    shapes = [
+        TrialConfig.from_params(point, classes=10, precision="fp32", data_seed=0, seed=0).shape for point in points
+    ]
+    if all(shape.fault for shape in shapes):
+        raise UsageError(f"{shapes[0].fault}.")
 
 
 def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
     """Points of the space that leave as much of an image as any: the smallest of what shrinks it, of every model."""
     kind: dict[str, Value] = {}
     for name in sweep.space:
-        values, shrinks, base = values_of(sweep, name), _base(name) in _SHRINKS, PARAMETERS[_base(name)]
+        values, shrinks, base = values_of(sweep, name), base_of(name) in SHRINKS, PARAMETERS[base_of(name)]
 
         def least(value: Value, *, shrinks: bool = shrinks, base: Parameter = base) -> float:
             """How much of an image a value takes: a list by its sum, or by its length where it adds layers alone."""
@@ -237,11 +238,6 @@ def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
     return [kind | ({"model": model} if "model" in sweep.space else {}) for model in models]
 
 
-def _base(name: str) -> str:
-    base, _, layer = name.rpartition("_")
-    return base if layer.isdigit() else name
-
-
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:
     """Pydantic's most telling complaint as one sentence: file, table, key, what is wrong, what would be accepted."""
     complaints = error.errors()
@@ -254,14 +250,14 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> 
         close = get_close_matches(key, accepted, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         if key in _MEANT:
-            hint = f"{_GRID if (key, value) == ('method', 'grid') else f'here it is {_MEANT[key]}'}; "
+            hint = f"here it is {_MEANT[key]}; "
         return f"{place}: there is no key {key!r}; {hint}accepted: {listed(accepted)}."
     if first["type"] == "missing":
         return f"{place}: {key} is missing; accepted: low and high, or choices."
     if first["type"] == "literal_error":
         settings, field = (_SETTINGS[path[0]], "name") if path[0] in _SETTINGS else (Sweep, path[0])
         known = get_args(settings.model_fields[field].annotation)
-        hint = {"grid": f"{_GRID}; ", "bayes": "did you mean tpe? "}.get(str(value), "")
+        hint = {"bayes": "did you mean tpe? "}.get(str(value), "")
         words = f"{hint}known: {listed(sorted(known))}" if hint else nearest(str(value), known)
         return f"{where}: there is no {path[0]} {in_toml(value)}; {words}."
     if path[0] == "space" and "step" in (table := _table_of(raw, path)) and (written := _as_choices(path[1], table)):

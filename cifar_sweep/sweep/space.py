@@ -8,7 +8,7 @@ from optuna.trial import BaseTrial
 
 from cifar_sweep.config import SHAPE_PARAMETERS, TrialConfig, derive_seed
 from cifar_sweep.parameters import PARAMETERS, Value, applies
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains
+from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains, suggested_order
 
 # A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
 # widened later, which a categorical one is not.
@@ -18,11 +18,6 @@ LARGEST_EXPONENT = 64
 
 LENGTH = {"epochs"}  # a trial of another length is an observation all the same: its curve says at which epoch
 
-# What decides whether others apply is suggested first. The first three come in the order of the file, as they always
-# did: another order would be another sequence of random numbers.
-_FIRST = ("model", "optimizer", "batch_norm")
-_DECIDING = frozenset(other for parameter in PARAMETERS.values() for other in parameter.only_if)
-
 
 def suggest(trial: BaseTrial, sweep: Sweep, *, named: Collection[str] | None = None) -> None:
     """Give `trial` a value for each parameter of the space that does something beside those it has got already.
@@ -31,7 +26,7 @@ def suggest(trial: BaseTrial, sweep: Sweep, *, named: Collection[str] | None = N
     values of those trials alone that used one. `named` limits it to these parameters: those of a given point.
     """
     taken: dict[str, Value] = dict(sweep.fixed)
-    for name in sorted(sweep.space, key=lambda name: (name not in _FIRST, name not in _DECIDING)):
+    for name in suggested_order(sweep):
         if applies(name, taken) and (named is None or name in named):
             taken[name] = _suggest(trial, name, sweep.space[name])
 

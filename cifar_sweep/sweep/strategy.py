@@ -1,9 +1,14 @@
 """Samplers and pruners by name, and what a step is."""
 
 import math
+import warnings
+from collections.abc import Mapping
 
-from optuna import pruners
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna import Study, pruners
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
 from cifar_sweep.config import SHAPE_PARAMETERS, derive_seed
 from cifar_sweep.errors import UsageError
@@ -15,11 +20,31 @@ from cifar_sweep.sweep.sweep import Sweep
 STEPS_OF_A_SCHEDULE = 10
 
 
-def build_sampler(sweep: Sweep, *, number: int) -> BaseSampler:
-    """The sampler for trial `number` alone: with one seed for all it would repeat itself after a restart."""
+class _Sequence(QMCSampler):
+    """A quasi-random sequence over the whole space: Optuna takes the first trial's parameters for all there are."""
+
+    def __init__(self, whole: Mapping[str, BaseDistribution], *, seed: int, independent: BaseSampler) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(scramble=True, seed=seed, independent_sampler=independent)
+        self._whole = dict(whole)
+
+    def infer_relative_search_space(self, _study: Study, _trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {name: each for name, each in self._whole.items() if not each.single()}
+
+
+def build_sampler(sweep: Sweep, *, number: int, whole: Mapping[str, BaseDistribution] | None = None) -> BaseSampler:
+    """The sampler for trial `number` alone: with one seed for all it would repeat itself after a restart.
+
+    `whole` has all parameters of the space, for a sampler that looks at them together.
+    """
     seed = derive_seed(sweep.seed, "sampler", number)
     if sweep.sampler.name == "tpe":
         return TPESampler(seed=seed, n_startup_trials=sweep.sampler.startup_trials)
+    if sweep.sampler.name == "qmc":
+        # One sequence for all trials and workers; Optuna notes with the study how far it is.
+        sequence = derive_seed(sweep.seed, "sampler")
+        return _Sequence(whole or {}, seed=sequence, independent=RandomSampler(seed=seed))
     return RandomSampler(seed=seed)  # in a given point nothing is left to sample; nor in one that a model chose
 
 
@@ -71,7 +96,7 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
     left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
     if searches_shape(sweep):
         return min(left, _power_of_two(finished / (2 * workers)))
-    if sweep.sampler.name == "random":
+    if sweep.sampler.name in ("random", "qmc"):
         return left
     share = _power_of_two(sweep.sampler.startup_trials / workers, up=True)  # more random trials, and a faster group
     at_random = share if asked < sweep.sampler.startup_trials else 1

@@ -112,12 +112,13 @@ class _Settings(_Table):
 
 
 class SamplerSettings(_Settings):
-    """How trials are chosen: `tpe` (Optuna's default), `random`, or `given`: the sweep's own points and no others.
+    """How trials are chosen: `tpe` (Optuna's default), `random`, `qmc` (a quasi-random sequence), `grid`, or `given`.
 
-    `auto` comes with the sweep's strategy of this name, as it does for the pruner.
+    `grid` is each point of the space once, in an order shuffled by the sweep's seed; `given` the sweep's own points and
+    no others. `auto` comes with the sweep's strategy of this name, as it does for the pruner.
     """
 
-    name: Literal["tpe", "random", "given", "auto"] = "tpe"
+    name: Literal["tpe", "random", "qmc", "grid", "given", "auto"] = "tpe"
     startup_trials: int = Field(default=10, ge=0, description="tpe: random trials before the model is used")
 
 
@@ -222,6 +223,11 @@ class Sweep(_Table):
         return self.sampler.name == "given"
 
     @property
+    def listed(self) -> bool:
+        """Whether all its points are known before the first one is trained."""
+        return self.sampler.name in ("given", "grid")
+
+    @property
     def size(self) -> int:
         """How many trials it has."""
         return len(self.enqueue) if self.given else self.trials
@@ -234,6 +240,17 @@ class Sweep(_Table):
     def identity(self) -> dict[str, Any]:
         """What must not change under a study: everything that decides what its numbers mean."""
         return self.model_dump(mode="json", include={"seed", "strategy", "sampler", "pruner", "fixed", "space"})
+
+
+# What decides whether others apply is suggested first. The first three come in the order of the file, as they always
+# did: another order would be another sequence of random numbers.
+_FIRST = ("model", "optimizer", "batch_norm")
+_DECIDING = frozenset(other for parameter in PARAMETERS.values() for other in parameter.only_if)
+
+
+def suggested_order(sweep: Sweep) -> list[str]:
+    """The parameters of the space in the order in which they get their values."""
+    return sorted(sweep.space, key=lambda name: (name not in _FIRST, name not in _DECIDING))
 
 
 def values_of(sweep: Sweep, name: str) -> list[Value]:

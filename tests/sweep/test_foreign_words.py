@@ -56,13 +56,7 @@ def test_what_is_no_toml(content: bytes | str, name: str, words: str) -> None:
     ("line", "words"),
     [
         ('method = "bayes"', "there is no key 'method'; here it is sampler"),
-        ('method = "grid"', "for a grid write its points as [[enqueue]], each with a label, with sampler = 'given'"),
-        ('method = "grid"', "there is no key 'method'; for a grid write its points"),
-        (
-            'sampler = "grid"',
-            "for a grid write its points as [[enqueue]], each with a label, with sampler = 'given' and pruner = ",
-        ),
-        ('sampler = "grid"', "'none'; known: auto, given, random, tpe."),
+        ('method = "grid"', "there is no key 'method'; here it is sampler"),
         ("[space]\nlearning_rate = { max = 1e-3 }", "here it is high"),
         ('sampler = "bayes"', "did you mean tpe?"),
         ("[metric]\nname = 'a'", "here it is not needed: validation accuracy is maximised"),

@@ -1,13 +1,16 @@
 """Samplers, pruners and steps."""
 
+import math
+from collections import Counter
 from typing import Any
 
+import optuna
 import pytest
 from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
 
 from cifar_sweep.errors import UsageError
-from cifar_sweep.sweep import strategy
+from cifar_sweep.sweep import space, strategy
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.strategy import build_pruner, build_sampler, most_new, step_of, steps_in_all
 from cifar_sweep.sweep.sweep import Sweep
@@ -171,3 +174,29 @@ def test_a_random_sampler_learns_nothing() -> None:
 def test_the_last_trials_are_for_all_workers() -> None:
     assert most_new(sweep(trials=40, space=RATE), asked=34, finished=34, workers=2) == 3
     assert most_new(sweep(trials=40, space=RATE), asked=40, finished=39, workers=2) == 1
+
+
+QMC_SPACE = {
+    "learning_rate": {"low": 1e-4, "high": 0.1, "log": True},
+    "activation": {"choices": ["relu", "tanh"]},
+    "batch_size": {"low": 16, "high": 128, "base2": True},
+}
+
+
+def test_a_quasi_random_sequence_goes_on_after_a_restart() -> None:
+    """Each trial has a sampler of its own, as after a restart; 16 points of a Sobol sequence fill 16 rates evenly."""
+    searched = sweep(sampler="qmc", space=QMC_SPACE)
+    study = optuna.create_study()
+    for number in range(16):
+        study.sampler = build_sampler(searched, number=number, whole=space.distributions(searched))
+        space.suggest(study.ask(), searched)  # none is told: they all run at once
+    points = [space.decode(trial.params) for trial in study.trials]
+    parts = sorted(int(16 * (math.log10(point["learning_rate"]) + 4) / 3) for point in points)
+    assert parts == list(range(16))
+    assert Counter(point["activation"] for point in points) == {"relu": 8, "tanh": 8}
+    assert Counter(point["batch_size"] for point in points) == {16: 4, 32: 4, 64: 4, 128: 4}
+
+
+def test_of_a_quasi_random_sequence_all_may_be_asked_for_at_once() -> None:
+    searched = sweep(sampler="qmc", trials=40, space={"learning_rate": QMC_SPACE["learning_rate"]})
+    assert most_new(searched, asked=0, finished=0, workers=1) == 40
