@@ -181,24 +181,27 @@ def test_a_nan_of_one_member_stays_its_own(exact: bool) -> None:
 
 
 class Calls(TorchDispatchMode):
-    """Counts what PyTorch is asked to compute; nothing may come from the host, which a graph could not have."""
+    """Counts what PyTorch is asked to compute."""
 
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
-        assert func is not torch.ops.aten.lift_fresh.default, "a tensor of numbers of the host"
         return func(*args, **(kwargs or {}))
 
 
 def calls(members: int, **params: Any) -> int:
-    """Of the second training step of a group, on a device that computes nothing and holds nothing of the CPU."""
+    """Of the second training step of a group, on a device that computes nothing and holds nothing of the CPU.
+
+    Nothing may come from the host then: a captured step would be left with what it was.
+    """
     configs = [config(seed=at, **params, **KNOBS[at % 3], **COEFFICIENTS[at % 3]) for at in range(members)]
     run = Run(configs, None, device=META)
     images, labels = torch.empty(8, 3, 32, 32, device=META), torch.empty(8, dtype=torch.long, device=META)
     run.start_epoch(1)
     run.step(images, labels)
-    with Calls() as counted:
+    with Calls() as counted, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "tensor", None)
         run.step(images, labels)
     return counted.count
 
