@@ -286,6 +286,7 @@ _NAMED: dict[str, Parameter] = {
     ),
     "freeze": Parameter(int, 0, "stages from the first that are not trained", high=100),
 }
+NETWORK = tuple(_NETWORK)
 # Those that a layer can have for itself, as in filters_2, and what counts the layers.
 BY_LAYER = {
     **dict.fromkeys(
