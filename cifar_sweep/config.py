@@ -10,6 +10,7 @@ from cifar_sweep.layers import image_fault
 from cifar_sweep.parameters import (
     BY_LAYER,
     NAMES,
+    OWN,
     PARAMETERS,
     Value,
     applies,
@@ -55,7 +56,7 @@ class Shape:
     filters: int | str = 32
     filter_growth: str = "same"
     kernel_size: int | str = 3
-    stride: int = 1
+    stride: int | str = 1
     padding: str = "same"
     pooling: str = "max"
     pool_size: int | str = 2
@@ -64,6 +65,9 @@ class Shape:
     dense_units: int | str = 128
     dense_batch_norm: bool = False
     dense_activation: str = "as_activation"
+    input_dropout: float = 0.0
+    pretrained: bool = False
+    freeze: int = 0
     amsgrad: bool = False
     loss: str = "cross_entropy"
     class_weights: str = "none"
@@ -78,7 +82,12 @@ class Shape:
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_probability: float = 1.0
-    more: More = ()  # those of single layers, by name
+    more: More = ()  # those of single layers and of a user's own network, by name
+
+    @property
+    def own(self) -> dict[str, Value]:
+        """The parameters of a user's own network, as its function calls them."""
+        return {name.removeprefix(OWN): value for name, value in self.more if name.startswith(OWN)}
 
     @property
     def fault(self) -> str:
@@ -98,6 +107,7 @@ class Knobs:
     gamma: float
     seed: int
     conv_dropout: float | str = 0.0
+    dropout_place: str = "dense"
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 0.0
@@ -126,17 +136,20 @@ class Knobs:
 
     def rate(self, place: str) -> float:
         """The rate of dropout at a place: one of the whole network, or of a layer as in ``conv_dropout_2``."""
-        own = dict(self.more)
+        own, name = dict(self.more), base_of(place)
         if place in own:
             return float(own[place])
-        name = base_of(place)
-        entries = PARAMETERS[name].entries(getattr(self, name))
-        return float(entries[int(place.removeprefix(f"{name}_")) - 1] if entries else getattr(self, name))
+        if entries := PARAMETERS[name].entries(getattr(self, name)):
+            return float(entries[int(place.removeprefix(f"{name}_")) - 1])
+        if name == "conv_dropout" and not self.conv_dropout:
+            return self.dropout if self.dropout_place in ("conv", "both") else 0.0
+        if name == "dropout" != place and self.dropout_place == "conv":
+            return 0.0
+        return float(getattr(self, name))
 
 
 # Of single layers: which part of a config has them.
 _PARTS = {part: {field.name for field in fields(part)} for part in (Shape, Knobs)}
-SHAPE_PARAMETERS = frozenset(name for name in PARAMETERS if base_of(name) in _PARTS[Shape])
 # A value that came later is left out of what is stored while it is the default: what was stored before stays the same.
 _LATER = {
     field.name: field.default
@@ -165,7 +178,7 @@ class TrialConfig:
         """
         given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
         has, defaults = traits(str(given.get("model", PARAMETERS["model"].default)))
-        usual = {name: parameter.default for name, parameter in PARAMETERS.items() if not _is_of_layer(name)}
+        usual = {name: parameter.default for name, parameter in PARAMETERS.items() if not _is_further(name)}
         values: dict[str, Value] = usual | defaults | defaults_beside(usual | given)
         complete = values | given | layer_counts(given)
         values |= {name: value for name, value in given.items() if applies(name, complete)}
@@ -185,8 +198,8 @@ class TrialConfig:
         # What was stored before there was a choice.
         values = _LATER | {"validation_images": 0, "image_size": 32} | dict(values)
         del values["more"]
-        of_layers = {name: value for name, value in values.items() if _is_of_layer(name)}
-        if unknown := [name for name in values if name not in known and name not in of_layers]:
+        further = {name: value for name, value in values.items() if _is_further(name)}
+        if unknown := [name for name in values if name not in known and name not in further]:
             raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], known)}.")
         if missing := [name for name in known if name not in values]:
             raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(known)}.")
@@ -200,7 +213,7 @@ class TrialConfig:
 
         def part(kind: type[Shape] | type[Knobs]) -> Any:
             names = _PARTS[kind]
-            more = ((name, value) for name, value in sorted(of_layers.items()) if base_of(name) in names)
+            more = ((name, value) for name, value in sorted(further.items()) if _is_of(kind, name))
             return kind(**{name: values[name] for name in names - {"more"}}, more=tuple(more))
 
         return cls(part(Shape), part(Knobs))
@@ -213,8 +226,18 @@ class TrialConfig:
         return kept | dict(self.shape.more) | dict(self.knobs.more)
 
 
-def _is_of_layer(name: str) -> bool:
+def _is_further(name: str) -> bool:
+    """Whether a parameter is of a single layer, or of a user's own network."""
     return name in PARAMETERS and name not in NAMES
+
+
+def _is_of(part: type[Shape] | type[Knobs], name: str) -> bool:
+    return base_of(name) in _PARTS[part] or (part is Shape and name.startswith(OWN))
+
+
+def decides_shape(name: str) -> bool:
+    """Whether trials that differ in this parameter cannot train as one."""
+    return name in PARAMETERS and _is_of(Shape, name)
 
 
 def derive_seed(*path: int | str) -> int:

@@ -13,25 +13,27 @@ class Block(NamedTuple):
 
     filters: int
     kernel_size: int
+    stride: int
     padding: int  # pixels at each border; with an even kernel and padding "same" a pixel is lost
     pooling: str
     pool_size: int
+    batch_norm: bool
     side: int  # of the image that it leaves, in pixels; below 1 where it leaves none
 
 
 def blocks_of(values: Mapping[str, Any]) -> list[Block]:
     """The blocks of a cnn with these settings, complete but for single layers'."""
     count, side = int(values["conv_layers"]), int(values["image_size"])
-    of = {name: each_layer(values, name, count) for name in ("kernel_size", "pooling", "pool_size")}
+    names = ("filters", "kernel_size", "stride", "pooling", "pool_size", "batch_norm")
     blocks = []
-    for at, filters in enumerate(each_layer(values, "filters", count)):
-        kernel, pooling, pool_size = (of[name][at] for name in ("kernel_size", "pooling", "pool_size"))
+    for each in zip(*(each_layer(values, name, count) for name in names), strict=True):
+        filters, kernel, stride, pooling, pool_size, norm = each
         padding = (kernel - 1) // 2 if values["padding"] == "same" else 0
         for _ in range(values["convs_per_block"]):
-            side = (side + 2 * padding - kernel) // values["stride"] + 1
+            side = (side + 2 * padding - kernel) // stride + 1
         if pooling != "none" and side > 0:
             side //= pool_size
-        blocks.append(Block(filters, kernel, padding, pooling, pool_size, side))
+        blocks.append(Block(filters, kernel, stride, padding, pooling, pool_size, norm, side))
         side = max(side, 0)
     return blocks
 
@@ -60,7 +62,7 @@ def image_fault(values: Mapping[str, Any]) -> str:
         if block.side < 1:
             return (
                 f"images of {size} pixels have nothing left after layer {number} of {len(blocks)}: kernel "
-                f"{block.kernel_size}, padding {values['padding']}, stride {values['stride']}, pooling {block.pooling} "
+                f"{block.kernel_size}, padding {values['padding']}, stride {block.stride}, pooling {block.pooling} "
                 f"of {block.pool_size}; fewer or smaller ones are accepted, or a larger image_size"
             )
     return ""

@@ -84,8 +84,8 @@ class Parameter:
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
-OWN_WORDS = "a function of your own as my_module:build"
-OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+OWN_WORDS = "torchvision:NAME, timm:NAME, or a function of your own as my_module:build"
+OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*"
 OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop")
 _ADAMS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
 _LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau")}
@@ -255,7 +255,7 @@ def defaults_beside(values: Mapping[str, Value]) -> dict[str, Value]:
 # Of `model = "cnn"` alone. A block is some convolutions and a pooling; a list has one value a block or dense layer, and
 # says how many there are.
 _NETWORK: dict[str, Parameter] = {
-    "conv_layers": Parameter(int, 3, "blocks of a convolution and a pooling", low=1, high=MOST_LAYERS),
+    "conv_layers": Parameter(int, 3, "blocks of a convolution and a pooling", high=MOST_LAYERS),
     "convs_per_block": Parameter(int, 1, "convolutions in each block", low=1, high=8),
     "filters": Parameter(int, 32, "filters of the first block, or a list", low=1, high=4096, listed=True),
     "filter_growth": Parameter(
@@ -263,7 +263,7 @@ _NETWORK: dict[str, Parameter] = {
         choices=("same", "double", "half"), pattern=r"\d*\.?\d+", pattern_words='a factor as a text, such as "1.5"',
     ),
     "kernel_size": Parameter(int, 3, "pixels of a kernel's side", low=1, high=31, listed=True),
-    "stride": Parameter(int, 1, "pixels between a convolution's places", low=1, high=8),
+    "stride": Parameter(int, 1, "pixels between a convolution's places", low=1, high=8, listed=True),
     "padding": Parameter(str, "same", "whether borders are padded", choices=("same", "valid")),
     "pooling": Parameter(str, "max", "how a block's end is pooled", choices=("max", "avg", "none"), listed=True),
     "pool_size": Parameter(int, 2, "pixels of a pooling's side, and between its places", low=2, high=8, listed=True),
@@ -275,13 +275,26 @@ _NETWORK: dict[str, Parameter] = {
         str, "as_activation", "the activation of dense layers", choices=("as_activation", *ACTIVATION_NAMES)
     ),
     "conv_dropout": Parameter(
-        float, 0.0, "share of whole channels zeroed after a block; dropout is of dense layers",
+        float, 0.0, "share of whole channels zeroed after a block; 0 is as dropout_place has it",
         high=1, high_is_open=True, listed=True,
     ),
+    "dropout_place": Parameter(
+        str, "dense", "where dropout acts: after dense layers, after blocks, or both", choices=("dense", "conv", "both")
+    ),
+    "input_dropout": Parameter(float, 0.0, "share of the image's values zeroed", high=1, high_is_open=True),
 }  # fmt: skip
+# Of networks of torchvision and timm alone.
+_NAMED: dict[str, Parameter] = {
+    "pretrained": Parameter(
+        bool, False, "begin with the library's weights, which are downloaded where they are missing"
+    ),
+    "freeze": Parameter(int, 0, "stages from the first that are not trained", high=100),
+}
 # Those that a layer can have for itself, as in filters_2, and what counts the layers.
 BY_LAYER = {
-    **dict.fromkeys(("filters", "kernel_size", "pooling", "pool_size", "conv_dropout"), "conv_layers"),
+    **dict.fromkeys(
+        ("filters", "kernel_size", "stride", "pooling", "pool_size", "batch_norm", "conv_dropout"), "conv_layers"
+    ),
     **dict.fromkeys(("dense_units", "dropout"), "dense_layers"),
 }
 
@@ -299,12 +312,47 @@ def _of_layers(name: str) -> dict[str, Parameter]:
 
 
 _LAYERS = {name: parameter for base in BY_LAYER for name, parameter in _of_layers(base).items()}
-PARAMETERS: dict[str, Parameter] = _GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _LAYERS
-# Without those of single layers: what a sentence has room for.
-NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK)
 
-_CNN = frozenset(PARAMETERS) - {"hidden_units"}
-_ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys()
+
+class _OfOwn(Parameter):
+    """A parameter of a user's own network, which says itself what it takes."""
+
+    def accepted(self) -> str:
+        return "a number, a text, true or false"
+
+    def check(self, value: Any) -> Value:
+        if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
+        return value
+
+
+OWN = "net."  # how the names of parameters of a user's own network begin, in files and in studies
+_OWN_NAME = re.compile(r"net\.[A-Za-z_]\w*")
+_OF_OWN = _OfOwn(object, 0, "of a user's own network")
+
+
+class _Parameters(dict[str, Parameter]):
+    """Those that are known here, and any of a user's own network."""
+
+    def __missing__(self, name: str) -> Parameter:
+        if name in self:
+            return _OF_OWN
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and bool(_OWN_NAME.fullmatch(name)))
+
+
+PARAMETERS: dict[str, Parameter] = _Parameters(_GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _NAMED | _LAYERS)
+# Without those of single layers: what a sentence has room for.
+NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK, *_NAMED)
+
+_CNN = frozenset(PARAMETERS) - {"hidden_units"} - _NAMED.keys()
+_ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys() - _NAMED.keys()
+_OF_LIBRARIES = (_ALL | _NAMED.keys()) - {
+    "activation", "batch_norm", "norm_position", "hidden_units", "padding_mode", "init", "softmax",
+    "batch_norm_momentum",
+}  # fmt: skip
 _PADDED_WITH_ZEROS = _ALL - {"padding_mode"}
 # For each model here: the parameters it has, and its report's own settings where they differ from the defaults above.
 MODEL_TRAITS: dict[str, tuple[frozenset[str], dict[str, Value]]] = {
@@ -324,11 +372,18 @@ def base_of(name: str) -> str:
 
 def is_own(model: str) -> bool:
     """Whether the model is a user's own, named by module and function."""
-    return ":" in model
+    return ":" in model and not is_named(model)
+
+
+def is_named(model: str) -> bool:
+    """Whether the model is one of torchvision's or timm's."""
+    return model.startswith(("torchvision:", "timm:"))
 
 
 def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
     """The parameters that a model has (a user's own has all), and its defaults where those of `PARAMETERS` differ."""
+    if is_named(model):
+        return _OF_LIBRARIES, {}
     return (_ALL, {}) if is_own(model) else MODEL_TRAITS[model]
 
 
@@ -358,7 +413,7 @@ def applies(name: str, values: Mapping[str, Value]) -> bool:
     """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default."""
     has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
     if name not in has:
-        return False
+        return name.startswith(OWN) and is_own(str(values.get("model", "")))
     conditions = PARAMETERS[name].only_if
     if not conditions:
         return True

@@ -9,9 +9,10 @@ from torch import nn
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.pages import rendered
-from cifar_sweep.parameters import is_own
+from cifar_sweep.parameters import is_named, is_own
 from cifar_sweep.pictures import decode
 from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.models.named import SMALL, named_network
 
 SCRIPT = "predict.py"
 LINE_WIDTH = 120
@@ -24,8 +25,11 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
     neither a user's own nor a chain of PyTorch's layers.
     """
     if is_own(config.shape.model):
-        made = f"{config.shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(config.shape)}))"
+        own = "".join(f", {name}={value!r}" for name, value in config.shape.own.items())
+        made = f"{config.shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(config.shape)}){own})"
         return f"nn.Sequential({made}, nn.Softmax(dim=1))" if config.shape.softmax else made
+    if is_named(config.shape.model):
+        return f"named_network({config.shape.model!r}, {config.shape.classes}, {config.shape.image_size <= SMALL})"
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"no source is known for {config.shape.model}, a {type(network).__name__}")
     rows: list[str] = []
@@ -63,6 +67,7 @@ def script(configs: Sequence[TrialConfig], networks: Sequence[nn.Module], *, dat
         "exports",
         "predict.py.jinja",
         own_modules=sorted({model.partition(":")[0] for config in configs if is_own(model := config.shape.model)}),
+        named=getsource(named_network).strip() if any(is_named(config.shape.model) for config in configs) else "",
         decoder=getsource(decode).partition("\n")[2].strip(),  # without its docstring
         classes=pformat(list(data.classes), width=LINE_WIDTH, compact=True),
         mean=list(data.channel_mean),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cifar_sweep.figures.search_figures import Importances, importances_of
 from cifar_sweep.hand.compare import SweepRow, sweep_rows, whole_sweep
 from cifar_sweep.hand.rows import HandRow, hand_rows, names_claims
-from cifar_sweep.parameters import PARAMETERS, Value, applies
+from cifar_sweep.parameters import OWN, PARAMETERS, Value, applies
 from cifar_sweep.report.reproduction import Reproduction, reproduction_of
 from cifar_sweep.study.claiming import state_counts
 from cifar_sweep.study.record import Saved, TrialRecord, is_synthetic, saved_by_pruning
@@ -148,13 +148,18 @@ def collect(study: SweepStudy, *, findings: ImageFindings, reports: SweepStudy |
         importances=Importances((), len(ranked), BY_HAND) if study.sweep.given else importances_of(trials),
         findings=findings,
         reproduction=reproduction_of(study, None if nothing else best),
-        parameters=tuple(name for name in PARAMETERS if any(name in trial.params for trial in trials)),
+        parameters=tuple(name for name in _names(study) if any(name in trial.params for trial in trials)),
     )
+
+
+def _names(study: SweepStudy) -> list[str]:
+    """The parameters in order, those of a user's own network last."""
+    return [*PARAMETERS, *sorted(name for name in {**study.sweep.space, **study.sweep.fixed} if name.startswith(OWN))]
 
 
 def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFindings) -> Answer:
     best = ranked[0]
-    names = [name for name in PARAMETERS if name in best.params or name in study.sweep.fixed]
+    names = [name for name in _names(study) if name in best.params or name in study.sweep.fixed]
     images = findings.validation_images or study.validation_images(best) or None
     test = study.test_accuracy([best.number])
     return Answer(

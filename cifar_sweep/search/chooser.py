@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_sweep.config import SHAPE_PARAMETERS
+from cifar_sweep.config import decides_shape
 from cifar_sweep.layers import SHRINKS
 from cifar_sweep.parameters import PARAMETERS, Value, base_of
 from cifar_sweep.schedules import PARTS, learning_rate_at
@@ -51,7 +51,7 @@ class Chooser:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._cube = Cube(sweep)
-        self._shape_columns = [k for k, name in enumerate(self._cube.names) if name in SHAPE_PARAMETERS]
+        self._shape_columns = [k for k, name in enumerate(self._cube.names) if decides_shape(name)]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
         self._may_fail = "cnn" in values_of(sweep, "model") and any(base_of(name) in SHRINKS for name in sweep.space)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cifar_sweep.parameters import PARAMETERS, Value, applies
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep
+from cifar_sweep.parameters import Value, applies
+from cifar_sweep.sweep.sweep import Choices, Range, Sweep, is_whole
 
 Shares = npt.NDArray[np.float64]  # [points, parameters], each in [0, 1)
 NEARBY = 0.1  # the standard deviation of a nearby point's share
@@ -45,7 +45,7 @@ class Cube:
     def some(self, shares: Sequence[float], names: Sequence[str]) -> dict[str, Value]:
         """What these parameters are at these shares, as far as they are searched."""
         return {
-            name: value_at(domain, share, whole=PARAMETERS[name].kind is int)
+            name: value_at(domain, share, whole=is_whole(name, domain))
             for (name, domain), share in zip(self._domains.items(), shares, strict=True)
             if name in names
         }

@@ -5,7 +5,7 @@ import random
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import PARAMETERS, Value, applies
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep, listed, suggested_order
+from cifar_sweep.sweep.sweep import Choices, Range, Sweep, is_whole, listed, suggested_order
 
 MOST_POINTS = 10_000
 _SHOWN = 5  # values that stand for a range
@@ -38,7 +38,7 @@ def _values(name: str, domain: Range | Choices) -> list[Value]:
     low, high = domain.low, domain.high
     if domain.base2:
         return [1 << k for k in range(int(low).bit_length() - 1, int(high).bit_length())]
-    if PARAMETERS[name].kind is int and not domain.log:
+    if is_whole(name, domain) and not domain.log:
         return list(range(int(low), int(high) + 1, domain.step or 1))
     shares = [k / (_SHOWN - 1) for k in range(_SHOWN)]
     some = [low * (high / low) ** share if domain.log else low + share * (high - low) for share in shares]

@@ -10,7 +10,18 @@ from pydantic import BaseModel, ValidationError
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.layers import SHRINKS
-from cifar_sweep.parameters import BY_LAYER, NAMES, PARAMETERS, Parameter, Value, base_of, check_parameter, traits
+from cifar_sweep.parameters import (
+    BY_LAYER,
+    NAMES,
+    OWN,
+    PARAMETERS,
+    Parameter,
+    Value,
+    base_of,
+    check_parameter,
+    is_own,
+    traits,
+)
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import (
     Choices,
@@ -93,12 +104,21 @@ def _with_texts(raw: Mapping[str, Any]) -> dict[str, Any]:
             return table
         return table | {"choices": [text(name, choice) for choice in choices]}
 
-    changed = {key: texts(raw[key]) for key in ("fixed", "preview") if key in raw}
+    raw = {key: _flat(table) if key in ("fixed", "preview", "space") else table for key, table in raw.items()}
+    changed: dict[str, Any] = {key: texts(raw[key]) for key in ("fixed", "preview") if key in raw}
     if isinstance(points := raw.get("enqueue"), list):
-        changed["enqueue"] = [texts(point) for point in points]
+        changed["enqueue"] = [texts(_flat(point)) for point in points]
     if isinstance(space := raw.get("space"), dict):
         changed["space"] = {name: domain(name, table) for name, table in space.items()}
     return dict(raw) | changed
+
+
+def _flat(table: Any) -> Any:
+    """A table with the parameters of a user's own network, ``net.width``, under their whole names."""
+    if not isinstance(table, dict) or not isinstance(own := table.get("net"), dict):
+        return table
+    rest = {name: value for name, value in table.items() if name != "net"}
+    return rest | {f"{OWN}{name}": value for name, value in own.items()}
 
 
 def _check_strategy(sweep: Sweep) -> None:
@@ -177,7 +197,7 @@ def _check_used(sweep: Sweep) -> None:
     has = frozenset[str]().union(*(traits(str(model))[0] for model in models))
     for name in [*sweep.fixed, *sweep.space]:
         place = f"[{'fixed' if name in sweep.fixed else 'space'}]"
-        if name not in has:
+        if name not in has and not (name.startswith(OWN) and any(is_own(str(model)) for model in models)):
             raise UsageError(
                 f"{place}: {name} does nothing for {listed(models)}; accepted: {listed(sorted(has & set(NAMES)))}."
             )

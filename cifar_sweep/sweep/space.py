@@ -6,9 +6,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
-from cifar_sweep.config import SHAPE_PARAMETERS, TrialConfig, derive_seed
-from cifar_sweep.parameters import PARAMETERS, Value, applies
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains, suggested_order
+from cifar_sweep.config import TrialConfig, decides_shape, derive_seed
+from cifar_sweep.parameters import Value, applies
+from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains, is_whole, suggested_order
 
 # A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
 # widened later, which a categorical one is not.
@@ -50,7 +50,7 @@ def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribu
     low, high, log = domain.low, domain.high, domain.log
     if domain.base2:
         return EXPONENT + name, IntDistribution(int(low).bit_length() - 1, int(high).bit_length() - 1)
-    if PARAMETERS[name].kind is int:
+    if is_whole(name, domain):
         return name, IntDistribution(int(low), int(high), log=log, step=domain.step or 1)
     return name, FloatDistribution(float(low), float(high), log=log)
 
@@ -76,13 +76,13 @@ def decode(params: Mapping[str, Any]) -> dict[str, Value]:
 
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a trial's Optuna parameters that decide its shape."""
-    return {name: value for name, value in params.items() if name.removeprefix(EXPONENT) in SHAPE_PARAMETERS}
+    return {name: value for name, value in params.items() if decides_shape(name.removeprefix(EXPONENT))}
 
 
 def leaves_shape_open(params: Mapping[str, Any], sweep: Sweep) -> bool:
     """Whether a trial that is begun with these Optuna parameters has still to be given one that decides its shape."""
     known = sweep.fixed | decode(params)
-    return any(name in SHAPE_PARAMETERS and name not in known and applies(name, known) for name in sweep.space)
+    return any(decides_shape(name) and name not in known and applies(name, known) for name in sweep.space)
 
 
 def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:

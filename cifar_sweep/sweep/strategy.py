@@ -10,7 +10,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from cifar_sweep.config import SHAPE_PARAMETERS, derive_seed
+from cifar_sweep.config import decides_shape, derive_seed
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import PARAMETERS
 from cifar_sweep.sweep.sweep import Sweep
@@ -81,7 +81,7 @@ UNDER_WAY = 16
 
 def searches_shape(sweep: Sweep) -> bool:
     """Whether trials of the sweep may differ in their shape."""
-    return any(name in SHAPE_PARAMETERS for name in sweep.space)
+    return any(decides_shape(name) for name in sweep.space)
 
 
 def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from cifar_sweep.parameters import PARAMETERS, Value
+from cifar_sweep.parameters import OWN, PARAMETERS, Value
 
 
 def _check_number(value: Any) -> int | float:
@@ -251,6 +251,12 @@ _DECIDING = frozenset(other for parameter in PARAMETERS.values() for other in pa
 def suggested_order(sweep: Sweep) -> list[str]:
     """The parameters of the space in the order in which they get their values."""
     return sorted(sweep.space, key=lambda name: (name not in _FIRST, name not in _DECIDING))
+
+
+def is_whole(name: str, domain: Range | Choices) -> bool:
+    """Whether a parameter takes whole numbers alone: that of a user's own network where both its ends are."""
+    ends = isinstance(domain, Range) and type(domain.low) is type(domain.high) is int
+    return PARAMETERS[name].kind is int or (name.startswith(OWN) and ends)
 
 
 def values_of(sweep: Sweep, name: str) -> list[Value]:

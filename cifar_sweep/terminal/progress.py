@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cifar_sweep.config import SHAPE_PARAMETERS
+from cifar_sweep.config import decides_shape
 from cifar_sweep.database.outage import is_outage
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
@@ -224,6 +224,6 @@ def _worker_line(group: WorkerGroup) -> tuple[str, str]:
     if len(running) > 1:
         first, last = (end(trial.number for trial in running) for end in (min, max))
         numbers = f"{len(running)} of " * (last - first >= len(running)) + f"trials {first}-{last}"
-        shape = {name: value for name, value in running[0].params.items() if name in SHAPE_PARAMETERS}
+        shape = {name: value for name, value in running[0].params.items() if decides_shape(name)}
         common = params_text(shape) or "of one shape"  # what decided that they are trained together
     return worker, f"{numbers}: {epochs}{best}, {since}{on}{host}; {common}"

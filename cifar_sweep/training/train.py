@@ -284,7 +284,9 @@ class Run:
 
 def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
     """The members' networks with their initial weights, fused where that is possible."""
-    networks = [build(shape, seed=derive_seed(member.config.knobs.seed, "init"), code=code) for member in members]
+    networks = [
+        build(shape, seed=derive_seed(member.config.knobs.seed, "init"), code=code, begin=True) for member in members
+    ]
     dtype, fused = torch.bfloat16 if shape.precision == "bf16" else None, can_fuse(networks[0])
     for member in members[1:]:
         if fused and isinstance(member.generator, Stream):

@@ -9,7 +9,7 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import Costs
 from cifar_sweep.forecast.hours import plan_hours
-from cifar_sweep.parameters import is_own
+from cifar_sweep.parameters import OWN, is_named, is_own
 from cifar_sweep.study.earlier import earlier_of
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.opening import check_request, open_or_resume
@@ -78,9 +78,14 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
     """Raise UsageError where the name, the pruner, the images or a model of the user's own are not accepted."""
     check_images(sweep, data)
     check_request(name, sweep)
-    for model in filter(is_own, map(str, trained_values(sweep, "model"))):
-        params, classes = {**sweep.fixed, "model": model}, len(data.classes)
+    for model in filter(_may_not_fit, map(str, trained_values(sweep, "model"))):
+        searched = {name: trained_values(sweep, name)[0] for name in sweep.space if name.startswith(OWN)}
+        params, classes = {**sweep.fixed, **searched, "model": model}, len(data.classes)
         check_outputs(TrialConfig.from_params(params, classes=classes, precision="fp32", data_seed=0, seed=0).shape)
+
+
+def _may_not_fit(model: str) -> bool:
+    return is_own(model) or is_named(model)
 
 
 def check_images(sweep: Sweep, data: ImageData) -> None:

@@ -9,25 +9,30 @@ from torch import nn
 
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import UsageError
-from cifar_sweep.parameters import is_own
+from cifar_sweep.parameters import is_named, is_own
+from cifar_sweep.training.models.named import named
 from cifar_sweep.training.models.networks import MODELS
 from cifar_sweep.training.models.own import own
 
 USUAL_MOMENTUM = 0.1
 
 
-def build(shape: Shape, *, seed: int, code: str | None = None) -> nn.Module:
+def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = False) -> nn.Module:
     """The network of `shape` on the CPU in float32, with initial weights that depend on `seed` alone.
 
     From float images [batch, 3, side, side] to logits [batch, classes]; to probabilities where ``shape.softmax`` is.
-    Those of `MODELS` are plain ``nn.Sequential``s. `code` is the fingerprint of a user's own. Raises as `own` does, and
-    UsageError where nothing is left of the images.
+    With `begin` it has pretrained weights, where the shape says so. Those of `MODELS` are plain ``nn.Sequential``s.
+    `code` is the fingerprint of a user's own. Raises as `own` and `named` do, and UsageError where nothing is left of
+    the images.
     """
     if shape.fault:
         raise UsageError(f"model {shape.model!r}: {shape.fault}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = own(shape, code=code) if is_own(shape.model) else MODELS[shape.model](shape)
+        if is_named(shape.model):
+            network: nn.Module = named(shape, begin=begin)
+        else:
+            network = own(shape, code=code) if is_own(shape.model) else MODELS[shape.model](shape)
         if shape.init == "xavier":
             network.apply(_init_xavier)
     for module in network.modules():

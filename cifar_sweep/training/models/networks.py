@@ -125,12 +125,12 @@ def cnn(shape: Shape) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels, side = 3, shape.image_size
     for number, block in enumerate(blocks_of(values), start=1):
-        settings = {"stride": shape.stride, "padding": block.padding, "padding_mode": "zeros"}
+        own = replace(shape, batch_norm=block.batch_norm)
         for _ in range(shape.convs_per_block):
-            if not layers:
-                settings |= {"padding_mode": shape.padding_mode if block.padding else "zeros"}
-            layers += _conv(shape, nn.Conv2d(channels, block.filters, block.kernel_size, **settings))  # type: ignore[arg-type]
-            settings["padding_mode"], channels = "zeros", block.filters
+            mode = shape.padding_mode if block.padding and not layers else "zeros"
+            conv = nn.Conv2d(channels, block.filters, block.kernel_size, block.stride, block.padding, padding_mode=mode)
+            layers += _conv(own, conv)
+            channels = block.filters
         if block.pooling != "none":
             layers.append((nn.MaxPool2d if block.pooling == "max" else nn.AvgPool2d)(block.pool_size))
         layers.append(_at(nn.Dropout2d(0.0), f"conv_dropout_{number}"))
@@ -138,6 +138,8 @@ def cnn(shape: Shape) -> nn.Sequential:
     if shape.global_pooling:
         layers.append(nn.AdaptiveAvgPool2d(1))
     features = channels * (1 if shape.global_pooling else side**2)
+    if shape.input_dropout:
+        layers.insert(0, nn.Dropout(shape.input_dropout))
     layers.append(nn.Flatten())
     dense = shape if shape.dense_activation == "as_activation" else replace(shape, activation=shape.dense_activation)
     dense = replace(dense, batch_norm=shape.dense_batch_norm)

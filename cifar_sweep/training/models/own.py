@@ -10,7 +10,8 @@ from torch import nn
 
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
-from cifar_sweep.parameters import is_own
+from cifar_sweep.parameters import is_named, is_own
+from cifar_sweep.training.models.named import named
 from cifar_sweep.training.models.user_code import UserCode, user_code
 
 
@@ -23,7 +24,7 @@ def own(shape: Shape, *, code: str | None = None) -> nn.Module:
     function = _function_of(shape.model, files)
     try:
         with files.current(), redirect_stdout(sys.stderr):
-            network = function(shape)
+            network = function(shape, **shape.own)
     except Exception as error:
         raise UsageError(f"model {shape.model!r}: it raised {one_line(error)}.") from error
     if not isinstance(network, nn.Module):
@@ -39,7 +40,8 @@ def own(shape: Shape, *, code: str | None = None) -> nn.Module:
 def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
     with torch.random.fork_rng(devices=[]):
-        network, like = own(shape).eval(), (2, 3, shape.image_size, shape.image_size)
+        made = named(shape) if is_named(shape.model) else own(shape)
+        network, like = made.eval(), (2, 3, shape.image_size, shape.image_size)
         try:
             with torch.no_grad():
                 outputs = network(torch.zeros(like))
