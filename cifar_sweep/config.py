@@ -125,7 +125,7 @@ class Knobs:
     cosine_epochs: int = 0
     restart_epochs: int = 10
     restart_factor: int = 1
-    min_learning_rate: float = 0.0
+    lowest_rate: float = 0.0
     onecycle_peak: float = 0.3
     onecycle_start: float = 25.0
     onecycle_end: float = 1e4
