@@ -51,6 +51,7 @@ class Shape:
     precision: str
     validation_images: int = 0
     image_size: int = 32
+    metric: str = "accuracy"
     conv_layers: int = 3
     convs_per_block: int = 1
     filters: int | str = 32
@@ -225,10 +226,14 @@ class TrialConfig:
 
     def to_dict(self) -> dict[str, Value]:
         """All values, flat, as plain data; those that came later only where they are not the default."""
+        values = self.complete().items()
+        return {name: value for name, value in values if name not in _LATER or value != _LATER[name]}
+
+    def complete(self) -> dict[str, Value]:
+        """All values, flat, as plain data."""
         values = asdict(self.shape) | asdict(self.knobs)
         del values["more"]
-        kept = {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
-        return kept | dict(self.shape.more) | dict(self.knobs.more)
+        return values | dict(self.shape.more) | dict(self.knobs.more)
 
 
 def _is_further(name: str) -> bool:

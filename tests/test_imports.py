@@ -55,7 +55,7 @@ ALLOWED = {
         "parameters", "pages", "errors",
     },
     "terminal": {
-        "forecast", "study", "database", "sweep", "training", "artifacts", "words", "config",
+        "curve", "forecast", "study", "database", "sweep", "training", "artifacts", "words", "config",
         "parameters", "pages", "errors",
     },
     "cli": {

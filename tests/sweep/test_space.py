@@ -130,3 +130,14 @@ def test_another_sweep_seed_changes_both_seeds(sweep: Sweep) -> None:
     first, second = (config(sweep.model_copy(update={"seed": seed}), 0) for seed in (0, 1))
     assert first.shape.data_seed != second.shape.data_seed
     assert first.knobs.seed != second.knobs.seed
+
+
+def test_a_later_parameter_at_its_default_is_a_setting_like_any_other() -> None:
+    """What is stored leaves it out; a trial's point does not."""
+    space_of = {"filters": {"choices": [16, 32]}}
+    searched = parse({"name": "s", "fixed": {"model": "cnn"}, "space": space_of}, where="test")
+    made = config(searched, 0, filters=32)
+    assert "filters" not in made.to_dict()
+    assert space.point_at(made, searched) == ({"filters": 32}, {})
+    other = parse({"name": "s", "fixed": {"model": "cnn", "filters": 16}}, where="test")
+    assert space.point_at(made, other) == ({}, {"filters": 32})
