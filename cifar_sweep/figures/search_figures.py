@@ -172,8 +172,10 @@ def importances_of(trials: Sequence[TrialRecord]) -> Importances:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it remarks on parameters that few trials have
         found = optuna.importance.get_param_importances(study)
-    shares = [(name.removeprefix(space.EXPONENT), share) for name, share in found.items()]
-    return Importances(tuple(sorted(shares, key=lambda entry: -entry[1])), len(complete))
+    shares: dict[str, float] = defaultdict(float)
+    for name, share in found.items():
+        shares[space.own_name(name)] += share
+    return Importances(tuple(sorted(shares.items(), key=lambda entry: -entry[1])), len(complete))
 
 
 def importance(found: Importances) -> go.Figure:

@@ -16,7 +16,7 @@ from cifar_sweep.report.facts import Accuracy, Report
 from cifar_sweep.report.html import Drawing, drawing
 from cifar_sweep.report.text import HandCard, told
 from cifar_sweep.study.record import TrialRecord
-from cifar_sweep.sweep.sweep import Range
+from cifar_sweep.sweep.sweep import Range, parts_of
 from cifar_sweep.words import plain
 
 CURVES_IN_DETAIL = 3  # with four lines each
@@ -86,8 +86,9 @@ def _beside_hand(report: Report) -> dict[str, Drawing]:
 
 def _parameters(report: Report) -> dict[str, Drawing]:
     names, shares = _by_importance(report), report.importances.shares
-    ranges = {name: domain for name, domain in report.study.sweep.space.items() if isinstance(domain, Range)}
-    logarithmic = {name for name, domain in ranges.items() if domain.log or domain.base2}
+    parts = {name: parts_of(domain) for name, domain in report.study.sweep.space.items()}
+    scales = {name: [isinstance(each, Range) and (each.log or each.base2) for each in parts[name]] for name in parts}
+    logarithmic = {name for name, each in scales.items() if all(each)}
     height = max(PAIR_PIXELS, 110 + 32 * len(shares))
     drawn = {"importance-plot": drawing(importance(report.importances), height=height)} if shares else {}
     if {"learning_rate", "batch_size"} <= set(names):

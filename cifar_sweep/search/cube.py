@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar_sweep.parameters import Value, applies
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep, is_whole
+from cifar_sweep.sweep.sweep import Cases, Choices, Range, Sweep, domain_beside, is_whole
 
 Shares = npt.NDArray[np.float64]  # [points, parameters], each in [0, 1)
 NEARBY = 0.1  # the standard deviation of a nearby point's share
@@ -23,6 +23,7 @@ class Cube:
         self._fixed = sweep.fixed
         self._domains = sweep.space
         self.names = list(sweep.space)
+        self._order = sorted(range(len(self.names)), key=lambda k: isinstance(self._domains[self.names[k]], Cases))
         self.columns = [k for k, name in enumerate(self.names) for _ in range(self._width(name))]
 
     def _width(self, name: str) -> int:
@@ -32,8 +33,9 @@ class Cube:
     def shares(self, params: Mapping[str, Value]) -> list[float]:
         """Where a point lies. What does nothing beside the rest, or is not given, lies in the middle."""
         settings = self._fixed | dict(params)
+        used = {name: value for name, value in params.items() if applies(name, settings)}
         return [
-            share_of(domain, params[name]) if name in params and applies(name, settings) else 0.5
+            share_of(domain_beside(domain, settings), used[name]) if name in used else 0.5
             for name, domain in self._domains.items()
         ]
 
@@ -44,11 +46,11 @@ class Cube:
 
     def some(self, shares: Sequence[float], names: Sequence[str]) -> dict[str, Value]:
         """What these parameters are at these shares, as far as they are searched."""
-        return {
-            name: value_at(domain, share, whole=is_whole(name, domain))
-            for (name, domain), share in zip(self._domains.items(), shares, strict=True)
-            if name in names
-        }
+        point: dict[str, Value] = {}
+        for k in self._order:
+            domain = domain_beside(self._domains[self.names[k]], self._fixed | point)
+            point[self.names[k]] = value_at(domain, shares[k], whole=is_whole(self.names[k], domain))
+        return {name: point[name] for name in self.names if name in names}
 
     def features(self, shares: Shares) -> Shares:
         """What a model sees of these points [points, features]: a share, or one column for each unordered choice."""

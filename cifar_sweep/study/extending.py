@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 
 from cifar_sweep.errors import StudyError
 from cifar_sweep.parameters import PARAMETERS
@@ -14,7 +15,7 @@ from cifar_sweep.study.record import TrialRecord, count, records
 from cifar_sweep.study.storage import Storage, key_of
 from cifar_sweep.study.winner import ranked
 from cifar_sweep.sweep import space
-from cifar_sweep.sweep.sweep import Choices, Sweep
+from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.words import counted
 
 
@@ -71,10 +72,11 @@ def _check(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord],
     if (finished := count(searched, "complete", "pruned")) >= now.trials:
         asked = f"{finished} trials are finished, and the sweep asks for {now.trials}"
         raise StudyError(f"--extend: {name}: {asked}, so nothing new would be trained; raise trials.")
+    known = space.distributions(now)
     for trial in trials:
         for key, value in trial.frozen.params.items():
-            domain = now.space.get(key)
-            if isinstance(domain, Choices) and value not in domain.choices:
+            domain = known.get(key)
+            if isinstance(domain, CategoricalDistribution) and value not in domain.choices:
                 left_out = f"trial {trial.number} has {key} = {value}, which the new choices leave out"
                 keep = "Optuna takes no choice away from a study: keep it, or begin a new study with --from"
                 raise StudyError(f"--extend: {name}: {left_out}; {keep}.")

@@ -12,6 +12,7 @@ from cifar_sweep.parameters import NAMES, PARAMETERS, SCHEDULE_LENGTHS, Value, c
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import (
     SHORTENS,
+    Cases,
     Choices,
     Point,
     Range,
@@ -168,6 +169,7 @@ def longest(sweep: Sweep, name: str) -> int:
 def _below(sweep: Sweep, name: str, most: int) -> Sweep:
     """`sweep` with a searched number of at most `most`, or of the smallest there is, and the hand points that fit."""
     domain = sweep.space[name]
+    assert not isinstance(domain, Cases)  # what decides how long a trial is has none
     if isinstance(domain, Choices):
         few = [choice for choice in domain.choices if int(choice) <= most]
         kept: Range | Choices = Choices(choices=few or [min(domain.choices, key=int)])

@@ -1,11 +1,12 @@
 """A space as a grid: each of its points once, in an order of its own."""
 
 import random
+from collections.abc import Mapping
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import PARAMETERS, Value, applies
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep, is_whole, listed, suggested_order
+from cifar_sweep.sweep.sweep import Cases, Choices, Range, Sweep, domain_beside, is_whole, listed, suggested_order
 
 MOST_POINTS = 10_000
 _SHOWN = 5  # values that stand for a range
@@ -18,17 +19,20 @@ def grid(sweep: Sweep) -> list[dict[str, Value]]:
     """
     points: list[dict[str, Value]] = [{}]
     for name in suggested_order(sweep):
-        values = _values(name, sweep.space[name])
-        points = [
-            point | more
-            for point in points
-            for more in ([{name: value} for value in values] if applies(name, sweep.fixed | point) else [{}])
-        ]
+        domain = sweep.space[name]
+        points = [point | more for point in points for more in _further(name, domain, sweep.fixed | point)]
         if len(points) > MOST_POINTS:
             fault = f"sampler 'grid': the space has more than {MOST_POINTS:,} points"
             raise UsageError(f"{fault}; accepted: fewer values, or sampler = 'random' with as many trials as you like.")
     random.Random(derive_seed(sweep.seed, "grid")).shuffle(points)  # noqa: S311 - no secret
     return points
+
+
+def _further(name: str, domain: Range | Choices | Cases, settings: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """What a parameter adds to a point with these settings."""
+    if not applies(name, settings):
+        return [{}]
+    return [{name: value} for value in _values(name, domain_beside(domain, settings))]
 
 
 def _values(name: str, domain: Range | Choices) -> list[Value]:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import product
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cifar_sweep.config import TrialConfig
+from cifar_sweep.config import TrialConfig, decides_shape
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.layers import SHRINKS
 from cifar_sweep.parameters import (
@@ -24,6 +25,7 @@ from cifar_sweep.parameters import (
 )
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import (
+    Cases,
     Choices,
     PrunerSettings,
     Range,
@@ -32,6 +34,7 @@ from cifar_sweep.sweep.sweep import (
     contains,
     in_toml,
     listed,
+    parts_of,
     values_of,
 )
 
@@ -174,17 +177,44 @@ def _check_parameters(sweep: Sweep) -> None:
     for name, domain in sweep.space.items():
         for value in values_of(sweep, name):
             check_parameter(name, value, where="[space]")
-        if isinstance(domain, Range) and domain.step and (written := _as_choices(name, domain.model_dump())):
-            raise UsageError(f"[space]: {name}: step is for whole numbers; accepted: {written}.")
-        if isinstance(domain, Range) and PARAMETERS[name].kind is float and domain.base2:
-            fault = f"{name} is no whole number, so base2 and step do not fit"
-            raise UsageError(f"[space]: {fault}; accepted: low, high, log.")
+        for part in parts_of(domain):
+            if isinstance(part, Range) and part.step and (written := _as_choices(name, part.model_dump())):
+                raise UsageError(f"[space]: {name}: step is for whole numbers; accepted: {written}.")
+            if isinstance(part, Range) and PARAMETERS[name].kind is float and part.base2:
+                fault = f"{name} is no whole number, so base2 and step do not fit"
+                raise UsageError(f"[space]: {fault}; accepted: low, high, log.")
+        if isinstance(domain, Cases):
+            _check_cases(sweep, name, domain)
     for number, point in enumerate(sweep.enqueue, start=1):
         check_point(point.params(), sweep, where=f"[[enqueue]] {number}")
     for name, value in sweep.preview.params().items():
         check_parameter(name, value, where="[preview]")
     _check_used(sweep)
     _check_layers(sweep)
+
+
+def _check_cases(sweep: Sweep, name: str, domain: Cases) -> None:
+    """A case for all that the others can be, and none that never comes; of plain numbers alone."""
+    where = f"[space]: {name}"
+    if decides_shape(name):
+        raise UsageError(f"{where} decides which trials are trained together, so it has one range; not only_if.")
+    others: dict[str, list[Value]] = {}
+    for case in domain.cases:
+        for other, values in case.only_if.items():
+            for value in values:
+                check_parameter(other, value, where=f"{where}: only_if")
+            if isinstance(sweep.space.get(other), (Range, Cases)):
+                raise UsageError(f"{where}: only_if {other}: it is to have choices, or to stand in [fixed].")
+            others[other] = values_of(sweep, other)
+    there = [dict(zip(others, values, strict=True)) for values in product(*others.values())]
+    for settings in there:
+        held = domain.at(settings)
+        if not all(settings[other] in values for other, values in held.only_if.items()):
+            words = listed(f"{other} = {in_toml(value)}" for other, value in settings.items())
+            raise UsageError(f"{where} has no case for {words}; one without only_if, the last, is for all others.")
+    for case in domain.cases:
+        if not any(domain.at(settings) is case for settings in there):
+            raise UsageError(f"{where}: its case {case.condition} never comes; take it away.")
 
 
 def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[str, Value]:
@@ -196,6 +226,11 @@ def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[
         wrong, fixed, ranged = f"{where}: {name} = {in_toml(value)}", sweep.fixed.get(name), sweep.space.get(name)
         if fixed is not None and value != fixed:
             raise UsageError(f"{wrong} contradicts [fixed], where it is {in_toml(fixed)}.")
+        if isinstance(ranged, Cases):
+            open_ones = {other for case in ranged.cases for other in case.only_if} - sweep.fixed.keys() - point.keys()
+            if open_ones:
+                raise UsageError(f"{wrong} depends on {listed(sorted(open_ones))}; give that, too.")
+            ranged = ranged.at(sweep.fixed | point)
         if ranged is not None and not contains(ranged, value):
             raise UsageError(f"{wrong} is outside of its [space]: {ranged}.")
     return point
@@ -325,7 +360,8 @@ def _as_choices(name: str, table: Mapping[str, Any]) -> str:
 
 def _locate(loc: Sequence[int | str], *, where: str) -> tuple[str, list[str]]:
     """Where a complaint stands, in words; and its path of keys, without pydantic's own names and places in lists."""
-    path = [str(part) for part in loc if isinstance(part, str) and part not in ("Range", "Choices")]
+    inner = ("Range", "Choices", "Cases", "RangeCase", "ChoicesCase", "cases")
+    path = [str(part) for part in loc if isinstance(part, str) and part not in inner]
     if path[0] == "enqueue" and len(path) > 1:
         return f"{where}: [[enqueue]] {int(loc[1]) + 1}", path
     table = ".".join(path[:-1])
@@ -336,5 +372,8 @@ def _accepted_keys(path: Sequence[str], raw: Mapping[str, Any]) -> Iterable[str]
     if path[0] in _SETTINGS and len(path) > 1:
         return _SETTINGS[path[0]].model_fields
     if path[0] == "space" and len(path) > 2:
-        return Choices.model_fields if "choices" in raw["space"][path[1]] else (*Range.model_fields, "choices")
+        table = raw["space"][path[1]]
+        if not isinstance(table, dict) or "cases" in table:
+            return ("only_if", *Range.model_fields, "choices")
+        return Choices.model_fields if "choices" in table else (*Range.model_fields, "choices")
     return (*(name for name in Sweep.model_fields if name != "name"), "metric")

@@ -8,7 +8,18 @@ from optuna.trial import BaseTrial
 
 from cifar_sweep.config import TrialConfig, decides_shape, derive_seed
 from cifar_sweep.parameters import Value, applies
-from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains, is_whole, suggested_order
+from cifar_sweep.sweep.sweep import (
+    Choices,
+    ChoicesCase,
+    Range,
+    RangeCase,
+    Sweep,
+    contains,
+    domain_beside,
+    is_whole,
+    parts_of,
+    suggested_order,
+)
 
 # A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
 # widened later, which a categorical one is not.
@@ -28,7 +39,7 @@ def suggest(trial: BaseTrial, sweep: Sweep, *, named: Collection[str] | None = N
     taken: dict[str, Value] = dict(sweep.fixed)
     for name in suggested_order(sweep):
         if applies(name, taken) and (named is None or name in named):
-            taken[name] = _suggest(trial, name, sweep.space[name])
+            taken[name] = _suggest(trial, name, domain_beside(sweep.space[name], taken))
 
 
 def _suggest(trial: BaseTrial, name: str, domain: Range | Choices) -> Any:
@@ -38,26 +49,39 @@ def _suggest(trial: BaseTrial, name: str, domain: Range | Choices) -> Any:
             return trial.suggest_categorical(key, distribution.choices)
         case IntDistribution(low=low, high=high, log=log, step=step):
             value = trial.suggest_int(key, low, high, log=log, step=step)
-            return 2**value if key != name else value
+            return 2**value if key.startswith(EXPONENT) else value
         case FloatDistribution(low=low, high=high, log=log):
             return trial.suggest_float(key, low, high, log=log)
 
 
 def _distribution(name: str, domain: Range | Choices) -> tuple[str, BaseDistribution]:
     """A parameter's name and distribution as Optuna has them."""
+    key = _key(name, domain)
     if isinstance(domain, Choices):
-        return name, CategoricalDistribution(domain.choices)
+        return key, CategoricalDistribution(domain.choices)
     low, high, log = domain.low, domain.high, domain.log
     if domain.base2:
-        return EXPONENT + name, IntDistribution(int(low).bit_length() - 1, int(high).bit_length() - 1)
+        return key, IntDistribution(int(low).bit_length() - 1, int(high).bit_length() - 1)
     if is_whole(name, domain):
-        return name, IntDistribution(int(low), int(high), log=log, step=domain.step or 1)
-    return name, FloatDistribution(float(low), float(high), log=log)
+        return key, IntDistribution(int(low), int(high), log=log, step=domain.step or 1)
+    return key, FloatDistribution(float(low), float(high), log=log)
 
 
 def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
     """Optuna's distribution of each parameter of the space, by the name that it has there."""
-    return dict(_distribution(name, domain) for name, domain in sweep.space.items())
+    return dict(_distribution(name, each) for name, domain in sweep.space.items() for each in parts_of(domain))
+
+
+def _key(name: str, domain: Range | Choices) -> str:
+    """A parameter's name as Optuna has it: of one that has cases each has its own, with its condition in brackets."""
+    case = f"[{domain.condition}]" if isinstance(domain, (RangeCase, ChoicesCase)) else ""
+    return EXPONENT * (isinstance(domain, Range) and domain.base2) + name + case
+
+
+def own_name(key: str) -> str:
+    """A parameter's own name by the one that it has in Optuna."""
+    name, bracket, _ = key.removeprefix(EXPONENT).partition("[")
+    return name if bracket and key.endswith("]") else key.removeprefix(EXPONENT)
 
 
 def decode(params: Mapping[str, Any]) -> dict[str, Value]:
@@ -67,16 +91,17 @@ def decode(params: Mapping[str, Any]) -> dict[str, Value]:
     """
     known: dict[str, Value] = {}
     for name, value in params.items():
-        base = name.removeprefix(EXPONENT)
+        base = own_name(name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_exponent = base != name and is_number and 0 <= value <= LARGEST_EXPONENT and value % 1 == 0
-        known |= {base: 2 ** int(value)} if is_exponent and base not in params else {name: value}
+        is_exponent = name.startswith(EXPONENT) and is_number and 0 <= value <= LARGEST_EXPONENT and value % 1 == 0
+        plain = name if name.startswith(EXPONENT) else base
+        known |= {base: 2 ** int(value)} if is_exponent and base not in params else {plain: value}
     return known
 
 
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a trial's Optuna parameters that decide its shape."""
-    return {name: value for name, value in params.items() if decides_shape(name.removeprefix(EXPONENT))}
+    return {name: value for name, value in params.items() if decides_shape(own_name(name))}
 
 
 def leaves_shape_open(params: Mapping[str, Any], sweep: Sweep) -> bool:
@@ -95,11 +120,10 @@ def renamed(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:
     """A point of the space as Optuna stores it, without what is not in the space."""
     encoded: dict[str, Value] = {}
     for name, value in point.items():
-        domain = sweep.space.get(name)
-        if isinstance(domain, Range) and domain.base2:
-            encoded[EXPONENT + name] = int(value).bit_length() - 1
-        elif domain is not None:
-            encoded[name] = value
+        if name in sweep.space:
+            domain = domain_beside(sweep.space[name], sweep.fixed | dict(point))
+            is_exponent = isinstance(domain, Range) and domain.base2
+            encoded[_key(name, domain)] = int(value).bit_length() - 1 if is_exponent else value
     return encoded
 
 
@@ -110,7 +134,8 @@ def point_at(config: TrialConfig, sweep: Sweep) -> tuple[dict[str, Value], dict[
     """
     settings, shape = config.complete(), config.shape
     searched = {name: settings[name] for name in sweep.space if name in settings and applies(name, settings)}
-    point = {name: value for name, value in searched.items() if contains(sweep.space[name], value)}
+    inside = {name: contains(domain_beside(sweep.space[name], settings), value) for name, value in searched.items()}
+    point = {name: value for name, value in searched.items() if inside[name]}
     seeds = {"data_seed": shape.data_seed, "seed": config.knobs.seed}
     there = TrialConfig.from_params(sweep.fixed | point, classes=shape.classes, precision=shape.precision, **seeds)
     same = there.complete()

@@ -1,7 +1,7 @@
 """A sweep: what is searched, by which sampler and pruner, and which points are tried first."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
@@ -86,13 +86,66 @@ class Choices(_Table):
 
 
 def _domain_class(value: Any) -> str | None:
-    """Which of `Range` and `Choices` a table of [space] is meant to be, so that only that one complains."""
-    if isinstance(value, (Range, Choices)):
+    """Which class a table of [space] is meant to be, so that only that one complains."""
+    if isinstance(value, (Range, Choices, Cases)):
         return type(value).__name__
+    if isinstance(value, list):
+        return "Cases" if value and all(isinstance(each, dict) for each in value) else None
+    if isinstance(value, dict) and "cases" in value:
+        return "Cases"
     return ("Choices" if "choices" in value else "Range") if isinstance(value, dict) else None
 
 
-Domain = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_domain_class)]
+class _OnlyIf(_Table):
+    only_if: dict[str, list[Plain]] = Field(default_factory=dict)
+
+    @property
+    def condition(self) -> str:
+        """When it holds, in words that are a part of a parameter's name in Optuna."""
+        parts = (f"{name}={','.join(map(in_toml, values))}" for name, values in self.only_if.items())
+        return "; ".join(parts).replace("'", "") or "otherwise"
+
+
+class RangeCase(Range, _OnlyIf):
+    """A range of a parameter under a condition."""
+
+
+class ChoicesCase(Choices, _OnlyIf):
+    """Choices of a parameter under a condition."""
+
+
+_Case = Annotated[
+    Annotated[RangeCase, Tag("RangeCase")] | Annotated[ChoicesCase, Tag("ChoicesCase")],
+    Discriminator(lambda value: f"{_domain_class(value)}".removesuffix("Case") + "Case"),
+]
+
+
+class Cases(_Table):
+    """What a parameter can be beside values of others; of several cases that hold, the first."""
+
+    cases: list[_Case] = Field(min_length=1)
+
+    def at(self, settings: Mapping[str, Value]) -> RangeCase | ChoicesCase:
+        """The case that holds beside these settings; what is missing there has its default."""
+        known = {name: settings.get(name, PARAMETERS[name].default) for each in self.cases for name in each.only_if}
+        held = (each for each in self.cases if all(known[name] in values for name, values in each.only_if.items()))
+        return next(held, self.cases[-1])
+
+    def __str__(self) -> str:
+        return "; ".join(f"{each} ({each.condition})" for each in self.cases)
+
+
+def _as_table(value: Any) -> Any:
+    """Cases as they stand in a file, a list of tables, as the table that they are kept as."""
+    return {"cases": value} if isinstance(value, list) else value
+
+
+Domain = Annotated[
+    Annotated[Range, Tag("Range")]
+    | Annotated[Choices, Tag("Choices")]
+    | Annotated[Cases, BeforeValidator(_as_table), Tag("Cases")],
+    Discriminator(_domain_class),
+]
 
 
 class _Settings(_Table):
@@ -257,7 +310,21 @@ _DECIDING = frozenset(other for parameter in PARAMETERS.values() for other in pa
 
 def suggested_order(sweep: Sweep) -> list[str]:
     """The parameters of the space in the order in which they get their values."""
-    return sorted(sweep.space, key=lambda name: (name not in _FIRST, name not in _DECIDING))
+
+    def place(name: str) -> tuple[bool, ...]:
+        return isinstance(sweep.space[name], Cases), name not in _FIRST, name not in _DECIDING
+
+    return sorted(sweep.space, key=place)
+
+
+def domain_beside(domain: Range | Choices | Cases, settings: Mapping[str, Value]) -> Range | Choices:
+    """What a parameter can be beside these settings."""
+    return domain.at(settings) if isinstance(domain, Cases) else domain
+
+
+def parts_of(domain: Range | Choices | Cases) -> Sequence[Range | Choices]:
+    """All that a parameter can be, whatever the others are."""
+    return domain.cases if isinstance(domain, Cases) else [domain]
 
 
 def is_whole(name: str, domain: Range | Choices) -> bool:
@@ -271,7 +338,8 @@ def values_of(sweep: Sweep, name: str) -> list[Value]:
     domain = sweep.space.get(name)
     if domain is None:
         return [sweep.fixed.get(name, PARAMETERS[name].default)]
-    return domain.choices if isinstance(domain, Choices) else [domain.low, domain.high]
+    ends = (each.choices if isinstance(each, Choices) else [each.low, each.high] for each in parts_of(domain))
+    return [value for values in ends for value in values]
 
 
 def trained_values(sweep: Sweep, name: str) -> list[Value]:
@@ -282,8 +350,10 @@ def trained_values(sweep: Sweep, name: str) -> list[Value]:
     return [point.params().get(name, usual) for point in sweep.enqueue]
 
 
-def contains(domain: Range | Choices, value: Value) -> bool:
-    """Whether `value` lies in `domain`."""
+def contains(domain: Range | Choices | Cases, value: Value) -> bool:
+    """Whether `value` lies in `domain`, of cases in any."""
+    if isinstance(domain, Cases):
+        return any(contains(each, value) for each in domain.cases)
     if isinstance(domain, Choices):
         return value in domain.choices
     if isinstance(value, str) or not domain.low <= value <= domain.high:

@@ -6,7 +6,10 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from cifar_sweep.errors import UsageError
+from cifar_sweep.search.cube import Cube
 from cifar_sweep.sweep import space
+from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 
@@ -141,3 +144,73 @@ def test_a_later_parameter_at_its_default_is_a_setting_like_any_other() -> None:
     assert space.point_at(made, searched) == ({"filters": 32}, {})
     other = parse({"name": "s", "fixed": {"model": "cnn", "filters": 16}}, where="test")
     assert space.point_at(made, other) == ({}, {"filters": 32})
+
+
+RATES: list[dict[str, Any]] = [
+    {"only_if": {"optimizer": ["sgd"]}, "low": 0.01, "high": 1.0, "log": True},
+    {"only_if": {"optimizer": ["adam", "rmsprop"]}, "choices": [0.001, 0.01]},
+]
+RANGE = {"low": 0.1, "high": 1}
+
+
+def rate_by(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"learning_rate": cases}
+
+
+OPTIMIZERS = {"choices": ["sgd", "adam", "rmsprop"]}
+
+
+def by_case(**tables: Any) -> Sweep:
+    return parse({"name": "s", "space": {"learning_rate": RATES, "optimizer": OPTIMIZERS}} | tables, where="test")
+
+
+def test_a_range_of_its_own_under_a_condition_has_a_name_of_its_own_in_optuna() -> None:
+    searched = by_case()
+    sgd, adam = "learning_rate[optimizer=sgd]", "learning_rate[optimizer=adam,rmsprop]"
+    found = space.distributions(searched)
+    assert (found[sgd], found[adam]) == (FloatDistribution(0.01, 1, log=True), CategoricalDistribution([0.001, 0.01]))
+    for point in ({"optimizer": "sgd", sgd: 0.5}, {"optimizer": "rmsprop", adam: 0.01}):
+        trial = suggested(searched, **point)
+        assert trial.params == point
+        known = space.decode(point)
+        assert known == {"optimizer": point["optimizer"], "learning_rate": list(point.values())[1]}
+        assert space.encode(known, searched) == point
+        made = config(searched, 0, **point)
+        assert made.knobs.learning_rate == known["learning_rate"]
+        assert space.point_at(made, searched) == (known, {})
+    outside = config(searched, 0, optimizer="adam", **{sgd: 0.5})
+    assert space.point_at(outside, searched) == ({"optimizer": "adam"}, {"learning_rate": 0.5})
+
+
+def test_cases_are_points_of_a_grid_and_of_a_cube() -> None:
+    rates = [{"only_if": {"optimizer": ["sgd"]}, "choices": [1.0]}, {"choices": [0.001, 0.01]}]
+    searched = by_case(sampler="grid", space={"learning_rate": rates, "optimizer": OPTIMIZERS})
+    points = {(point["optimizer"], point["learning_rate"]) for point in grid(searched)}
+    assert points == {("sgd", 1.0), *((name, rate) for name in ("adam", "rmsprop") for rate in (0.001, 0.01))}
+    cube = Cube(by_case())
+    for point in ({"learning_rate": 0.1, "optimizer": "sgd"}, {"learning_rate": 0.01, "optimizer": "adam"}):
+        assert cube.params(cube.shares(point)) == {name: pytest.approx(value) for name, value in point.items()}
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (
+            {"space": rate_by(RATES[:1]) | {"optimizer": OPTIMIZERS}},
+            "no case for optimizer = 'adam'; one without",
+        ),
+        ({"space": rate_by(RATES), "fixed": {"optimizer": "adam"}}, "its case optimizer=sgd never comes; take it away"),
+        ({"space": {"batch_size": [{"choices": [1]}]}}, "batch_size decides which trials are trained together"),
+        ({"space": rate_by([RATES[0] | {"only_if": {"optimizer": ["sgdm"]}}])}, "only_if: optimizer = 'sgdm' is not"),
+        (
+            {"space": rate_by([RANGE | {"only_if": {"gamma": [1]}}]) | {"gamma": RANGE}},
+            "gamma: it is to have choices",
+        ),
+        ({"enqueue": [{"learning_rate": 0.001}]}, "learning_rate = 0.001 depends on optimizer; give that, too"),
+        ({"enqueue": [{"learning_rate": 0.001, "optimizer": "sgd"}]}, "is outside of its .*: 0.01 to 1.0"),
+        ({"space": rate_by([RANGE | {"onlyif": {}}])}, "there is no key 'onlyif'; did you mean only_if"),
+    ],
+)
+def test_cases_that_cannot_be(tables: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        by_case(**tables)
