@@ -86,6 +86,11 @@ class Shape:
     more: More = ()  # those of single layers and of a user's own network, by name
 
     @property
+    def values(self) -> dict[str, Any]:
+        """All its values by name, those of single layers among them."""
+        return vars(self) | dict(self.more)
+
+    @property
     def own(self) -> dict[str, Value]:
         """The parameters of a user's own network, as its function calls them."""
         return {name.removeprefix(OWN): value for name, value in self.more if name.startswith(OWN)}
@@ -93,7 +98,7 @@ class Shape:
     @property
     def fault(self) -> str:
         """Why there is no such network, in words; empty where there is one."""
-        return image_fault(vars(self) | dict(self.more))
+        return image_fault(self.values)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Knobs:
     cosine_epochs: int = 0
     restart_epochs: int = 10
     restart_factor: int = 1
-    min_learning_rate: float = 0.0
+    lowest_rate: float = 0.0
     onecycle_peak: float = 0.3
     onecycle_start: float = 25.0
     onecycle_end: float = 1e4

@@ -1,7 +1,7 @@
 """The errors a user is meant to see: one sentence each, turned into an exit code by `cli` alone."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 class CifarSweepError(Exception):
@@ -61,6 +61,8 @@ def one_line(error: BaseException) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known words, and all of them: ``did you mean a? Known: a, b``."""
     words = sorted(known)
-    close = get_close_matches(word, words, n=3, cutoff=0.5)
+    close = get_close_matches(word, words, n=3, cutoff=0.5)  # the best one first
+    alike = [SequenceMatcher(a=each, b=word).ratio() for each in close]
+    close = [each for each, likeness in zip(close, alike, strict=True) if likeness > alike[0] - 0.2]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}known: {', '.join(words)}"

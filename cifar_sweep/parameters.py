@@ -93,6 +93,10 @@ _RESTARTS, _ONECYCLE, _PLATEAU = ({"schedule": (name,)} for name in ("warm_resta
 SCHEDULE_NAMES = (
     "step", "none", "cosine", "warm_restarts", "onecycle", "exponential", "multistep", "polynomial", "plateau",
 )  # fmt: skip
+# Those of a schedule that are counted in epochs.
+SCHEDULE_LENGTHS = (
+    "step_size", "warmup_epochs", "milestones", "cosine_epochs", "restart_epochs", "plateau_patience",
+)  # fmt: skip
 WEIGHT = r"\d*\.?\d+(e-?\d+)?"
 ACTIVATION_NAMES = ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "gelu", "silu", "mish", "none")
 MOST_LAYERS = 8  # of a cnn's parameters by layer
@@ -178,7 +182,7 @@ _TRAINING: dict[str, Parameter] = {
     ),
     "restart_epochs": Parameter(int, 10, "epochs until the first restart", low=1, high=100_000, only_if=_RESTARTS),
     "restart_factor": Parameter(int, 1, "how many times as long each cycle is", low=1, high=100, only_if=_RESTARTS),
-    "min_learning_rate": Parameter(float, 0.0, "the lowest learning rate", high=1000, only_if=_LOWEST),
+    "lowest_rate": Parameter(float, 0.0, "the lowest learning rate", high=1000, only_if=_LOWEST),
     "onecycle_peak": Parameter(float, 0.3, "share of epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
     "onecycle_start": Parameter(float, 25.0, "the peak over the first rate", low=1, high=1e12, only_if=_ONECYCLE),
     "onecycle_end": Parameter(float, 1e4, "the first rate over the last", low=1, high=1e12, only_if=_ONECYCLE),
@@ -291,6 +295,7 @@ _NAMED: dict[str, Parameter] = {
     ),
     "freeze": Parameter(int, 0, "stages from the first that are not trained", high=100),
 }
+NETWORK = tuple(_NETWORK)
 # Those that a layer can have for itself, as in filters_2, and what counts the layers.
 BY_LAYER = {
     **dict.fromkeys(

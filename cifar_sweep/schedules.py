@@ -12,7 +12,7 @@ LEAST_CHANGE = 1e-8  # of a rate on a plateau
 # The parameters that say how the learning rate goes.
 PARTS = (
     "schedule", "step_size", "gamma", "milestones", "cosine_epochs", "restart_epochs", "restart_factor",
-    "min_learning_rate", "onecycle_peak", "onecycle_start", "onecycle_end", "polynomial_power", "plateau_factor",
+    "lowest_rate", "onecycle_peak", "onecycle_start", "onecycle_end", "polynomial_power", "plateau_factor",
     "plateau_patience", "warmup_epochs",
 )  # fmt: skip
 
@@ -35,7 +35,7 @@ def learning_rate_at(epoch: int, settings: Mapping[str, Value], losses: Sequence
 
 
 def _plateau(values: Mapping[str, Value], losses: Sequence[float]) -> float:
-    rate, least = float(values["learning_rate"]), float(values["min_learning_rate"])
+    rate, least = float(values["learning_rate"]), float(values["lowest_rate"])
     best, since = math.inf, 0
     for loss in losses:
         best, since = (loss, 0) if loss < best * (1 - WORTHWHILE) else (best, since + 1)
@@ -61,14 +61,14 @@ def _between(high: float, low: float, share: float) -> float:
 
 def _cosine(values: Mapping[str, Value], done: int, length: int) -> float:
     share = done / (int(values["cosine_epochs"]) or length)
-    return _between(float(values["learning_rate"]), float(values["min_learning_rate"]), share)
+    return _between(float(values["learning_rate"]), float(values["lowest_rate"]), share)
 
 
 def _warm_restarts(values: Mapping[str, Value], done: int, _length: int) -> float:
     cycle = int(values["restart_epochs"])
     while done >= cycle:
         done, cycle = done - cycle, cycle * int(values["restart_factor"])
-    return _between(float(values["learning_rate"]), float(values["min_learning_rate"]), done / cycle)
+    return _between(float(values["learning_rate"]), float(values["lowest_rate"]), done / cycle)
 
 
 def _onecycle(values: Mapping[str, Value], done: int, length: int) -> float:

@@ -193,13 +193,13 @@ def test_a_number_is_kept_in_the_type_of_its_parameter(name: str, given: float, 
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest() -> None:
-    assert "there is no parameter 'learning_rte'; did you mean learning_rate or" in refusal(learning_rte=0.1)
+    assert "there is no parameter 'learning_rte'; did you mean learning_rate? " in refusal(learning_rte=0.1)
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"learning_rte": 1}, "there is no value 'learning_rte'; did you mean learning_rate or"),
+        ({"learning_rte": 1}, "there is no value 'learning_rte'; did you mean learning_rate? "),
         ({"gamma": None}, "gamma is missing"),
         ({"gamma": 2.0}, "gamma = 2.0 is not accepted; it takes a number from 1e-06 to 1"),
     ],

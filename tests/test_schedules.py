@@ -24,10 +24,10 @@ CASES: dict[str, tuple[dict[str, Any], Scheduler]] = {
     "polynomial": ({"polynomial_power": 1.7}, lambda o, n: plain.PolynomialLR(o, n, 1.7)),
     "cosine": ({}, lambda o, n: plain.CosineAnnealingLR(o, n)),
     "cosine of 7": (
-        {"cosine_epochs": 7, "min_learning_rate": 1e-3}, lambda o, n: plain.CosineAnnealingLR(o, 7, 1e-3),
+        {"cosine_epochs": 7, "lowest_rate": 1e-3}, lambda o, n: plain.CosineAnnealingLR(o, 7, 1e-3),
     ),
     "warm_restarts": (
-        {"restart_epochs": 3, "restart_factor": 2, "min_learning_rate": 1e-4},
+        {"restart_epochs": 3, "restart_factor": 2, "lowest_rate": 1e-4},
         lambda o, n: plain.CosineAnnealingWarmRestarts(o, 3, 2, 1e-4),
     ),
     "warm_restarts alike": ({"restart_epochs": 5}, lambda o, n: plain.CosineAnnealingWarmRestarts(o, 5)),
@@ -90,7 +90,7 @@ def test_a_plateau_is_that_of_pytorch(warmup: int) -> None:
     losses = (1 / torch.arange(1, 40) ** 0.2 + 0.1 * torch.rand(39, generator=generator)).tolist()
     made = optimizer()
     theirs = plain.ReduceLROnPlateau(made, factor=0.5, patience=2, min_lr=2e-3)
-    ours = settings("plateau", plateau_factor=0.5, plateau_patience=2, min_learning_rate=2e-3, warmup_epochs=warmup)
+    ours = settings("plateau", plateau_factor=0.5, plateau_patience=2, lowest_rate=2e-3, warmup_epochs=warmup)
     seen = set()
     for epoch in range(warmup + 1, 39):
         rate = made.param_groups[0]["lr"]

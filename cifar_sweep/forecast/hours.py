@@ -46,7 +46,9 @@ SIZES = (32, 16, 8, 4, 2, 1)
 ALIKE = 4  # trials of a group where the shape is searched, on average
 # What is cut, in words.
 CUT = {
-    "epochs": "epochs", "step_size": "epochs between StepLR's decays", "train_images": "training images",
+    "epochs": "epochs", "step_size": "epochs between StepLR's decays", "warmup_epochs": "epochs of warm-up",
+    "cosine_epochs": "epochs of half a cosine", "restart_epochs": "epochs until a restart",
+    "plateau_patience": "epochs of patience", "train_images": "training images",
     "validation_images": "validation images",
 }  # fmt: skip
 LATEST = 8  # epochs of a network at a batch size tell how fast it is now

@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.files import read_toml
-from cifar_sweep.parameters import NAMES, PARAMETERS, Value, check_parameter
+from cifar_sweep.parameters import NAMES, PARAMETERS, SCHEDULE_LENGTHS, Value, check_parameter
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import (
     SHORTENS,
@@ -20,6 +20,7 @@ from cifar_sweep.sweep.sweep import (
     contains,
     listed,
     trained_values,
+    values_of,
     with_name,
 )
 
@@ -116,8 +117,8 @@ def cut(sweep: Sweep, share: float, *, images: int, least_images: int, least_epo
     """`sweep` with this share of its epochs and of its images, as far as these are not below the least.
 
     `images` is how many training images there are; a quarter as many are validated on. Of what is searched the upper
-    end is cut, and hand points above it are left out. A fixed step of StepLR is cut with fixed epochs; where the step
-    is searched and epochs are not, epochs stay whole: its values would mean something else.
+    end is cut, and hand points above it are left out. A schedule's fixed lengths are cut with fixed epochs; where one
+    of them is searched and epochs are not, epochs stay whole: its values would mean something else.
     """
     wholes = {
         "epochs": (0, least_epochs),
@@ -134,12 +135,24 @@ def cut(sweep: Sweep, share: float, *, images: int, least_images: int, least_epo
             changes |= {name: shorter} if name in sweep.space else {}
         elif name in sweep.space:
             sweep = _below(sweep, name, shorter)
-        elif name != "epochs" or "step_size" not in sweep.space:
+        elif name != "epochs" or sweep.space.keys().isdisjoint(SCHEDULE_LENGTHS):
             changes[name] = shorter
-            if name == "epochs" and not {"step_size", "gamma"}.isdisjoint([*sweep.fixed, *sweep.space]):
-                step = int(sweep.fixed.get("step_size", PARAMETERS["step_size"].default))
-                changes["step_size"] = max(1, round(step * shorter / whole))
+            if name == "epochs":
+                changes |= _lengths_cut(sweep, shorter / whole)
     return _changed(sweep, changes, where="--hours")
+
+
+def _lengths_cut(sweep: Sweep, share: float) -> dict[str, Value]:
+    """The fixed lengths of a sweep's schedules, in epochs, cut to this share; each is 1 at least."""
+    found: dict[str, Value] = {}
+    for name in SCHEDULE_LENGTHS:
+        value = sweep.fixed.get(name, PARAMETERS[name].default)
+        parts = [max(1, round(share * int(part))) for part in str(value).split(",") if int(part)]
+        acts = set(PARAMETERS[name].only_if["schedule"]) & set(values_of(sweep, "schedule"))
+        never_decays = name == "step_size" and {"step_size", "gamma"}.isdisjoint([*sweep.fixed, *sweep.space])
+        if acts and parts and not never_decays:
+            found[name] = parts[0] if len(parts) == 1 else ",".join(map(str, parts))
+    return found
 
 
 def _rounded(count: float) -> int:

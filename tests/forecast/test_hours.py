@@ -87,6 +87,29 @@ def test_what_is_cut_is_said_and_the_schedule_keeps_its_meaning() -> None:
     assert plan_hours(sweep(unset), costs(4e-3), 1).sweep.fixed["step_size"] == fixed["step_size"], "20 is its default"
 
 
+@pytest.mark.parametrize(
+    ("schedule", "lengths", "expected"),
+    [
+        ("cosine", {"cosine_epochs": 20, "warmup_epochs": 5}, {"cosine_epochs": 20, "warmup_epochs": 5}),
+        ("multistep", {"milestones": "10,20", "gamma": 0.5}, {"milestones": "10,20"}),
+        ("warm_restarts", {}, {"restart_epochs": 10}),
+        ("plateau", {"plateau_patience": 3}, {"plateau_patience": 3}),
+        ("exponential", {"gamma": 0.9}, {}),
+    ],
+)
+def test_the_lengths_of_any_schedule_are_cut_alike(
+    schedule: str, lengths: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    fixed = {"model": "convnet", "batch_norm": False, "epochs": 30, "schedule": schedule, **lengths}
+    found = plan_hours(sweep(fixed), costs(4e-3), 1).sweep.fixed
+    share = int(found["epochs"]) / 30
+    assert share < 1
+    for name, value in expected.items():
+        cut_alike = ",".join(str(max(1, round(share * int(part)))) for part in str(value).split(","))
+        assert str(found[name]) == cut_alike
+    assert found.keys() - {"train_images", "validation_images"} == fixed.keys() | expected.keys()
+
+
 def test_epochs_that_are_searched_are_cut_at_their_upper_end_and_hand_points_above_are_left_out() -> None:
     epochs = {"epochs": {"low": 3, "high": 300, "log": True}}
     points = [{"epochs": 5, "label": "short"}, {"epochs": 300, "label": "long"}]

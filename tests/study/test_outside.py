@@ -215,7 +215,7 @@ def test_a_point_that_fits_is_trained_as_it_is_written(
         ({"learning_rate": math.nan}, "learning_rate = nan is not accepted"),
         ({"batch_size": 33}, "batch_size = 33 is outside of its [space]: 16 to 64, powers of two."),
         ({"log2_batch_size": 5, "batch_size": 16}, "there is no parameter 'log2_batch_size'"),
-        ({"optimizer": None}, "optimizer = None is not accepted; it takes one of sgd, adam, rmsprop"),
+        ({"optimizer": None}, "optimizer = None is not accepted; it takes one of sgd, nesterov, adam"),
         ({"lr": 0.1}, "there is no parameter 'lr'"),
         ({"epochs": 4}, "epochs = 4 contradicts [fixed], where it is 3."),
         ({"momentum": 0.5}, "momentum is not in [space]"),

@@ -261,7 +261,7 @@ REFUSED = {
     ),
     "unused, fixed": (
         '[fixed]\nmodel = "cnn1"\nhidden_units = 10',
-        "lr.toml: [fixed]: hidden_units does nothing for cnn1; accepted: activation, batch_norm, batch_size, dropout,",
+        "lr.toml: [fixed]: hidden_units does nothing for cnn1; accepted: activation, alpha, amsgrad, augmentation, batch_norm,",
     ),
     "unused, space": (
         '[space]\nmodel = { choices = ["cnn1", "lenet"] }\npadding_mode = { choices = ["zeros", "reflect"] }',
@@ -269,7 +269,7 @@ REFUSED = {
     ),
     "momentum of adam": (
         "[space]\nmomentum = { low = 0, high = 0.9 }",
-        "[space]: momentum does nothing for optimizer = 'adam'; it belongs to 'sgd', 'rmsprop'.",
+        "[space]: momentum does nothing for optimizer = 'adam'; it belongs to 'sgd', 'nesterov', 'rmsprop'.",
     ),
     "momentum of adam, fixed": (
         '[fixed]\noptimizer = "adam"\nmomentum = 0.5',
@@ -470,7 +470,7 @@ def test_a_pruner_and_one_of_its_keys_may_be_changed_together(file: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"trails": 3}, "--set: there is no key 'trails'; did you mean trials or train_images or"),
+        ({"trails": 3}, "--set: there is no key 'trails'; did you mean trials? known: "),
         ({"lerning_rate": 3}, "did you mean learning_rate?"),
         ({"description": "x"}, "there is no key 'description'"),
         ({"space.learning_rate": 1}, "there is no key 'space.learning_rate'; did you mean learning_rate?"),
