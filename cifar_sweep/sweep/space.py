@@ -108,13 +108,13 @@ def point_at(config: TrialConfig, sweep: Sweep) -> tuple[dict[str, Value], dict[
 
     They are fixed otherwise, or outside of the space. Seeds do not count.
     """
-    settings, shape = config.to_dict(), config.shape
+    settings, shape = config.settings(), config.shape
     searched = {name: settings[name] for name in sweep.space if applies(name, settings)}
     point = {name: value for name, value in searched.items() if contains(sweep.space[name], value)}
     seeds = {"data_seed": shape.data_seed, "seed": config.knobs.seed}
     there = TrialConfig.from_params(sweep.fixed | point, classes=shape.classes, precision=shape.precision, **seeds)
-    same = there.to_dict()
-    different = {name: value for name, value in settings.items() if same[name] != value}
+    same = there.settings()
+    different = {name: value for name, value in settings.items() if same.get(name) != value}
     return point, different | {name: value for name, value in searched.items() if name not in point}
 
 

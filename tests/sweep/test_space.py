@@ -130,3 +130,10 @@ def test_another_sweep_seed_changes_both_seeds(sweep: Sweep) -> None:
     first, second = (config(sweep.model_copy(update={"seed": seed}), 0) for seed in (0, 1))
     assert first.shape.data_seed != second.shape.data_seed
     assert first.knobs.seed != second.knobs.seed
+
+
+def test_the_point_of_a_trial_names_defaults_too() -> None:
+    choices = {"optimizer": {"choices": ["adam", "sgd"]}, "eps": {"choices": [0.0, 1e-6]}}
+    chosen = parse({"name": "s", "space": choices}, where="test")
+    made = space.to_config({"optimizer": "adam", "eps": 0.0}, chosen, number=0, classes=10, precision="fp32")
+    assert space.point_at(made, chosen) == ({"optimizer": "adam", "eps": 0.0}, {})
