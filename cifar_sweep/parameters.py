@@ -86,12 +86,15 @@ VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
 OWN_WORDS = "torchvision:NAME, timm:NAME, or a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*"
-OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop")
+OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd")
 _ADAMS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
-_LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau")}
+_LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau", "cyclic", "polynomial")}
+_CYCLIC: dict[str, tuple[Value, ...]] = {"schedule": ("cyclic",)}
+_ASGD: dict[str, tuple[Value, ...]] = {"optimizer": ("asgd",)}
 _RESTARTS, _ONECYCLE, _PLATEAU = ({"schedule": (name,)} for name in ("warm_restarts", "onecycle", "plateau"))
 SCHEDULE_NAMES = (
     "step", "none", "cosine", "warm_restarts", "onecycle", "exponential", "multistep", "polynomial", "plateau",
+    "cyclic",
 )  # fmt: skip
 # Those of a schedule that are counted in epochs.
 SCHEDULE_LENGTHS = (
@@ -153,7 +156,7 @@ _TRAINING: dict[str, Parameter] = {
     "amsgrad": Parameter(bool, False, "the largest mean square so far", only_if={"optimizer": ("adam", "adamw")}),
     "eps": Parameter(
         float, 0.0, "added to what is divided by; 0 is the optimizer's own", high=1,
-        only_if={"optimizer": tuple(name for name in OPTIMIZER_NAMES if name not in ("sgd", "nesterov"))},
+        only_if={"optimizer": tuple(name for name in OPTIMIZER_NAMES if name not in ("sgd", "nesterov", "asgd"))},
     ),
     "alpha": Parameter(
         float, 0.99, "share of the mean square that is kept", high=1, high_is_open=True,
@@ -167,6 +170,9 @@ _TRAINING: dict[str, Parameter] = {
         float, 0.0, "share of a gradient that does not enter the momentum", high=1, high_is_open=True,
         only_if={"optimizer": ("sgd",)},
     ),
+    "asgd_decay": Parameter(float, 1e-4, "how fast weights and steps shrink", high=1, only_if=_ASGD),
+    "asgd_power": Parameter(float, 0.75, "the exponent by which steps shrink", high=10, only_if=_ASGD),
+    "asgd_start": Parameter(float, 1e6, "steps after which weights are averaged", high=1e12, only_if=_ASGD),
     "schedule": Parameter(str, "step", "how the learning rate goes from epoch to epoch", choices=SCHEDULE_NAMES),
     "warmup_epochs": Parameter(
         int, 0, "epochs in which the learning rate grows from 0 first", high=100_000,
@@ -185,6 +191,12 @@ _TRAINING: dict[str, Parameter] = {
     "onecycle_peak": Parameter(float, 0.3, "share of epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
     "onecycle_start": Parameter(float, 25.0, "the peak over the first rate", low=1, high=1e12, only_if=_ONECYCLE),
     "onecycle_end": Parameter(float, 1e4, "the first rate over the last", low=1, high=1e12, only_if=_ONECYCLE),
+    "cycle_up": Parameter(int, 10, "epochs from the lowest rate to the highest", low=1, high=100_000, only_if=_CYCLIC),
+    "cycle_down": Parameter(int, 0, "epochs back again; 0 is as many", high=100_000, only_if=_CYCLIC),
+    "cycle_mode": Parameter(
+        str, "triangular", "whether each cycle is half as high as the last, as in triangular2",
+        choices=("triangular", "triangular2"), only_if=_CYCLIC,
+    ),
     "polynomial_power": Parameter(float, 1.0, "the exponent", high=100, only_if={"schedule": ("polynomial",)}),
     "plateau_factor": Parameter(
         float, 0.1, "factor of each decay", low=1e-6, high=1, high_is_open=True, only_if=_PLATEAU
@@ -210,6 +222,11 @@ _TRAINING: dict[str, Parameter] = {
         float, 0.0, "share that a running mean of the weights keeps in a step; that mean is validated; 0 is none",
         high=1, high_is_open=True,
     ),
+    "head_learning_rate": Parameter(
+        float, 0.0, "the learning rate of the last layer, which follows the schedule, too; 0 is that of all", high=1000
+    ),
+    "bias_rate": Parameter(float, 1.0, "how many times the learning rate biases have", high=1e6),
+    "freeze_epochs": Parameter(int, 0, "epochs in which the last layer alone is trained", high=100_000),
     "batch_norm_momentum": Parameter(
         float, 0.1, "share of a batch in batch normalisation's statistics", low=1e-6, high=1,
         only_if={"batch_norm": (True,)},
@@ -348,12 +365,18 @@ class _Parameters(dict[str, Parameter]):
         return super().__contains__(name) or (isinstance(name, str) and bool(_OWN_NAME.fullmatch(name)))
 
 
+# Of the first classes each for itself; the others weigh as class_weights says.
+_CLASSES = {
+    f"class_weights_{number}": Parameter(float, 1.0, f"the weight of class {number}", high=1e6)
+    for number in range(1, MOST_LAYERS + 1)
+}
+_LAYERS |= _CLASSES
 PARAMETERS: dict[str, Parameter] = _Parameters(_GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _NAMED | _LAYERS)
 # Without those of single layers: what a sentence has room for.
 NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK, *_NAMED)
 
 _CNN = frozenset(PARAMETERS) - {"hidden_units"} - _NAMED.keys()
-_ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys() - _NAMED.keys()
+_ALL = frozenset(PARAMETERS) - _NETWORK.keys() - (_LAYERS.keys() - _CLASSES.keys()) - _NAMED.keys()
 _OF_LIBRARIES = (_ALL | _NAMED.keys()) - {
     "activation", "batch_norm", "norm_position", "hidden_units", "padding_mode", "init", "softmax",
     "batch_norm_momentum",

@@ -294,7 +294,7 @@ def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
             """How much of an image a value takes: a list by its sum, or by its length where it adds layers alone."""
             if entries := base.entries(value):
                 return float(sum(entries)) if shrinks else len(entries)
-            return float(value) if shrinks else value not in ("none", "same")
+            return value not in ("none", "same") if isinstance(value, str) or not shrinks else float(value)
 
         kind[name] = min(values, key=least)
     if any(isinstance(value, str) and "," in value for value in kind.values()):

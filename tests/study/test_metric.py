@@ -114,11 +114,11 @@ def test_words_and_figures_are_of_the_metric(make: Callable[..., SweepStudy]) ->
 
 
 def test_what_cannot_be_chosen_by_it_is_refused(make: Callable[..., SweepStudy], storage: Storage, name: str) -> None:
-    with pytest.raises(UsageError, match="model of strategy 'auto' is of accuracies.*strategy = 'optuna'"):
+    with pytest.raises(UsageError, match=r"model of strategy 'auto' is of accuracies.*strategy = 'optuna'"):
         parse({"name": "s", "strategy": "auto", "metric": "f1", "space": SPACE}, where="test")
     with pytest.raises(UsageError, match="metric is to be the same for all trials"):
         sweep(space={"metric": {"choices": ["loss", "f1"]}})
-    with pytest.raises(UsageError, match="metric = 'val_loss' is not .* one of accuracy, loss, f1, top5"):
+    with pytest.raises(UsageError, match=r"metric = 'val_loss' is not .* one of accuracy, loss, f1, top5"):
         sweep(metric="val_loss")
     with pytest.raises(UsageError, match="of 5 classes the right one is always among five"):
         open_or_resume(storage, name, sweep(metric="top5"), data=DATA | {"classes": 5})
