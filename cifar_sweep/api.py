@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +158,18 @@ class Study:
         return glance(self._study)
 
     def trials(self) -> pd.DataFrame:
-        """A row for each trial, by number: its state, value (the best validation accuracy), parameters, and more."""
+        """A row for each trial, by number: its state, value (its best epoch's, by the metric), parameters, and more."""
         trials = self._study.trials()
         rows = [{name: getattr(trial, name) for name in _COLUMNS} | dict(trial.params) for trial in trials]
         return pd.DataFrame(rows).set_index("number") if rows else pd.DataFrame()
 
     def curves(self) -> pd.DataFrame:
         """A row for each epoch of each trial: losses (nats), accuracies, learning rate, seconds."""
-        points = [{"trial": trial.number, **asdict(point)} for trial in self._study.trials() for point in trial.curve]
+        points = [{"trial": trial.number, **point.to_dict()} for trial in self._study.trials() for point in trial.curve]
         return pd.DataFrame(points).set_index(["trial", "epoch"]) if points else pd.DataFrame()
 
     def best(self) -> "Trial":
-        """The complete trial of the best validation accuracy. Raises StudyError where no trial is complete."""
+        """The best complete trial, by the metric. Raises StudyError where no trial is complete."""
         return self.trial(None)
 
     def trial(self, number: int | None) -> "Trial":
@@ -203,8 +203,8 @@ class Trial:
 
     @property
     def validation_accuracy(self) -> float:
-        """The best of its epochs; what trials are chosen by."""
-        return float(self._trial.value or 0.0)
+        """Of its best epoch, by the study's metric."""
+        return float(self._trial.accuracy or 0.0)
 
     @property
     def params(self) -> dict[str, Value]:

@@ -51,6 +51,7 @@ class Shape:
     precision: str
     validation_images: int = 0
     image_size: int = 32
+    metric: str = "accuracy"
     conv_layers: int = 3
     convs_per_block: int = 1
     filters: int | str = 32
@@ -85,6 +86,11 @@ class Shape:
     more: More = ()  # those of single layers and of a user's own network, by name
 
     @property
+    def values(self) -> dict[str, Any]:
+        """All its values by name, those of single layers among them."""
+        return vars(self) | dict(self.more)
+
+    @property
     def own(self) -> dict[str, Value]:
         """The parameters of a user's own network, as its function calls them."""
         return {name.removeprefix(OWN): value for name, value in self.more if name.startswith(OWN)}
@@ -92,7 +98,7 @@ class Shape:
     @property
     def fault(self) -> str:
         """Why there is no such network, in words; empty where there is one."""
-        return image_fault(vars(self) | dict(self.more))
+        return image_fault(self.values)
 
 
 @dataclass(frozen=True)
@@ -220,10 +226,14 @@ class TrialConfig:
 
     def to_dict(self) -> dict[str, Value]:
         """All values, flat, as plain data; those that came later only where they are not the default."""
+        values = self.complete().items()
+        return {name: value for name, value in values if name not in _LATER or value != _LATER[name]}
+
+    def complete(self) -> dict[str, Value]:
+        """All values, flat, as plain data."""
         values = asdict(self.shape) | asdict(self.knobs)
         del values["more"]
-        kept = {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
-        return kept | dict(self.shape.more) | dict(self.knobs.more)
+        return values | dict(self.shape.more) | dict(self.knobs.more)
 
     def settings(self) -> dict[str, Value]:
         """All values, flat, the defaults among them: as `to_dict`, for those who ask for a value by its name."""

@@ -68,6 +68,21 @@ def image_fault(values: Mapping[str, Any]) -> str:
     return ""
 
 
+def macs_of(values: Mapping[str, Any]) -> int:
+    """Multiply-accumulates of one image in a cnn with these settings."""
+    channels, side, total = 3, int(values["image_size"]), 0
+    for block in blocks_of(values):
+        for _ in range(values["convs_per_block"]):
+            side = (side + 2 * block.padding - block.kernel_size) // block.stride + 1
+            total += block.kernel_size**2 * channels * block.filters * side**2
+            channels = block.filters
+        side = block.side
+    features = channels * (1 if values["global_pooling"] else side**2)
+    for width in (*widths_of(values), values["classes"]):
+        total, features = total + features * width, width
+    return total
+
+
 def widths_of(values: Mapping[str, Any]) -> Sequence[int]:
     """The widths of the hidden dense layers."""
     return each_layer(values, "dense_units", int(values["dense_layers"]))

@@ -124,6 +124,10 @@ _GENERAL: dict[str, Parameter] = {
     "validation_images": Parameter(int, 0, "likewise; the same for all trials"),
     "image_size": Parameter(int, 32, "pixels of a side; the same for all trials", low=8, high=512),
     "precision": Parameter(str, "auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16")),
+    "metric": Parameter(
+        str, "accuracy", "what trials and their epochs are chosen by on the validation images; the same for all trials",
+        choices=("accuracy", "loss", "f1", "top5"),
+    ),
     "learning_rate": Parameter(float, 1e-3, "the step of the optimizer", low=1e-12, high=1000),
     "momentum": Parameter(
         float, 0.0, "share of the last step that is kept; of nesterov 0.9 where it is not given", high=1,
@@ -290,6 +294,7 @@ _NAMED: dict[str, Parameter] = {
     ),
     "freeze": Parameter(int, 0, "stages from the first that are not trained", high=100),
 }
+NETWORK = tuple(_NETWORK)
 # Those that a layer can have for itself, as in filters_2, and what counts the layers.
 BY_LAYER = {
     **dict.fromkeys(

@@ -33,8 +33,8 @@ ALLOWED = {
     "replay": {"study", "search", "sweep", "curve", "config", "parameters", "errors"},
     "pictures": {"config", "parameters", "errors"},
     "training": {"layers", "pictures", "schedules", "curve", "config", "parameters", "files", "errors"},
-    "forecast": {"study", "search", "sweep", "config", "parameters", "errors"},
-    "machine": {"forecast", "training", "sweep", "config", "parameters", "files", "errors"},
+    "forecast": {"layers", "study", "search", "sweep", "config", "parameters", "errors"},
+    "machine": {"layers", "forecast", "training", "sweep", "config", "parameters", "files", "errors"},
     "exports": {
         "study", "artifacts", "curve", "training", "pictures", "words", "config", "parameters", "files", "pages",
         "version", "errors",
@@ -55,7 +55,7 @@ ALLOWED = {
         "parameters", "pages", "errors",
     },
     "terminal": {
-        "forecast", "study", "database", "sweep", "training", "artifacts", "words", "config",
+        "curve", "forecast", "study", "database", "sweep", "training", "artifacts", "words", "config",
         "parameters", "pages", "errors",
     },
     "cli": {

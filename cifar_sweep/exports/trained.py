@@ -55,9 +55,9 @@ def digest(config: TrialConfig) -> str:
     return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def facts_of_curve(curve: Sequence[EpochResult]) -> dict[str, Any]:
-    """What a `Provenance` says of a learning curve that has a best epoch."""
-    best = best_epoch(curve)
+def facts_of_curve(curve: Sequence[EpochResult], *, metric: str) -> dict[str, Any]:
+    """What a `Provenance` says of a learning curve that has a best epoch by this metric."""
+    best = best_epoch(curve, metric)
     assert best is not None
     return {
         "best_epoch": best.epoch,
@@ -113,7 +113,7 @@ def pick(study: SweepStudy, number: int | None) -> TrialRecord:
 
 
 def choose(study: SweepStudy, *, top: int, numbers: Sequence[int]) -> list[TrialRecord]:
-    """The complete trials with these numbers; with none, the `top` best by validation accuracy. Raises StudyError."""
+    """The complete trials with these numbers; with none, the `top` best ones. Raises StudyError."""
     if numbers:
         return [pick(study, number) for number in numbers]
     ranked = study.ranked()
@@ -159,5 +159,5 @@ def provenance_of(study: SweepStudy, trial: TrialRecord) -> Provenance:
         versions=environment.versions,
         params=trial.params,
         config_sha256=digest(trial.config),
-        **facts_of_curve(trial.curve),
+        **facts_of_curve(trial.curve, metric=trial.config.shape.metric),
     )

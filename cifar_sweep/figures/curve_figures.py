@@ -1,7 +1,7 @@
 """Figures of learning curves: a few trials in detail, and a study's trials together."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -46,12 +46,12 @@ def _line(trial: TrialRecord, part: str, quantity: str, *, place: int) -> go.Sca
 
 
 def curves(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure:
-    """Validation accuracy by epoch: the best trials in colours, others and pruned ones behind them.
+    """What trials are chosen by, by epoch: the best trials in colours, others and pruned ones behind them.
 
     By share of the schedule where epochs are searched. At most `MOST_CURVES` lines.
     """
     drawn = [trial for trial in trials if trial.curve]
-    complete = sorted((trial for trial in drawn if trial.state == "complete"), key=lambda trial: -(trial.value or 0))
+    complete = sorted((trial for trial in drawn if trial.state == "complete"), key=lambda trial: -trial.score)
     pruned = [trial for trial in drawn if trial.state == "pruned"]
     best, others = complete[: len(HIGHLIGHTED)], complete[len(HIGHLIGHTED) :]
     room = MOST_CURVES - len(best)
@@ -69,19 +69,20 @@ def curves(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure
         name = f"trial {trial.number}"
         _add_lines(figure, [trial], epochs_searched, name=name, line=line, marker={"size": 4}, legendrank=900 + place)
     figure.update_xaxes(title="share of the schedule, %" if epochs_searched else "epoch", rangemode="tozero")
-    return style.finish(figure, height=440, **style.ACCURACY)
+    return style.finish(figure, height=440, **style.axis(drawn))
 
 
-def _add_lines(figure: go.Figure, trials: Iterable[TrialRecord], epochs_searched: bool, **settings: object) -> None:
+def _add_lines(figure: go.Figure, trials: Sequence[TrialRecord], epochs_searched: bool, **settings: object) -> None:
     """The curves as one trace, with gaps between them. Markers: a curve of one epoch is no line."""
     x: list[float | None] = []
     y: list[float | None] = []
     numbers: list[int | None] = []
+    metric = style.metric_of(trials)
     for trial in trials:
         factor = 100 / (trial.epochs or 1) if epochs_searched else 1
         x += [*(round(factor * result.epoch, 1) for result in trial.curve), None]
-        y += [*(style.in_percent(result.validation_accuracy) for result in trial.curve), None]
+        y += [*(style.in_unit(getattr(result, metric.field), metric) for result in trial.curve), None]
         numbers += [trial.number] * len(trial.curve) + [None]
     if x:
-        look = {"mode": "lines+markers", "hovertemplate": style.TRIAL_HOVER} | settings
+        look = {"mode": "lines+markers", "hovertemplate": style.hover(trials)} | settings
         figure.add_scatter(x=x, y=y, customdata=numbers, **look)

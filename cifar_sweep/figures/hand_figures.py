@@ -87,7 +87,7 @@ def hand_beside_search(trials: Sequence[TrialRecord], claims: Sequence[HandRow],
     _add_spread(figure, OTHERS, [trial for trial in drawn if trial.state != "complete"], colour=style.QUIET)
     _add_spread(figure, COMPLETE, complete, colour=style.MEASURED)
     if best := style.best_of(complete):
-        accuracy = 100 * (best.value or 0)
+        accuracy = 100 * (best.accuracy or 0)
         text = [f"{accuracy:.2f} %, trial {best.number}  "]
         named = {"mode": "markers+text", "text": text, "textposition": "middle left"}
         _add_marks(figure, BEST, [(accuracy, BEST, style.trial_words(best))], style.MEASURED, "star", **named)

@@ -31,7 +31,7 @@ SCALE = (
 
 
 def accuracy_by_learning_rate(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
-    """Validation accuracy by learning rate: a complete trial's best, any other's last. `data` names the images.
+    """How good trials are by learning rate: a complete trial's best, any other's last. `data` names the images.
 
     The symbol says how a trial ended, the colour its batch size where that varies, a ring that it is a point by hand.
     """
@@ -65,7 +65,7 @@ def accuracy_by_learning_rate(trials: Sequence[TrialRecord], *, data: str) -> go
         hovertemplate=None,
         hoverinfo="skip",
     )
-    return style.finish(figure, f"{data}: validation images", height=520, **style.LEARNING_RATE, **style.ACCURACY)
+    return style.finish(figure, f"{data}: validation images", height=520, **style.LEARNING_RATE, **style.axis(drawn))
 
 
 def _learning_rate(trial: TrialRecord) -> float:
@@ -73,7 +73,7 @@ def _learning_rate(trial: TrialRecord) -> float:
 
 
 def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Figure:
-    """The best validation accuracy in each cell of learning rate (thirds of a decade) by batch size.
+    """The best value in each cell of learning rate (thirds of a decade) by batch size.
 
     A complete trial counts with its best epoch, any other with its last; the text beside the pointer says which.
     """
@@ -83,7 +83,7 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
     for trial in drawn:
         place = round(BINS_PER_DECADE * math.log10(_learning_rate(trial)))  # powers of ten are in the middle of a cell
         cells[names[int(trial.settings["batch_size"])], place].append(trial)
-    rows = list(dict.fromkeys(names.values()))
+    rows, metric = list(dict.fromkeys(names.values())), style.metric_of(drawn)
     figure = go.Figure()
     if cells:
         bins = range(min(place for _, place in cells), max(place for _, place in cells) + 1)
@@ -91,17 +91,18 @@ def learning_rate_by_batch(trials: Sequence[TrialRecord], *, data: str) -> go.Fi
             # One edge more than there are cells: on a logarithmic axis the middles alone would not do.
             x=[_edge(place) for place in (*bins, bins[-1] + 1)],
             y=rows,
-            z=[[_best_percent(cells.get((row, place), ())) for place in bins] for row in rows],
+            z=[[_best_value(cells.get((row, place), ())) for place in bins] for row in rows],
             hovertext=[[_cell_words(cells.get((row, place), ()), row, place) for place in bins] for row in rows],
             hoverinfo="text",
             hoverongaps=False,
             xgap=1,
             ygap=1,
             colorscale=list(SCALE),
-            colorbar={"title": {"text": "%"}, "thickness": 12, "outlinewidth": 0},
+            reversescale=metric.lowest,
+            colorbar={"title": {"text": "nats" if metric.lowest else "%"}, "thickness": 12, "outlinewidth": 0},
         )
         figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows)
-    title, axes = f"{data}: best validation accuracy in each cell", {"yaxis_title": "batch size"} | style.LEARNING_RATE
+    title, axes = f"{data}: best {metric.words} in each cell", {"yaxis_title": "batch size"} | style.LEARNING_RATE
     return style.finish(figure, title, height=230 + 34 * len(rows), **axes)
 
 
@@ -118,9 +119,9 @@ def _batch_names(sizes: Iterable[int]) -> dict[int, str]:
     return {size: f"about {2 ** round(math.log2(size))}" for size in distinct}
 
 
-def _best_percent(trials: Sequence[TrialRecord]) -> float | None:
+def _best_value(trials: Sequence[TrialRecord]) -> float | None:
     best = style.best_of(trials)
-    return style.in_percent(best.accuracy) if best else None
+    return style.shown(best) if best else None
 
 
 def _cell_words(trials: Sequence[TrialRecord], row: str, place: int) -> str:
@@ -131,7 +132,7 @@ def _cell_words(trials: Sequence[TrialRecord], row: str, place: int) -> str:
     last = "" if best.state == "complete" else f", {best.state}: its last value"
     return style.hover_text([
         f"learning rate {_edge(place):.2g} to {_edge(place + 1):.2g}, batch size {row}",
-        f"best {style.in_percent(best.accuracy):.2f} %, {style.trial_name(best)}{last}",
+        f"best {style.with_unit(best)}, {style.trial_name(best)}{last}",
         f"learning rate {best.settings['learning_rate']:.3g}, batch size {best.settings['batch_size']}",
         f"{len(trials)} trials: "
         + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]),
@@ -161,11 +162,11 @@ def importances_of(trials: Sequence[TrialRecord]) -> Importances:
     elif len({name for trial in complete for name in trial.params}) < 2:
         reason = "it compares parameters, and fewer than two were searched"
     elif len({trial.value for trial in complete}) == 1:
-        reason = "all complete trials have the same accuracy"
+        reason = f"all complete trials have the same {style.metric_of(trials).words.removeprefix('validation ')}"
     if reason:
         return Importances((), len(complete), reason)
     # In memory, without their curves: the study's own storage would be read again.
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(direction="minimize" if style.metric_of(trials).lowest else "maximize")
     for trial in complete:
         study.add_trial(optuna.create_trial(value=trial.value, params=trial.params, distributions=trial.distributions))
     with warnings.catch_warnings():
@@ -194,7 +195,7 @@ def importance(found: Importances) -> go.Figure:
 
 
 def slices(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: Collection[str]) -> list[go.Figure]:
-    """For each parameter the validation accuracy of the trials by its value."""
+    """For each parameter how good the trials are by its value."""
     shown = style.with_accuracy(trials)
     best = style.best_of([trial for trial in shown if trial.state == "complete"])
     most = MOST_SLICE_POINTS // max(len(names), 1)
@@ -220,7 +221,7 @@ def _slice(trials: Sequence[TrialRecord], name: str, best: TrialRecord | None, m
             place,
             marker=style.marker(state, size=6) | {"opacity": 0.85},
             text=[_value_text(trial.params[name]) for trial in members],
-            hovertemplate=f"trial %{{customdata}}, {state}: %{{y:.2f}} %<br>{name} %{{text}}<extra></extra>",
+            hovertemplate=style.hover(trials, f"<br>{name} %{{text}}", name=f"trial %{{customdata}}, {state}"),
         )
     ring = {"symbol": "circle-open", "size": 14, "color": style.BEST, "line": {"width": 2.5}}
     at_best = [best] if best is not None and name in best.params else []
@@ -230,7 +231,7 @@ def _slice(trials: Sequence[TrialRecord], name: str, best: TrialRecord | None, m
         figure.update_xaxes(**ticks, range=[-0.6, len(row) - 0.4], showgrid=False)
     elif log and all(isinstance(value, (int, float)) and value > 0 for value in values):
         figure.update_xaxes(type="log", exponentformat="power", dtick=1)
-    figure.update_yaxes(ticksuffix=" %")
+    figure.update_yaxes(ticksuffix=style.metric_of(trials).unit)
     return style.finish(figure, height=230, showlegend=False)
 
 

@@ -5,6 +5,7 @@ Points carry their trial's number as ``customdata``: a report leads from a point
 Users' own texts (a label, a study's name) are escaped: plotly reads some HTML in its texts.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
+from cifar_sweep.curve import METRICS, Metric
 from cifar_sweep.study.record import TrialRecord
 
 PALETTE = ("#0077BB", "#EE7733", "#009988", "#EE3377", "#33BBEE", "#CC3311", "#888888", "#AA4499")
@@ -21,10 +23,8 @@ STATE_COLOURS = {
     "outside": QUIET,
 }  # fmt: skip
 STATE_SYMBOLS = {"complete": "circle", "pruned": "x-thin", "failed": "cross-thin"}
-TRIAL_HOVER = "trial %{customdata}: %{y:.2f} %<extra></extra>"
 TITLE_COLUMNS = 46  # characters of a title that a phone shows on one line
-# Axes that several figures have; `finish` takes them.
-ACCURACY = {"yaxis_title": "validation accuracy, %"}
+# An axis that several figures have; `finish` takes it.
 LEARNING_RATE = {"xaxis_title": "learning rate", "xaxis_type": "log", "xaxis_exponentformat": "power"}
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def trial_words(trial: TrialRecord) -> str:
     settings = trial.settings
     return hover_text([
         f"{trial_name(trial)}, {trial.state_words}: {settings['model']}",
-        f"validation accuracy {in_percent(trial.accuracy):.2f} %{last}",
+        f"{trial.metric.words} {with_unit(trial)}{last}",
         f"learning rate {settings['learning_rate']:.3g}, batch size {settings['batch_size']}",
         f"after {trial.epochs_done} of {trial.epochs} epochs",
     ])  # fmt: skip
@@ -81,14 +81,48 @@ def in_percent(accuracy: float | None) -> float | None:
     return None if accuracy is None else round(100 * accuracy, 3)
 
 
+def metric_of(trials: Iterable[TrialRecord]) -> Metric:
+    """What these trials are chosen by."""
+    return next((trial.metric for trial in trials if trial.config), METRICS["accuracy"])
+
+
+def shown(trial: TrialRecord) -> float | None:
+    """How good a trial is, as figures show it: in percent, or a loss in nats."""
+    return in_unit(trial.reached, trial.metric)
+
+
+def in_unit(value: float | None, metric: Metric) -> float | None:
+    """A value in percent, or a loss in nats, with as many digits as anybody sees; None where it is not finite."""
+    if not metric.lowest:
+        return in_percent(value)
+    return None if value is None or not math.isfinite(value) else round(value, 5)
+
+
+def with_unit(trial: TrialRecord) -> str:
+    """How good a trial is, in words."""
+    return trial.metric.number(trial.reached or 0.0) + trial.metric.unit
+
+
+def axis(trials: Iterable[TrialRecord]) -> dict[str, str]:
+    """The axis of what these trials are chosen by; `finish` takes it."""
+    metric = metric_of(trials)
+    return {"yaxis_title": f"{metric.words}, {'nats' if metric.lowest else '%'}"}
+
+
+def hover(trials: Iterable[TrialRecord], more: str = "", *, name: str = "trial %{customdata}") -> str:
+    """What stands beside the pointer at a point of these trials."""
+    lowest = metric_of(trials).lowest
+    return f"{name}: %{{y:{'.4f' if lowest else '.2f'}}}{'' if lowest else ' %'}{more}<extra></extra>"
+
+
 def with_accuracy(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The trials that a figure of accuracies can show."""
-    return [trial for trial in trials if trial.settings and trial.accuracy is not None]
+    """The trials that a figure of how good they are can show."""
+    return [trial for trial in trials if trial.settings and trial.reached is not None]
 
 
 def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The trial of the best accuracy, a complete one before any other, of equals the earlier one."""
-    return max(trials, key=lambda trial: (trial.state == "complete", trial.accuracy or 0, -trial.number), default=None)
+    """The best trial, a complete one before any other, of equals the earlier one."""
+    return max(trials, key=lambda trial: (trial.state == "complete", trial.score, -trial.number), default=None)
 
 
 def marker(state: str, *, size: int, colour: str = "") -> dict[str, Any]:
@@ -101,14 +135,14 @@ def marker(state: str, *, size: int, colour: str = "") -> dict[str, Any]:
 def add_trials(
     figure: go.Figure, trials: Sequence[TrialRecord], x: Callable[[TrialRecord], Any], **settings: Any
 ) -> None:
-    """Draw the validation accuracy of each trial, in percent, over `x`; `settings` are those of plotly's scatter."""
+    """Draw how good each trial is over `x`; `settings` are those of plotly's scatter."""
     if trials:
         points = {
             "x": [x(trial) for trial in trials],
-            "y": [in_percent(trial.accuracy) for trial in trials],
+            "y": [shown(trial) for trial in trials],
             "customdata": [trial.number for trial in trials],
             "mode": "markers",
-            "hovertemplate": TRIAL_HOVER,
+            "hovertemplate": hover(trials),
         }
         figure.add_scatter(**points | settings)
 

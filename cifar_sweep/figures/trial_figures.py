@@ -14,7 +14,7 @@ from cifar_sweep.words import duration
 
 
 def history(trials: Sequence[TrialRecord]) -> go.Figure:
-    """Validation accuracy by trial, and the best so far among the complete ones, as a step line."""
+    """How good each trial is, and the best so far among the complete ones, as a step line."""
     figure = go.Figure()
     shown = style.with_accuracy(trials)
     for state in style.STATE_COLOURS:
@@ -23,16 +23,20 @@ def history(trials: Sequence[TrialRecord]) -> go.Figure:
         style.add_trials(figure, members, lambda trial: trial.number, name=name, marker=style.marker(state, size=7))
     complete = [trial for trial in shown if trial.state == "complete"]
     if complete:
-        best = list(accumulate((trial.accuracy or 0 for trial in complete), max))
+        best = list(accumulate(complete, _better))
         figure.add_scatter(
             x=[*(trial.number for trial in complete), shown[-1].number],
-            y=[style.in_percent(value) for value in (*best, best[-1])],
+            y=[style.shown(trial) for trial in (*best, best[-1])],
             mode="lines",
             name="best so far",
             line={"shape": "hv", "color": style.BEST, "width": 2.5},
             hoverinfo="skip",
         )
-    return style.finish(figure, height=380, xaxis_title="trial", **style.ACCURACY)
+    return style.finish(figure, height=380, xaxis_title="trial", **style.axis(shown))
+
+
+def _better(one: TrialRecord, other: TrialRecord) -> TrialRecord:
+    return other if other.score > one.score else one
 
 
 def pruned_when(trials: Sequence[TrialRecord], *, epochs_searched: bool) -> go.Figure:
@@ -97,13 +101,13 @@ def _time_words(trial: TrialRecord) -> str:
 
 
 def front(trials: Sequence[TrialRecord]) -> go.Figure:
-    """Validation accuracy of the complete trials by training time; a line joins those that none beats in both."""
+    """How good the complete trials are by training time; a line joins those that none beats in both."""
     shown = [trial for trial in trials if trial.state == "complete" and trial.seconds]
-    shown.sort(key=lambda trial: (trial.seconds, -(trial.value or 0)))
-    records = accumulate((trial.value or 0 for trial in shown), max, initial=-math.inf)
-    best = [trial for trial, before in zip(shown, records, strict=False) if (trial.value or 0) > before]
+    shown.sort(key=lambda trial: (trial.seconds, -trial.score))
+    records = accumulate((trial.score for trial in shown), max, initial=-math.inf)
+    best = [trial for trial, before in zip(shown, records, strict=False) if trial.score > before]
     figure = go.Figure()
-    hover = "trial %{customdata}: %{y:.2f} %, %{x:.4g} s<extra></extra>"
+    hover = style.hover(shown, ", %{x:.4g} s")
     line = {"shape": "hv", "color": style.BEST, "width": 2}
     for name, members, mode, look in (
         ("complete trials", shown, "markers", {"size": 6, "color": style.STATE_COLOURS["complete"]}),
@@ -113,4 +117,4 @@ def front(trials: Sequence[TrialRecord]) -> go.Figure:
         style.add_trials(figure, members, lambda trial: round(trial.seconds, 4), **settings)
     if shown and shown[-1].seconds >= 10 * shown[0].seconds:
         figure.update_xaxes(type="log", dtick="D2")
-    return style.finish(figure, height=360, xaxis_title="training time, s", **style.ACCURACY)
+    return style.finish(figure, height=360, xaxis_title="training time, s", **style.axis(shown))

@@ -4,6 +4,7 @@ Costs are reckoned from timed steps before a sweep runs and are stored with its 
 the study can say how long it will still take.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cifar_sweep.config import Shape
+from cifar_sweep.layers import blocks_of, macs_of
 from cifar_sweep.parameters import CHANGES
 
 if TYPE_CHECKING:
@@ -113,8 +115,24 @@ class Costs(BaseModel):
 
 
 def network_name(shape: Shape) -> str:
-    """What costs call the network of this shape."""
+    """What costs call the network of this shape: one by numbers by how large it is."""
+    if shape.model == "cnn":
+        return magnitude(shape)
+    if shape.own:
+        return f"{shape.model}?{json.dumps(shape.own, separators=(',', ':'))}".replace(" ", r"\u0020")
     return shape.model + ("+batch_norm" if shape.batch_norm else "")
+
+
+PLAIN = ("relu", "leaky_relu", "none")
+
+
+def magnitude(shape: Shape) -> str:
+    """A cnn by its multiply-accumulates, in steps of half a factor of two, and by whether compiled kernels know it."""
+    blocks = blocks_of(shape.values)
+    usual = all((block.stride, block.pooling, block.pool_size) == (1, "max", 2) for block in blocks)
+    kind = "~" if usual and shape.activation in PLAIN else "~~"
+    norm = "+batch_norm" if any(block.batch_norm for block in blocks) else ""
+    return f"cnn{norm}{kind}{round(2 * math.log2(max(macs_of(shape.values), 1)))}"
 
 
 CHANGED = "images: "

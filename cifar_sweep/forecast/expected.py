@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.parameters import CHANGES, PARAMETERS, Value
+from cifar_sweep.parameters import CHANGES, NETWORK, OWN, Value, base_of
 from cifar_sweep.search.cube import Cube
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import Sweep
 
 DRAWS = 200
-# All that a trial's time is estimated from.
-DECISIVE = ("model", "batch_norm", "batch_size", "epochs", "train_images", *CHANGES)
+_DECISIVE = frozenset(("model", "batch_norm", "batch_size", "epochs", "train_images", *CHANGES, *NETWORK))
+
+
+def is_decisive(name: str) -> bool:
+    """Whether a trial's time is estimated from this parameter."""
+    return base_of(name) in _DECISIVE or name.startswith(OWN)
 
 
 def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]]:
@@ -46,8 +50,9 @@ def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     if sweep.listed:
         return []
     generator = random.Random(0)  # noqa: S311 - no secret
-    draws = DRAWS if sweep.space.keys() & set(DECISIVE) else 1
-    return [shape_of(sweep.fixed | draw(sweep, generator, DECISIVE), precision) for _ in range(draws)]
+    decisive = list(filter(is_decisive, sweep.space))
+    draws = DRAWS if decisive else 1
+    return [shape_of(sweep.fixed | draw(sweep, generator, decisive), precision) for _ in range(draws)]
 
 
 def shape_of(params: Mapping[str, Value], precision: str = "fp32") -> Shape:
@@ -60,7 +65,7 @@ def _shape_of(params: tuple[tuple[str, Value], ...], precision: str) -> Shape:
     return TrialConfig.from_params(dict(params), classes=10, precision=precision, data_seed=0, seed=0).shape
 
 
-def draw(sweep: Sweep, generator: random.Random, names: Sequence[str] = tuple(PARAMETERS)) -> dict[str, Value]:
+def draw(sweep: Sweep, generator: random.Random, names: Sequence[str] | None = None) -> dict[str, Value]:
     """A random point of the space: its parameters of these names."""
     cube = Cube(sweep)
-    return cube.some([generator.random() for _ in cube.names], names)
+    return cube.some([generator.random() for _ in cube.names], cube.names if names is None else names)

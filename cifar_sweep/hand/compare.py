@@ -133,7 +133,7 @@ def _sweep_row(study: SweepStudy, hand: Sequence[HandRow], file: Sweep | None) -
         model=model,
         epochs=best.epochs,
         params=params_text(best.params),
-        validation=best.value,
+        validation=best.accuracy,
         test=test,
         claimed_model=claim,
         claimed_all=_best_claim(hand),

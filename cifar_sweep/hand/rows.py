@@ -78,7 +78,7 @@ def _trial_row(bare: HandRow, asked: Mapping[str, Value], study: SweepStudy, tri
         epochs=int(own["epochs"]),
         trial=trial.number,
         state=trial.state,
-        validation=trial.value if trial.state == "complete" else None,
+        validation=trial.accuracy if trial.state == "complete" else None,
         test=test,
         seconds=trial.seconds if trial.curve else None,
         shortened=shortened,
@@ -119,7 +119,7 @@ def _departures(own: Mapping[str, Any], asked: Mapping[str, Any], *, train_image
         _fewer(own["train_images"] or train_images, asked["train_images"] or train_images, "images"),
     ]
     others = [name for name in PARAMETERS if name not in ("epochs", "train_images", "precision")]
-    words += [f"{name} {own[name]}, not {asked[name]}" for name in others if own[name] != asked[name]]
+    words += [f"{name} {own[name]}, not {asked[name]}" for name in others if own.get(name) != asked.get(name)]
     return ", ".join(filter(None, words))
 
 

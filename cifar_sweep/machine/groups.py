@@ -6,12 +6,17 @@ A network here is a model, and for the small ones batch norm, which makes a step
 size comes last: ``cnn3 64px``.
 """
 
+import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.forecast.costs import CHANGED, Speed, change_name, per_image
-from cifar_sweep.parameters import Value, is_own
+from cifar_sweep.forecast.costs import CHANGED, Speed, change_name, magnitude, network_name, per_image
+from cifar_sweep.layers import macs_of
+from cifar_sweep.parameters import OWN, Value, is_own
 
 Speeds = Mapping[str, Mapping[int, Speed]]
 GROUP_SIZES = (1, 2, 4, 8, 16, 32)
@@ -68,18 +73,30 @@ def network_of(shape: Shape) -> str:
     if is_own(shape.model):
         from cifar_sweep.training.models.own import fingerprint  # loads torch
 
-        return f"{shape.model}{_FILE}{fingerprint(shape.model)}{size}"
+        return f"{network_name(shape)}{_FILE}{fingerprint(shape.model)}{size}"
+    if shape.model == "cnn":
+        return magnitude(shape) + size
     return shape.model + (_BATCH_NORM if shape.batch_norm and shape.model in _SMALL_MODELS else "") + size
 
 
 def config_of(network: str, *, precision: str = "fp32") -> TrialConfig:
     """The config of a trial that is timed for this network."""
     network, _, size = network.partition(" ")
-    model = network.removesuffix(_BATCH_NORM).partition(_FILE)[0]
+    model, _, own = network.removesuffix(_BATCH_NORM).partition(_FILE)[0].partition("?")
     params: dict[str, Value] = {"model": model, "image_size": int(size.removesuffix("px") or 32)}
+    params |= {f"{OWN}{name}": value for name, value in json.loads(own or "{}").items()}
+    if found := _CNN.fullmatch(network):
+        params |= {"model": "cnn", "batch_norm": found[1] != "cnn", "pooling": "max" if found[2] == "~" else "avg"}
+        params["filters"] = min(range(1, 1025), key=lambda filters: abs(_doublings(params, filters) - int(found[3])))
     if model in _SMALL_MODELS:
         params["batch_norm"] = network != model
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
+
+
+def _doublings(params: Mapping[str, Value], filters: int) -> float:
+    """Half the factors of two in the multiply-accumulates of a cnn with so many filters."""
+    unset: dict[str, Any] = {"classes": 10, "precision": "fp32", "data_seed": 0, "seed": 0}
+    return 2 * math.log2(macs_of(TrialConfig.from_params({**params, "filters": filters}, **unset).shape.values))
 
 
 # How strong a change is where it is timed, which makes no difference.
@@ -105,9 +122,19 @@ def names_of(shape: Shape) -> set[str]:
     return {network_of(shape), change_name(shape)} - {""}
 
 
+_CNN = re.compile(r"(cnn(?:\+batch_norm)?)(~+)(\d+)")
+_TIMED_MAGNITUDES = 4  # every so many of a cnn: other ones take as long as their multiply-accumulates say
+
+
 def stand_in(network: str) -> tuple[str, float]:
-    """The network that is timed for this one, and how many times as long this one takes: deeper VGGs are not timed."""
+    """The network that is timed for this one, and how many times as long this one takes.
+
+    Deeper VGGs are not timed, nor is each size of a cnn.
+    """
     name, space, size = network.partition(" ")
+    if found := _CNN.fullmatch(name):
+        timed = _TIMED_MAGNITUDES * round(int(found[3]) / _TIMED_MAGNITUDES)
+        return f"{found[1]}{found[2]}{timed}{space}{size}", 2 ** ((int(found[3]) - timed) / 2)
     if name not in VGG_MACS:
         return network, 1.0
     return f"vgg11{space}{size}", VGG_MACS[name] / VGG_MACS["vgg11"]

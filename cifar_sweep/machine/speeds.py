@@ -65,6 +65,7 @@ _MICROSECONDS = {
     "cnn1": {1: (23779, 27797)},
     "vgg11": {1: (18474, 12521)},
 }
+_CNN_MICROSECONDS = 1e-4  # of a multiply-accumulate, about what cnn3 and vgg11 take
 # Microseconds of an image, in the same way (docs/LOG.md, 2026-11-30).
 _CHANGE_MICROSECONDS = {
     "flip": 23, "crop": 23, "affine": 60, "shift": 60, "rotation": 60, "zoom": 60, "color": 43, "autoaugment": 56,
@@ -142,9 +143,19 @@ def typical(networks: Iterable[str]) -> Speeds | None:
     changes = {name for name in networks if name.startswith(CHANGED)}
     known = {name: {1: Speed(_ORDINARY * _change_microseconds(name) / 1e6, 0.0)} for name in changes}
     networks = set(networks) - changes
+    by_size = {network for network in networks if network.startswith("cnn") and "~" in network}
+    known |= {network: _typical_cnn(network) for network in by_size}
+    networks -= by_size
     if not all(stand_in(network)[0] in TYPICAL for network in networks):
         return None
     return {**speeds_of(networks, TYPICAL), **known}
+
+
+def _typical_cnn(network: str) -> dict[int, Speed]:
+    """By its multiply-accumulates, as the others have them; of many in a group a step is nearly nothing."""
+    each = _CNN_MICROSECONDS * 2 ** (int(network.partition(" ")[0].rpartition("~")[2]) / 2)
+    sizes = {1: (each + 150, each + 60), 8: (each + 30, each + 25)}
+    return {size: speed_between(*(_ORDINARY * us / 1e6 for us in pair)) for size, pair in sizes.items()}
 
 
 def _change_microseconds(name: str) -> float:

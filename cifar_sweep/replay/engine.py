@@ -5,7 +5,7 @@ code that a sweep runs; only the database is one in memory, and an epoch's resul
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.replay.table import Search, Table
@@ -62,7 +62,7 @@ class Replay:
             accuracy = self.search.epoch(self.trials[claim.number])
             rate = claim.config.knobs.learning_rate
             point = EpochResult(len(claim.curve) + 1, 0.0, 0.0, 0.0, accuracy, rate, 1.0)
-            self.study.report(claim, [*claim.curve, asdict(point)])
+            self.study.report(claim, [*claim.curve, point.to_dict()])
         # Only when all have reported: a pruner compares a trial with what it knows of the others.
         return [claim for claim in claims if self._goes_on(claim)]
 

@@ -103,6 +103,10 @@ def _usable(study: SweepStudy) -> list[TrialRecord]:
         raise StudyError(
             f"study {study.name!r} has given points, which no strategy chose; accepted: a sweep that searches."
         )
+    if study.sweep.metric != "accuracy":
+        raise StudyError(
+            f"study {study.name!r} was chosen by {study.metric.words}; a replay takes one of metric = 'accuracy'."
+        )
     there = [
         trial
         for trial in study.trials()

@@ -85,7 +85,7 @@ class ImageFindings:
 
 @dataclass(frozen=True)
 class Answer:
-    """The trial that validation accuracy chose."""
+    """The trial that was chosen."""
 
     trial: TrialRecord
     chosen: Mapping[str, Value]  # what the sweep fixes, and what it searched: parameters by name
@@ -159,16 +159,19 @@ def _names(study: SweepStudy) -> list[str]:
 
 def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFindings) -> Answer:
     best = ranked[0]
+    settings = best.config.complete() if best.config else {}
     names = [name for name in _names(study) if name in best.params or name in study.sweep.fixed]
     images = findings.validation_images or study.validation_images(best) or None
     test = study.test_accuracy([best.number])
+    told = f"chosen by {study.metric.words}: {study.metric.number(best.value or 0)}{study.metric.unit}"
+    chosen_by = [] if study.sweep.metric == "accuracy" else [told]
     return Answer(
         trial=best,
-        chosen={name: best.settings[name] for name in names if applies(name, best.settings)},
+        chosen={name: settings[name] for name in names if name in settings and applies(name, settings)},
         searched=tuple(name for name in names if name in best.params),
-        validation=Accuracy(float(best.value or 0), images),
+        validation=Accuracy(float(best.accuracy or 0), images),
         test=None if test is None else Accuracy(test, findings.test_images or study.data.get("test_images")),
-        remarks=[remark["text"] for remark in study.remarks().values()],
+        remarks=[*chosen_by, *(remark["text"] for remark in study.remarks().values())],
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from cifar_sweep.figures.curve_figures import MOST_CURVES, curves, learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured, hand_beside_search
 from cifar_sweep.figures.search_figures import importance, learning_rate_by_batch, slices
-from cifar_sweep.figures.style import in_percent
+from cifar_sweep.figures.style import in_percent, shown
 from cifar_sweep.figures.timeline import timeline
 from cifar_sweep.figures.trial_figures import front, history, pruned_when, seconds_by_trial
 from cifar_sweep.parameters import Value
@@ -116,7 +116,7 @@ def _scale(marks: Any) -> tuple[int, int]:
 
 def table_of(report: Report) -> dict[str, Any]:
     """The table's columns and rows for the page: the complete trials first, the best at the top, then the others."""
-    trials = sorted(report.trials, key=lambda trial: (trial.state != "complete", -(trial.accuracy or 0), trial.number))
+    trials = sorted(report.trials, key=lambda trial: (trial.state != "complete", -trial.score, trial.number))
     columns: list[dict[str, Any]] = []
     cells: list[list[Value | None]] = []
 
@@ -130,6 +130,8 @@ def table_of(report: Report) -> dict[str, Any]:
     add("trial", lambda trial: trial.number, figure=True)
     add("state", lambda trial: trial.state_words)
     add("accuracy", lambda trial: in_percent(trial.accuracy), title="validation %", figure=True, digits=2)
+    if (metric := report.study.metric).field != "validation_accuracy":
+        add("value", shown, title=metric.words, figure=True, digits=4)
     add("epochs_done", lambda trial: trial.epochs_done, title="epochs", figure=True)
     if "epochs" not in report.parameters:
         add("of_epochs", lambda trial: trial.epochs, title="of", figure=True)

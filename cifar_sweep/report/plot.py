@@ -21,13 +21,14 @@ def study_page(path: Path, study: SweepStudy, *, curves: int) -> None:
     trials = [trial for trial in study.trials() if trial.curve]
     if not trials:
         raise StudyError(f"study {study.name!r} has no trial with a finished epoch to draw; run it first.")
-    best = study.ranked() or sorted(trials, key=lambda trial: -(trial.accuracy or 0))
+    best = study.ranked() or sorted(trials, key=lambda trial: -trial.score)
     shown, data = best[:curves], data_words(study)
-    words = f"The {len(shown)} best trials by validation accuracy; solid is validation, dashed training."
+    words = f"The {len(shown)} best trials by {study.metric.words}; solid is validation, dashed training."
     figures = [("Learning curves", words, learning_curves(shown, data=data))]
     if "learning_rate" in study.sweep.space:
-        words = "Best validation accuracy of each trial; pruned ones at the epoch where they were stopped."
-        figures.append(("Accuracy by learning rate", words, accuracy_by_learning_rate(trials, data=data)))
+        words = f"Best {study.metric.words} of each trial; pruned ones at the epoch where they were stopped."
+        title = f"{study.metric.words.removeprefix('validation ').capitalize()} by learning rate"
+        figures.append((title, words, accuracy_by_learning_rate(trials, data=data)))
     facts = {"data": data, "trials": f"{sum(trial.confirms is None for trial in trials)} of {study.budget}"}
     figure_page(path, figures, title=f"Study {study.name}", facts=facts)
 

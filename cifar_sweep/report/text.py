@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cifar_sweep.figures.style import best_of, with_accuracy
+from cifar_sweep.figures.style import best_of, with_accuracy, with_unit
 from cifar_sweep.pages import rendered
 from cifar_sweep.parameters import Value
 from cifar_sweep.report.facts import Report
 from cifar_sweep.study.claiming import given_among
 from cifar_sweep.study.record import TrialRecord, counts_text
-from cifar_sweep.words import counted, percent
+from cifar_sweep.words import counted
 
 TOP_TRIALS = 10
 
@@ -40,7 +40,7 @@ def _begun_with_text(report: Report) -> str:
         return ""
     words = f"It began with {counted(known['trials'], 'trial')} of {', '.join(known['studies'])}, not counted here."
     if best := known["best"]:
-        reached = f"{percent(best['value'])} % on the validation images"
+        reached = f"{report.study.metric.number(best['value'])}{report.study.metric.unit} on the validation images"
         words += f" The best of them is trial {best['number']} of {best['study']}: {reached}; its weights are there."
     return words
 
@@ -49,7 +49,7 @@ def _furthest_text(report: Report) -> str:
     best = best_of(with_accuracy(report.trials))
     if best is None:
         return ""
-    reached = f"{percent(best.accuracy or 0)} % after {counted(best.epochs_done, 'epoch')}"
+    reached = f"{with_unit(best)} after {counted(best.epochs_done, 'epoch')}"
     return f"The best value so far is that of trial {best.number}, {best.state}: {reached}."
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -81,8 +81,9 @@ def _copied(trial: TrialRecord, point: Mapping[str, Value], sweep: Sweep, origin
     steps: dict[int, float] = {}
     for result in trial.curve:
         step = strategy.step_of(result.epoch, epochs=trial.config.shape.epochs, searched="epochs" in sweep.space)
-        steps |= {} if step is None else {step: result.validation_accuracy}
-    attributes = {"config": trial.config.to_dict(), "curve": list(map(asdict, trial.curve)), "earlier": dict(origin)}
+        steps |= {} if step is None else {step: getattr(result, trial.metric.field)}
+    curve = [result.to_dict() for result in trial.curve]
+    attributes = {"config": trial.config.to_dict(), "curve": curve, "earlier": dict(origin)}
     copied = create_trial(
         state=STATES[trial.state],
         value=trial.value,

@@ -62,6 +62,9 @@ def _check(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord],
     name = f"study {study.study_name!r}"
     if was.given or now.given:
         raise StudyError(f"--extend: {name}: given points have no space to extend; accepted: a sweep that searches.")
+    if was.metric != now.metric:
+        kept = f"its trials were chosen by {was.metric}, not by {now.metric}"
+        raise StudyError(f"--extend: {name}: {kept}; keep that, or begin a new study.")
     if running := count(trials, "running") - len(storage.orphans(study)):
         raise StudyError(f"--extend: {name}: {running} of its trials are being trained; stop their workers first.")
     searched = [trial for trial in trials if trial.confirms is None]

@@ -15,6 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from cifar_sweep.artifacts import Artifacts
+from cifar_sweep.curve import METRICS
 from cifar_sweep.errors import CifarSweepError, StudyError, UsageError, nearest
 from cifar_sweep.study import extending
 from cifar_sweep.study.claiming import asked
@@ -67,15 +68,20 @@ def open_or_resume(
     from now on, and a study that is not there is refused.
     """
     check_request(name, sweep)
+    if sweep.metric == "top5" and data["classes"] <= 5:
+        always = f"of {data['classes']} classes the right one is always among five"
+        raise UsageError(f"metric = 'top5': {always}; accepted for these images: accuracy, loss, f1.")
     if extend:
         load(storage, name)  # it is not made by this
     with storage.lock():
-        study = optuna.create_study(storage=storage.optuna, study_name=name, direction="maximize", load_if_exists=True)
-        if study.directions != [StudyDirection.MAXIMIZE]:
-            raise StudyError(f"{storage.shown}: study {name!r} minimises; it was not made by cifar-sweep.")
+        lowest = METRICS[sweep.metric].lowest
+        direction = StudyDirection.MINIMIZE if lowest else StudyDirection.MAXIMIZE
+        study = optuna.create_study(storage=storage.optuna, study_name=name, direction=direction, load_if_exists=True)
+        known = "sweep" in study.user_attrs
+        if not known and study.directions != [direction]:
+            raise StudyError(f"{storage.shown}: study {name!r} has another direction; it was not made by cifar-sweep.")
         if "uid" not in study.user_attrs and study.get_trials(deepcopy=False):
             raise not_ours(storage, name)
-        known = "sweep" in study.user_attrs
         if known:
             _check_data(study, data, code or {})
             sweep = _gone_on_with(storage, study, sweep, hours=hours, code=code or {}, extend=extend)
@@ -89,7 +95,7 @@ def open_or_resume(
             study.set_user_attr("priority", priority)
         if not known:
             found = {key: storage.to_store(str(value)) if key == "source" else value for key, value in data.items()}
-            _give_facts(study, found, code or {})
+            _give_facts(study, found, code or {}, metric=METRICS[sweep.metric].words)
             study.set_user_attr("home", storage.home())
         if earlier is not None:
             earlier.add_to(study, sweep)
@@ -119,10 +125,10 @@ def _gone_on_with(
     return sweep.model_copy(update={"trials": max(sweep.trials, min(finished, was.trials))})
 
 
-def _give_facts(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str, str]) -> None:
+def _give_facts(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str, str], *, metric: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(["validation accuracy"])
+        study.set_metric_names([metric])
     facts = {"uid": study.user_attrs.get("uid", uuid.uuid4().hex[:8]), "data": dict(data)}
     facts |= {"code": dict(code)} if code else {}
     for key, value in (facts | {"versions": versions(), "commit": commit()}).items():

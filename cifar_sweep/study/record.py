@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from cifar_sweep.artifacts import Stored
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.curve import EpochResult, best_epoch
+from cifar_sweep.curve import METRICS, EpochResult, Metric, best_epoch
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.parameters import Value
 from cifar_sweep.study.owner import Owner
@@ -102,7 +102,7 @@ class TrialRecord:
     number = _of(lambda trial: trial.frozen.number)  # in its study, from 0
     state = _of(lambda trial: OUTSIDE if OUTSIDE in trial.frozen.system_attrs else STATE_NAMES[trial.frozen.state])
     is_finished = _of(lambda trial: trial.frozen.state.is_finished())  # complete, pruned or failed
-    value = _of(lambda trial: trial.frozen.value)  # of a complete trial its best validation accuracy, else its last
+    value = _of(lambda trial: trial.frozen.value)  # of a complete trial its best one by its metric, else its last
     started = _of(lambda trial: trial.frozen.datetime_start)  # when it was last taken up, in local time
     ended = _of(lambda trial: trial.frozen.datetime_complete)  # in local time
     given = _object("given", point_of)  # the given point that it is, by its parameters' own names
@@ -131,7 +131,8 @@ class TrialRecord:
     traceback = _text("traceback")  # the end of the traceback of what failed it
     points = _of(lambda trial: stored_curve(trial.frozen.user_attrs))  # the curve as plain data
     curve = _of(lambda trial: _made(trial.points, _results) or ())  # the first epoch first
-    best = _of(lambda trial: best_epoch(trial.curve))  # its best epoch so far, of equals the first; None before any
+    # Its best epoch so far, of equals the first; None before any.
+    best = _of(lambda trial: best_epoch(trial.curve, trial.config.shape.metric if trial.config else "accuracy"))
     epochs_done = _of(lambda trial: len(trial.points))  # how many epochs were reported
     epochs = _of(lambda trial: trial.config.shape.epochs if trial.config else None)  # of its config
     # The epochs of its config that it was not trained for; 0 where it has no config.
@@ -170,10 +171,28 @@ class TrialRecord:
 
     @property
     def accuracy(self) -> float | None:
-        """A complete trial's best validation accuracy, any other's last one, as a fraction; None before any."""
+        """A complete trial's validation accuracy in its best epoch, any other's last one; None before any."""
+        if self.state == "complete" and self.metric.field == "validation_accuracy":
+            return self.value
+        shown = self.best if self.state == "complete" else self.curve[-1] if self.curve else None
+        return shown.validation_accuracy if shown else None
+
+    @property
+    def metric(self) -> Metric:
+        """What it is chosen by."""
+        return METRICS[self.config.shape.metric if self.config else "accuracy"]
+
+    @property
+    def reached(self) -> float | None:
+        """A complete trial's value, of any other that of its last epoch; None before any."""
         if self.state == "complete":
             return self.value
-        return self.curve[-1].validation_accuracy if self.curve else None
+        return getattr(self.curve[-1], self.metric.field) if self.curve else None
+
+    @property
+    def score(self) -> float:
+        """How good that is: higher is better, whatever the metric."""
+        return self.metric.score(self.reached)
 
     @property
     def plain_attributes(self) -> dict[str, str | int | float]:

@@ -53,7 +53,8 @@ def unpacked(stored: dict[str, Any]) -> npt.NDArray[np.uint8]:
 
 
 def expected(trials: Sequence[TrialRecord], *, new_images: int) -> Expected | None:
-    """What to expect of the best trial on so many new images; None where not all that competed stored what they name.
+    """What to expect of the best trial on so many new images; None where not all that competed stored what they name,
+    or accuracy did not choose.
 
     The choice is repeated on resamples of the validation images, of a confirmation the choice among its candidates.
     """
@@ -62,6 +63,8 @@ def expected(trials: Sequence[TrialRecord], *, new_images: int) -> Expected | No
     groups = [each.seeds for each in won if each.steady] or [[k] for k, each in there.items() if each.confirms is None]
     members = [[there[k].correct for k in group if k in there] for group in groups]
     stored = [each for group in members for each in group]
+    if any(trial.metric.field != "validation_accuracy" for trial in there.values()):
+        return None  # it is not the accuracy on these images that has chosen
     if not stored or any(each is None for each in stored) or len({each["images"] for each in stored if each}) > 1:
         return None
     rows = np.array([unpacked(each) for each in stored if each], dtype=np.float32)

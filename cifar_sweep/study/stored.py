@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 
+from cifar_sweep.curve import METRICS, Metric
 from cifar_sweep.errors import StudyError
 from cifar_sweep.search.choice import Choice, Gain, Hope
 from cifar_sweep.study import selection
@@ -38,7 +39,7 @@ def _parsed(text: str, name: str) -> Sweep:
 
 
 class StoredStudy:
-    """A sweep's study in a storage. Accuracies are fractions; the value of a trial is its best validation accuracy."""
+    """A sweep's study in a storage. Accuracies are fractions; a trial's value is its best epoch's, by the metric."""
 
     def __init__(self, storage: Storage, study: optuna.Study) -> None:
         self.storage, self._study, self.name = storage, study, study.study_name
@@ -127,6 +128,11 @@ class StoredStudy:
         self.sweep: Sweep = stored_sweep(self._study)
 
     @property
+    def metric(self) -> Metric:
+        """What its trials are chosen by."""
+        return METRICS[self.sweep.metric]
+
+    @property
     def budget(self) -> int:
         """How many trials are to be finished (complete or pruned); of given points, as many as were asked for last."""
         return self.sweep.size
@@ -154,7 +160,7 @@ class StoredStudy:
         return [*asked(trials, self.sweep), *fresh_seeds(trials)]
 
     def ranked(self) -> list[TrialRecord]:
-        """The complete trials, best validation accuracy first, of equals the earlier one."""
+        """The complete trials, the best first, of equals the earlier one."""
         return ranked(self.trials())
 
     def finished(self, trials: Sequence[TrialRecord] | None = None) -> bool:
@@ -290,6 +296,7 @@ class StoredStudy:
             "priority": self.priority,
             "stored_bytes": self.stored_bytes(trials),
             "stored_bytes_cap": self.sweep.keep_megabytes * 1_000_000,
+            "metric": self.sweep.metric,
             "best": self._described(best[0]) if best else None,
             "confirmation": described(trials),
             "changes": self.changes,

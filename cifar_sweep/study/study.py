@@ -155,7 +155,7 @@ class SweepStudy(StoredStudy):
         for point in curve:
             step = strategy.step_of(point["epoch"], epochs=claim.config.shape.epochs, searched=searched)
             if step is not None and step not in claim.reported:
-                values[step] = point["validation_accuracy"]
+                values[step] = point[self.metric.field]
         # At once: a curve must not be longer than what a trial can be continued from.
         attributes = {"checkpoints": [dict(each) for each in checkpoints]}
         if list(curve[: (known := len(claim.curve))]) == claim.curve:
@@ -173,7 +173,7 @@ class SweepStudy(StoredStudy):
         return claim.before.confirms is None and claim.trial.should_prune()
 
     def complete(self, claim: Claim, value: float, **attributes: Any) -> None:
-        """End a trial with its best validation accuracy. Raises TrialLostError as `report` does."""
+        """End a trial with the value of its best epoch. Raises TrialLostError as `report` does."""
         self._tell(claim, attributes, value=value)
 
     def prune(self, claim: Claim, reason: str) -> None:

@@ -28,7 +28,7 @@ def verdict(study: "StoredStudy", trials: Sequence[TrialRecord]) -> str:
         whole = f"all {len(finished)} trials" if len(finished) > 1 else "the one trial"
         return f"{whole} {words} and weight decay ({span})"
     guess, images = 1 / study.data["classes"], study.validation_images(finished[0]) or 1
-    if best is None or best.value is None or best.value > guess + math.sqrt(guess * (1 - guess) / images):
+    if best is None or best.accuracy is None or best.accuracy > guess + math.sqrt(guess * (1 - guess) / images):
         return ""
     lost = sum(trial.diverged for trial in finished)
     others = f"; {lost} of {len(finished)} diverged" if lost else ""

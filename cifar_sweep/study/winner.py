@@ -1,4 +1,4 @@
-"""Which trial is the best: by validation accuracy, or, where the search's best were confirmed, by fresh seeds' mean.
+"""Which trial is the best: by its metric, or, where the search's best were confirmed, by the mean of fresh seeds.
 
 A trial of a search is chosen because its value is high, and its luck is part of that. So where it is repeated under
 fresh seeds, its own value does not count. All that is said of a confirmation is computed here, from the trials alone.
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from cifar_sweep.curve import METRICS, Metric
 from cifar_sweep.study.record import TrialRecord
-from cifar_sweep.words import counted, percent
+from cifar_sweep.words import counted
 
 FIRST_SEEDS = 2  # of each candidate before any is dropped: with fewer, nothing says how large the noise is
 HOPELESS = 0.03  # a candidate whose chance to be the best one is smaller gets no further seeds
@@ -22,11 +23,11 @@ DRAWS = 20_000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial of the search that is confirmed, and what its fresh seeds came to. Accuracies are fractions."""
+    """A trial of the search that is confirmed, and what its fresh seeds came to."""
 
     number: int  # of the search's trial
     seeds: Sequence[int]  # the trials that repeat it, by number
-    accuracies: Sequence[float] = ()  # of those that are complete
+    accuracies: Sequence[float] = ()  # of those that are complete: their values, whatever the metric
     finished: bool = True  # whether all of them have ended
     steady: bool = True  # whether none of them diverged
     chance: float | None = None  # to be the best of all candidates; None where nothing says how large the noise is
@@ -51,16 +52,21 @@ def fresh_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 def _candidates(numbers: Iterable[int], trials: Sequence[TrialRecord], *, first: int | None = None) -> list[Candidate]:
     """These trials as candidates, the best mean first, with their `first` seeds alone where that is given."""
-    found = []
+    found, score = [], _metric_of(trials).score
     for number in numbers:
         seeds = [trial for trial in trials if trial.confirms == number][:first]
         accuracies = [float(seed.value or 0.0) for seed in seeds if seed.state == "complete"]
         finished = all(seed.is_finished for seed in seeds)
         steady = not any(seed.diverged for seed in seeds)
         found.append(Candidate(number, [seed.number for seed in seeds], accuracies, finished, steady))
-    chances = chances_to_be_best([each.accuracies if each.steady else () for each in found])
+    chances = chances_to_be_best([[*map(score, each.accuracies)] if each.steady else () for each in found])
     judged = [replace(each, chance=chance) for each, chance in zip(found, chances, strict=True)]
-    return sorted(judged, key=lambda each: (-each.mean, each.number))
+    return sorted(judged, key=lambda each: (not each.accuracies, -score(each.mean), each.number))
+
+
+def _metric_of(trials: Iterable[TrialRecord]) -> Metric:
+    """What a study's trials are chosen by."""
+    return next((trial.metric for trial in trials if trial.config), METRICS["accuracy"])
 
 
 def chances_to_be_best(samples: Sequence[Sequence[float]]) -> list[float | None]:
@@ -131,15 +137,15 @@ def confirmed(trials: Sequence[TrialRecord]) -> list[Candidate]:
 
 
 def _by_value(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials, best validation accuracy first, of equals the earlier one."""
+    """The complete trials, the best first, of equals the earlier one."""
     complete = [trial for trial in trials if trial.state == "complete"]
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
+    return sorted(complete, key=lambda trial: (-trial.score, trial.number))
 
 
 def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The complete trials, the best first: fresh seeds of a confirmed winner, the search's trials, other fresh seeds.
 
-    Each of these by validation accuracy, of equals the earlier one first.
+    Each of these by their metric, of equals the earlier one first.
     """
     there = list(trials)
     winner = next((each.number for each in confirmed(there)), None)
@@ -153,16 +159,18 @@ def described(trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
         return None
     done = sum(trial.is_finished for trial in there)
     plain = [{name: value for name, value in asdict(each).items() if name != "finished"} for each in found]
-    text = _text(found) if found else f"being confirmed: {done} of {counted(len(there), 'fresh seed')} done"
+    words = f"being confirmed: {done} of {counted(len(there), 'fresh seed')} done"
+    text = _text(found, _metric_of(trials)) if found else words
     return {"done": done, "begun": len(there), "candidates": plain, "text": text}
 
 
-def _text(found: Sequence[Candidate]) -> str:
+def _text(found: Sequence[Candidate], metric: Metric) -> str:
     winner, *others = found
     seeds, sure = counted(len(winner.accuracies), "fresh seed"), ""
-    spread = "" if winner.deviation is None else f" ± {percent(winner.deviation)}"
+    spread = "" if winner.deviation is None else f" ± {metric.number(winner.deviation)}"
     if others and winner.chance is not None:
         sure = f", {100 * winner.chance:.0f} % sure to be the best of {len(found)}"
     dropped = [f"{each.number} after {len(each.seeds)}" for each in others if len(each.seeds) < len(winner.seeds)]
     lost = f"; dropped on the way: trial {', '.join(dropped)}" if dropped else ""
-    return f"trial {winner.number} is confirmed: {percent(winner.mean)}{spread} % over {seeds}{sure}{lost}"
+    mean = f"{metric.number(winner.mean)}{spread}{metric.unit}"
+    return f"trial {winner.number} is confirmed: {mean} over {seeds}{sure}{lost}"

@@ -60,10 +60,17 @@ _MEANT = {
     "distribution": "log = true, base2 = true or neither", "method": "sampler", "algorithm": "sampler",
     "parameters": "[space]", "params": "[space]", "search_space": "[space]", "early_terminate": "pruner",
     "scheduler": "pruner", "n_trials": "trials", "num_trials": "trials", "num_samples": "trials", "run_cap": "trials",
-    "metric": "not needed: validation accuracy is maximised", "direction": "not needed: accuracy is maximised",
+    "metric": "one word, 'accuracy', 'loss', 'f1' or 'top5', in one place",
+    "direction": "not needed: what is best follows from the metric",
     "defaults": "not needed", "hydra": "not needed",
 }  # fmt: skip
 MOST_STEPS = 50
+# What trials are compared by has to be the same for all: by the parameter, what that is, and where it is accepted.
+_SAME_FOR_ALL = {
+    "validation_images": ("their images", "in [fixed] and [preview]"),
+    "image_size": ("their images", "in [fixed]"),
+    "metric": ("it", "above all tables, as metric = 'loss'"),
+}
 _SETTINGS: dict[str, type[BaseModel]] = {"sampler": SamplerSettings, "pruner": PrunerSettings}
 
 
@@ -125,6 +132,9 @@ def _check_strategy(sweep: Sweep) -> None:
     """Strategy auto chooses and prunes by itself; a sampler and a pruner of Optuna belong to strategy optuna."""
     if sweep.stop == "auto" and sweep.strategy != "auto":
         raise UsageError("stop = 'auto' needs the model of strategy = 'auto'; accepted here: stop = 'never'.")
+    if sweep.strategy == "auto" and sweep.metric != "accuracy":
+        words = f"the model of strategy 'auto' is of accuracies, not of metric = {sweep.metric!r}"
+        raise UsageError(f"{words}; accepted with it: strategy = 'optuna', or metric = 'accuracy'.")
     for key in ("sampler", "pruner"):
         name = getattr(sweep, key).name
         if (name == "auto") != (sweep.strategy == "auto"):
@@ -157,10 +167,10 @@ def _check_parameters(sweep: Sweep) -> None:
         check_parameter(name, value, where="[fixed]")
         if name in sweep.space:
             raise UsageError(f"{name} stands in [fixed] and in [space]; it belongs in one of them.")
-    for name, accepted in (("validation_images", "[fixed] and [preview]"), ("image_size", "[fixed]")):
+    for name, (compared, accepted) in _SAME_FOR_ALL.items():
         if name in sweep.space or any(name in point.params() for point in sweep.enqueue):
-            same = "is to be the same for all trials, which are compared by their images"
-            raise UsageError(f"{name} {same}; accepted: in {accepted}.")
+            same = f"is to be the same for all trials, which are compared by {compared}"
+            raise UsageError(f"{name} {same}; accepted: {accepted}.")
     for name, domain in sweep.space.items():
         for value in values_of(sweep, name):
             check_parameter(name, value, where="[space]")
@@ -327,4 +337,4 @@ def _accepted_keys(path: Sequence[str], raw: Mapping[str, Any]) -> Iterable[str]
         return _SETTINGS[path[0]].model_fields
     if path[0] == "space" and len(path) > 2:
         return Choices.model_fields if "choices" in raw["space"][path[1]] else (*Range.model_fields, "choices")
-    return (name for name in Sweep.model_fields if name != "name")
+    return (*(name for name in Sweep.model_fields if name != "name"), "metric")

@@ -8,7 +8,6 @@ from optuna import Study, pruners
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
 
 from cifar_sweep.config import decides_shape, derive_seed
 from cifar_sweep.errors import UsageError
@@ -29,7 +28,7 @@ class _Sequence(QMCSampler):
             super().__init__(scramble=True, seed=seed, independent_sampler=independent)
         self._whole = dict(whole)
 
-    def infer_relative_search_space(self, _study: Study, _trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, _study: Study, _trial: object) -> dict[str, BaseDistribution]:
         return {name: each for name, each in self._whole.items() if not each.single()}
 
 

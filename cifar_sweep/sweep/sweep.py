@@ -214,7 +214,9 @@ class Sweep(_Table):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Strategy auto brings its sampler and its pruner."""
+        """Strategy auto brings its sampler and its pruner; the metric is kept with what else all trials share."""
+        if isinstance(metric := raw.get("metric"), str) and "metric" not in (fixed := raw.get("fixed", {})):
+            raw = {key: value for key, value in raw.items() if key != "metric"} | {"fixed": {**fixed, "metric": metric}}
         return {"sampler": "auto", "pruner": "auto"} | raw if raw.get("strategy") == "auto" else raw
 
     @property
@@ -231,6 +233,11 @@ class Sweep(_Table):
     def size(self) -> int:
         """How many trials it has."""
         return len(self.enqueue) if self.given else self.trials
+
+    @property
+    def metric(self) -> str:
+        """What its trials are chosen by: a name in `curve.METRICS`."""
+        return str(self.fixed.get("metric", PARAMETERS["metric"].default))
 
     @property
     def image_size(self) -> int:

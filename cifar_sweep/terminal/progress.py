@@ -155,7 +155,8 @@ class _Lines:
     def _line(self, trial: TrialRecord) -> str:
         trials = self.study.asked()
         summary = self.study.summary(trials)
-        best = f"best {summary['best']['value']:.2%} (trial {summary['best']['number']})" if summary["best"] else ""
+        leads = summary["best"]
+        best = f"best {self.study.metric.text(leads['value'])} (trial {leads['number']})" if leads else ""
         left = self.left.now(trials)
         parts = [_ended_text(trial), best, f"{span(*left)} left" if left and left[1] else ""]
         done = f"{_done(summary)}/{summary['budget']}"
@@ -165,7 +166,7 @@ class _Lines:
 
 
 def _ended_text(trial: TrialRecord) -> str:
-    value = f" {trial.value:.2%}" if trial.value is not None else ""
+    value = f" {trial.metric.text(trial.value)}" if trial.value is not None else ""
     short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
     reason = f" ({trial.reason})" if trial.state == "failed" and trial.reason else ""
     name = f"trial {trial.number}" + ("" if trial.confirms is None else f" (confirms trial {trial.confirms})")
@@ -188,6 +189,7 @@ def _live_text(
         "terminal",
         "live.txt",
         **summary,
+        by=study.metric,
         halted=HALTED,
         paused=PAUSED,
         done=_done(summary),
@@ -216,8 +218,9 @@ def _worker_line(group: WorkerGroup) -> tuple[str, str]:
     """What a worker does: its trials, how far they are, the best of them, since when, what they have in common."""
     worker, on, host = group.trials[0].worker.partition(" on ")
     running = group.running
-    accuracies = [result.validation_accuracy for trial in running for result in trial.curve]
-    best = f", best {max(accuracies):.1%}" if accuracies else ""
+    metric = running[0].metric
+    reached = [getattr(trial.best, metric.field) for trial in running if trial.best]
+    best = f", best {metric.text(max(reached, key=metric.score), digits=1)}" if reached else ""
     since = duration((datetime.now() - group.begun).total_seconds())
     epochs = f"epoch {min(running[0].epochs_done + 1, group.shape.epochs)} of {group.shape.epochs}"
     numbers, common = f"trial {running[0].number}", running[0].setting

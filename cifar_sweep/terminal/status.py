@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
+from cifar_sweep.curve import METRICS
 from cifar_sweep.forecast.time_left import at_work, seconds_left
 from cifar_sweep.study.record import counts_text, is_synthetic, saved_by_pruning
 from cifar_sweep.study.storage import OPEN
@@ -67,7 +68,7 @@ def _best_text(each: Mapping[str, Any]) -> str:
     best = each["best"]
     if not best or each["verdict"]:
         return "-"
-    return f"{best['value']:.2%}{' (earlier space)' if 'remark' in best else ''}"
+    return f"{METRICS[each['metric']].text(best['value'])}{' (earlier space)' if 'remark' in best else ''}"
 
 
 def remarks(each: Mapping[str, Any]) -> list[str]:

@@ -7,16 +7,16 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from cifar_sweep.config import Shape, TrialConfig, derive_seed
-from cifar_sweep.curve import EpochResult, best_epoch
+from cifar_sweep.curve import METRICS, EpochResult, best_epoch
 from cifar_sweep.errors import one_line
 from cifar_sweep.schedules import learning_rate_at
+from cifar_sweep.training import metrics
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.augmentation import augmented
 from cifar_sweep.training.averages import Averages
@@ -64,7 +64,7 @@ class Member:
     def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor], correct: torch.Tensor) -> None:
         """Add an epoch to the curve. The weights, and what they name rightly, are kept if it is the best so far."""
         self.history.append(result)
-        if best_epoch(self.history) is result:
+        if best_epoch(self.history, self.config.shape.metric) is result:
             self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
             self.correct = correct.clone()
 
@@ -168,33 +168,38 @@ class Run:
 
     def _end_epoch(self, epoch: int, *, images_seen: int, started: float) -> list[EpochResult]:
         with self.averages.shown() if self.averages else nullcontext():
-            losses, accuracies, correct = self._validated()
+            losses, accuracies, others, correct = self._validated()
             train_losses, train_accuracies = (torch.stack([self._loss_sum, self._correct]) / images_seen).tolist()
             seconds = (time.perf_counter() - started) / len(self.members)
             for k, member in enumerate(self.members):
                 figures = train_losses[k], train_accuracies[k], losses[k], accuracies[k]
-                place = {"group_size": len(self.members), "group_place": k}
-                result = EpochResult(epoch, *figures, self.optimizer.rates[k], seconds, **place)
+                more: dict[str, Any] = {name: each[k] for name, each in others.items()}
+                more |= {"group_size": len(self.members), "group_place": k}
+                result = EpochResult(epoch, *figures, self.optimizer.rates[k], seconds, **more)
                 member.note(result, self.network.member_state(k), correct[k])
         return [member.history[-1] for member in self.members]
 
-    def _validated(self) -> tuple[list[float], list[float], torch.Tensor]:
+    def _validated(self) -> tuple[list[float], list[float], dict[str, list[float]], torch.Tensor]:
         """The members' mean losses (nats) and accuracies over the validation images, read from the device at once.
 
-        Losses are cross-entropies, whatever members are trained by. And which images each member names rightly, on the
-        device: uint8 [K, images].
+        Losses are cross-entropies, whatever members are trained by. Also, by its name, the figure that they are chosen
+        by where that is another one, and which images each member names rightly, on the device: uint8 [K, images].
         """
         self.network.eval()
-        losses, correct = [], []
+        losses, correct, counts = [], [], []
         with torch.no_grad():
             for images, labels in self.batches.validation():
                 logits = self.network(images).float()
                 losses.append(losses_of(logits, labels).sum(dim=1))
                 correct.append((logits.argmax(dim=2) == labels).to(torch.uint8))
+                counts.append(metrics.counts(self.shape.metric, logits, labels))
         each = torch.cat(correct, dim=1)
-        sums = torch.stack([torch.stack(losses).sum(dim=0), each.sum(dim=1).float()]).tolist()
-        mean_losses, accuracies = ([total / each.shape[1] for total in figures] for figures in sums)
-        return mean_losses, accuracies, each
+        counted = [batch for batch in counts if batch is not None]
+        other = [metrics.figures(counted, images=each.shape[1])] if counted else []
+        sums = torch.stack([torch.stack(losses).sum(dim=0), each.sum(dim=1).float(), *other]).tolist()
+        mean_losses, accuracies = ([total / each.shape[1] for total in figures] for figures in sums[:2])
+        chosen_by = {METRICS[self.shape.metric].field: sums[2]} if other else {}
+        return mean_losses, accuracies, chosen_by, each
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members (positions in the last epoch's results) alone, in this order."""
@@ -227,7 +232,7 @@ class Run:
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.member_state(k).items()}
         if self.averages and member.config.knobs.ema_decay:
             tensors |= {f"average.{name}": value for name, value in self.averages.member_state(k).items()}
-        curve = json.dumps([asdict(result) for result in member.history]).encode()
+        curve = json.dumps([result.to_dict() for result in member.history]).encode()
         tensors["history"] = torch.frombuffer(bytearray(curve), dtype=torch.uint8)
         # A stream has no state between epochs.
         random = torch.empty(0, dtype=torch.uint8)

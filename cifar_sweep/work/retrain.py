@@ -75,7 +75,7 @@ class Retraining:
             threads=threads,
             versions=versions() | {"kernels": kernels} | code,
             commit=commit() or "",
-            **facts_of_curve(curve),
+            **facts_of_curve(curve, metric=config.shape.metric),
         )
         return Trained(config, run.member(place).state_dict(), here, curve)
 

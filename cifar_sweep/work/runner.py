@@ -165,7 +165,7 @@ class Training:
 
     def _report_up_to(self, run: Run, k: int, epoch: int) -> None:
         trial = self.trials[k]
-        curve = [asdict(result) for result in run.members[k].history[:epoch]]
+        curve = [result.to_dict() for result in run.members[k].history[:epoch]]
         self.study.report(trial.claim, curve, trial.files.newest)
         trial.files.reported()
 
@@ -179,9 +179,9 @@ class Training:
             if not is_outage(error):
                 raise
             return Outcome.GOES_ON
-        accuracy = f"validation accuracy {result.validation_accuracy:.1%} after epoch {result.epoch}"
-        pruner = self.study.sweep.pruner.name
-        return self._end_early(trial, f"{pruner} pruner: {accuracy} is among the weaker ones at this point")
+        metric, pruner = self.study.metric, self.study.sweep.pruner.name
+        reached = f"{metric.words} {metric.text(getattr(result, metric.field), digits=1)} after epoch {result.epoch}"
+        return self._end_early(trial, f"{pruner} pruner: {reached} is among the weaker ones at this point")
 
     def _end_early(self, trial: HeldTrial, reason: str) -> Outcome:
         self.patiently(lambda: self.study.prune(trial.claim, reason))
@@ -203,16 +203,16 @@ class Training:
     def _complete(self, run: Run, k: int) -> Outcome:
         """Keep the best weights, tell the trial, and drop weights that are no longer among the best."""
         trial, curve = self.trials[k], run.members[k].history
-        best = best_epoch(curve)
+        best = best_epoch(curve, self.study.sweep.metric)
         assert best is not None  # a diverged trial has ended before
         if self.away:
             self.patiently(lambda: self._report_up_to(run, k, run.epochs_done))
         weights = trial.files.keep_weights(run, k)
-        seconds = sum(result.seconds for result in curve)
+        value, seconds = getattr(best, self.study.metric.field), sum(result.seconds for result in curve)
         correct = packed(run.members[k].correct.tolist())
         facts = {"best_epoch": best.epoch, "seconds": seconds, "weights": asdict(weights), "correct": correct}
         try:
-            self.patiently(lambda: self.study.complete(trial.claim, best.validation_accuracy, **facts))
+            self.patiently(lambda: self.study.complete(trial.claim, value, **facts))
         except TrialLostError:
             self.artifacts.remove(weights.name)
             raise

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -202,7 +201,7 @@ class Simulated:
                 self.clock.now = end
                 break
             self.clock.now += took
-            point = asdict(EpochResult(epoch, 1.0, 0.5, 1.0, 0.1, 1e-3, took / len(claims), len(claims)))
+            point = EpochResult(epoch, 1.0, 0.5, 1.0, 0.1, 1e-3, took / len(claims), len(claims)).to_dict()
             for claim in claims:
                 curves[claim.number].append(point)
                 self.study.report(claim, curves[claim.number])

@@ -62,7 +62,7 @@ def trial(
     """A trial whose group of so many took these seconds for each epoch."""
     config = TrialConfig.from_params(FIXED | params, classes=10, precision="fp32", data_seed=0, seed=0)
     curve = [
-        asdict(EpochResult(epoch, 1.0, 0.5, 1.0, 0.5, 1e-3, seconds / together, group_size=together))
+        EpochResult(epoch, 1.0, 0.5, 1.0, 0.5, 1e-3, seconds / together, group_size=together).to_dict()
         for epoch, seconds in enumerate(epochs, start=1)
     ]
     who = asdict(Owner("here", 1, "", owner, ""))

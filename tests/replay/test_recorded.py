@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ def ran(storage: Storage, name: str, *, pruned: Callable[[float], bool] = lambda
         for claim in claims:
             best = BEST[claim.config.shape.batch_size, claim.config.knobs.step_size]
             values = [best / 2] if pruned(best) else [best / 2, best, best - 0.01, best - 0.02]
-            curve = [asdict(EpochResult(k + 1, 1.0, 0.5, 1.0, value, 1e-3, 1.0)) for k, value in enumerate(values)]
+            curve = [EpochResult(k + 1, 1.0, 0.5, 1.0, value, 1e-3, 1.0).to_dict() for k, value in enumerate(values)]
             study.report(claim, curve)
             if pruned(best):
                 study.prune(claim, "weak")
@@ -105,7 +104,7 @@ def test_proposals_between_trained_points_are_counted_apart(
     study = open_or_resume(storage, name, parse(plain | RANDOM, where="test"), data=DATA)
     while claims := study.claim(Worker(Owner.current(), "cpu (test)", 1, "fp32")):
         for claim in claims:
-            study.report(claim, [asdict(EpochResult(1, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0))])
+            study.report(claim, [EpochResult(1, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0).to_dict()])
             study.complete(claim, 0.5)
     found = replay_study(study, RANDOM, replays=50)
     assert found.proposals == 100

@@ -4,7 +4,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from statistics import fmean, variance
 from typing import Any
 
@@ -42,7 +41,7 @@ def worker() -> Worker:
 
 
 def end(study: SweepStudy, claim: Claim, value: float) -> None:
-    study.report(claim, [asdict(EpochResult(epoch, 1.0, 0.5, 1.0, value, 1e-3, 1.0)) for epoch in (1, 2, 3)])
+    study.report(claim, [EpochResult(epoch, 1.0, 0.5, 1.0, value, 1e-3, 1.0).to_dict() for epoch in (1, 2, 3)])
     study.complete(claim, value)
 
 
@@ -202,8 +201,8 @@ def test_fresh_seeds_are_not_pruned(make: Make) -> None:
     study = make(confirm=[1, 1], pruner={"name": "median", "startup_trials": 1}, fixed={"epochs": 3})
     searched(study, VALUES)
     [claim] = study.claim(worker())
-    study.report(claim, [asdict(EpochResult(1, 1.0, 0.1, 1.0, 0.01, 1e-3, 1.0))])
-    study.report(claim, [asdict(EpochResult(epoch, 1.0, 0.1, 1.0, 0.01, 1e-3, 1.0)) for epoch in (1, 2)])
+    study.report(claim, [EpochResult(1, 1.0, 0.1, 1.0, 0.01, 1e-3, 1.0).to_dict()])
+    study.report(claim, [EpochResult(epoch, 1.0, 0.1, 1.0, 0.01, 1e-3, 1.0).to_dict() for epoch in (1, 2)])
     assert claim.trial.should_prune(), "the pruner would"
     assert not study.should_prune(claim)
 

@@ -1,7 +1,6 @@
 """`--from`: a study begins with the trials of another one that it could have had itself, and with nothing else."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def train_all(study: SweepStudy, accuracy: Callable[[float], float]) -> None:
         for claim in claims:
             best = accuracy(claim.config.knobs.learning_rate)
             values = [best / 2, best, best - 0.01]
-            curve = [asdict(EpochResult(k + 1, 1.0, 0.5, 1.0, value, 1e-3, 1.0)) for k, value in enumerate(values)]
+            curve = [EpochResult(k + 1, 1.0, 0.5, 1.0, value, 1e-3, 1.0).to_dict() for k, value in enumerate(values)]
             study.report(claim, curve)
             study.complete(claim, best, weights={"name": "there", "size": 1, "sha256": "x"}, best_epoch=2)
 

@@ -1,7 +1,6 @@
 """`--extend`: another sweep from now on; the old trials stay, and nobody calls them equal to new ones."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -53,7 +52,7 @@ def train_all(study: SweepStudy) -> None:
     while claims := study.claim(ME):
         for claim in claims:
             epochs = range(1, claim.config.shape.epochs + 1)
-            curve = [asdict(EpochResult(epoch, 1.0, 0.5, 1.0, 0.1 * epoch, 1e-3, 1.0)) for epoch in epochs]
+            curve = [EpochResult(epoch, 1.0, 0.5, 1.0, 0.1 * epoch, 1e-3, 1.0).to_dict() for epoch in epochs]
             study.report(claim, curve)
             study.complete(claim, curve[-1]["validation_accuracy"])
 
@@ -136,7 +135,7 @@ def test_what_was_frozen_with_settings_of_the_earlier_space_is_pruned(make: Make
     fixed = FIXED | {"epochs": 24}
     study = make(**AUTO, fixed=fixed, trials=2)
     [claim] = study.claim(ME, choose=lambda _: Choice(new=[POINTS[0]]))
-    study.report(claim, [asdict(EpochResult(k + 1, 1.0, 0.5, 1.0, 0.3, 1e-3, 1.0)) for k in range(claim.until)])
+    study.report(claim, [EpochResult(k + 1, 1.0, 0.5, 1.0, 0.3, 1e-3, 1.0).to_dict() for k in range(claim.until)])
     study.release(claim)
     assert study.trials()[0].is_frozen
     study = make(**AUTO, fixed=fixed, space=WIDE, trials=2, extend=True)

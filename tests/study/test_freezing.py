@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,7 +52,7 @@ def train(study: SweepStudy, claims: Sequence[Claim], *, until: int | None = Non
     for claim in claims:
         curve = list(claim.curve)
         for epoch in range(len(curve) + 1, (until or claim.until) + 1):
-            curve.append(asdict(EpochResult(epoch, 1.0, 0.5, 1.0, 0.1 + 0.01 * epoch, 1e-3, 1.0)))
+            curve.append(EpochResult(epoch, 1.0, 0.5, 1.0, 0.1 + 0.01 * epoch, 1e-3, 1.0).to_dict())
         study.report(claim, curve)
         if len(curve) == EPOCHS:
             study.complete(claim, 0.34)
@@ -106,7 +106,7 @@ def test_a_trial_whose_worker_died_between_its_last_epoch_and_its_end_is_ended_a
     study, dead = make(2), worker()
     dead = replace(dead, owner=replace(dead.owner, pid=ended_pid))
     [claim] = study.claim(dead, choose=new(1))
-    curve = [asdict(EpochResult(epoch, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0)) for epoch in range(1, EPOCHS + 1)]
+    curve = [EpochResult(epoch, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0).to_dict() for epoch in range(1, EPOCHS + 1)]
     study.report(claim, curve)
     [again] = study.claim(worker(), choose=says(pruned={0: "hopeless"}))
     assert (again.number, len(again.curve), again.until) == (0, EPOCHS, EPOCHS)

@@ -534,7 +534,7 @@ def test_a_study_of_somebody_else_is_refused_and_left_alone(
 
 def test_a_study_that_minimises_is_refused(make: Callable[..., SweepStudy], storage: Storage, name: str) -> None:
     optuna.create_study(storage=storage.optuna, study_name=name, direction="minimize")
-    with pytest.raises(StudyError, match=f"study '{name}' minimises"):
+    with pytest.raises(StudyError, match=f"study '{name}' has another direction"):
         make()
 
 
@@ -682,6 +682,7 @@ def test_the_summary_counts_every_state_and_orphans_as_waiting(
         },
         "budget": 8,
         "confirmation": None,
+        "metric": "accuracy",
         "best": {"number": best.number, "value": 0.7, "params": {"learning_rate": 1e-2, "batch_size": 64}},
         "earlier": None,
         "changes": [],

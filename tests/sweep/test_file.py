@@ -48,7 +48,7 @@ def assert_one_sentence(message: str) -> None:
 
 TOP_LEVEL = (
     "accepted: description, trials, seed, keep_weights, keep_megabytes, confirm, strategy, sampler, pruner, stop, "
-    "fixed, space, enqueue, ensemble, preview"
+    "fixed, space, enqueue, ensemble, preview, metric"
 )
 
 REFUSED = {

@@ -59,7 +59,7 @@ def test_what_is_no_toml(content: bytes | str, name: str, words: str) -> None:
         ('method = "grid"', "there is no key 'method'; here it is sampler"),
         ("[space]\nlearning_rate = { max = 1e-3 }", "here it is high"),
         ('sampler = "bayes"', "did you mean tpe?"),
-        ("[metric]\nname = 'a'", "here it is not needed: validation accuracy is maximised"),
+        ("[metric]\nname = 'a'", "here it is one word, 'accuracy', 'loss', 'f1' or 'top5'"),
         ("[parameters]\nlr = 1", "here it is [space]"),
         ("n_trials = 5", "here it is trials"),
         ("early_terminate = 'hyperband'", "here it is pruner"),

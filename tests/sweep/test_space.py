@@ -137,3 +137,14 @@ def test_the_point_of_a_trial_names_defaults_too() -> None:
     chosen = parse({"name": "s", "space": choices}, where="test")
     made = space.to_config({"optimizer": "adam", "eps": 0.0}, chosen, number=0, classes=10, precision="fp32")
     assert space.point_at(made, chosen) == ({"optimizer": "adam", "eps": 0.0}, {})
+
+
+def test_a_later_parameter_at_its_default_is_a_setting_like_any_other() -> None:
+    """What is stored leaves it out; a trial's point does not."""
+    space_of = {"filters": {"choices": [16, 32]}}
+    searched = parse({"name": "s", "fixed": {"model": "cnn"}, "space": space_of}, where="test")
+    made = config(searched, 0, filters=32)
+    assert "filters" not in made.to_dict()
+    assert space.point_at(made, searched) == ({"filters": 32}, {})
+    other = parse({"name": "s", "fixed": {"model": "cnn", "filters": 16}}, where="test")
+    assert space.point_at(made, other) == ({}, {"filters": 32})

@@ -85,7 +85,7 @@ def trial(
     params = {"model": "cnn3", "batch_size": 64, "epochs": epochs}
     config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=0)
     curve = [
-        asdict(EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 1e-3, seconds, group_size=together))
+        EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 1e-3, seconds, group_size=together).to_dict()
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
     known = {"config": config.to_dict(), "curve": curve, "owner": asdict(Owner(host, 1, "", owner, ""))}

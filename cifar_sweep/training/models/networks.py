@@ -1,7 +1,7 @@
 """The reports' networks, each a function from a `Shape` to a plain ``nn.Sequential``; widths are of 32x32 images."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import nn
@@ -121,7 +121,7 @@ def cnn(shape: Shape) -> nn.Sequential:
 
     Dropout is of whole channels after each block, and of single values after each hidden dense layer.
     """
-    values = asdict(shape) | dict(shape.more)
+    values = shape.values
     layers: list[nn.Module] = []
     channels, side = 3, shape.image_size
     for number, block in enumerate(blocks_of(values), start=1):
