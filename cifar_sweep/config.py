@@ -235,10 +235,6 @@ class TrialConfig:
         del values["more"]
         return values | dict(self.shape.more) | dict(self.knobs.more)
 
-    def settings(self) -> dict[str, Value]:
-        """All values, flat, the defaults among them: as `to_dict`, for those who ask for a value by its name."""
-        return {name: value for name, value in _LATER.items() if name != "more"} | self.to_dict()
-
 
 def _is_further(name: str) -> bool:
     """Whether a parameter is of a single layer, or of a user's own network."""

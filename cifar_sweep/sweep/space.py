@@ -108,15 +108,6 @@ def point_at(config: TrialConfig, sweep: Sweep) -> tuple[dict[str, Value], dict[
 
     They are fixed otherwise, or outside of the space. Seeds do not count.
     """
-<<<<<<< HEAD
-    settings, shape = config.settings(), config.shape
-    searched = {name: settings[name] for name in sweep.space if applies(name, settings)}
-    point = {name: value for name, value in searched.items() if contains(sweep.space[name], value)}
-    seeds = {"data_seed": shape.data_seed, "seed": config.knobs.seed}
-    there = TrialConfig.from_params(sweep.fixed | point, classes=shape.classes, precision=shape.precision, **seeds)
-    same = there.settings()
-    different = {name: value for name, value in settings.items() if same.get(name) != value}
-=======
     settings, shape = config.complete(), config.shape
     searched = {name: settings[name] for name in sweep.space if name in settings and applies(name, settings)}
     point = {name: value for name, value in searched.items() if contains(sweep.space[name], value)}
@@ -126,7 +117,6 @@ def point_at(config: TrialConfig, sweep: Sweep) -> tuple[dict[str, Value], dict[
     different = {
         name: settings.get(name, "not set") for name in settings | same if settings.get(name) != same.get(name)
     }
->>>>>>> spaces
     return point, different | {name: value for name, value in searched.items() if name not in point}
 
 
