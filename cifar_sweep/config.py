@@ -235,10 +235,10 @@ class TrialConfig:
 
     def to_dict(self) -> dict[str, Value]:
         """All values, flat, as plain data; those that came later only where they are not the default."""
-        values = self.settings().items()
+        values = self.complete().items()
         return {name: value for name, value in values if name not in _LATER or value != _LATER[name]}
 
-    def settings(self) -> dict[str, Value]:
+    def complete(self) -> dict[str, Value]:
         """All values, flat, the defaults among them: for those who ask for a value by its name."""
         values = asdict(self.shape) | asdict(self.knobs)
         del values["more"]

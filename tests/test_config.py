@@ -107,9 +107,9 @@ def test_a_config_survives_plain_data(model: str) -> None:
 def test_what_came_later_is_stored_only_where_it_is_not_the_default() -> None:
     made = config(model="lenet", label_smoothing=0.1, schedule="step")
     assert made.to_dict().keys() - config(model="lenet").to_dict().keys() == {"label_smoothing"}
-    assert made.settings()["schedule"] == "step"
-    assert made.settings()["eps"] == 0
-    assert made.settings().items() >= made.to_dict().items()
+    assert made.complete()["schedule"] == "step"
+    assert made.complete()["eps"] == 0
+    assert made.complete().items() >= made.to_dict().items()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_what_came_later_is_stored_only_where_it_is_not_the_default() -> None:
     ],
 )
 def test_what_is_usual_beside_other_values(params: dict[str, Any], name: str, expected: Any) -> None:
-    assert config(**params).settings()[name] == expected
+    assert config(**params).complete()[name] == expected
 
 
 def test_a_config_is_frozen_and_can_be_a_key() -> None:

@@ -159,7 +159,7 @@ def _names(study: SweepStudy) -> list[str]:
 
 def _answer(study: SweepStudy, ranked: Sequence[TrialRecord], findings: ImageFindings) -> Answer:
     best = ranked[0]
-    settings = best.config.settings() if best.config else {}
+    settings = best.config.complete() if best.config else {}
     names = [name for name in _names(study) if name in best.params or name in study.sweep.fixed]
     images = findings.validation_images or study.validation_images(best) or None
     test = study.test_accuracy([best.number])

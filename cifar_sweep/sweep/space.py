@@ -132,13 +132,13 @@ def point_at(config: TrialConfig, sweep: Sweep) -> tuple[dict[str, Value], dict[
 
     They are fixed otherwise, or outside of the space. Seeds do not count.
     """
-    settings, shape = config.settings(), config.shape
+    settings, shape = config.complete(), config.shape
     searched = {name: settings[name] for name in sweep.space if name in settings and applies(name, settings)}
     inside = {name: contains(domain_beside(sweep.space[name], settings), value) for name, value in searched.items()}
     point = {name: value for name, value in searched.items() if inside[name]}
     seeds = {"data_seed": shape.data_seed, "seed": config.knobs.seed}
     there = TrialConfig.from_params(sweep.fixed | point, classes=shape.classes, precision=shape.precision, **seeds)
-    same = there.settings()
+    same = there.complete()
     different = {
         name: settings.get(name, "not set") for name in settings | same if settings.get(name) != same.get(name)
     }

@@ -56,7 +56,7 @@ class Member:
     def learning_rate(self, epoch: int) -> float:
         """The learning rate of an epoch, of which those before are in the curve."""
         losses = [result.validation_loss for result in self.history]
-        return learning_rate_at(epoch, self.config.settings(), losses)
+        return learning_rate_at(epoch, self.config.complete(), losses)
 
     def seed_of(self, epoch: int) -> int:
         """The seed of the masks of an epoch, on a device where they follow from it alone."""

@@ -302,7 +302,7 @@ def test_what_else_a_trial_is_trained_by_acts_in_lanes(small_data: ImageData, mo
         means = [name for name in mine if name.startswith(("average.", "network."))]
         assert "average.0" in means
         for name in means:
-            assert (mine[name] - theirs[name]).float().norm() <= 1e-3 * theirs[name].float().norm(), name
+            assert (mine[name] - theirs[name]).float().norm() <= 1e-5 + 1e-3 * theirs[name].float().norm(), name
 
 
 def test_a_group_that_shrinks_goes_on_with_pytorch(small_data: ImageData) -> None:
