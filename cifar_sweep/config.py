@@ -112,6 +112,15 @@ class Knobs:
     step_size: int
     gamma: float
     seed: int
+    head_rate: float = 0.0
+    bias_rate: float = 1.0
+    freeze_epochs: int = 0
+    asgd_decay: float = 1e-4
+    asgd_power: float = 0.75
+    asgd_start: float = 1e6
+    cycle_up: int = 10
+    cycle_down: int = 0
+    cycle_mode: str = "triangular"
     conv_dropout: float | str = 0.0
     dropout_place: str = "dense"
     beta1: float = 0.9
@@ -231,7 +240,7 @@ class TrialConfig:
         return {name: value for name, value in values if name not in _LATER or value != _LATER[name]}
 
     def complete(self) -> dict[str, Value]:
-        """All values, flat, as plain data."""
+        """All values, flat, the defaults among them: for those who ask for a value by its name."""
         values = asdict(self.shape) | asdict(self.knobs)
         del values["more"]
         return values | dict(self.shape.more) | dict(self.knobs.more)

@@ -3,95 +3,26 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from cifar_sweep.errors import UsageError, nearest
-
-Value = bool | int | float | str
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """What a parameter of a trial may be."""
-
-    kind: type
-    default: Value
-    words: str = ""  # what it is
-    low: float = 0  # inclusive, as is `high`, unless `high_is_open`
-    high: float | None = None
-    choices: tuple[Value, ...] = ()
-    high_is_open: bool = False
-    pattern: str = ""  # of further texts besides `choices`
-    pattern_words: str = ""  # what they are
-    listed: bool = False  # it also takes a list, which is kept as a text such as "32,64"
-    each: str = "layer"  # what a list has a value for
-    # It does something only beside one of these values of other parameters.
-    only_if: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
-
-    def accepted(self) -> str:
-        """The accepted values, in words."""
-        return self._one() + (f", or a list of these, one a {self.each}" if self.listed else "")
-
-    def _one(self) -> str:
-        if self.choices:
-            words = "one of " + ", ".join(str(choice) for choice in self.choices)
-            return f"{words}, or {self.pattern_words}" if self.pattern else words
-        if self.kind is bool:
-            return "true or false"
-        noun = "a whole number" if self.kind is int else "a number"
-        if self.high is None:
-            return f"{noun} of at least {self.low:g}"
-        return f"{noun} from {self.low:g} to {'below ' if self.high_is_open else ''}{self.high:g}"
-
-    def check(self, value: Any) -> Value:
-        """Return `value` in the parameter's own type, or raise ValueError with what would be accepted."""
-        if self.listed and (entries := self.entries(value)):
-            # Where there is a pattern, the choices are words for a whole list.
-            entry_of = replace(self, listed=False, choices=() if self.pattern else self.choices)
-            return ",".join(str(entry_of.check(entry)) for entry in entries)
-        if not (self._takes_text(value) if self.kind is str else self._takes_number(value)):
-            raise ValueError(f"{value!r} is not accepted; it takes {self.accepted()}")
-        return self.kind(value)  # type: ignore[no-any-return]
-
-    def entries(self, value: Any) -> list[Any]:
-        """The values of a list, also of one that is kept as a text; none of anything else."""
-        if isinstance(value, (list, tuple)):
-            return [str(part) for part in value] if self.kind is str else list(value)
-        if not isinstance(value, str) or (self.kind is str and "," not in value):
-            return []
-        try:
-            return [part if self.kind is str else self.kind(part) for part in value.split(",")]
-        except ValueError:
-            return []
-
-    def _takes_text(self, value: Any) -> bool:
-        matches = self.pattern and isinstance(value, str) and re.fullmatch(self.pattern, value)
-        return value in self.choices or bool(matches)
-
-    def _takes_number(self, value: Any) -> bool:
-        """Whether a number or a truth value fits: of the right kind, finite, and in the range."""
-        if self.kind is bool or isinstance(value, bool):
-            return self.kind is bool and isinstance(value, bool)
-        if not isinstance(value, (int, float)) or not self.low <= value < math.inf:
-            return False
-        if self.choices and value not in self.choices:
-            return False
-        # The range first: an integer beyond the largest float has no float to convert to.
-        too_high = self.high is not None and (value >= self.high if self.high_is_open else value > self.high)
-        return not too_high and (self.kind is float or value == int(value))
-
+from cifar_sweep.parameter import Parameter
+from cifar_sweep.parameter import Value as Value  # what a value is, for those who ask for the parameters
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
 OWN_WORDS = "torchvision:NAME, timm:NAME, or a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*"
-OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop")
+OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd")
 _ADAMS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
-_LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau")}
+_LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau", "cyclic", "polynomial")}
+_CYCLIC: dict[str, tuple[Value, ...]] = {"schedule": ("cyclic",)}
+_ASGD: dict[str, tuple[Value, ...]] = {"optimizer": ("asgd",)}
 _RESTARTS, _ONECYCLE, _PLATEAU = ({"schedule": (name,)} for name in ("warm_restarts", "onecycle", "plateau"))
 SCHEDULE_NAMES = (
     "step", "none", "cosine", "warm_restarts", "onecycle", "exponential", "multistep", "polynomial", "plateau",
+    "cyclic",
 )  # fmt: skip
 # Those of a schedule that are counted in epochs.
 SCHEDULE_LENGTHS = (
@@ -154,7 +85,7 @@ _TRAINING: dict[str, Parameter] = {
     "amsgrad": Parameter(bool, False, "the largest mean square so far", only_if={"optimizer": ("adam", "adamw")}),
     "eps": Parameter(
         float, 0.0, "added to what is divided by; 0 is the optimizer's own", high=1,
-        only_if={"optimizer": tuple(name for name in OPTIMIZER_NAMES if name not in ("sgd", "nesterov"))},
+        only_if={"optimizer": tuple(name for name in OPTIMIZER_NAMES if name not in ("sgd", "nesterov", "asgd"))},
     ),
     "alpha": Parameter(
         float, 0.99, "share of the mean square that is kept", high=1, high_is_open=True,
@@ -168,6 +99,9 @@ _TRAINING: dict[str, Parameter] = {
         float, 0.0, "share of a gradient that does not enter the momentum", high=1, high_is_open=True,
         only_if={"optimizer": ("sgd",)},
     ),
+    "asgd_decay": Parameter(float, 1e-4, "how fast weights and steps shrink", high=1, only_if=_ASGD),
+    "asgd_power": Parameter(float, 0.75, "the exponent by which steps shrink", high=10, only_if=_ASGD),
+    "asgd_start": Parameter(float, 1e6, "steps after which weights are averaged", high=1e12, only_if=_ASGD),
     "schedule": Parameter(str, "step", "how the learning rate goes from epoch to epoch", choices=SCHEDULE_NAMES),
     "warmup_epochs": Parameter(
         int, 0, "epochs in which the learning rate grows from 0 first", high=100_000,
@@ -186,6 +120,12 @@ _TRAINING: dict[str, Parameter] = {
     "onecycle_peak": Parameter(float, 0.3, "share of epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
     "onecycle_start": Parameter(float, 25.0, "the peak over the first rate", low=1, high=1e12, only_if=_ONECYCLE),
     "onecycle_end": Parameter(float, 1e4, "the first rate over the last", low=1, high=1e12, only_if=_ONECYCLE),
+    "cycle_up": Parameter(int, 10, "epochs from the lowest rate to the highest", low=1, high=100_000, only_if=_CYCLIC),
+    "cycle_down": Parameter(int, 0, "epochs back again; 0 is as many", high=100_000, only_if=_CYCLIC),
+    "cycle_mode": Parameter(
+        str, "triangular", "whether each cycle is half as high as the last, as in triangular2",
+        choices=("triangular", "triangular2"), only_if=_CYCLIC,
+    ),
     "polynomial_power": Parameter(float, 1.0, "the exponent", high=100, only_if={"schedule": ("polynomial",)}),
     "plateau_factor": Parameter(
         float, 0.1, "factor of each decay", low=1e-6, high=1, high_is_open=True, only_if=_PLATEAU
@@ -211,6 +151,11 @@ _TRAINING: dict[str, Parameter] = {
         float, 0.0, "share that a running mean of the weights keeps in a step; that mean is validated; 0 is none",
         high=1, high_is_open=True,
     ),
+    "head_rate": Parameter(
+        float, 0.0, "the learning rate of the last layer, which follows the schedule, too; 0 is that of all", high=1000
+    ),
+    "bias_rate": Parameter(float, 1.0, "how many times the learning rate biases have", high=1e6),
+    "freeze_epochs": Parameter(int, 0, "epochs in which the last layer alone is trained", high=100_000),
     "batch_norm_momentum": Parameter(
         float, 0.1, "share of a batch in batch normalisation's statistics", low=1e-6, high=1,
         only_if={"batch_norm": (True,)},
@@ -349,12 +294,18 @@ class _Parameters(dict[str, Parameter]):
         return super().__contains__(name) or (isinstance(name, str) and bool(_OWN_NAME.fullmatch(name)))
 
 
+# Of the first classes each for itself; the others weigh as class_weights says.
+_CLASSES = {
+    f"class_weights_{number}": Parameter(float, 1.0, f"the weight of class {number}", high=1e6)
+    for number in range(1, MOST_LAYERS + 1)
+}
+_LAYERS |= _CLASSES
 PARAMETERS: dict[str, Parameter] = _Parameters(_GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _NAMED | _LAYERS)
 # Without those of single layers: what a sentence has room for.
 NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK, *_NAMED)
 
 _CNN = frozenset(PARAMETERS) - {"hidden_units"} - _NAMED.keys()
-_ALL = frozenset(PARAMETERS) - _NETWORK.keys() - _LAYERS.keys() - _NAMED.keys()
+_ALL = frozenset(PARAMETERS) - _NETWORK.keys() - (_LAYERS.keys() - _CLASSES.keys()) - _NAMED.keys()
 _OF_LIBRARIES = (_ALL | _NAMED.keys()) - {
     "activation", "batch_norm", "norm_position", "hidden_units", "padding_mode", "init", "softmax",
     "batch_norm_momentum",

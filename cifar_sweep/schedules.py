@@ -13,7 +13,7 @@ LEAST_CHANGE = 1e-8  # of a rate on a plateau
 PARTS = (
     "schedule", "step_size", "gamma", "milestones", "cosine_epochs", "restart_epochs", "restart_factor",
     "lowest_rate", "onecycle_peak", "onecycle_start", "onecycle_end", "polynomial_power", "plateau_factor",
-    "plateau_patience", "warmup_epochs",
+    "plateau_patience", "warmup_epochs", "cycle_up", "cycle_down", "cycle_mode",
 )  # fmt: skip
 
 
@@ -89,7 +89,17 @@ def _multistep(values: Mapping[str, Value], done: int, _length: int) -> float:
 
 
 def _polynomial(values: Mapping[str, Value], done: int, length: int) -> float:
-    return float(max(1 - done / length, 0.0) ** float(values["polynomial_power"]))
+    """PyTorch's ends at 0."""
+    rate, least = float(values["learning_rate"]), float(values["lowest_rate"])
+    return least + (rate - least) * float(max(1 - done / length, 0.0) ** float(values["polynomial_power"]))
+
+
+def _cyclic(values: Mapping[str, Value], done: int, _length: int) -> float:
+    rate, least = float(values["learning_rate"]), float(values["lowest_rate"])
+    up, down = int(values["cycle_up"]), int(values["cycle_down"]) or int(values["cycle_up"])
+    cycle, place = divmod(done, up + down)
+    share = place / up if place <= up else 1 - (place - up) / down
+    return least + (rate - least) * share / (2**cycle if values["cycle_mode"] == "triangular2" else 1)
 
 
 _SCHEDULES: dict[str, _Schedule] = {
@@ -97,7 +107,8 @@ _SCHEDULES: dict[str, _Schedule] = {
     "step": _times(lambda values, done, _length: float(values["gamma"]) ** (done // int(values["step_size"]))),
     "exponential": _times(lambda values, done, _length: float(values["gamma"]) ** done),
     "multistep": _times(_multistep),
-    "polynomial": _times(_polynomial),
+    "polynomial": _polynomial,
+    "cyclic": _cyclic,
     "cosine": _cosine,
     "warm_restarts": _warm_restarts,
     "onecycle": _onecycle,

@@ -104,6 +104,40 @@ def test_a_config_survives_plain_data(model: str) -> None:
     assert TrialConfig.from_dict(made.to_dict()) == made
 
 
+def test_what_came_later_is_stored_only_where_it_is_not_the_default() -> None:
+    made = config(model="lenet", label_smoothing=0.1, schedule="step")
+    assert made.to_dict().keys() - config(model="lenet").to_dict().keys() == {"label_smoothing"}
+    assert made.complete()["schedule"] == "step"
+    assert made.complete()["eps"] == 0
+    assert made.complete().items() >= made.to_dict().items()
+
+
+@pytest.mark.parametrize(
+    ("params", "name", "expected"),
+    [
+        ({"optimizer": "nesterov"}, "momentum", 0.9),
+        ({"optimizer": "nesterov", "momentum": 0.0}, "momentum", 0.0),
+        ({"optimizer": "sgd"}, "momentum", 0.0),
+        ({"schedule": "exponential"}, "gamma", 0.95),
+        ({"schedule": "multistep"}, "gamma", 0.1),
+        ({"schedule": "exponential", "gamma": 1.0}, "gamma", 1.0),
+        ({"schedule": "cosine", "gamma": 0.5}, "gamma", 1.0),
+        ({"schedule": "onecycle", "warmup_epochs": 3}, "warmup_epochs", 0),
+        ({"optimizer": "adagrad", "beta1": 0.5, "eps": 0.1}, "beta1", 0.9),
+        ({"optimizer": "adagrad", "beta1": 0.5, "eps": 0.1}, "eps", 0.1),
+        ({"optimizer": "nadam", "amsgrad": True}, "amsgrad", False),
+        ({"loss": "mse", "focal_gamma": 5.0, "softmax": True}, "focal_gamma", 2.0),
+        ({"loss": "mse", "focal_gamma": 5.0, "softmax": True}, "softmax", False),
+        ({"model": "cnn3", "batch_norm_momentum": 0.5}, "batch_norm_momentum", 0.1),
+        ({"model": "vgg11", "batch_norm_momentum": 0.5}, "batch_norm_momentum", 0.5),
+        ({"class_weights": [1, 2.5]}, "class_weights", "1,2.5"),
+        ({"schedule": "multistep", "milestones": [3, 9]}, "milestones", "3,9"),
+    ],
+)
+def test_what_is_usual_beside_other_values(params: dict[str, Any], name: str, expected: Any) -> None:
+    assert config(**params).complete()[name] == expected
+
+
 def test_a_config_is_frozen_and_can_be_a_key() -> None:
     made = config()
     with pytest.raises(dataclasses.FrozenInstanceError):

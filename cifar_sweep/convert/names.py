@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from cifar_sweep.parameters import ALIASES, OWN, PARAMETERS, Parameter
+from cifar_sweep.parameter import Parameter
+from cifar_sweep.parameters import ALIASES, OWN, PARAMETERS
 
 # Beside `ALIASES`: names that stand for nothing else in sweeps of small networks.
 _MORE = {

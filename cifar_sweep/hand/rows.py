@@ -61,7 +61,7 @@ def is_about(study: SweepStudy) -> bool:
 
 def _settings(params: Mapping[str, Any]) -> dict[str, Value]:
     """All values of a trial with these parameters; its seeds and classes do not matter here."""
-    return TrialConfig.from_params(params, classes=2, precision="fp32", data_seed=0, seed=0).to_dict()
+    return TrialConfig.from_params(params, classes=2, precision="fp32", data_seed=0, seed=0).complete()
 
 
 def _trial_row(bare: HandRow, asked: Mapping[str, Value], study: SweepStudy, trial: TrialRecord) -> HandRow:

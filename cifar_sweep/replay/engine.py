@@ -45,7 +45,7 @@ class Replay:
         claims = self.study.claim(who, size=lambda _: size, workers=workers, choose=self._choose)
         for claim in claims:
             if claim.number not in self.trials:
-                begun = self.ahead.pop(0) if self.ahead else self.search.begin(claim.config.to_dict())
+                begun = self.ahead.pop(0) if self.ahead else self.search.begin(claim.config.complete())
                 self.trials[claim.number] = begun
         return claims
 

@@ -167,7 +167,7 @@ class TrialRecord:
     @cached_property
     def settings(self) -> Mapping[str, Value]:
         """Its config as values by name, the seeds among them; empty before it was first taken up."""
-        return self.config.to_dict() if self.config else {}
+        return self.config.complete() if self.config else {}
 
     @property
     def accuracy(self) -> float | None:

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 from cifar_sweep.config import TrialConfig, decides_shape
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameter import Parameter
 from cifar_sweep.parameters import (
     BY_LAYER,
     NAMES,
     OWN,
     PARAMETERS,
-    Parameter,
     Value,
     base_of,
     check_parameter,
@@ -294,7 +294,7 @@ def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
             """How much of an image a value takes: a list by its sum, or by its length where it adds layers alone."""
             if entries := base.entries(value):
                 return float(sum(entries)) if shrinks else len(entries)
-            return float(value) if shrinks else value not in ("none", "same")
+            return value not in ("none", "same") if isinstance(value, str) or not shrinks else float(value)
 
         kind[name] = min(values, key=least)
     if any(isinstance(value, str) and "," in value for value in kind.values()):

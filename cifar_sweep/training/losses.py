@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cifar_sweep.config import Knobs, TrialConfig
+from cifar_sweep.config import Knobs, Shape, TrialConfig
 
 LEAST_DOUBT = 1e-7  # of a right answer, in the focal loss: below, its slope at small gammas is no number
 
@@ -19,19 +19,25 @@ def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
     return each.view(len(logits), -1)
 
 
-def class_weights(text: str, count: Callable[[], Tensor]) -> Tensor | None:
+def class_weights(shape: Shape, count: Callable[[], Tensor]) -> Tensor | None:
     """The weight of each class; None where all weigh the same. `count` says how many images of each there are.
 
+    Classes have weights of their own, as in ``class_weights_1``, before what all have.
     ``balanced`` is as in scikit-learn: a class that is half as frequent weighs twice, and the mean image weighs 1.
     """
-    match text:
+    own = {name: value for name, value in shape.more if name.startswith("class_weights_")}
+    match shape.class_weights:
         case "none":
-            return None
+            weights = torch.ones(shape.classes) if own else None
         case "balanced":
             counts = count()
-            return counts.sum() / (len(counts) * counts.clamp_min(1))
-        case _:
-            return torch.tensor([float(part) for part in text.split(",")])
+            weights = counts.sum() / (len(counts) * counts.clamp_min(1))
+        case text:
+            weights = torch.tensor([float(part) for part in text.split(",")])
+    if weights is not None:
+        for number in range(1, shape.classes + 1):
+            weights[number - 1] = float(own.get(f"class_weights_{number}", weights[number - 1]))
+    return weights
 
 
 class Loss:

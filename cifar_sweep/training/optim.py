@@ -17,6 +17,7 @@ from torch.optim.adadelta import adadelta
 from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 from torch.optim.adamax import adamax
+from torch.optim.asgd import asgd
 from torch.optim.nadam import nadam
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
@@ -27,8 +28,8 @@ from cifar_sweep.training.device import at_once
 
 MOMENTUM_DECAY = 4e-3  # of NAdam
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
-FIRST = {"mu_product": 1.0}  # what a state begins with; all else with zeros
-NUMBERS = {"step", "mu_product"}  # one number for each member
+FIRST = {"mu_product": 1.0, "mu": 1.0}  # what a state begins with; all else with zeros
+NUMBERS = {"step", "mu_product", "eta", "mu"}  # one number for each member
 
 Row = Mapping[str, list[Any]]  # a member's parameters, gradients and state, as PyTorch takes them
 
@@ -351,7 +352,40 @@ class Adadelta(Optimizer):
         self.weights.addcmul_(moved, self._rates, value=-1)
 
 
+class Asgd(Optimizer):
+    """torch.optim.ASGD; what it averages is kept, and validated by nobody, as there."""
+
+    names = ("step", "eta", "mu", "ax")
+
+    def __init__(self, configs: Sequence[TrialConfig], weights: Tensor, gradients: Tensor) -> None:
+        super().__init__(configs, weights, gradients)
+        self._shrink = self._each(lambda each: each.asgd_decay)
+        self._power = self._each(lambda each: each.asgd_power)
+        self._start = self._each(lambda each: each.asgd_start)
+
+    def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
+        [step], [eta] = row["step"], row["eta"]
+        if not step:
+            eta.fill_(rate)
+        asgd(
+            row["params"], row["grads"], row["ax"], row["mu"], row["eta"], row["step"],
+            lambd=knobs.asgd_decay, lr=rate, t0=knobs.asgd_start, alpha=knobs.asgd_power,
+            weight_decay=knobs.weight_decay, foreach=False, maximize=False, differentiable=False, capturable=False,
+            has_complex=False,
+        )  # fmt: skip
+
+    def _step_of_all(self, gradients: Tensor) -> None:
+        steps = self._steps()
+        eta, mu = self.state["eta"][:, None].double(), self.state["mu"][:, None]
+        eta = torch.where(steps == 1, self._rates.float().double(), eta)
+        self.weights.mul_(self._to(1 - self._shrink * eta)).addcmul_(gradients, self._to(eta), value=-1)
+        average = self.state["ax"]
+        average.add_((self.weights - average).mul_(mu.to(average.dtype)))
+        self.state["eta"].copy_((self._rates / (1 + self._shrink * self._rates * steps) ** self._power)[:, 0])
+        self.state["mu"].copy_((1 / (steps - self._start).clamp_min(1))[:, 0])
+
+
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": Sgd, "nesterov": Nesterov, "adam": Adam, "adamw": AdamW, "nadam": NAdam, "adamax": Adamax,
-    "adagrad": Adagrad, "adadelta": Adadelta, "rmsprop": RmsProp,
+    "adagrad": Adagrad, "adadelta": Adadelta, "rmsprop": RmsProp, "asgd": Asgd,
 }  # fmt: skip

@@ -29,6 +29,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.losses import Loss, class_weights, losses_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.optim import build_optimizer
+from cifar_sweep.training.part_rates import PartRates
 from cifar_sweep.training.rows import Masks, Rows, Stream
 
 
@@ -55,7 +56,7 @@ class Member:
     def learning_rate(self, epoch: int) -> float:
         """The learning rate of an epoch, of which those before are in the curve."""
         losses = [result.validation_loss for result in self.history]
-        return learning_rate_at(epoch, self.config.to_dict(), losses)
+        return learning_rate_at(epoch, self.config.complete(), losses)
 
     def seed_of(self, epoch: int) -> int:
         """The seed of the masks of an epoch, on a device where they follow from it alone."""
@@ -99,13 +100,13 @@ class Run:
         self.shape = configs[0].shape
         self.device, self.code = device, code
         self.members = [Member(config, device=device) for config in configs]
-        self._class_weights = class_weights(self.shape.class_weights, lambda: torch.ones(self.shape.classes))
+        self._class_weights = class_weights(self.shape, lambda: torch.ones(self.shape.classes))
         if data is not None:
             counts = {"train_images": self.shape.train_images, "validation_images": self.shape.validation_images}
             dtype = DTYPES[self.shape.precision]
             self.batches = Batches(data, device=device, normalize=self.shape.normalize, dtype=dtype, **counts)
             self.batches.check_batch_size(self.shape.batch_size)
-            self._class_weights = class_weights(self.shape.class_weights, self.batches.class_counts)
+            self._class_weights = class_weights(self.shape, self.batches.class_counts)
         self.network = _network(self.shape, self.members, code).to(device=device)
         self.prepare_optimizer()
 
@@ -138,6 +139,7 @@ class Run:
         self.network.train()
         if self.averages:
             self.averages.begun = epoch > 1
+        self._part_rates.set_epoch(epoch)
         self.optimizer.set_rates([member.learning_rate(epoch) for member in self.members])
         seeds: dict[Stream, list[int]] = {}
         for member in self.members:
@@ -159,7 +161,9 @@ class Run:
         losses, logits = self.losses(images, labels)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self.network.gather_gradients()
+        before = self._part_rates.before()
         self.optimizer.step()
+        self._part_rates.after(before)
         if self.averages:
             self.averages.step()
         with torch.no_grad():
@@ -285,6 +289,7 @@ class Run:
         """Make a new optimizer of the members' parameters as they lie now; a captured step is of those before."""
         configs = [member.config for member in self.members]
         self.optimizer = build_optimizer(configs, self.network.weights, self.network.gradients)
+        self._part_rates = PartRates([each.knobs for each in configs], self.network.parts, self.network.weights)
         decays = [config.knobs.ema_decay for config in configs]
         self.averages = Averages(self.network, decays) if any(decays) else None
         self._loss = Loss(configs, self._class_weights, device=self.device)

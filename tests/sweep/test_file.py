@@ -261,7 +261,7 @@ REFUSED = {
     ),
     "unused, fixed": (
         '[fixed]\nmodel = "cnn1"\nhidden_units = 10',
-        "lr.toml: [fixed]: hidden_units does nothing for cnn1; accepted: activation, alpha, amsgrad, augmentation,",
+        "lr.toml: [fixed]: hidden_units does nothing for cnn1; accepted: activation, alpha, amsgrad, asgd_decay,",
     ),
     "unused, space": (
         '[space]\nmodel = { choices = ["cnn1", "lenet"] }\npadding_mode = { choices = ["zeros", "reflect"] }',

@@ -214,3 +214,10 @@ def test_cases_are_points_of_a_grid_and_of_a_cube() -> None:
 def test_cases_that_cannot_be(tables: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         by_case(**tables)
+
+
+def test_the_point_of_a_trial_names_defaults_too() -> None:
+    choices = {"optimizer": {"choices": ["adam", "sgd"]}, "eps": {"choices": [0.0, 1e-6]}}
+    chosen = parse({"name": "s", "space": choices}, where="test")
+    made = space.to_config({"optimizer": "adam", "eps": 0.0}, chosen, number=0, classes=10, precision="fp32")
+    assert space.point_at(made, chosen) == ({"optimizer": "adam", "eps": 0.0}, {})

@@ -109,8 +109,11 @@ def test_a_sure_answer_has_a_slope() -> None:
 
 def test_balanced_weights_make_every_class_count_the_same() -> None:
     counts = torch.tensor([10, 20, 0, 70])
-    weights = class_weights("balanced", lambda: counts)
+    weights = class_weights(config(class_weights="balanced").shape, lambda: counts)
     assert weights is not None
     assert (weights * counts).tolist() == [25, 25, 0, 25]
-    assert class_weights("none", lambda: counts) is None
-    assert class_weights("1,2,0.5,3", lambda: counts).tolist() == [1, 2, 0.5, 3]  # type: ignore[union-attr]
+    assert class_weights(config().shape, lambda: counts) is None
+    assert class_weights(config(class_weights="1,2,0.5,3").shape, lambda: counts).tolist() == [1, 2, 0.5, 3]  # type: ignore[union-attr]
+    own = class_weights(config(class_weights_2=3.0).shape, lambda: counts)
+    assert own is not None
+    assert own.tolist() == [1, 3, *[1] * (len(own) - 2)]

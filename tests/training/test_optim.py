@@ -32,7 +32,7 @@ KNOBS: list[dict[str, Any]] = [
 COEFFICIENTS: list[dict[str, Any]] = [
     {},
     {"beta1": 0.8, "beta2": 0.99, "eps": 1e-3, "alpha": 0.9, "rho": 0.95, "dampening": 0.3},
-    {"beta1": 0.95, "beta2": 0.9, "alpha": 0.999, "rho": 0.5},
+    {"beta1": 0.95, "beta2": 0.9, "alpha": 0.999, "rho": 0.5, "asgd_decay": 0.01, "asgd_power": 0.5, "asgd_start": 50},
 ]
 
 
@@ -47,7 +47,7 @@ def plain(config: TrialConfig, parameter: torch.nn.Parameter) -> torch.optim.Opt
     settings: dict[str, Any] = {"lr": knobs.learning_rate, "weight_decay": knobs.weight_decay}
     if name in ("sgd", "nesterov", "rmsprop"):
         settings |= {"momentum": knobs.momentum}
-    if knobs.eps and name not in ("sgd", "nesterov"):
+    if knobs.eps and name not in ("sgd", "nesterov", "asgd"):
         settings |= {"eps": knobs.eps}
     if name in ("adam", "adamw", "nadam", "adamax"):
         settings |= {"betas": (knobs.beta1, knobs.beta2)}
@@ -62,6 +62,9 @@ def plain(config: TrialConfig, parameter: torch.nn.Parameter) -> torch.optim.Opt
             return torch.optim.SGD([parameter], **settings, nesterov=knobs.momentum > 0, fused=True)
         case "rmsprop":
             return torch.optim.RMSprop([parameter], **settings, alpha=knobs.alpha)
+        case "asgd":
+            coefficients = {"lambd": knobs.asgd_decay, "alpha": knobs.asgd_power, "t0": knobs.asgd_start}
+            return torch.optim.ASGD([parameter], **settings, **coefficients)
         case "adadelta":
             return torch.optim.Adadelta([parameter], **settings, rho=knobs.rho)
     names = {"adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "adamax": "Adamax", "adagrad": "Adagrad"}

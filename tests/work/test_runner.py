@@ -364,6 +364,7 @@ def test_other_data_is_refused(small_data: ImageData) -> None:
     [
         ({"fixed": {"batch_size": 500}}, r"batch_size = 500: more than the 400 training images"),
         ({"fixed": {"batch_size": 64, "train_images": 32}}, r"batch_size = 64: more than the 32"),
+        ({"fixed": {"class_weights": [1, 2]}}, r"class_weights = 1,2 .* one for each of the 10 classes"),
         ({"fixed": {"validation_images": 101}}, r"validation_images = 101 .* 100 images"),
         ({"fixed": {"train_images": 401}}, r"train_images = 401: synthetic images .* has 400 training images"),
         ({"space": {"batch_size": {"low": 256, "high": 512, "base2": True}}, "fixed": {}}, r"batch_size = 512"),

@@ -289,6 +289,22 @@ def test_a_restored_group_goes_on_bit_for_bit(precision: str, small_data: ImageD
         assert_same(unbroken, k, second, k)
 
 
+def test_what_else_a_trial_is_trained_by_acts_in_lanes(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"augmentation": "crop", "mixup": 0.4, "ema_decay": 0.7, "label_smoothing": 0.1, "gradient_clip": 1.0}
+    chosen = configs(8, precision="fp32", batch_norm_momentum=0.4, optimizer="sgd", **changes)
+    found = trained(chosen, small_data)
+    monkeypatch.setenv(compiled.KERNELS, "torch")
+    usual = Run(chosen, small_data, device=CPU)
+    usual.epoch()
+    assert usual.network.lanes is None
+    for k in range(8):
+        mine, theirs = found.state(k), usual.state(k)
+        means = [name for name in mine if name.startswith(("average.", "network."))]
+        assert "average.0" in means
+        for name in means:
+            assert (mine[name] - theirs[name]).float().norm() <= 1e-5 + 1e-3 * theirs[name].float().norm(), name
+
+
 def test_a_group_that_shrinks_goes_on_with_pytorch(small_data: ImageData) -> None:
     run = trained(configs(8, precision="fp32"), small_data)
     run.keep([0, 1, 4])
