@@ -62,7 +62,7 @@ def test_a_sweep_from_the_first_line_to_the_best_network(study: Study, small_dat
 def test_figures(study: Study) -> None:
     drawn = {name: study.figure(name) for name in FIGURES}
     assert all(figure.layout.to_plotly_json() for figure in drawn.values())
-    assert all(drawn[name].data for name in FIGURES if name not in ("pruned_when", "importance"))
+    assert all(drawn[name].data for name in FIGURES if name not in ("pruned_when", "importance", "correlation"))
 
 
 def test_what_is_not_there(study: Study) -> None:

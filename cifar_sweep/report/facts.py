@@ -51,7 +51,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A validation image that was taken for something else, with the probability of that; a PNG as a data URI."""
+    """A validation image and what it was taken for, with the probability of that; a PNG as a data URI."""
 
     right: str
     taken_for: str
@@ -71,6 +71,8 @@ class ImageFindings:
     # Validation images of class i (row) that were taken for class j (column).
     confusion: tuple[tuple[int, ...], ...] = ()
     mistakes: tuple[Mistake, ...] = ()  # some of the most certain ones
+    samples: tuple[Mistake, ...] = ()  # some images of each class, and what they were taken for, rightly or not
+    filters: tuple[str, ...] = ()  # those of the first convolution, each as a PNG in a data URI
 
     def most_confused(self) -> list[tuple[str, str, int, int]]:
         """The most mistaken pairs by share of the right class: right class, taken for, how many, of how many images."""

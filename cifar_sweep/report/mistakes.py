@@ -1,10 +1,10 @@
-"""What the best trial's network makes of the validation images: the confusion matrix, and its most certain mistakes.
+"""What the best trial's network makes of the validation images: confusion, mistakes, samples; and its filters.
 
 The test set is read here too, but only where its accuracy is not remembered yet, and then once (see `testset`).
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,9 @@ from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.images.data import ImageData
 
 MISTAKES = 24  # fills rows of 3, 4, 6 or 8
+SAMPLES = (10, 3)  # classes, and images of each
+FILTERS = 64
+FILTER_PIXELS = 8  # of a weight
 MISTAKES_OF_A_PAIR = 3  # otherwise two classes that look alike fill the page
 
 
@@ -60,10 +63,13 @@ def look_at_images(
         return findings
     batches = Batches(data, device=device, validation_images=images)
     found = predict(classifier, batches.validation(), device=device)
+    pictured = data.train_images[validation_index]
     return replace(
         findings,
+        samples=tuple(samples(found, pictured, classes=data.classes)),
+        filters=tuple(first_filters(trained.weights)),
         confusion=tuple(map(tuple, confusion(found.mean, found.labels))),
-        mistakes=tuple(certain_mistakes(found, data.train_images[validation_index], classes=data.classes)),
+        mistakes=tuple(certain_mistakes(found, pictured, classes=data.classes)),
     )
 
 
@@ -83,3 +89,29 @@ def certain_mistakes(found: Predictions, images: torch.Tensor, *, classes: tuple
         if len(shown) == MISTAKES:
             break
     return shown
+
+
+def samples(found: Predictions, images: torch.Tensor, *, classes: tuple[str, ...]) -> list[Mistake]:
+    """The first images of each of the first classes and what they were taken for, of uint8 [n, side, side, 3]."""
+    probability, taken = found.mean.max(dim=1)
+    shown = []
+    for label in range(min(len(classes), SAMPLES[0])):
+        for index in (found.labels == label).nonzero().flatten()[: SAMPLES[1]].tolist():
+            said = classes[int(taken[index])]
+            shown.append(Mistake(classes[label], said, float(probability[index]), data_uri(images[index])))
+    return shown
+
+
+def first_filters(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """The filters of the first convolution as pictures: colours where it sees three channels, else greys.
+
+    Each has its own scale, from its smallest weight to its largest. None where no convolution looks at the images.
+    """
+    first = next((weight for weight in weights.values() if weight.dim() == 4), None)
+    if first is None or first.shape[1] not in (1, 3) or first.shape[2] < 2:
+        return []
+    shown = first[:FILTERS].float().permute(0, 2, 3, 1)
+    low, high = shown.amin(dim=(1, 2, 3), keepdim=True), shown.amax(dim=(1, 2, 3), keepdim=True)
+    pixels = (255 * (shown - low) / (high - low).clamp_min(1e-12)).round().to(torch.uint8)
+    large = pixels.repeat_interleave(FILTER_PIXELS, dim=1).repeat_interleave(FILTER_PIXELS, dim=2)
+    return [data_uri(each.expand(-1, -1, 3).contiguous()) for each in large]

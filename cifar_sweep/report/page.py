@@ -6,6 +6,7 @@ from typing import Any
 
 from cifar_sweep.figures.curve_figures import MOST_CURVES, curves, learning_curves
 from cifar_sweep.figures.hand_figures import claimed_against_measured, hand_beside_search
+from cifar_sweep.figures.parallel_figures import correlation, correlations_of, parallel
 from cifar_sweep.figures.search_figures import importance, learning_rate_by_batch, slices
 from cifar_sweep.figures.style import in_percent, shown
 from cifar_sweep.figures.timeline import timeline
@@ -21,6 +22,7 @@ from cifar_sweep.words import plain
 
 CURVES_IN_DETAIL = 3  # with four lines each
 HAND_PIXELS = 620  # below that, the names of the best lie on each other
+PARALLEL_PIXELS = 700  # below that, axes lie on each other
 PAIR_PIXELS = 340  # the height of figures beside each other
 
 
@@ -94,6 +96,9 @@ def _parameters(report: Report) -> dict[str, Drawing]:
     if {"learning_rate", "batch_size"} <= set(names):
         heat = learning_rate_by_batch(report.trials, data=report.data).update_xaxes(dtick=1)
         drawn["heat-plot"] = drawing(heat, height=height)
+    drawn["parallel-plot"] = drawing(parallel(report.trials, names), least_width=PARALLEL_PIXELS)
+    if found := correlations_of(report.trials):
+        drawn["correlation-plot"] = drawing(correlation(found))
     each = slices(report.trials, names, logarithmic=logarithmic)
     drawn |= {f"slice-{k}": drawing(figure) for k, figure in enumerate(each)}
     return drawn

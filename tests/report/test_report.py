@@ -515,6 +515,28 @@ def test_the_most_certain_mistakes_first_and_few_of_a_pair() -> None:
     assert shown[0].picture.startswith("data:image/png;base64,iVBOR")
 
 
+def test_samples_are_the_first_of_each_class_right_or_wrong() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 2)
+    found = Predictions(torch.tensor([[0.9, 0.1]] * 7)[None], labels)
+    shown = looking.samples(found, torch.zeros(7, 8, 8, 3, dtype=torch.uint8), classes=("a", "b"))
+    assert [(each.right, each.taken_for) for each in shown] == [("a", "a")] * 3 + [("b", "a")] * 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "count"),
+    [
+        ({"0.weight": torch.randn(70, 3, 5, 5), "1.weight": torch.randn(8, 70, 3, 3)}, 64),
+        ({"0.weight": torch.zeros(4, 1, 3, 3)}, 4),
+        ({"0.weight": torch.randn(4, 8, 3, 3)}, 0),
+        ({"0.weight": torch.randn(4, 3)}, 0),
+    ],
+)
+def test_the_filters_of_the_first_convolution_are_pictures(weights: dict[str, torch.Tensor], count: int) -> None:
+    shown = looking.first_filters(weights)
+    assert len(shown) == count
+    assert all(each.startswith("data:image/png;base64,iVBOR") for each in shown)
+
+
 @pytest.mark.slow
 def test_missing_weights_are_said_in_a_sentence(trained: SweepStudy, cli: Any, reads: list[int]) -> None:
     for path in Path("artifacts").rglob("weights-*"):
