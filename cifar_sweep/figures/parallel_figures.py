@@ -2,66 +2,94 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from cifar_sweep.figures import style
-from cifar_sweep.figures.search_figures import FEWEST_TRIALS, SCALE, in_a_row
+from cifar_sweep.figures.search_figures import FEWEST_TRIALS, in_a_row
 from cifar_sweep.parameters import Value
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.words import plain
 
-MOST_LINES = 500
+MOST_LINES = 300
+BELOW = -0.12  # the height of what is not there
+BANDS = (style.QUIET, style.PALETTE[4], style.PALETTE[0], style.BEST)  # colours of the weakest to the best quarter
 DECADES = 1.5  # a parameter that spans more of them has a logarithmic axis
 
 
 def parallel(trials: Sequence[TrialRecord], names: Sequence[str]) -> go.Figure:
     """A line for each trial through its parameters to what it came to, a complete one's best and any other's last.
 
-    A line that passes below an axis, at a dash, is of a trial for which that parameter does nothing.
+    A line that passes below an axis, at a dash, is of a trial for which that parameter does nothing. Plain lines:
+    plotly's own parallel coordinates need WebGL, which not every browser has.
     """
-    drawn = style.thinned(style.with_accuracy(trials), MOST_LINES)
-    metric, reached = style.metric_of(drawn), [style.shown(trial) for trial in drawn]
+    drawn = sorted(style.thinned(style.with_accuracy(trials), MOST_LINES), key=lambda trial: trial.score)
+    axes = [_axis(name, [trial.params.get(name) for trial in drawn]) for name in names]
+    axes.append(_of_numbers([style.shown(trial) or 0.0 for trial in drawn], log=False))
     figure = go.Figure()
-    if drawn:
-        axes = [_axis(name, [trial.params.get(name) for trial in drawn]) for name in names]
-        last = {"label": style.axis(drawn)["yaxis_title"], "values": reached}
-        line = {"color": reached, "colorscale": list(SCALE[2:]), "reversescale": metric.lowest}
-        figure.add_parcoords(dimensions=[*axes, last], line=line, labelangle=-20, labelside="bottom")
-    figure = style.finish(figure, height=430)
-    return figure.update_layout(margin={"l": 60, "r": 60, "t": 40, "b": 90})
+    for band, colour in enumerate(BANDS):
+        members = range(len(drawn) * band // len(BANDS), len(drawn) * (band + 1) // len(BANDS))
+        if members:
+            # One trace for all of a band, with gaps between its lines.
+            figure.add_scatter(
+                x=[x for _ in members for x in (*range(len(axes)), None)],
+                y=[y for k in members for y in (*(axis.heights[k] for axis in axes), None)],
+                customdata=[drawn[k].number for k in members for _ in range(len(axes) + 1)],
+                mode="lines",
+                line={"color": colour, "width": 1 + band / 3},
+                hoverinfo="text",
+                hovertext=[style.trial_words(drawn[k]) for k in members for _ in range(len(axes) + 1)],
+                showlegend=False,
+            )
+    ink = {"showarrow": False, "xanchor": "right", "xshift": -3, "font": {"size": 10}}
+    for x, axis in enumerate(axes):
+        figure.add_vline(x=x, line={"color": style.QUIET, "width": 1})
+        for height, text in axis.ticks.items():
+            figure.add_annotation(x=x, y=height, text=escape(text), **ink)
+    labels = [escape(name.replace("_", " ")) for name in names] + [
+        style.axis(drawn)["yaxis_title"].replace(" ", "<br>", 1)
+    ]
+    figure.update_xaxes(tickvals=list(range(len(axes))), ticktext=labels, range=[-0.4, len(axes) - 0.8], showgrid=False)
+    figure.update_yaxes(visible=False, range=[-0.2, 1.06])
+    return style.finish(figure, height=430)
 
 
-def _axis(name: str, values: Sequence[Value | None]) -> dict[str, Any]:
-    """A dimension of parallel coordinates: numbers by their size, words and few numbers in a row."""
+@dataclass(frozen=True)
+class _Axis:
+    heights: Sequence[float]  # of each trial, from 0 to 1; below that where it has no value
+    ticks: dict[float, str]
+
+
+def _axis(name: str, values: Sequence[Value | None]) -> _Axis:
+    """Numbers by their size, words and few numbers in a row."""
     there = [value for value in values if value is not None]
     row = in_a_row(name, there)
-    log = not row and min(there, default=0) > 0 and math.log10(max(there) / min(there)) > DECADES  # type: ignore[operator]
+    if row:
+        places = {value: k / max(len(row) - 1, 1) for k, value in enumerate(row)}
+        axis = _Axis([places[value] for value in there], {places[value]: plain(value, 3) for value in row})
+    else:
+        numbers = [float(value) for value in there]
+        axis = _of_numbers(numbers, log=min(numbers, default=0) > 0 and max(numbers) / min(numbers) > 10**DECADES)
+    found, beside = iter(axis.heights), {BELOW: "-"} if len(there) < len(values) else {}
+    return _Axis([BELOW if value is None else next(found) for value in values], beside | axis.ticks)
 
-    def place(value: Value) -> float:
-        return float(row.index(value)) if row else math.log10(value) if log else float(value)  # type: ignore[arg-type]
 
-    places = [place(value) for value in there]
-    low, high = min(places, default=0.0), max(places, default=1.0)
-    ticks = {place(value): plain(value, 3) for value in row}
-    if log:
-        ticks = {float(power): f"{10.0**power:g}" for power in range(math.ceil(low), math.floor(high) + 1)}
-    elif not row:
-        ticks = {float(at): f"{at:.3g}" for at in np.linspace(low, high, 5)}
-    beside = low - 0.12 * ((high - low) or 1.0)
-    if len(there) < len(values):
-        ticks = {beside: "-"} | ticks
-    found = iter(places)
-    return {
-        "label": escape(name.replace("_", " ")),
-        "values": [beside if value is None else next(found) for value in values],
-        "tickvals": list(ticks),
-        "ticktext": [escape(text) for text in ticks.values()],
-    }
+def _of_numbers(numbers: Sequence[float], *, log: bool) -> _Axis:
+    low, high = (end(numbers, default=1.0) for end in (min, max))
+
+    def height(number: float) -> float:
+        if high == low:
+            return 0.5
+        return math.log(number / low) / math.log(high / low) if log else (number - low) / (high - low)
+
+    powers = [10.0**power for power in range(-12, 13)] if log else []
+    ticks = [low, *(power for power in powers if 1.5 * low < power < high / 1.5), high]
+    ticks = ticks if log else [low + k * (high - low) / 4 for k in range(5)]
+    return _Axis([height(number) for number in numbers], {height(number): f"{number:.3g}" for number in ticks})
 
 
 def correlations_of(trials: Sequence[TrialRecord]) -> dict[str, float]:

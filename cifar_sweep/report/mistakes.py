@@ -4,10 +4,11 @@ The test set is read here too, but only where its accuracy is not remembered yet
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from cifar_sweep.artifacts import Artifacts
 from cifar_sweep.errors import CifarSweepError
@@ -67,7 +68,7 @@ def look_at_images(
     return replace(
         findings,
         samples=tuple(samples(found, pictured, classes=data.classes)),
-        filters=tuple(first_filters(trained.weights)),
+        filters=tuple(first_filters(trained.network())),
         confusion=tuple(map(tuple, confusion(found.mean, found.labels))),
         mistakes=tuple(certain_mistakes(found, pictured, classes=data.classes)),
     )
@@ -102,12 +103,12 @@ def samples(found: Predictions, images: torch.Tensor, *, classes: tuple[str, ...
     return shown
 
 
-def first_filters(weights: Mapping[str, torch.Tensor]) -> list[str]:
+def first_filters(network: nn.Module) -> list[str]:
     """The filters of the first convolution as pictures: colours where it sees three channels, else greys.
 
     Each has its own scale, from its smallest weight to its largest. None where no convolution looks at the images.
     """
-    first = next((weight for weight in weights.values() if weight.dim() == 4), None)
+    first = next((layer.weight.detach() for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is None or first.shape[1] not in (1, 3) or first.shape[2] < 2:
         return []
     shown = first[:FILTERS].float().permute(0, 2, 3, 1)

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, create_trial
 
-from cifar_sweep.figures.parallel_figures import correlation, correlations_of, parallel
+from cifar_sweep.figures.parallel_figures import BELOW, correlation, correlations_of, parallel
 from cifar_sweep.study.record import TrialRecord, records
 from cifar_sweep.sweep import space
 from cifar_sweep.sweep.parsing import parse
@@ -54,17 +54,20 @@ def trials() -> list[TrialRecord]:
 
 def test_an_axis_for_each_parameter_and_one_for_what_was_reached(trials: list[TrialRecord]) -> None:
     figure = parallel(trials, list(SWEEP.space))
-    axes = {each["label"]: each for each in figure.data[0].dimensions}
-    assert list(axes) == ["learning rate", "optimizer", "momentum", "batch size", "validation accuracy, %"]
-    assert axes["learning rate"]["values"] == pytest.approx([-4 + k / 8 for k in range(24)])
-    assert axes["learning rate"]["ticktext"] == ("0.0001", "0.001", "0.01")
-    assert axes["optimizer"]["ticktext"] == ("sgd", "adam")
-    assert axes["batch size"]["ticktext"] == ("16", "32", "64")
-    momentum = axes["momentum"]
-    assert momentum["ticktext"][0] == "-"
-    assert {momentum["values"][k] for k in range(1, 24, 2)} == {momentum["tickvals"][0]}, "adam has none"
-    assert momentum["values"][0] == pytest.approx(0.9)
-    assert axes["validation accuracy, %"]["values"] == figure.data[0].line.color
+    labels = ("learning rate", "optimizer", "momentum", "batch size", "validation<br>accuracy, %")
+    assert figure.layout.xaxis.ticktext == labels
+    lines = {trace.customdata[at]: trace.y[at : at + 5] for trace in figure.data for at in range(0, len(trace.y), 6)}
+    assert sorted(lines) == list(range(24))
+    for k in range(24):
+        rate, optimizer, momentum, size, reached = lines[k]
+        assert rate == pytest.approx(k / 23)  # by its logarithm
+        assert (optimizer, size) == (k % 2, k % 3 / 2)
+        assert momentum == BELOW if k % 2 else momentum == pytest.approx(1 - k / 22)
+        assert reached == pytest.approx((10 ** (k / 8) - 1) / (10 ** (23 / 8) - 1), abs=1e-3)
+    ticks = {(note.x, note.text) for note in figure.layout.annotations}
+    assert {(0, "0.001"), (1, "sgd"), (1, "adam"), (2, "-"), (3, "16"), (3, "64")} <= ticks
+    assert figure.data[-1].customdata[-1] == 23, "the best one lies above the others"
+    assert not parallel([], ["learning_rate"]).data
 
 
 def test_correlations_are_of_ranks_and_of_words_each(trials: list[TrialRecord]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from torch import nn
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.config import TrialConfig
@@ -523,16 +524,16 @@ def test_samples_are_the_first_of_each_class_right_or_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "count"),
+    ("layers", "count"),
     [
-        ({"0.weight": torch.randn(70, 3, 5, 5), "1.weight": torch.randn(8, 70, 3, 3)}, 64),
-        ({"0.weight": torch.zeros(4, 1, 3, 3)}, 4),
-        ({"0.weight": torch.randn(4, 8, 3, 3)}, 0),
-        ({"0.weight": torch.randn(4, 3)}, 0),
+        ([nn.Conv2d(3, 70, 5), nn.Conv2d(70, 8, 3)], 64),
+        ([nn.Linear(4, 4), nn.Conv2d(1, 4, 3)], 4),
+        ([nn.Conv2d(3, 4, 1)], 0),  # one pixel is no picture
+        ([nn.Linear(4, 3)], 0),
     ],
 )
-def test_the_filters_of_the_first_convolution_are_pictures(weights: dict[str, torch.Tensor], count: int) -> None:
-    shown = looking.first_filters(weights)
+def test_the_filters_of_the_first_convolution_are_pictures(layers: list[nn.Module], count: int) -> None:
+    shown = looking.first_filters(nn.Sequential(*layers))
     assert len(shown) == count
     assert all(each.startswith("data:image/png;base64,iVBOR") for each in shown)
 
