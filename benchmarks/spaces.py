@@ -201,7 +201,7 @@ class Translation:
         if own == "batch_norm" and each.get("place") == "dense":
             name = "dense_batch_norm"
         if own == "learning_rate" and each.get("part") == "head":
-            name = "head_learning_rate"
+            name = "head_rate"
         if own == "class_weights" and "class_index" in each:
             name = f"class_weights_{each['class_index'] + 1}"
         if own == "hidden_units" and not self._named("network"):

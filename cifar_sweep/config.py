@@ -112,7 +112,7 @@ class Knobs:
     step_size: int
     gamma: float
     seed: int
-    head_learning_rate: float = 0.0
+    head_rate: float = 0.0
     bias_rate: float = 1.0
     freeze_epochs: int = 0
     asgd_decay: float = 1e-4

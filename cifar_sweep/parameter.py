@@ -1,4 +1,4 @@
-"""A parameter of a trial: what it may be. Standard library only."""
+"""What a parameter may be. Standard library only."""
 
 import math
 import re

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 from cifar_sweep.config import TrialConfig, decides_shape
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameter import Parameter
 from cifar_sweep.parameters import (
     BY_LAYER,
     NAMES,
     OWN,
     PARAMETERS,
-    Parameter,
     Value,
     base_of,
     check_parameter,

@@ -155,11 +155,7 @@ class Optimizer(ABC):
     def load_member_state(self, k: int, state: Mapping[str, Tensor]) -> None:
         """Take over a state of member `k` that `check` accepts."""
         for name, value in self.member_state(k).items():
-            value.copy_(state[name] if state else torch.full_like(value, self._first(k, name)))
-
-    def _first(self, _k: int, name: str) -> float:
-        """What a member's state begins with."""
-        return FIRST.get(name, 0.0)
+            value.copy_(state[name] if state else torch.full_like(value, FIRST.get(name, 0.0)))
 
 
 class Sgd(Optimizer):
@@ -366,12 +362,11 @@ class Asgd(Optimizer):
         self._shrink = self._each(lambda each: each.asgd_decay)
         self._power = self._each(lambda each: each.asgd_power)
         self._start = self._each(lambda each: each.asgd_start)
-        self.state["eta"].copy_(self._rates[:, 0])
-
-    def _first(self, k: int, name: str) -> float:
-        return self.knobs[k].learning_rate if name == "eta" else super()._first(k, name)
 
     def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
+        [step], [eta] = row["step"], row["eta"]
+        if not step:
+            eta.fill_(rate)
         asgd(
             row["params"], row["grads"], row["ax"], row["mu"], row["eta"], row["step"],
             lambd=knobs.asgd_decay, lr=rate, t0=knobs.asgd_start, alpha=knobs.asgd_power,
@@ -382,6 +377,7 @@ class Asgd(Optimizer):
     def _step_of_all(self, gradients: Tensor) -> None:
         steps = self._steps()
         eta, mu = self.state["eta"][:, None].double(), self.state["mu"][:, None]
+        eta = torch.where(steps == 1, self._rates.float().double(), eta)
         self.weights.mul_(self._to(1 - self._shrink * eta)).addcmul_(gradients, self._to(eta), value=-1)
         average = self.state["ax"]
         average.add_((self.weights - average).mul_(mu.to(average.dtype)))

@@ -18,7 +18,7 @@ class PartRates:
     def __init__(self, knobs: Sequence[Knobs], parts: Sequence[Part], weights: Tensor) -> None:
         self._knobs, self._parts, self._weights = knobs, parts, weights
         self._head = parts[-1].name.rpartition(".")[0]
-        asked = (each.head_learning_rate or each.bias_rate != 1 or each.freeze_epochs for each in knobs)
+        asked = (each.head_rate or each.bias_rate != 1 or each.freeze_epochs for each in knobs)
         self._shares = torch.ones_like(weights) if any(asked) else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -33,7 +33,7 @@ class PartRates:
         is_head = part.name.rpartition(".")[0] == self._head
         if epoch <= knobs.freeze_epochs and not is_head:
             return 0.0
-        of_head = knobs.head_learning_rate / knobs.learning_rate if is_head and knobs.head_learning_rate else 1.0
+        of_head = knobs.head_rate / knobs.learning_rate if is_head and knobs.head_rate else 1.0
         return of_head * (knobs.bias_rate if part.name.endswith("bias") else 1.0)
 
     def before(self) -> Tensor | None:

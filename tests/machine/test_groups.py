@@ -25,7 +25,7 @@ from cifar_sweep.machine.groups import (
 from cifar_sweep.machine.memory import free_memory, member_bytes
 from cifar_sweep.machine.speeds import typical
 from cifar_sweep.machine.timing import step_seconds
-from cifar_sweep.recipe import AUGMENTATION_NAMES
+from cifar_sweep.parameters import AUGMENTATION_NAMES
 from cifar_sweep.training.batches import EVALUATION_BATCH
 from cifar_sweep.training.images import data
 from cifar_sweep.training.images.data import ImageData

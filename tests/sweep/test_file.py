@@ -261,7 +261,7 @@ REFUSED = {
     ),
     "unused, fixed": (
         '[fixed]\nmodel = "cnn1"\nhidden_units = 10',
-        "lr.toml: [fixed]: hidden_units does nothing for cnn1; accepted: activation, alpha, amsgrad,",
+        "lr.toml: [fixed]: hidden_units does nothing for cnn1; accepted: activation, alpha, amsgrad, asgd_decay,",
     ),
     "unused, space": (
         '[space]\nmodel = { choices = ["cnn1", "lenet"] }\npadding_mode = { choices = ["zeros", "reflect"] }',
@@ -473,7 +473,7 @@ def test_a_pruner_and_one_of_its_keys_may_be_changed_together(file: Path) -> Non
         ({"trails": 3}, "--set: there is no key 'trails'; did you mean trials? known: "),
         ({"lerning_rate": 3}, "did you mean learning_rate?"),
         ({"description": "x"}, "there is no key 'description'"),
-        ({"space.learning_rate": 1}, "there is no key 'space.learning_rate'; did you mean learning_rate"),
+        ({"space.learning_rate": 1}, "there is no key 'space.learning_rate'; did you mean learning_rate?"),
         ({"pruner.": 1}, "there is no key 'pruner.'; did you mean pruner?"),
         ({"pruner.warmup": 3}, "--set: [pruner]: there is no key 'warmup'; did you mean warmup_steps?"),
         ({"pruner.warmup_steps": "x"}, "--set: [pruner]: warmup_steps = 'x' is not accepted; it takes a whole number."),

@@ -243,9 +243,9 @@ def fake_cuda_loss(data: ImageData, **params: Any) -> torch.Tensor:
     """One forward pass and loss with everything on a CUDA device that is not there."""
     from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-    def build_real(shape: Shape, *, seed: int, code: str | None = None) -> torch.nn.Module:
+    def build_real(shape: Shape, *, seed: int, code: str | None = None, begin: bool = False) -> torch.nn.Module:
         with unset_fake_temporarily():
-            return build(shape, seed=seed, code=code)
+            return build(shape, seed=seed, code=code, begin=begin)
 
     def fuse_real(networks: list[torch.nn.Sequential], masks: list[Masks], **options: Any) -> Fused:
         with unset_fake_temporarily():
