@@ -7,6 +7,7 @@ import torch
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.training import checkpoint, optim, train
+from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
 from tests.training.runs import assert_members_equal, trained
@@ -100,3 +101,17 @@ def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(name: str, way: N
         mine, theirs = calm.state(k), broken.state(k)
         for key in mine.keys() - {"history"}:
             assert torch.equal(mine[key], theirs[key]), key
+
+
+def test_means_of_networks_one_after_the_other_are_those_of_fused_ones(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, and batch norm's statistics in each network's own buffers."""
+    fused = trained(group("ema"), small_data)
+    monkeypatch.setattr(train, "can_fuse", lambda _: False)
+    apart = trained(group("ema"), small_data)
+    assert isinstance(apart.network, Apart)
+    apart.keep([2, 0])
+    for k, j in ((0, 2), (1, 0)):
+        assert_members_equal(apart, k, fused, j)
+        assert any(name.startswith("average.1") for name in apart.state(k))
