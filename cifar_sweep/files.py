@@ -52,7 +52,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             fault = f"line {text.count(chr(10), 0, curly.start()) + 1} has a curly quote ({curly[0]})"
             raise UsageError(f"{path}: not valid TOML: {fault}; accepted: straight ones.") from None
         is_yaml = path.suffix in (".yaml", ".yml") or re.match(r"(?m)(\s*#.*\n|---\s*\n)*[\w.-]+:(\s|$)", text)
-        words = "it looks like YAML; a sweep is a TOML file, as README.md shows" if is_yaml else error
+        words = "it looks like YAML; a sweep is a TOML file; `cifar-sweep convert` makes one" if is_yaml else error
         raise UsageError(f"{path}: not valid TOML: {words}.") from None
 
 

@@ -28,6 +28,7 @@ ALLOWED = {
     "schedules": {"parameters"},
     "artifacts": {"files", "errors"},
     "sweep": {"parameter", "layers", "config", "parameters", "files", "errors"},
+    "convert": {"sweep", "parameter", "parameters", "errors"},
     "search": {"layers", "sweep", "schedules", "config", "parameters"},
     "database": {"errors"},
     "study": {"database", "search", "sweep", "artifacts", "curve", "words", "config", "parameters", "errors"},
@@ -60,6 +61,7 @@ ALLOWED = {
         "parameters", "pages", "errors",
     },
     "cli": {
+        "convert",
         "dashboard", "report", "terminal", "replay", "figures", "hand", "work", "machine", "forecast", "exports",
         "study", "database", "sweep", "training", "artifacts", "words", "config",
         "parameters", "files", "pages", "errors",

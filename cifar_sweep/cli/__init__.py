@@ -26,7 +26,7 @@ app = typer.Typer(
 COMMANDS: tuple[Callable[..., None], ...] = (
     machine.plan, run.run, run.submit, run.worker, studies.status,
     queue.pause, queue.resume, queue.cancel, queue.delete, queue.copy,
-    machine.list_sweeps, machine.bench, studies.compare, studies.plot, studies.report, studies.replay,
+    machine.list_sweeps, machine.convert, machine.bench, studies.compare, studies.plot, studies.report, studies.replay,
     networks.export, networks.ensemble, networks.evaluate, networks.predict, networks.train, networks.model,
     studies.dashboard, machine.doctor,
 )  # fmt: skip

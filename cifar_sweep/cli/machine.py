@@ -1,18 +1,23 @@
-"""This machine and what a sweep takes on it: `plan`, `list`, `bench`, `doctor`."""
+"""This machine, sweep files, and what a sweep takes here: `plan`, `list`, `convert`, `bench`, `doctor`."""
 
 import time
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from cifar_sweep.cli import rooms
 from cifar_sweep.cli.bundles import FileOptions, SweepOptions, WorkerOptions
 from cifar_sweep.cli.options import SKIP_DAMAGED, Data, Device, echo_json, say, say_of, terminal
-from cifar_sweep.errors import UsageError
+from cifar_sweep.errors import CifarSweepError, UsageError
+from cifar_sweep.files import replace_file
 from cifar_sweep.parameters import check_parameter
 from cifar_sweep.words import duration, span
+
+FOREIGN = "A sweep of W&B (YAML, or a dict in a Python file), an NNI search space (JSON), or a Hydra sweep (YAML)."
+LOG_ENDS = "How log ranges are meant of which nothing tells whether their ends are values or exponents."
 
 
 def plan(
@@ -66,6 +71,24 @@ def list_sweeps() -> None:
     say("times are rough, for a sweep without pruning; `cifar-sweep plan SWEEP` measures them here")
     if faults:  # the others are shown all the same
         raise faults[0]
+
+
+def convert(
+    source: Annotated[Path, Argument(metavar="FILE", help=FOREIGN)],
+    out: Annotated[Path | None, Option(help="File to write, - for standard output; FILE.toml if not given.")] = None,
+    log_ends: Annotated[Literal["values", "exponents"] | None, Option("--log-ends", help=LOG_ENDS)] = None,
+) -> None:
+    """Write another program's sweep as a sweep file: each line translated, or kept as a comment with the reason."""
+    written = rooms.writing.as_toml(rooms.reading.read(source), source=source.name, log_ends=log_ends)
+    path = out or Path(f"{source.stem}.toml")
+    if str(path) == "-":
+        say(written.text.rstrip("\n"))
+    else:
+        replace_file(path, written.text)
+        say(f"written: {path}")
+    if written.questions:
+        unclear = f"the log range of {', '.join(written.questions)} may be given by values or by exponents"
+        raise CifarSweepError(f"{source}: {unclear}; both are in the file as comments; say which with --log-ends.")
 
 
 def _trials_of(sweep: "rooms.sweep.Sweep") -> str:

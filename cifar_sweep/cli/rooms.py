@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cifar_sweep.convert import reading, writing
     from cifar_sweep.dashboard import server
     from cifar_sweep.database import outage
     from cifar_sweep.exports import exported, onnx, pictures, trained, write
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cifar_sweep.work import ray, ray_cluster, retrain, submit, worker
 
 _MODULES = {
+    "convert": "reading writing",
     "dashboard": "server",
     "database": "outage",
     "exports": "exported onnx pictures trained write",

@@ -127,13 +127,19 @@ def _table(study: SweepStudy, trials: Sequence[TrialRecord]) -> Table:
         {
             "setting": setting,
             "params": dict(trial.params) | {"epochs": trial.epochs},
-            "validation_accuracy": [point.validation_accuracy for point in trial.curve],
+            "validation_accuracy": _accuracies(trial),
             "pruned": trial.state == "pruned" and not trial.diverged,
         }
         for setting, trial in enumerate(trials)
     ]
     plain = study.sweep.model_dump(mode="json", include={"name", "fixed", "space"}, exclude_none=True)
     return Table(plain | {"classes": study.data["classes"], "rows": rows})
+
+
+def _accuracies(trial: TrialRecord) -> list[float]:
+    """By epoch; what ran out of patience would have stayed as it was."""
+    known = [point.validation_accuracy for point in trial.curve]
+    return known + known[-1:] * (trial.epochs_left if trial.state == "complete" else 0)
 
 
 def _own_events(trials: Sequence[TrialRecord]) -> list[tuple[int, float, float]]:

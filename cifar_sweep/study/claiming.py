@@ -58,7 +58,9 @@ def courses(trials: Sequence[TrialRecord], *, classes: int, extended: Sweep | No
             # What can be taken away at the end is a trial of the study's own: another study's is nothing to beat.
             complete = trial.state == "complete" and not trial.earlier
             accuracies = [point.validation_accuracy for point in trial.curve]
-            accuracies += [1 / classes] * (trial.epochs_left if trial.diverged else 0)
+            # What ran out of patience would have stayed as it was.
+            rest = [1 / classes] if trial.diverged else accuracies[-1:] if trial.state == "complete" else []
+            accuracies += rest * trial.epochs_left
             shape = trial.config.shape
             known = (params, trial.settings, shape, shape.epochs, accuracies)
             found.append(Course(trial.number, *known, frozen=trial.is_frozen, complete=complete))

@@ -62,6 +62,13 @@ class Member:
         """The seed of the masks of an epoch, on a device where they follow from it alone."""
         return derive_seed(self.config.knobs.seed, "dropout", epoch)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has all its epochs, or as many without a better one as it has patience for."""
+        shape, patience, done = self.config.shape, self.config.knobs.patience, len(self.history)
+        best = best_epoch(self.history, shape.metric)
+        return done >= shape.epochs or bool(patience and best and done - best.epoch >= patience)
+
     def note(self, result: EpochResult, weights: Mapping[str, torch.Tensor], correct: torch.Tensor) -> None:
         """Add an epoch to the curve. The weights, and what they name rightly, are kept if it is the best so far."""
         self.history.append(result)

@@ -100,7 +100,7 @@ class Retraining:
         """Train the epochs that are left, each in a group as large as then. Returns the run and the place in it."""
         groups = list(zip(provenance.group_sizes, provenance.group_places, strict=True))
         ours = 0
-        while run.epochs_done < run.shape.epochs:
+        while not run.members[ours].is_over:
             # The epochs that the provenance does not know are trained alone.
             size, place = groups[run.epochs_done] if run.epochs_done < len(groups) else (1, 0)
             run, ours = self._among_copies(run, ours, size=size, place=place), place

@@ -116,14 +116,16 @@ class Training:
     def _train_and_tell(self, run: Run) -> None:
         """The epochs of this grant, each with its checkpoints, reports and the pruner's word; then the trials' end."""
         until = self.trials[0].claim.until if self.trials else 0
+        self._for_each_trial(run, self._complete_if_over)
         while self.trials and run.epochs_done < until:
             run.epoch(self.stop)
             self.away = False
             self._for_each_trial(run, self._keep_and_report)
+            self._for_each_trial(run, self._complete_if_over)
             # Only when all have reported: a pruner compares a trial with what it knows of the others.
             if run.epochs_done < run.shape.epochs and not self.away:
                 self._for_each_trial(run, self._prune)
-        self._for_each_trial(run, self._complete if run.epochs_done == run.shape.epochs else self._freeze)
+        self._for_each_trial(run, self._freeze)
 
     def _for_each_trial(self, run: Run, step: Callable[[Run, int], Outcome]) -> None:
         """Take `step` with each trial; only those for which it goes on stay in the run."""
@@ -199,6 +201,9 @@ class Training:
     def _release(self, trial: HeldTrial, *, died: bool = False) -> None:
         if not self.study.release(trial.claim, died=died):
             trial.files.discard()
+
+    def _complete_if_over(self, run: Run, k: int) -> Outcome:
+        return self._complete(run, k) if run.members[k].is_over else Outcome.GOES_ON
 
     def _complete(self, run: Run, k: int) -> Outcome:
         """Keep the best weights, tell the trial, and drop weights that are no longer among the best."""

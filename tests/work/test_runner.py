@@ -853,3 +853,25 @@ def test_status_during_and_after(tiny_sweep: Path, cli: Any) -> None:
     assert study["budget"] == 4
     assert 0 < study["best"]["value"] <= 1
     assert set(study["best"]["params"]) == {"learning_rate"}
+
+
+@pytest.mark.slow
+def test_a_trial_without_a_better_epoch_is_complete_before_its_last_one(small_data: ImageData) -> None:
+    """In a group, and interrupted: what is told is what the curve of a patient trial says."""
+    curves: dict[int, list[list[float]]] = {}
+    for patience in (0, 1):
+        fixed = TINY["fixed"] | {"epochs": 6, "patience": patience}
+        name, sweep = f"patience-{patience}", parse(TINY | {"sampler": "random", "fixed": fixed}, where="test")
+        facts_of_data = facts(small_data, source="synthetic:500")
+        study = open_or_resume(open_storage(URL), name, sweep, data=facts_of_data)
+        if patience:
+            work(job(studies=(name,), groups=TOGETHER), stop=after(epochs=2))
+        work(job(studies=(name,), groups=TOGETHER))
+        assert states(study.trials()) == ["complete"] * 3
+        curves[patience] = [[point.validation_accuracy for point in trial.curve] for trial in study.trials()]
+        assert [trial.value for trial in study.trials()] == [max(curve) for curve in curves[patience]]
+    for whole, short in zip(curves[0], curves[1], strict=True):
+        assert short == pytest.approx(whole[: len(short)], abs=0.02)
+        best = short.index(max(short))
+        assert len(short) == min(best + 2, 6)
+    assert min(map(len, curves[1])) < 6

@@ -1,0 +1,1 @@
+"""Sweeps of other programs as sweep files."""

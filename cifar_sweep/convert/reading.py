@@ -1,0 +1,284 @@
+"""Reading sweeps of other programs: W&B (YAML, or a dict in a Python file), NNI and Hydra. Nothing of them is run."""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from cifar_sweep.convert.foreign import Asked, Foreign
+from cifar_sweep.errors import UsageError
+
+TAKEN = "a W&B sweep (YAML, or a dict in a Python file), an NNI search space (JSON), a Hydra sweep (YAML)"
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_OF_WANDB = ("method", "metric", "parameters", "early_terminate", "run_cap", "name", "description")
+
+
+class _Unread(str):
+    """The source of an expression that only running the program would tell."""
+
+
+def read(path: Path) -> Foreign:
+    """The sweep in a file. Raises UsageError where there is none of the kinds in `TAKEN`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the file cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    found = _plain(_content(path, text))
+    if isinstance(found, dict):
+        if isinstance(space := found.get("searchSpace", found.get("search_space", found)), dict) and _is_nni(space):
+            return _nni(space, found if space is not found else {})
+        if isinstance(hydra := found.get("hydra"), dict) and isinstance(hydra.get("sweeper"), dict):
+            return _hydra(found, hydra["sweeper"])
+        if isinstance(found.get("parameters"), dict):
+            return _wandb(found)
+    raise UsageError(f"{path}: there is no sweep in it that is known here; accepted: {TAKEN}.")
+
+
+def _content(path: Path, text: str) -> Any:
+    try:
+        if path.suffix == ".py":
+            return _from_python(text)
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (SyntaxError, ValueError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"{path}: the file cannot be understood: {said}; accepted: {TAKEN}.") from None
+
+
+def _plain(content: Any) -> Any:
+    """The same with numbers that YAML takes for texts, such as 1e-4, as numbers."""
+    if isinstance(content, dict):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_plain(each) for each in content]
+    if isinstance(content, str) and not isinstance(content, _Unread) and _NUMBER.fullmatch(content):
+        return float(content)
+    return content
+
+
+# A Python file: the assignments of dicts in it, in their order.
+
+
+def _from_python(text: str) -> Any:
+    """The last dict of a Python file that has parameters, as its assignments and updates make it."""
+    known: dict[str, Any] = {}
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                known[name] = _value(value, known)
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=key))], value=value
+            ):
+                if isinstance(known.get(name), dict):
+                    known[name][key] = _value(value, known)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="update"), args=[more]):
+                if isinstance(known.get(name), dict) and isinstance(new := _value(more, known), dict):
+                    known[name].update(new)
+    sweeps = [each for each in known.values() if isinstance(each, dict) and isinstance(each.get("parameters"), dict)]
+    return sweeps[-1] if sweeps else next((each for each in known.values() if _is_nni(each)), None)
+
+
+def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """What an expression says as it stands; of one that would have to be run its source."""
+    match node:
+        case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
+            return {ast.literal_eval(key): _value(value, known) for key, value in zip(keys, values, strict=True) if key}
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return [_value(part, known) for part in parts]
+        case ast.Name(id=name) if name in known:
+            return known[name]
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id="math" | "np" | "numpy"), attr="log"), args=[ast.Constant()]
+        ):
+            return math.log(ast.literal_eval(node.args[0]))
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        return _Unread(ast.unparse(node))
+
+
+# W&B
+
+
+def _wandb(found: Mapping[str, Any]) -> Foreign:
+    metric = found.get("metric") if isinstance(found.get("metric"), dict) else {}
+    trials, stopping = found.get("run_cap"), found.get("early_terminate")
+    return Foreign(
+        "W&B",
+        [_of_wandb(name, spec) for name, spec in _flat(found["parameters"])],
+        method=str(found.get("method", "")),
+        trials=int(trials) if isinstance(trials, (int, float)) else None,
+        metric=str((metric or {}).get("name", "")),
+        goal=str((metric or {}).get("goal", "")),
+        description=str(found.get("description") or found.get("name") or ""),
+        stopping=stopping if isinstance(stopping, dict) else {},
+        others={key: value for key, value in found.items() if key not in _OF_WANDB},
+    )
+
+
+def _flat(parameters: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Parameters, those of nested ones with dots in their names."""
+    for name, spec in parameters.items():
+        if isinstance(spec, dict) and isinstance(spec.get("parameters"), dict):
+            yield from _flat(spec["parameters"], f"{above}{name}.")
+        else:
+            yield above + name, spec
+
+
+def _of_wandb(name: str, spec: Any) -> Asked:
+    text = _shown(spec)
+    if not isinstance(spec, dict) or any(isinstance(part, _Unread) for part in _leaves(spec)):
+        return Asked(name, text, reason="it is computed by the program, which is not run here")
+    if "value" in spec:
+        return Asked(name, text, values=[spec["value"]])
+    if isinstance(spec.get("values"), list):
+        note = "the values' probabilities" if "probabilities" in spec else ""
+        return Asked(name, text, values=spec["values"], note=note)
+    low, high, kind = spec.get("min"), spec.get("max"), str(spec.get("distribution", ""))
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
+        return Asked(name, text, reason=f"a distribution without ends ({kind or 'none is named'})")
+    is_log, values = "log" in kind, kind.endswith("_values")
+    step = spec.get("q", 1 if kind == "q_uniform" else None)
+    inverse = "it is searched by its inverse there" if kind.startswith("inv") else ""
+    # Ends that have no logarithm can only be exponents; of others nothing tells.
+    exponents = math.e if is_log and not values else 0.0
+    return Asked(
+        name, text, low=low, high=high, log=is_log, step=step, exponents=exponents,
+        unclear=bool(exponents) and low > 0, note=inverse,
+    )  # fmt: skip
+
+
+def _leaves(content: Any) -> Iterator[Any]:
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else None
+    if parts is None:
+        yield content
+    for part in parts or ():
+        yield from _leaves(part)
+
+
+def _shown(spec: Any) -> str:
+    return " ".join(json.dumps(spec, default=str).split())
+
+
+# NNI
+
+
+def _is_nni(space: Any) -> bool:
+    return (
+        isinstance(space, dict)
+        and bool(space)
+        and all(isinstance(spec, dict) and {"_type", "_value"} <= spec.keys() for spec in space.values())
+    )
+
+
+def _nni(space: Mapping[str, Any], around: Mapping[str, Any]) -> Foreign:
+    tuner = around.get("tuner")
+    method = str(tuner.get("name", tuner.get("builtinTunerName", ""))) if isinstance(tuner, dict) else ""
+    trials = around.get("maxTrialNumber", around.get("max_trial_number"))
+    read = ("searchSpace", "search_space", "tuner", "maxTrialNumber", "max_trial_number")
+    return Foreign(
+        "NNI",
+        [_of_nni(name, spec) for name, spec in space.items()],
+        method=method,
+        trials=int(trials) if isinstance(trials, (int, float)) else None,
+        others={key: value for key, value in around.items() if key not in read},
+    )
+
+
+def _of_nni(name: str, spec: Mapping[str, Any]) -> Asked:
+    kind, value, text = str(spec["_type"]), spec["_value"], _shown(spec)
+    numbers = isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+    if kind == "choice" and isinstance(value, list):
+        if any(isinstance(each, dict) for each in value):
+            return Asked(name, text, reason="its choices have parameters of their own")
+        return Asked(name, text, values=value)
+    if kind in ("uniform", "loguniform", "quniform", "qloguniform") and numbers and len(value) > 1:
+        step = value[2] if kind.startswith("q") and len(value) > 2 else None
+        return Asked(name, text, low=value[0], high=value[1], log="log" in kind, step=step)
+    if kind == "randint" and numbers and len(value) == 2:
+        return Asked(name, text, low=int(value[0]), high=int(value[1]) - 1, step=1)  # the upper end is not included
+    return Asked(name, text, reason=f"a distribution without ends ({kind})")
+
+
+# Hydra
+
+_TAKES = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
+
+
+def _hydra(found: Mapping[str, Any], sweeper: Mapping[str, Any]) -> Foreign:
+    params, older = sweeper.get("params") or {}, sweeper.get("search_space") or {}
+    sampler, by_optuna = sweeper.get("sampler"), "optuna" in json.dumps([found.get("defaults"), sweeper], default=str)
+    asked = [_of_hydra(name, spec, by_optuna=by_optuna) for name, spec in {**older, **params}.items()]
+    target = str(sampler.get("_target_", "")) if isinstance(sampler, dict) else ""
+    trials, direction = sweeper.get("n_trials"), sweeper.get("direction", "")
+    read = ("params", "search_space", "sampler", "n_trials", "direction", "n_jobs", "study_name", "storage", "_target_")
+    seed = sampler.get("seed") if isinstance(sampler, dict) else None
+    return Foreign(
+        "Hydra",
+        asked,
+        method=target.rpartition(".")[2].lower() or ("tpe" if by_optuna else "grid"),
+        trials=int(trials) if isinstance(trials, (int, float)) else None,
+        seed=int(seed) if isinstance(seed, (int, float)) else None,
+        goal=str(direction),
+        others={key: value for key, value in sweeper.items() if key not in read},
+    )
+
+
+def _of_hydra(name: str, spec: Any, *, by_optuna: bool) -> Asked:
+    name, text = name.lstrip("+"), _shown(spec)
+    if isinstance(spec, dict):
+        if "choices" in spec:
+            return Asked(name, text, values=spec["choices"])
+        low, high = spec.get("low"), spec.get("high")
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+            step = spec.get("step", 1 if spec.get("type") == "int" else None)
+            return Asked(name, text, low=low, high=high, log=bool(spec.get("log")), step=step)
+        return Asked(name, text, reason="a distribution without ends")
+    if not isinstance(spec, str):
+        return Asked(name, text, values=spec if isinstance(spec, list) else [spec])
+    return _of_override(name, spec.strip(), text, by_optuna=by_optuna)
+
+
+def _of_override(name: str, spec: str, text: str, *, by_optuna: bool) -> Asked:
+    """A parameter in the words of Hydra's overrides: ``choice(a, b)``, ``tag(log, interval(1e-5, 1e-1))``, ``1,2``."""
+    taken = _TAKES.fullmatch(spec)
+    if taken is None:
+        return Asked(name, text, values=_parts(spec))
+    inner = taken[2]
+    match taken[1]:
+        case "choice":
+            return Asked(name, text, values=_parts(inner))
+        case "interval" | "range":
+            ends = [
+                part for part in _parts(re.sub(r"\b(start|stop|step)\s*=", "", inner)) if isinstance(part, (int, float))
+            ]
+            if len(ends) >= 2:
+                low, high, *step = ends
+                if taken[1] == "interval":
+                    return Asked(name, text, low=float(low), high=float(high))
+                last = high if by_optuna else high - (step[0] if step else 1)  # Hydra's own range ends before it
+                return Asked(name, text, low=low, high=last, step=step[0] if step else 1)
+        case "tag":
+            *tags, rest = _parts(inner)
+            found = _of_override(name, str(rest), text, by_optuna=by_optuna)
+            return Asked(**{**vars(found), "log": found.log or "log" in tags})
+        case "int" | "float" | "shuffle" | "sort":
+            found = _of_override(name, inner, text, by_optuna=by_optuna)
+            return Asked(**{**vars(found), "step": 1 if taken[1] == "int" and not found.log else found.step})
+    return Asked(name, text, reason=f"{taken[1]}() is not known here")
+
+
+def _parts(text: str) -> list[Any]:
+    """What stands between commas that are in no bracket, as YAML takes it."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [_plain(yaml.safe_load(part)) if "(" not in part else part.strip() for part in parts]

@@ -1,0 +1,231 @@
+"""A sweep of another program as a sweep file: each line translated, or kept as a comment with the reason."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cifar_sweep.convert.foreign import Asked, Foreign
+from cifar_sweep.convert.names import parameter_of, value_of
+from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import PARAMETERS
+from cifar_sweep.sweep.parsing import MOST_STEPS, parse
+from cifar_sweep.sweep.sweep import Choices, Sweep, suggested_order
+
+_METHODS = {
+    "grid": "grid", "gridsearch": "grid", "gridsampler": "grid", "random": "random", "randomsampler": "random",
+    "bayes": "tpe", "tpe": "tpe", "tpesampler": "tpe", "bohb": "tpe", "anneal": "tpe", "evolution": "tpe",
+    "qmcsampler": "qmc",
+}  # fmt: skip
+_METRICS = (("loss", "loss"), ("f1", "f1"), ("top5", "top5"), ("acc", "accuracy"))
+_WITHOUT = ("program", "command", "project", "entity", "n_jobs", "storage")  # what a sweep file here needs not say
+
+
+@dataclass
+class Written:
+    """The file's text, and the questions that are left: names of parameters whose ends may mean two things."""
+
+    text: str = ""
+    questions: list[str] = field(default_factory=list)
+
+
+def as_toml(found: Foreign, *, source: str, log_ends: str | None = None) -> Written:
+    """A sweep file for what was found in `source`. `log_ends` says how ends that are unclear are meant."""
+    sweep = _Sweep(found)
+    done = Written()
+    for asked in found.asked:
+        if asked.unclear and log_ends is None:
+            done.questions.append(asked.name)
+            sweep.question(asked)
+        else:
+            sweep.take(asked.with_ends(log_ends if asked.unclear and log_ends else "exponents"))
+    sweep.settle()
+    done.text = sweep.text(source)
+    return done
+
+
+class _Sweep:
+    """What becomes of a foreign sweep: tables as they would be parsed, and comments."""
+
+    def __init__(self, found: Foreign) -> None:
+        self.found = found
+        self.comments: list[str] = []
+        self.top: dict[str, Any] = {}
+        self.tables: dict[str, dict[str, Any]] = {"fixed": {}, "space": {}}
+        self.asked: dict[str, Asked] = {}
+
+    def question(self, asked: Asked) -> None:
+        """Keep a range whose ends may be values or exponents, with both meanings."""
+        self.comments.append(f"{asked.name}: {asked.text}: its ends may be values or exponents; --log-ends says which:")
+        for meant in ("values", "exponents"):
+            taken = asked.with_ends(meant)
+            low, high = (float(f"{end:.4g}") for end in (taken.low or 0.0, taken.high or 0.0))
+            name = parameter_of(asked.name) or asked.name
+            self.comments.append(f"  {meant}: {name} = {{ low = {low}, high = {high}, log = true }}")
+
+    def leave(self, asked: Asked, reason: str) -> None:
+        """Keep a parameter as a comment."""
+        self.comments.append(f"{asked.name}: {asked.text}: left out: {' '.join(reason.split())}")
+
+    def take(self, asked: Asked) -> None:
+        """Put a parameter where it belongs; what it cannot be is said beside it."""
+        name = parameter_of(asked.name)
+        if asked.reason or name is None:
+            return self.leave(asked, asked.reason or "there is no such parameter")
+        if name in self.asked:
+            return self.leave(asked, f"{self.asked[name].name} is {name} already")
+        try:
+            domain = self._choices(name, asked) if asked.values else _range(name, asked)
+        except ValueError as error:
+            return self.leave(asked, f"{name}: {error}")
+        self.asked[name] = asked
+        if asked.note:
+            self.comments.append(f"{asked.name}: not kept: {asked.note}")
+        choices = domain.get("choices", [])
+        if len(choices) == 1:
+            self.tables["fixed"][name] = choices[0]
+        else:
+            self.tables["space"][name] = domain
+        return None
+
+    def _choices(self, name: str, asked: Asked) -> dict[str, Any]:
+        kept, faults = [], []
+        for value in asked.values:
+            try:
+                ours = value_of(name, value)
+            except (ValueError, TypeError) as error:
+                faults.append(str(error))
+                continue
+            kept += [ours] if ours not in kept else []
+        if not kept:
+            raise ValueError(faults[0])
+        for fault in faults:
+            self.comments.append(f"{asked.name}: a value is left out: {fault}")
+        if name == "augmentation" and any(isinstance(value, (bool, int)) for value in asked.values):
+            self.comments.append(f"{asked.name}: what it does is the program's own; crop, flips and shifts, is taken")
+        return {"choices": kept}
+
+    def settle(self) -> None:
+        """Set what stands above the tables; leave out what no trial could have."""
+        self._above()
+        wanted, self.tables = self.tables, {"fixed": {}, "space": {}}
+        if "model" not in {**wanted["fixed"], **wanted["space"]}:
+            self.tables["fixed"]["model"] = "cnn"
+        names = [*wanted["fixed"], *wanted["space"]]
+        # What decides about others first: momentum is nothing beside the usual optimizer.
+        for name in suggested_order(Sweep(name="s", space={name: Choices(choices=[0]) for name in names})):
+            table = "fixed" if name in wanted["fixed"] else "space"
+            self.tables[table][name] = wanted[table][name]
+            if fault := self._fault():
+                del self.tables[table][name]
+                self.leave(self.asked[name], fault)
+        self._check_together()
+
+    def _fault(self, **top: Any) -> str:
+        """Why the sweep as it is cannot be; empty where it can."""
+        try:
+            parse({"name": "s", "sampler": "random", **top, **self.tables}, where="here")
+        except UsageError as error:
+            return str(error).removeprefix("here: ")
+        return ""
+
+    def _above(self) -> None:
+        """The sampler, the pruner, the number of trials, the metric, and what else stands there."""
+        found, method = self.found, self.found.method.lower()
+        self.top["sampler"] = _METHODS.get(method, "tpe")
+        if method not in _METHODS:
+            self.comments.append(f"method {found.method or 'is not said'}: sampler tpe is taken")
+        if found.description:
+            self.top["description"] = " ".join(found.description.split())
+        if found.trials:
+            self.top["trials"] = found.trials
+        elif self.top["sampler"] != "grid":
+            self.comments.append("how many trials there are is not said: trials = 50 if it is not given")
+        if found.seed is not None and found.seed >= 0:
+            self.top["seed"] = found.seed
+        self._metric()
+        self._pruner()
+        for key, value in found.others.items():
+            why = "not needed here" if key in _WITHOUT else "there is nothing of this kind here"
+            self.comments.append(f"{key}: {' '.join(str(value).split())[:200]}: {why}")
+
+    def _metric(self) -> None:
+        name = self.found.metric.lower().replace("_", "").replace("-", "").replace(" ", "")
+        metric = next((ours for part, ours in _METRICS if part in name), "")
+        if self.found.metric and not metric:
+            self.comments.append(f"metric {self.found.metric}: not known here; validation accuracy is taken")
+        elif not name:
+            self.comments.append("no metric is said: validation accuracy is taken")
+        elif "train" in name or "test" in name:
+            self.comments.append(f"metric {self.found.metric}: trials are chosen on the validation images alone")
+        goal = self.found.goal.lower()
+        if not self.found.metric and goal.startswith("min"):
+            self.comments.append('it is made small there: metric = "loss" is taken, say another one if it is none')
+            metric = "loss"
+        elif goal and goal.startswith("min") != (metric == "loss"):
+            self.comments.append(f"goal {self.found.goal}: {metric or 'accuracy'} goes the other way, which is taken")
+        if metric not in ("", "accuracy"):
+            self.top["metric"] = metric
+
+    def _pruner(self) -> None:
+        kind, stopping = str(self.found.stopping.get("type", "")), dict(self.found.stopping)
+        self.top["pruner"] = "none"
+        if not kind:
+            return
+        eta = stopping.get("eta", 3)
+        least = stopping.get("min_iter", stopping.get("max_iter", 1) / eta ** stopping.get("s", 0))
+        if kind != "hyperband" or not all(isinstance(number, (int, float)) for number in (eta, least)):
+            self.comments.append(f"early_terminate {kind}: not known here; no pruner is taken")
+            return
+        steps = {"min_steps": max(1, round(least)), "reduction_factor": max(2, round(eta))}
+        self.top["pruner"] = {"name": "hyperband"} | steps
+        kept = ("type", "eta", "min_iter")
+        if rest := {key: value for key, value in stopping.items() if key not in kept}:
+            self.comments.append(f"early_terminate: of {rest} no more is kept than the steps of pruner hyperband")
+
+    def _check_together(self) -> None:
+        """A grid that cannot be one, and a pruner that a searched number of epochs does not take."""
+        if self.top["sampler"] == "grid" and (fault := self._fault(sampler="grid")):
+            self.comments.append(f"method grid: {fault} Sampler random is taken.")
+            self.top["sampler"] = "random"
+        if isinstance(self.top["pruner"], dict) and "epochs" in self.tables["space"]:
+            self.comments.append("hyperband is unfair where epochs are searched: pruner median is taken")
+            self.top["pruner"] = "median"
+
+    def text(self, source: str) -> str:
+        """The file."""
+        lines = [f"From {source}, a sweep of {self.found.tool}, by cifar-sweep convert.", *self.comments]
+        lines = [f"# {' '.join(line.split()) if not line.startswith('  ') else line}" for line in lines]
+        lines += ["", *(f"{key} = {_toml(value)}" for key, value in self.top.items())]
+        for name, table in self.tables.items():
+            if table:
+                lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        return "\n".join(lines) + "\n"
+
+
+def _range(name: str, asked: Asked) -> dict[str, Any]:
+    """A range as a table of [space]; ValueError where the parameter does not take it."""
+    parameter, low, high, step = PARAMETERS[name], asked.low or 0.0, asked.high or 0.0, asked.step
+    if parameter.kind not in (int, float):
+        raise ValueError(f"a range does not fit; it takes {parameter.accepted()}")
+    if parameter.kind is float and step and not asked.log and (high - low) / step < MOST_STEPS:
+        steps = int((high - low) / step + 1e-9)
+        return {"choices": [parameter.check(float(f"{low + k * step:.10g}")) for k in range(steps + 1)]}
+    if parameter.kind is int:
+        low, high = round(low), round(high)
+        step = max(1, round(step or 1))
+        high -= (high - low) % step if not asked.log else 0
+    low = max(low, parameter.low)  # a learning rate from 0, which none has
+    ends: dict[str, Any] = {"low": parameter.check(low), "high": parameter.check(high)}
+    if asked.log:
+        if (asked.low or 0.0) <= 0:
+            raise ValueError(f"low = {asked.low:g} has no logarithm")
+        return ends | {"log": True}
+    return ends | ({"step": step} if parameter.kind is int and step and step > 1 else {})
+
+
+def _toml(value: Any) -> str:
+    """A value on one line of TOML; a table in braces."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)

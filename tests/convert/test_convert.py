@@ -1,0 +1,204 @@
+"""Sweeps of other programs: each line is translated, or kept with the reason, and what is written can be run."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_sweep.convert.reading import read
+from cifar_sweep.convert.writing import as_toml
+from cifar_sweep.errors import UsageError
+from cifar_sweep.sweep.file import load
+
+WANDB = """
+program: train.py
+method: bayes
+name: A CNN
+run_cap: 35
+metric: {name: val_loss, goal: minimize}
+early_terminate: {type: hyperband, min_iter: 3, eta: 2}
+parameters:
+  num_filters: {values: [32, 64]}
+  filter_organisation: {values: [Same, doubled, half]}
+  batch_size: {distribution: q_uniform, q: 16, min: 16, max: 70}
+  lr: {min: 1e-4, max: 1e-3, distribution: log_uniform_values}
+  activation: {values: [ReLU, GELU, Swish, Wobbly]}
+  data_aug: {values: [Yes, No]}
+  bn: {values: ["Yes", "No"]}
+  kernel: {values: [[3, 3, 5], 3]}
+  dropout: {distribution: q_uniform, q: 0.1, min: 0, max: 0.3}
+  wizardry: {values: [1, 2]}
+  epochs: {value: 5}
+  optim:
+    parameters:
+      momentum: {min: 0.0, max: 0.9}
+      name: {values: [Adam, SGD]}
+"""
+PYTHON = """
+import os
+raise SystemExit("this is never run")
+config = {'method': 'grid'}
+metric = {'name': 'accuracy', 'goal': 'maximize'}
+config['metric'] = metric
+more = {'optimizer': {'values': ['adam', 'sgd']}, 'fc_layer_size': {'values': [128, 256]}}
+config['parameters'] = more
+more.update({'epochs': {'value': 1}, 'hidden': {'values': [2 ** k for k in range(3)]}})
+more.update({'weight_decay': {'distribution': 'log_uniform', 'min': math.log(1e-5), 'max': math.log(0.01)}})
+"""
+NNI: dict[str, Any] = {
+    "lr": {"_type": "loguniform", "_value": [0.0001, 0.1]},
+    "batch_size": {"_type": "choice", "_value": [16, 32]},
+    "epochs": {"_type": "randint", "_value": [5, 11]},
+    "conv": {"_type": "choice", "_value": [{"_name": "a"}]},
+    "noise": {"_type": "normal", "_value": [0, 1]},
+}
+HYDRA = """
+defaults:
+  - override hydra/sweeper: optuna
+hydra:
+  sweeper:
+    sampler: {_target_: optuna.samplers.TPESampler, seed: 123}
+    direction: maximize
+    n_trials: 20
+    params:
+      optimizer.lr: tag(log, interval(0.0001, 0.1))
+      data.batch_size: choice(32, 64)
+      net.kernel_size: range(3, 7, step=2)
+      net.num_filters: int(interval(16, 128))
+      optimizer.weight_decay: 0.0,1e-4
+      net.depth: shuffle(glob(*))
+"""
+LOG = "method: random\nparameters:\n  lr: {distribution: log_uniform, min: %s, max: %s}\n"
+
+
+def converted(
+    tmp_path: Path, name: str, text: str, log_ends: str | None = None
+) -> tuple[dict[str, Any], str, list[str]]:
+    """The written file as tables, which can be run; its comments; and the questions that are left."""
+    source, written = tmp_path / name, tmp_path / "written.toml"
+    source.write_text(text)
+    done = as_toml(read(source), source=name, log_ends=log_ends)
+    written.write_text(done.text)
+    assert load(written).size
+    comments = "\n".join(line for line in done.text.splitlines() if line.startswith("#"))
+    return tomllib.loads(done.text), comments, done.questions
+
+
+def test_a_sweep_of_wandb(tmp_path: Path) -> None:
+    found, comments, questions = converted(tmp_path, "a.yaml", WANDB)
+    assert found == {
+        "description": "A CNN",
+        "sampler": "tpe",
+        "trials": 35,
+        "metric": "loss",
+        "pruner": {"name": "hyperband", "min_steps": 3, "reduction_factor": 2},
+        "fixed": {"model": "cnn", "epochs": 5},
+        "space": {
+            "filters": {"choices": [32, 64]},
+            "filter_growth": {"choices": ["same", "double", "half"]},
+            "batch_size": {"low": 16, "high": 64, "step": 16},
+            "learning_rate": {"low": 1e-4, "high": 1e-3, "log": True},
+            "activation": {"choices": ["relu", "gelu", "silu"]},
+            "augmentation": {"choices": ["crop", "none"]},
+            "batch_norm": {"choices": [True, False]},
+            "kernel_size": {"choices": [[3, 3, 5], 3]},
+            "dropout": {"choices": [0.0, 0.1, 0.2, 0.3]},
+            "momentum": {"low": 0.0, "high": 0.9},
+            "optimizer": {"choices": ["adam", "sgd"]},
+        },
+    }
+    assert not questions
+    for words in (
+        "wizardry: {",
+        "there is no such parameter",
+        "a value is left out: 'wobbly'",
+        "program: train.py: not",
+    ):
+        assert words in comments
+
+
+def test_a_dict_in_a_python_file_is_read_and_never_run(tmp_path: Path) -> None:
+    found, comments, _ = converted(tmp_path, "a.py", PYTHON)
+    assert found["sampler"] == "random"
+    assert "method grid: [space]: weight_decay: a grid tries each value" in comments
+    assert found["space"].pop("weight_decay") == {
+        "low": pytest.approx(1e-5), "high": pytest.approx(0.01), "log": True,
+    }  # fmt: skip
+    assert found["space"] == {"optimizer": {"choices": ["adam", "sgd"]}, "dense_units": {"choices": [128, 256]}}
+    assert "[2 ** k for k in range(3)]" in comments
+    assert "it is computed by the program, which is not run here" in comments
+
+
+def test_a_grid_stays_a_grid(tmp_path: Path) -> None:
+    text = "method: grid\nparameters:\n  lr: {values: [0.1, 0.01]}\n  batch_size: {values: [16, 32]}\n"
+    found, _, _ = converted(tmp_path, "a.yaml", text)
+    assert (found["sampler"], found["pruner"]) == ("grid", "none")
+    assert load(tmp_path / "written.toml").size == 4
+
+
+def test_a_search_space_of_nni(tmp_path: Path) -> None:
+    found, comments, _ = converted(tmp_path, "a.json", json.dumps(NNI))
+    assert found["space"] == {
+        "learning_rate": {"low": 1e-4, "high": 0.1, "log": True},
+        "batch_size": {"choices": [16, 32]},
+        "epochs": {"low": 5, "high": 10},  # its upper end is not included
+    }
+    assert "conv: {" in comments
+    assert "its choices have parameters of their own" in comments
+    assert "a distribution without ends (normal)" in comments
+
+
+def test_a_sweep_of_hydra(tmp_path: Path) -> None:
+    found, comments, _ = converted(tmp_path, "a.yaml", HYDRA)
+    assert (found["sampler"], found["trials"], found["seed"]) == ("tpe", 20, 123)
+    assert found["space"] == {
+        "learning_rate": {"low": 1e-4, "high": 0.1, "log": True},
+        "batch_size": {"choices": [32, 64]},
+        "kernel_size": {"low": 3, "high": 7, "step": 2},
+        "filters": {"low": 16, "high": 128},
+        "weight_decay": {"choices": [0.0, 1e-4]},
+    }
+    assert "net.depth" in comments
+
+
+@pytest.mark.parametrize(
+    ("ends", "log_ends", "expected"),
+    [
+        (("0.0001", "0.1"), None, None),
+        (("0.0001", "0.1"), "values", (1e-4, 0.1)),
+        (("0.0001", "0.1"), "exponents", (1.0001, 1.1052)),
+        (("-9.2103", "-2.3026"), None, (1e-4, 0.1)),  # what has no logarithm can only be an exponent
+        (("-9.2103", "-2.3026"), "values", (1e-4, 0.1)),
+    ],
+)
+def test_ends_of_a_log_range_that_may_mean_two_things_are_asked(
+    tmp_path: Path, ends: tuple[str, str], log_ends: str | None, expected: tuple[float, float] | None
+) -> None:
+    found, comments, questions = converted(tmp_path, "a.yaml", LOG % ends, log_ends)
+    if expected is None:
+        assert (questions, found.get("space")) == (["lr"], None)
+        assert "values: learning_rate = { low = 0.0001, high = 0.1, log = true }" in comments
+        assert "exponents: learning_rate = { low = 1.0, high = 1.105, log = true }" in comments
+    else:
+        rate = found["space"]["learning_rate"]
+        assert (rate["low"], rate["high"]) == pytest.approx(expected, rel=1e-3)
+        assert questions == []
+
+
+@pytest.mark.parametrize("text", ["parameters: [1]", "a: b", "", "{", "[1, 2]", "- a", "!!python/object:os.x {}"])
+def test_what_is_no_sweep_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"a\.yaml: .*accepted: a W&B sweep"):
+        read(tmp_path / "a.yaml")
+
+
+def test_the_command_writes_the_file_and_ends_with_what_is_asked(tmp_path: Path, cli: Any) -> None:
+    source = tmp_path / "m4.yaml"
+    source.write_text(LOG % ("0.0001", "0.1"))
+    result = cli("convert", source, "--out", tmp_path / "m4.toml")
+    assert result.exit_code == 1
+    assert "the log range of lr may be given by values or by exponents" in result.err
+    assert cli("convert", source, "--out", tmp_path / "m4.toml", "--log-ends", "values").exit_code == 0
+    assert load(tmp_path / "m4.toml").space.keys() == {"learning_rate"}
