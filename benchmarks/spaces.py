@@ -150,7 +150,7 @@ class Translation:
                 self._search({"name": "network", "kind": "choices", "values": names})
             case "augmentation":
                 for part in value if isinstance(value, list) else [value]:
-                    self._augment(part)
+                    self._augment(part, beside=bool(self._named("augmentation")))
             case "optimizer" if value == "momentum":
                 self.fixed |= {"optimizer": "sgd", "momentum": 0.9}
             case "images_per_class":
@@ -176,8 +176,11 @@ class Translation:
         settings = self.definition["fixed"].get("schedule_settings", {}).get("piecewise_linear", {})
         self.fixed |= {"schedule": "polynomial", "warmup_epochs": int(settings.get("peak_epoch", 5))}
 
-    def _augment(self, part: Any) -> None:
+    def _augment(self, part: Any, *, beside: bool) -> None:
+        """One of several fixed changes of images; `beside` those that are searched, which have the names of sets."""
         strength, value = STRENGTHS.get(part, ("", 0.0))
+        if part == "crop" and beside:
+            strength, value, part = "shift", 0.125, "shift"
         if part in ("none", False):
             self.fixed.setdefault("augmentation", "none")
         elif part in ("crop", True) or part in PARAMETERS["augmentation"].choices[4:]:
@@ -190,6 +193,9 @@ class Translation:
     def _search(self, each: Mapping[str, Any]) -> None:
         own, name = each["name"], NAMES.get(each["name"], each["name"])
         if own in SWITCHES:
+            return
+        if as_lists := each.get("as_lists"):  # what the words stand for
+            self._search({"name": "filters", "kind": "choices", "values": list(as_lists.values())})
             return
         if own == "nesterov":  # a switch of sgd
             self.space.setdefault("optimizer", {"choices": []})["choices"].append("nesterov")

@@ -63,6 +63,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     words = sorted(known)
     close = get_close_matches(word, words, n=3, cutoff=0.5)  # the best one first
     alike = [SequenceMatcher(a=each, b=word).ratio() for each in close]
-    close = [each for each, likeness in zip(close, alike, strict=True) if likeness > alike[0] - 0.2]
+    close = [each for each, likeness in zip(close, alike, strict=True) if likeness > alike[0] - 0.1]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}known: {', '.join(words)}"

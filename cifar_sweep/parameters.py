@@ -26,7 +26,8 @@ SCHEDULE_NAMES = (
 )  # fmt: skip
 # Those of a schedule that are counted in epochs.
 SCHEDULE_LENGTHS = (
-    "step_size", "warmup_epochs", "milestones", "cosine_epochs", "restart_epochs", "plateau_patience",
+    "step_size", "warmup_epochs", "milestones", "cosine_epochs", "restart_epochs", "plateau_patience", "cycle_up",
+    "cycle_down",
 )  # fmt: skip
 WEIGHT = r"\d*\.?\d+(e-?\d+)?"
 ACTIVATION_NAMES = ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "gelu", "silu", "mish", "none")

@@ -22,6 +22,10 @@ CASES: dict[str, tuple[dict[str, Any], Scheduler]] = {
         lambda o, n: plain.MultiStepLR(o, [9 - (EPOCHS - n), 15 - (EPOCHS - n)], 0.2),
     ),
     "polynomial": ({"polynomial_power": 1.7}, lambda o, n: plain.PolynomialLR(o, n, 1.7)),
+    "polynomial to a rate": (
+        {"polynomial_power": 1.0, "lowest_rate": 1e-3},
+        lambda o, n: plain.LinearLR(o, 1.0, 1e-3 / RATE, n),
+    ),
     "cosine": ({}, lambda o, n: plain.CosineAnnealingLR(o, n)),
     "cosine of 7": (
         {"cosine_epochs": 7, "lowest_rate": 1e-3}, lambda o, n: plain.CosineAnnealingLR(o, 7, 1e-3),
@@ -104,3 +108,20 @@ def test_milestones_that_are_not_given_are_half_and_three_quarters() -> None:
     ours = settings("multistep", gamma=0.1)
     found = [learning_rate_at(epoch, ours) for epoch in (12, 13, 18, 19)]
     assert found == pytest.approx([RATE, RATE / 10, RATE / 10, RATE / 100])
+
+
+@pytest.mark.parametrize(
+    ("params", "mode"),
+    [
+        ({"cycle_up": 4, "cycle_down": 3, "lowest_rate": 1e-3, "cycle_mode": "triangular2"}, "triangular2"),
+        ({"cycle_up": 5}, "triangular"),
+    ],
+)
+def test_cycles(params: dict[str, Any], mode: str) -> None:
+    made, lowest = optimizer(), params.get("lowest_rate", 0.0)
+    up, down = params["cycle_up"], params.get("cycle_down")
+    theirs = plain.CyclicLR(made, lowest, RATE, up, down, mode=mode, cycle_momentum=False)  # type: ignore[arg-type]
+    found = [learning_rate_at(epoch, settings("cyclic", **params)) for epoch in range(1, EPOCHS + 1)]
+    assert found == pytest.approx(rates(made, theirs), abs=1e-12)
+    grown = [learning_rate_at(epoch, settings("cyclic", warmup_epochs=2, **params)) for epoch in range(3, EPOCHS + 1)]
+    assert grown == found[:-2]

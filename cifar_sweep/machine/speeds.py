@@ -68,8 +68,8 @@ _MICROSECONDS = {
 _CNN_MICROSECONDS = 1e-4  # of a multiply-accumulate, about what cnn3 and vgg11 take
 # Microseconds of an image, in the same way (docs/LOG.md, 2026-11-30).
 _CHANGE_MICROSECONDS = {
-    "flip": 23, "crop": 23, "affine": 60, "shift": 60, "rotation": 60, "zoom": 60, "color": 43, "autoaugment": 56,
-    "randaugment": 52, "trivialaugment": 83, "cutout": 11, "mixup": 6, "cutmix": 8,
+    "flip": 16, "crop": 23, "affine": 27, "shift": 27, "rotation": 27, "zoom": 27, "color": 23, "autoaugment": 43,
+    "randaugment": 46, "trivialaugment": 56, "cutout": 8, "mixup": 3, "cutmix": 3,
 }  # fmt: skip
 # By how much an ordinary processor, with AVX2 alone, is slower (docs/LOG.md, 2026-11-30).
 _ORDINARY = 1.6

@@ -13,6 +13,8 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.machine.memory import member_bytes
 from cifar_sweep.training import checkpoint, train
 from cifar_sweep.training.apart import Apart
+from cifar_sweep.training.augmentation import augmented
+from cifar_sweep.training.batches import Batches
 from cifar_sweep.training.device import is_out_of_memory, prepare_process, wait_for
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
@@ -111,6 +113,37 @@ def test_five_steps_are_those_of_the_cpu_in_double_precision(
     torch.testing.assert_close(losses(single), losses(exact), rtol=2e-3, atol=1e-4)
     half = stepped([*configs(2, precision="bf16", **network, **optimizer)], gpu)
     torch.testing.assert_close(losses(half), losses(exact), rtol=0.1, atol=0.1)
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"optimizer": "nesterov", "momentum": 0.9},
+    {"optimizer": "sgd", "momentum": 0.9, "dampening": 0.3},
+    {"optimizer": "adamw", "weight_decay": 1e-2, "amsgrad": True},
+    *({"optimizer": optimizer} for optimizer in ("nadam", "adamax", "adagrad", "adadelta")),
+    {"loss": "focal", "label_smoothing": 0.1, "class_weights": "1,2,3,4,5,1,2,3,4,5"},
+    {"loss": "bce", "l1": 1e-4, "gradient_clip": 0.1, "ema_decay": 0.9},
+]
+
+
+@pytest.mark.parametrize("settings", OTHERS, ids=lambda each: "+".join(map(str, each.values())))
+def test_what_else_there_is_to_train_by(settings: dict[str, Any], gpu: torch.device) -> None:
+    chosen = configs(2, model="lenet", batch_norm=True, **settings)
+    exact, single = stepped(chosen, CPU, double=True), stepped(chosen, gpu)
+    torch.testing.assert_close(losses(single), losses(exact), rtol=2e-3, atol=1e-4)
+
+
+def test_changed_images_are_those_of_the_cpu(gpu: torch.device, small_data: ImageData) -> None:
+    shape = configs(1, augmentation="autoaugment", rotation=20.0, color=0.2, cutout=6, cutmix=1.0)[0].shape
+    for (images, labels), (same, same_labels) in zip(
+        *(
+            Batches(small_data, device=device).train(32, seed=7, epoch=1, change=augmented(shape, 1))
+            for device in (CPU, gpu)
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(same_labels.cpu(), labels)
+        off = (same.cpu() - images).abs() > 0.02  # a byte may be rounded to the next
+        assert off.float().mean().item() < 0.01
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -51,6 +51,25 @@ NETWORKS: dict[str, list[dict[str, Value]]] = {
     "cnn3": [CNN3],
     "sigmoid": [{"model": "lenet", "activation": "sigmoid"}],
     "vgg11": [{"model": "vgg11", "hidden_units": 20, "batch_norm": True, "normalize": True}],
+    "cnn": [
+        {
+            "model": "cnn",
+            "filters": "4,6",
+            "stride_2": 2,
+            "pooling": "avg",
+            "pool_size_1": 3,
+            "batch_norm_2": True,
+            "activation": "mish",
+            "dense_activation": "selu",
+            "dense_layers": 2,
+            "dense_batch_norm": True,
+            "input_dropout": 0.1,
+            "conv_dropout": 0.2,
+            "padding": "valid",
+        }
+    ],
+    "no convolution": [{"model": "cnn", "conv_layers": 0, "dense_units": "9,8"}],
+    "torchvision": [{"model": "torchvision:shufflenet_v2_x0_5", "normalize": True}],
     "ensemble": [LENET, CONVNET, CNN3],
 }
 
@@ -70,7 +89,8 @@ def as_if_trained(params: Mapping[str, Value], data: ImageData) -> tuple[TrialCo
             [channels] = [output.movedim(1, -1).flatten(0, -2) for output in found]
             factors = (6 if layer is layers[-1] else 1) / channels.std(dim=0)
             layer.weight *= factors.view(-1, *[1] * (layer.weight.ndim - 1))
-            layer.bias.copy_((layer.bias - channels.mean(dim=0)) * factors)
+            if layer.bias is not None:
+                layer.bias.copy_((layer.bias - channels.mean(dim=0)) * factors)
         for _ in range(5):
             network(images)  # batch norm's statistics
     return config, network.state_dict()

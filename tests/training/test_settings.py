@@ -7,6 +7,7 @@ import torch
 
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.training import checkpoint, optim, train
+from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.train import Run
 from tests.training.runs import assert_members_equal, trained
@@ -29,6 +30,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
         ({}, {"l1": 1e-3}, {"learning_rate": 1e-2}),
     ),
     "mixing": ({"mixup": 0.5, "cutmix": 1.0, "flip": 0.3}, ({}, {"label_smoothing": 0.1}, {"learning_rate": 1e-2})),
+    "parts": ({"batch_norm": True}, ({"head_rate": 1e-2, "bias_rate": 3.0}, {}, {"freeze_epochs": 1})),
+    "averaged": ({"optimizer": "asgd"}, ({"asgd_decay": 0.1}, {"asgd_power": 0.5}, {"asgd_start": 3})),
     "ema": (
         {"batch_norm": True, "batch_norm_momentum": 0.3, "optimizer": "sgd", "momentum": 0.9},
         ({"ema_decay": 0.8}, {}, {"ema_decay": 0.99}),
@@ -98,3 +101,17 @@ def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(name: str, way: N
         mine, theirs = calm.state(k), broken.state(k)
         for key in mine.keys() - {"history"}:
             assert torch.equal(mine[key], theirs[key]), key
+
+
+def test_means_of_networks_one_after_the_other_are_those_of_fused_ones(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, and batch norm's statistics in each network's own buffers."""
+    fused = trained(group("ema"), small_data)
+    monkeypatch.setattr(train, "can_fuse", lambda _: False)
+    apart = trained(group("ema"), small_data)
+    assert isinstance(apart.network, Apart)
+    apart.keep([2, 0])
+    for k, j in ((0, 2), (1, 0)):
+        assert_members_equal(apart, k, fused, j)
+        assert any(name.startswith("average.1") for name in apart.state(k))

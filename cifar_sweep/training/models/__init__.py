@@ -10,7 +10,7 @@ from torch import nn
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import is_named, is_own
-from cifar_sweep.training.models.named import named
+from cifar_sweep.training.models.named import by_name
 from cifar_sweep.training.models.networks import MODELS
 from cifar_sweep.training.models.own import own
 
@@ -22,7 +22,7 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
 
     From float images [batch, 3, side, side] to logits [batch, classes]; to probabilities where ``shape.softmax`` is.
     With `begin` it has pretrained weights, where the shape says so. Those of `MODELS` are plain ``nn.Sequential``s.
-    `code` is the fingerprint of a user's own. Raises as `own` and `named` do, and UsageError where nothing is left of
+    `code` is the fingerprint of a user's own. Raises as `own` and `by_name` do, and UsageError where nothing is left of
     the images.
     """
     if shape.fault:
@@ -30,7 +30,7 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_named(shape.model):
-            network: nn.Module = named(shape, begin=begin)
+            network: nn.Module = by_name(shape, begin=begin)
         else:
             network = own(shape, code=code) if is_own(shape.model) else MODELS[shape.model](shape)
         if shape.init == "xavier":

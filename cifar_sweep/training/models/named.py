@@ -44,7 +44,7 @@ def named_network(name: str, classes: int, small: bool) -> nn.Module:
     return network
 
 
-def named(shape: Shape, *, begin: bool = False) -> nn.Module:
+def by_name(shape: Shape, *, begin: bool = False) -> nn.Module:
     """The network that ``shape.model`` names; with `begin` with pretrained weights, where the shape says so.
 
     UsageError where there is none of this name, timm is not installed, it cannot be made for the images, or pretrained

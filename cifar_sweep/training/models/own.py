@@ -11,7 +11,7 @@ from torch import nn
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
 from cifar_sweep.parameters import is_named, is_own
-from cifar_sweep.training.models.named import named
+from cifar_sweep.training.models.named import by_name
 from cifar_sweep.training.models.user_code import UserCode, user_code
 
 
@@ -40,7 +40,7 @@ def own(shape: Shape, *, code: str | None = None) -> nn.Module:
 def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
     with torch.random.fork_rng(devices=[]):
-        made = named(shape) if is_named(shape.model) else own(shape)
+        made = by_name(shape) if is_named(shape.model) else own(shape)
         network, like = made.eval(), (2, 3, shape.image_size, shape.image_size)
         try:
             with torch.no_grad():

@@ -1,0 +1,97 @@
+"""benchmarks/spaces.py translates definitions; docs/spaces.md has the parameters as they are; the examples are sweeps."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_sweep.sweep.file import load
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import parameters_table  # noqa: E402
+import spaces  # noqa: E402
+
+EXAMPLES = sorted((ROOT / "sweeps" / "examples").glob("*.toml"))
+
+
+def definition(*parameters: dict[str, Any], fixed: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    data = {"name": "CIFAR-10", "size": 32, "channels": 3, "classes": 10}
+    plain = {"id": "X1", "method": "bayes", "stopping": None, "metric": "accuracy", "trials": 5, "data": data}
+    return plain | {"fixed": fixed or {}, "parameters": list(parameters), "beyond": []} | changes
+
+
+RATE = {"name": "learning_rate", "kind": "range", "low": 1e-4, "high": 0.1, "log": True}
+
+
+def translated(folder: Path, *parameters: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    data, _notes = spaces.sweep_of(definition(*parameters, **changes), folder)
+    return data
+
+
+def test_the_table_is_that_of_the_code() -> None:
+    assert parameters_table.table() in (ROOT / "docs" / "spaces.md").read_text()
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_is_a_sweep_and_is_listed(file: Path) -> None:
+    assert load(file).description
+    assert f"`{file.name}`" in (ROOT / "docs" / "spaces.md").read_text()
+
+
+def test_layers_have_parameters_of_their_own(tmp_path: Path) -> None:
+    layers = {"name": "conv_layers", "kind": "int", "low": 1, "high": 3}
+    filters = {"name": "filters", "kind": "int", "low": 4, "high": 64, "log": True, "by_layer": True}
+    second = {"name": "dense_dropout", "kind": "range", "low": 0, "high": 0.5, "step": 0.25, "layer": 2}
+    space = translated(tmp_path, layers, filters, second)["space"]
+    assert {"filters_1", "filters_2", "filters_3", "conv_layers", "dropout_2"} == space.keys()
+    assert space["dropout_2"] == {"choices": [0, 0.25, 0.5]}
+
+
+def test_words_are_ours(tmp_path: Path) -> None:
+    growth = {"name": "filter_growth", "kind": "choices", "values": [0.5, 1, 2]}
+    on = {"name": "augmentation", "kind": "choices", "values": [True, False]}
+    data = translated(tmp_path, growth, on, method="grid", stopping="median", metric="loss", trials=None)
+    assert data["space"]["filter_growth"]["choices"] == ["half", "same", "double"]
+    assert data["space"]["augmentation"]["choices"] == ["crop", "none"]
+    assert (data["sampler"], data["pruner"], data["metric"], "trials" in data) == ("grid", "median", "loss", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"beyond": ["distillation weight"]}, "distillation weight: nothing here has this meaning"),
+        ({"fixed": {"frobnication": 3}}, "frobnication: there is no such parameter"),
+        ({"fixed": {"optimizer": "lion"}}, "optimizer: 'lion' is not accepted"),
+        ({"fixed": {"conv_layers": 60}}, "at most 8|from 0 to 8"),
+    ],
+)
+def test_what_has_no_meaning_here_is_counted_as_not_run(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(spaces.UntranslatableError, match=words):
+        translated(tmp_path, RATE, **changes)
+
+
+def test_the_last_line_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps([definition(RATE), definition(RATE, id="X2", beyond=["more"])]))
+    monkeypatch.setattr(sys, "argv", ["spaces.py", str(file), "--out", str(tmp_path / "out")])
+    spaces.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "1 of 2 run"
+    assert load(tmp_path / "out" / "X1.toml").trials == 5
+
+
+@pytest.mark.slow
+def test_a_definition_is_trained_exported_and_predicted_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file.json"
+    data = {"name": "MNIST", "size": 28, "channels": 1, "classes": 3}
+    file.write_text(json.dumps([definition(RATE, fixed={"filters": [4, 8]}, data=data)]))
+    monkeypatch.setattr(sys, "argv", ["spaces.py", str(file), "--train", "--out", str(tmp_path / "out")])
+    spaces.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 run"

@@ -1,0 +1,125 @@
+"""Networks of torchvision by name: fitted to small images, trained, resumed, frozen, begun with pretrained weights."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.errors import UsageError
+from cifar_sweep.exports.source import network_source
+from cifar_sweep.training.images.data import ImageData
+from cifar_sweep.training.models import build, named
+from cifar_sweep.training.models.own import check_outputs
+from cifar_sweep.training.train import Run
+
+LARGE = ("resnet50", "densenet121", "googlenet", "efficientnet_b0", "convnext_tiny", "mnasnet0_5", "vgg11")
+SMALLEST = "torchvision:shufflenet_v2_x0_5"
+
+
+def config(model: str = SMALLEST, *, seed: int = 0, **params: Any) -> TrialConfig:
+    small = {"model": model, "batch_size": 32, "epochs": 3, "train_images": 64, "validation_images": 40}
+    return TrialConfig.from_params(small | params, classes=10, precision="fp32", data_seed=7, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in LARGE
+        ),
+    ],
+)  # fmt: skip
+def test_a_network_takes_images_of_32_pixels(name: str) -> None:
+    check_outputs(config(f"torchvision:{name}").shape)
+
+
+def test_small_images_keep_their_size_in_the_stem() -> None:
+    small, large = (build(config("torchvision:resnet18", image_size=side).shape, seed=0) for side in (32, 128))
+    assert (small.conv1.stride, type(small.maxpool)) == ((1, 1), nn.Identity)  # type: ignore[union-attr]
+    assert (large.conv1.stride, type(large.maxpool)) == ((2, 2), nn.MaxPool2d)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("torchvision:resnet19", "torchvision has no such network; did you mean resnet18"),
+        ("torchvision:vit_b_16", "it fails on images"),
+        ("timm:no_such_thing", "timm "),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_a_sentence(model: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_outputs(config(model).shape)
+
+
+def test_a_library_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"timm is not installed: .*; accepted: pip install timm"):
+        build(config("timm:resnet18").shape, seed=0)
+
+
+def test_parameters_that_a_named_network_has_not_do_nothing() -> None:
+    assert config(hidden_units=7, activation="tanh") == config()
+
+
+def test_a_group_trains_each_alone_and_goes_on_bit_for_bit(small_data: ImageData) -> None:
+    configs = [config(dropout=0.3), config(seed=1, learning_rate=3e-3)]
+    unbroken, first, second = (Run(configs, small_data, device=torch.device("cpu")) for _ in range(3))
+    alone = Run(configs[:1], small_data, device=torch.device("cpu"))
+    for run in (unbroken, first, alone):
+        run.epoch()
+    assert unbroken.members[0].history[0].train_loss == pytest.approx(alone.members[0].history[0].train_loss, rel=1e-4)
+    for k in range(2):
+        second.restore(k, first.state(k))
+    for run in (unbroken, second):
+        run.epoch()
+    for k in range(2):
+        for name, value in unbroken.network.member_state(k).items():
+            assert torch.equal(value, second.network.member_state(k)[name]), name
+
+
+def test_stages_are_frozen_from_the_first_and_the_last_layer_never_is() -> None:
+    def trained(freeze: int) -> set[str]:
+        network = build(config("torchvision:resnet18", freeze=freeze).shape, seed=0)
+        return {name.partition(".")[0] for name, each in network.named_parameters() if each.requires_grad}
+
+    everything = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
+    assert trained(0) == everything
+    assert trained(3) == everything - {"conv1", "bn1", "layer1"}
+    assert trained(100) == {"fc"}
+
+
+def test_pretrained_weights_are_taken_where_they_fit(monkeypatch: pytest.MonkeyPatch, small_data: ImageData) -> None:
+    other = named.named_network(SMALLEST, 1000, False)
+    monkeypatch.setattr(named, "_pretrained", lambda _: other.state_dict())
+    made = config(pretrained=True)
+    run = Run([made], small_data, device=torch.device("cpu"))
+    mine = run.network.member_state(0)
+    assert torch.equal(mine["conv1.0.weight"], other.state_dict()["conv1.0.weight"])
+    assert mine["fc.1.weight"].shape == (10, 1024)
+    plain = build(made.shape, seed=0)  # as for a summary, which downloads nothing
+    assert not torch.equal(plain.state_dict()["conv1.0.weight"], other.state_dict()["conv1.0.weight"])
+
+
+def test_pretrained_weights_that_cannot_be_had_are_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", away)
+    named._pretrained.cache_clear()
+    with pytest.raises(UsageError, match=r"its pretrained weights cannot be had: .*no network; accepted: pretrained"):
+        build(config(pretrained=True).shape, seed=0, begin=True)
+
+
+def test_the_script_of_an_export_makes_the_same_network() -> None:
+    made = config()
+    network = build(made.shape, seed=0)
+    printed = eval(network_source(made, network), {"named_network": named.named_network})
+    assert printed.state_dict().keys() == network.state_dict().keys()
