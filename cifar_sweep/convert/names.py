@@ -34,7 +34,9 @@ _MORE = {
     "p_dropout": "dropout", "drop": "dropout", "dropout_p": "dropout", "dense_dropout": "dropout",
     "fc_dropout": "dropout",
     "data_aug": "augmentation", "data_augmentation": "augmentation", "augment": "augmentation", "aug": "augmentation",
-    "augment_data": "augmentation", "data_augment": "augmentation", "use_augmentation": "augmentation",
+    "autoaugment": "augmentation", "auto_augment": "augmentation", "use_autoaugment": "augmentation",
+    "randaugment": "augmentation", "rand_augment": "augmentation", "augment_data": "augmentation",
+    "data_augment": "augmentation", "use_augmentation": "augmentation",
     "pool": "pooling", "pool_type": "pooling", "pooling_type": "pooling", "loss_fn": "loss", "loss_function": "loss",
     "criterion": "loss", "scheduler": "schedule", "lr_scheduler": "schedule", "lr_schedule": "schedule",
     "image_dim": "image_size", "img_size": "image_size", "model_name": "model", "architecture": "model",
@@ -53,6 +55,7 @@ _VALUES = {
     "cosineannealing": "cosine", "cosineannealinglr": "cosine", "steplr": "step", "exponentiallr": "exponential",
     "reducelronplateau": "plateau", "onecyclelr": "onecycle", "cosineannealingwarmrestarts": "warm_restarts",
     "stochasticgradientdescent": "sgd", "glorot": "xavier", "xavieruniform": "xavier", "nag": "nesterov",
+    "nesterovsgd": "nesterov", "sgdnesterov": "nesterov", "sgdwithnesterov": "nesterov",
 }  # fmt: skip
 _YES = {"true": True, "yes": True, "on": True, "y": True, "false": False, "no": False, "off": False, "n": False}
 
@@ -68,15 +71,24 @@ def parameter_of(name: str) -> str | None:
     return None
 
 
-def value_of(name: str, value: Any) -> Any:
-    """A value in our words and in its parameter's type; ValueError with what would be accepted."""
+def switched_on(name: str) -> str:
+    """The augmentation that a switch of this name is taken to put on."""
+    word = name.lower().replace("_", "")
+    return next((known for known in ("autoaugment", "randaugment") if known in word), "crop")
+
+
+def value_of(name: str, value: Any, *, on: str = "crop") -> Any:
+    """A value in our words and in its parameter's type; ValueError with what would be accepted.
+
+    `on` is the augmentation that is meant where one is put on.
+    """
     parameter = PARAMETERS[name]
     if isinstance(value, list):
         return list(value) if parameter.check(value) else value
     word = value.strip().lower() if isinstance(value, str) else value
     if parameter.kind is bool or name == "augmentation":
         truth = _YES.get(word, word) if isinstance(word, str) else bool(word) if word in (0, 1) else word
-        value = word = ("crop" if truth else "none") if name == "augmentation" and isinstance(truth, bool) else truth
+        value = word = (on if truth else "none") if name == "augmentation" and isinstance(truth, bool) else truth
     if parameter.kind is int and isinstance(value, float) and value.is_integer():
         return parameter.check(int(value))
     if parameter.kind is str and not isinstance(word, str):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cifar_sweep.convert.foreign import Asked, Foreign
-from cifar_sweep.convert.names import parameter_of, value_of
+from cifar_sweep.convert.names import parameter_of, switched_on, value_of
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import PARAMETERS
 from cifar_sweep.sweep.parsing import MOST_STEPS, parse
@@ -89,10 +89,10 @@ class _Sweep:
         return None
 
     def _choices(self, name: str, asked: Asked) -> dict[str, Any]:
-        kept, faults = [], []
+        kept, faults, on = [], [], switched_on(asked.name)
         for value in asked.values:
             try:
-                ours = value_of(name, value)
+                ours = value_of(name, value, on=on)
             except (ValueError, TypeError) as error:
                 faults.append(str(error))
                 continue
@@ -102,7 +102,7 @@ class _Sweep:
         for fault in faults:
             self.comments.append(f"{asked.name}: a value is left out: {fault}")
         if name == "augmentation" and any(isinstance(value, (bool, int)) for value in asked.values):
-            self.comments.append(f"{asked.name}: what it does is the program's own; crop, flips and shifts, is taken")
+            self.comments.append(f"{asked.name}: what it does is the program's own; {on} is taken")
         return {"choices": kept}
 
     def settle(self) -> None:
@@ -168,15 +168,17 @@ class _Sweep:
             self.top["metric"] = metric
 
     def _pruner(self) -> None:
-        kind, stopping = str(self.found.stopping.get("type", "")), dict(self.found.stopping)
+        stopping = {key: _alone(value) for key, value in self.found.stopping.items()}
+        kind = str(stopping.get("type", ""))
         self.top["pruner"] = "none"
         if not kind:
             return
         eta = stopping.get("eta", 3)
-        least = stopping.get("min_iter", stopping.get("max_iter", 1) / eta ** stopping.get("s", 0))
-        if kind != "hyperband" or not all(isinstance(number, (int, float)) for number in (eta, least)):
-            self.comments.append(f"early_terminate {kind}: not known here; no pruner is taken")
+        numbers = [eta, *(stopping.get(key, 1) for key in ("min_iter", "max_iter", "s"))]
+        if kind != "hyperband" or not all(isinstance(number, (int, float)) and number > 0 for number in numbers):
+            self.comments.append(f"early_terminate {self.found.stopping}: not known here; no pruner is taken")
             return
+        least = stopping.get("min_iter", stopping.get("max_iter", 1) / eta ** stopping.get("s", 0))
         steps = {"min_steps": max(1, round(least)), "reduction_factor": max(2, round(eta))}
         self.top["pruner"] = {"name": "hyperband"} | steps
         kept = ("type", "eta", "min_iter")
@@ -201,6 +203,11 @@ class _Sweep:
             if table:
                 lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
+
+
+def _alone(value: Any) -> Any:
+    """A value that stands in a list of its own."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _range(name: str, asked: Asked) -> dict[str, Any]:

@@ -50,9 +50,8 @@ def parallel(trials: Sequence[TrialRecord], names: Sequence[str]) -> go.Figure:
         figure.add_vline(x=x, line={"color": style.QUIET, "width": 1})
         for height, text in axis.ticks.items():
             figure.add_annotation(x=x, y=height, text=escape(text), **ink)
-    labels = [escape(name.replace("_", " ")) for name in names] + [
-        style.axis(drawn)["yaxis_title"].replace(" ", "<br>", 1)
-    ]
+    reached = style.axis(drawn)["yaxis_title"].replace(" ", "<br>", 1)  # a long label would be left out
+    labels = [*(escape(name.replace("_", " ")) for name in names), reached]
     figure.update_xaxes(tickvals=list(range(len(axes))), ticktext=labels, range=[-0.4, len(axes) - 0.8], showgrid=False)
     figure.update_yaxes(visible=False, range=[-0.2, 1.06])
     return style.finish(figure, height=430)

@@ -206,6 +206,9 @@ def _changed(sweep: Sweep, changes: Mapping[str, Value], *, where: str) -> Sweep
         elif key in PARAMETERS:
             raw["space"].pop(key, None)
             raw["fixed"][key] = check_parameter(key, value, where=where)
+            for domain in raw["space"].values():  # what cannot come any more
+                if "cases" in domain:
+                    domain["cases"] = [case for case in domain["cases"] if value in case["only_if"].get(key, [value])]
         elif key in _SETTABLE:
             raw[key] = value
         elif table in ("sampler", "pruner") and inner:

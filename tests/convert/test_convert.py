@@ -138,6 +138,30 @@ def test_a_grid_stays_a_grid(tmp_path: Path) -> None:
     assert load(tmp_path / "written.toml").size == 4
 
 
+def test_words_of_courses(tmp_path: Path) -> None:
+    text = """
+config = {
+    "method": "bayes",
+    "early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2, "eta": 3},
+    "parameters": {
+        "optimizer": {"values": ["sgd", "nesterov-sgd", "adam"]},
+        "use_autoaugment": {"values": [True, False]},
+        "n_filters": {"values": [[32, 32], [32, 64]]},
+        "dense_layer.size": {"value": 128},
+        "fc.name": {"value": 3},
+    },
+}"""
+    found, comments, _ = converted(tmp_path, "a.py", text)
+    assert found["pruner"] == {"name": "hyperband", "min_steps": 3, "reduction_factor": 3}
+    assert found["space"] == {
+        "optimizer": {"choices": ["sgd", "nesterov", "adam"]},
+        "augmentation": {"choices": ["autoaugment", "none"]},
+        "filters": {"choices": [[32, 32], [32, 64]]},
+    }
+    assert "use_autoaugment: what it does is the program's own; autoaugment is taken" in comments
+    assert "how many trials there are is not said" in comments
+
+
 def test_a_search_space_of_nni(tmp_path: Path) -> None:
     found, comments, _ = converted(tmp_path, "a.json", json.dumps(NNI))
     assert found["space"] == {

@@ -1,5 +1,6 @@
 """From a sweep's space to Optuna's parameters and back."""
 
+import tomllib
 from typing import Any
 
 import optuna
@@ -7,8 +8,10 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cifar_sweep.errors import UsageError
+from cifar_sweep.report.reproduction import sweep_toml
 from cifar_sweep.search.cube import Cube
 from cifar_sweep.sweep import space
+from cifar_sweep.sweep.file import from_mapping
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
@@ -221,3 +224,12 @@ def test_the_point_of_a_trial_names_defaults_too() -> None:
     chosen = parse({"name": "s", "space": choices}, where="test")
     made = space.to_config({"optimizer": "adam", "eps": 0.0}, chosen, number=0, classes=10, precision="fp32")
     assert space.point_at(made, chosen) == ({"optimizer": "adam", "eps": 0.0}, {})
+
+
+def test_cases_are_the_same_when_they_are_written_and_read_again() -> None:
+    searched = by_case(metric="loss")
+    assert parse(searched.model_dump(mode="json"), where="test") == searched
+    assert parse(tomllib.loads(sweep_toml(searched)) | {"name": "s"}, where="test") == searched
+    fixed = from_mapping(searched.model_dump(mode="json", exclude_none=True), where="s", changes={"optimizer": "adam"})
+    assert fixed.fixed == {"metric": "loss", "optimizer": "adam"}
+    assert set(space.distributions(fixed)) == {"learning_rate[optimizer=adam,rmsprop]"}
