@@ -22,6 +22,7 @@ CONNECTING = {
     "connect_timeout": 10, "tcp_user_timeout": 50_000,
     "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
 }  # fmt: skip
+_LOGIN = re.compile(r"[^/?@:]*:(?!\d*\?\w+=)[^/@]*@")  # a password may hold a ?; a port has options behind it
 _SEARCH_PATH = re.compile(r"(?:-c\s*|--)search[_-]path=((?:\\.|\S)*)")
 
 
@@ -30,7 +31,7 @@ def parse_address(url: str) -> URL:
 
     Of a server's the query has all that SQLAlchemy has no name for, as libpq knows it.
     """
-    url = url.strip()
+    url = url.strip().strip("\"'")  # some who read a .env file leave its quotes
     kind = url.partition("://")[0].partition("+")[0].lower()
     if "://" in url and kind in ("postgres", "postgresql"):
         return _server(url.partition("://")[2])
@@ -38,9 +39,8 @@ def parse_address(url: str) -> URL:
         parsed = make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         # Not shown: a malformed address may hold a password that cannot be told apart.
-        file = (
-            f"; a file is named as sqlite:///{Path(url).name}" if url.endswith((".db", ".sqlite", ".sqlite3")) else ""
-        )
+        path = re.fullmatch(r"(?:(?:sqlite|file):)?([^@:]+\.(?:db|sqlite3?))", url)
+        file = f"; a file is named as sqlite:///{path[1]}" if path else ""
         raise UsageError(f"storage: not a database address; accepted: {ACCEPTED}{file}.") from None
     if kind != "sqlite":
         raise UsageError(f"storage: {kind} databases are not supported; accepted: {ACCEPTED}.")
@@ -56,13 +56,16 @@ def _server(rest: str) -> URL:
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
-    place, mark, query = rest.partition("?")
+    login = _LOGIN.match(rest)
+    start = login.end() if login else 0
+    place, mark, query = rest[start:].partition("?")
     pairs = [each.partition("=") for each in query.split("&")]
     # As SQLAlchemy takes them, too: a plus is a space in options, and a second = needs no escape.
     values = [(key, unquote(text.replace("+", " ") if key == "options" else text)) for key, _, text in pairs]
     escaped = "&".join(f"{key}={quote(value, safe='')}" for key, value in values if key)
     try:
-        known = {key: str(value) for key, value in conninfo_to_dict(f"postgresql://{place}{mark}{escaped}").items()}
+        found = conninfo_to_dict(f"postgresql://{rest[:start]}{place}{mark}{escaped}")
+        known = {key: str(value) for key, value in found.items()}
     except (ProgrammingError, UnicodeError) as error:
         wrong = re.match(r"invalid URI query parameter: \"(\w+)\"", str(error))
         reason = f"it has no option {wrong[1]}" if wrong else f"not a database address; {SIGNS}"

@@ -179,6 +179,16 @@ def test_a_file_is_complete_when_a_command_has_ended_while_another_has_it_open(o
         assert [name for name, _ in alone.studies()] == ["tiny", "later"]
 
 
+def test_a_file_that_cannot_be_made_complete_is_named(original: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(sqlite3.connect(original / "studies.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM trials").fetchone()
+        with closing(open_existing(f"sqlite:///{original}/studies.db")) as command:
+            command.optuna.create_new_study([], "later")
+    [line] = caplog.messages
+    assert line.startswith(f"another program reads {original}/studies.db: a part of it stays in the file -wal")
+
+
 # A drive on which SQLite does not work
 
 
