@@ -5,7 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -226,8 +226,8 @@ def worker(
 ) -> None:
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     rooms.device.resolve_device(workers.device)
-    opened = rooms.storage.open_waiting(place.storage)
-    names = tuple(rooms.opening.load(opened, name).name for name in studies or [])
+    with closing(rooms.storage.open_waiting(place.storage)) as opened:
+        names = tuple(rooms.opening.load(opened, name).name for name in studies or [])
     files = None if place.artifacts is None else open_artifacts(place.artifacts).address
     job = rooms.worker.Job(place.storage, names, data=data, artifacts=files, device=workers.device, deadline=deadline)
 

@@ -185,9 +185,8 @@ class Storage:
         return _open(self.optuna.engine.url, make=False)
 
     def rest(self) -> None:
-        """Keep no connection to a file while nobody asks: then all is in the file itself, and it can be replaced."""
-        if self.folder:
-            self.optuna.engine.dispose()
+        """Keep no connection while nobody asks: a file is then complete and can be replaced, a database dropped."""
+        self.optuna.engine.dispose()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

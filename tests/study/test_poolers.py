@@ -286,3 +286,15 @@ def test_more_workers_than_connections_are_answered_in_a_sentence(
     assert running.returncode == 1
     assert "too many connections for role" in err
     assert "each worker takes one connection, and the command another: fewer --workers, or a higher limit." in err
+
+
+@pytest.mark.slow
+def test_one_worker_takes_a_connection_and_the_command_another(
+    server: PostgresServer, tiny_sweep: Path, start: Callable[..., Any]
+) -> None:
+    sql(server, "ALTER ROLE one CONNECTION LIMIT 2")
+    url = server.url.replace("postgres@", "one@")
+    for command in (("submit", tiny_sweep, "--data", "synthetic:500"), ("worker", "--until-idle", "--workers", 1)):
+        running = start(*command, "--storage", url)
+        _, err = running.communicate(timeout=300)
+        assert (running.returncode, err) == (0, "")
