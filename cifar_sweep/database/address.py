@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -146,6 +147,16 @@ def check_sqlite_file(path: Path, *, to_write: bool) -> None:
         raise StorageError(f"{path}: {NO_SQLITE}.")
 
 
+def unfit(path: Path, error: BaseException) -> StorageError | None:
+    """What an error of SQLite says of the place where a file lies; None where it is not the place's."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
+        return None
+    if shutil.disk_usage(path.parent).free < 2**20:  # SQLite may call that an I/O error
+        return StorageError(f"{path}: the disk is full; free some space, or name another place.")
+    cure = "name a file on a local disk with --storage, or a PostgreSQL database"
+    return StorageError(f"{path}: SQLite does not work here ({error}; a network drive?); {cure}.")
+
+
 def reader_of(path: Path) -> sqlite3.Connection:
     """A connection that reads a file where nothing may be written.
 
@@ -171,7 +182,8 @@ def check_sqlite_content(path: Path, *, to_write: bool) -> bool:
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise StorageError(f"{path}: {NO_SQLITE}.") from None
-        raise StorageError(f"{path}: the study database is damaged or locked: {error}.") from None
+        words = f"{path}: the study database is damaged or locked: {error}."
+        raise unfit(path, error) or StorageError(words) from None
     if problem != "ok":
         raise StorageError(f"{path}: the study database is damaged: {problem.splitlines()[-1].rstrip('.')}.")
     if tables and not {"studies", "trials", "version_info"} <= tables:

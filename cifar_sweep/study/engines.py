@@ -3,7 +3,6 @@
 import logging
 import multiprocessing
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -85,14 +84,7 @@ def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
         except (sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
             for half_made in () if was_there else ("", "-wal", "-shm"):
                 Path(f"{path}{half_made}").unlink(missing_ok=True)
-            reason = getattr(error, "orig", error)
-            code = getattr(reason, "sqlite_errorcode", 0) & 0xFF
-            if code not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
-                raise
-            if shutil.disk_usage(path.parent).free < 2**20:  # SQLite may call that an I/O error
-                raise StorageError(f"{path}: the disk is full; free some space, or name another place.") from None
-            cure = "name a file on a local disk with --storage, or a PostgreSQL database"
-            raise StorageError(f"{path}: SQLite does not work here ({reason}; a network drive?); {cure}.") from None
+            raise address.unfit(path, getattr(error, "orig", error)) or error from None
     return engine, True
 
 

@@ -208,6 +208,9 @@ def test_a_drive_without_shared_memory_is_named_and_nothing_is_left(
         assert {path.name for path in real.iterdir()} <= {"studies.db.lock"}
         assert "FAULT" in cli("doctor", "--storage", address, "--data", "synthetic:500").out
         assert {path.name for path in real.iterdir()} <= {"studies.db.lock"}
+        open_storage(f"sqlite:///{real}/studies.db").close()
+        with pytest.raises(StorageError, match="a network drive"):
+            open_existing(address)
     finally:
         subprocess.run(["umount", str(net)], check=True)
 
