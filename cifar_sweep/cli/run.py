@@ -227,6 +227,7 @@ def worker(
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     rooms.device.resolve_device(workers.device)
     with closing(rooms.storage.open_waiting(place.storage)) as opened:
+        opened.check_writable()
         names = tuple(rooms.opening.load(opened, name).name for name in studies or [])
     files = None if place.artifacts is None else open_artifacts(place.artifacts).address
     job = rooms.worker.Job(place.storage, names, data=data, artifacts=files, device=workers.device, deadline=deadline)

@@ -140,7 +140,8 @@ def check_sqlite_file(path: Path, *, to_write: bool) -> None:
     if not path.parent.is_dir():
         raise StorageError(f"{path}: the folder {path.parent} of the study database does not exist.")
     mode, words = (os.R_OK | os.W_OK, "read and written") if to_write else (os.R_OK, "read")
-    for needed in (path, path.parent):  # the folder, too: SQLite keeps its log beside the file
+    # SQLite keeps its log beside the file.
+    for needed in (path, path.parent, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         if needed.exists() and not os.access(needed, mode):
             raise StorageError(f"{needed}: the study database cannot be {words} here: permission denied.")
     if path.exists() and 0 < path.stat().st_size < SMALLEST_SQLITE_BYTES:  # SQLite would begin anew in it

@@ -188,6 +188,11 @@ class Storage:
         """Keep no connection while nobody asks: a file is then complete and can be replaced, a database dropped."""
         self.optuna.engine.dispose()
 
+    def check_writable(self) -> None:
+        """Raises StorageError where nothing may be written here."""
+        if not self.writable:
+            raise StorageError(f"{self.shown}: the study database cannot be written here: permission denied.")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold all other workers of this database off what takes several steps.
@@ -196,8 +201,7 @@ class Storage:
         StorageBusyError where another process has held it for `locks.LOCK_SECONDS`, StorageError where nothing may be
         written here.
         """
-        if not self.writable:
-            raise StorageError(f"{self.shown}: the study database cannot be written here: permission denied.")
+        self.check_writable()
         engine, is_file = self.optuna.engine, is_sqlite(self.optuna.engine.url)
         try:
             with (

@@ -247,6 +247,7 @@ WRITING: dict[str, tuple[object, ...]] = {
     "pause": ("pause", "tiny"),
     "delete": ("delete", "tiny", "--yes"),
     "run": ("run", "tiny.toml", "--data", "synthetic:500"),
+    "worker": ("worker", "--until-idle"),
     "doctor": ("doctor", "--data", "synthetic:500"),  # it is well with what a run accepts, and with nothing else
 }
 READER = """

@@ -156,12 +156,13 @@ def test_an_empty_file_becomes_a_study_database(path: Path) -> None:
     assert ("studies",) in sql(path, "SELECT name FROM sqlite_master")
 
 
-@pytest.mark.parametrize("denied", ["file", "folder"])
+@pytest.mark.parametrize("denied", ["studies.db", "", "studies.db-wal", "studies.db-shm"])
 @pytest.mark.parametrize("mode", [os.R_OK, os.W_OK], ids=["read", "write"])
 def test_missing_permissions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch, denied: str, mode: int) -> None:
     # The tests may run as root, whom no permission bits stop.
     path.touch()
-    target = path if denied == "file" else path.parent
+    target = path.parent / denied
+    target.touch()
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda asked, how: not (asked == target and how & mode) and allowed(asked, how))
     message = refusal(f"sqlite:///{path}")
