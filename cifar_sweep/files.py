@@ -56,15 +56,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {words}.") from None
 
 
+def expanded(path: str) -> str:
+    """A path with the home folder for its ~. Raises UsageError where there is none: a folder ~ is not meant."""
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise UsageError(f"{path}: there is no home folder to put for the ~; accepted: the whole path.")
+    return found
+
+
 def default_cache() -> Path:
     """The cache folder: CIFAR_SWEEP_CACHE, else ``cifar-sweep`` in XDG_CACHE_HOME, else in ``~/.cache``.
 
     Where there is no home folder, or none that can be written to, one among the temporary files.
     """
     if own := os.environ.get("CIFAR_SWEEP_CACHE"):
-        return Path(os.path.expanduser(own))
+        return Path(expanded(own))
     cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "cifar-sweep")
-    there = next((folder for folder in (cache, *cache.parents) if folder.exists()), cache)
+    there = next((folder for folder in (cache, *cache.parents) if os.path.exists(folder)), cache)
     if cache.is_absolute() and os.access(there, os.W_OK):
         return cache
     cache = Path(tempfile.gettempdir(), f"cifar-sweep-{os.getuid()}")

@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 
 from cifar_sweep.errors import StorageError, UsageError
+from cifar_sweep.files import expanded
 
 ACCEPTED = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 SMALLEST_SQLITE_BYTES = 512  # one page of the smallest size
@@ -49,7 +50,7 @@ def parse_address(url: str) -> URL:
         raise UsageError("storage: an SQLite address names a file alone; accepted: sqlite:///FILE.")
     if not parsed.database or parsed.database == ":memory:":
         raise UsageError("storage: an in-memory SQLite database ends with its process; accepted: sqlite:///FILE.")
-    return parsed.set(drivername="sqlite", database=os.path.abspath(os.path.expanduser(parsed.database)))
+    return parsed.set(drivername="sqlite", database=os.path.abspath(expanded(parsed.database)))
 
 
 def _server(rest: str) -> URL:

@@ -19,7 +19,7 @@ from cifar_sweep.errors import StorageError
 from cifar_sweep.study.copying import copy_studies
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
-from tests.conftest import TINY_SWEEP, Finished
+from tests.conftest import CAREFUL, TINY_SWEEP, Finished
 from tests.servers import PostgresServer
 
 ADDRESS = "sqlite:///studies.db"
@@ -276,7 +276,6 @@ application(open_existing(storage))(environ, lambda status, headers, *_: answers
 found["dashboard"] = [0 if answers == ["200 OK"] else 1, str(answers)]
 print(json.dumps(found))
 """
-CAREFUL = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]  # root whom rights stop, too
 
 
 def read_only(folder: Path, desk: Path) -> dict[str, tuple[int, str]]:
