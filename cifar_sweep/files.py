@@ -2,12 +2,14 @@
 
 import codecs
 import logging
+import math
 import os
 import re
 import secrets
 import tempfile
 import tomllib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         is_yaml = path.suffix in (".yaml", ".yml") or re.match(r"(?m)(\s*#.*\n|---\s*\n)*[\w.-]+:(\s|$)", text)
         words = "it looks like YAML; a sweep is a TOML file, as README.md shows" if is_yaml else error
         raise UsageError(f"{path}: not valid TOML: {words}.") from None
+
+
+@contextmanager
+def alone(file: Path, seconds: float = math.inf) -> Iterator[None]:
+    """The only one of the processes that measures what a file has; one that waits longer is no longer alone."""
+    from filelock import FileLock
+
+    with ExitStack() as held:
+        with suppress(OSError):  # a read-only home, or the time is over
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file.with_suffix(".lock"), timeout=-1 if math.isinf(seconds) else seconds)
+            held.enter_context(lock)
+        yield
 
 
 def expanded(path: str) -> str:
