@@ -138,7 +138,7 @@ def resolve_precision(device: torch.device) -> tuple[str, str]:
         capability = torch.cuda.get_device_capability(device)
         faster, has = ("bf16", "has") if capability >= BF16_CAPABILITY else ("fp32", "has no")
         return faster, f"compute capability {capability[0]}.{capability[1]} {has} bf16"
-    key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    key = f"{device.type} {device_name(device)}, one thread, torch {torch.__version__}"
     path = default_cache() / "precision.json"
     known = _noted(path)
     if key not in known:
@@ -177,8 +177,13 @@ def _bf16_speedup() -> float:
         loss.backward()
         return time.perf_counter() - start
 
-    seconds(False), seconds(True)
-    return _ratio(seconds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several that wait for each other tell more of who works beside them than of bf16
+    try:
+        seconds(False), seconds(True)
+        return _ratio(seconds)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _ratio(seconds: Callable[[bool], float]) -> float:
