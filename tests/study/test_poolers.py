@@ -241,7 +241,7 @@ def limited(server: PostgresServer, _: ExitStack) -> str:
 
 
 def impatient(server: PostgresServer, _: ExitStack) -> str:
-    sql(server, "ALTER ROLE one SET idle_session_timeout = '500ms'")
+    sql(server, "ALTER ROLE one SET idle_session_timeout = '2s'")
     return server.url.replace("postgres@", "one@")
 
 
