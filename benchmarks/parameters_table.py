@@ -34,19 +34,14 @@ def _where(name: str, each: Parameter) -> str:
         "torchvision, timm": models == ["torchvision:resnet18"],
     }
     place = next((words for words, found in kinds.items() if found), "those that have it")
-    beside = [
-        f"`{other}` = {', '.join(str(value).lower() for value in values)}" for other, values in each.only_if.items()
-    ]
-    return "; ".join([place, *beside])
+    beside = {other: ", ".join(str(value).lower() for value in values) for other, values in each.only_if.items()}
+    return "; ".join([place, *(f"`{other}` = {values}" for other, values in beside.items())])
 
 
 def table() -> str:
     """All of them."""
-    head = [
-        "| parameter | what it is | accepted | default | networks, and beside what | trials train |",
-        "|---" * 6 + "|",
-    ]
-    return "\n".join([*head, *map(row, NAMES)])
+    head = "| parameter | what it is | accepted | default | networks, and beside what | trials train |"
+    return "\n".join([head, "|---" * 6 + "|", *map(row, NAMES)])
 
 
 def main() -> None:

@@ -31,7 +31,8 @@ from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.parameters import BY_LAYER, MOST_LAYERS, PARAMETERS, VGG_MODELS
 from cifar_sweep.sweep.parsing import parse
 
-IMAGES = (240, 80, 40)  # training, validation and test images that are generated where a sweep is trained
+IMAGES = (200, 60, 40)  # training, validation and test images that are generated where a sweep is trained
+LARGE = 64  # pixels of a side: of larger images trials are trained one at a time, on fewer
 TRIALS = 20  # where the definition does not say how many
 METHODS = {"grid": "grid", "random": "random", "hyperband": "random"}
 STOPPING = {"hyperband": "hyperband", "asha": "asha", "median": "median"}
@@ -399,7 +400,7 @@ def images(folder: Path, *, size: int, channels: int, classes: int) -> Path:
         for label in range(classes):
             place = folder / part / f"class{label}"
             place.mkdir(parents=True, exist_ok=True)
-            for number in range(-(-count // classes)):
+            for number in range(-(-count // classes) if size <= LARGE else 3):
                 stripes = 100 * (np.arange(size) // (label + 1) % 2)
                 pixels = generator.integers(0, 80, (size, size, 3)) + stripes[:, None] + 7 * label % 70
                 image = Image.fromarray(pixels.astype(np.uint8)).convert("L" if channels == 1 else "RGB")
@@ -413,8 +414,9 @@ def command(*words: str, folder: Path) -> None:
         [sys.executable, "-m", "cifar_sweep", *words], cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        lines = (done.stderr + done.stdout).strip().splitlines()
-        raise UntranslatableError(f"{words[0]}: {lines[-1] if lines else done.returncode}")
+        lines = (done.stdout + done.stderr).strip().splitlines() or [str(done.returncode)]
+        told = next((line for line in lines if "error:" in line or "failed" in line), lines[-1])
+        raise UntranslatableError(f"{words[0]}: {told}")
 
 
 def train(definition: Mapping[str, Any], file: Path, pictures: Callable[..., Path]) -> None:
@@ -422,11 +424,12 @@ def train(definition: Mapping[str, Any], file: Path, pictures: Callable[..., Pat
     data, folder, name = definition["data"], file.parent, definition["id"]
     source = pictures(image_size(definition), data["channels"] or 3, data["classes"] or 10)
     storage = f"sqlite:///{name}.db"
+    together = "2" if image_size(definition) <= LARGE else "1"  # memory
     small = ["--set", "epochs=1", "--set", "train_images=0", "--set", "validation_images=0", "--set", "batch_size=16"]
     if "pretrained" in file.read_text():
         small += ["--set", "pretrained=false"]
     command("run", file.name, "--storage", storage, "--data", str(source), "--trials", "2", "--workers", "1",
-            "--group", "2", "--set", "pruner=none", *small, folder=folder)  # fmt: skip
+            "--group", together, "--set", "pruner=none", *small, folder=folder)  # fmt: skip
     command("export", name, "--storage", storage, "--out", f"export-{name}", folder=folder)
     command("predict", f"export-{name}", str(next((source / "test").rglob("*.png"))), folder=folder)
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cifar_sweep.errors import DiskError, UsageError
-from cifar_sweep.files import replace_file
+from cifar_sweep.files import expanded, replace_file
 
 ACCEPTED = "a folder, or s3://BUCKET/PREFIX"
 OWN_WAYS = "boto3 finds them in the environment, in ~/.aws, or by the instance's role"
@@ -124,7 +124,7 @@ class Folder:
     """A folder, made with its first file. Folders inside go with their last file."""
 
     def __init__(self, address: str) -> None:
-        self.root = Path(os.path.expanduser(address)).absolute()
+        self.root = Path(expanded(address)).absolute()
         self.shown, self.address = address, str(self.root)
         if not address or (os.path.exists(self.root) and not os.path.isdir(self.root)):
             raise UsageError(f"artifacts: {address!r} is no folder; accepted: {ACCEPTED}.")

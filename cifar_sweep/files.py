@@ -2,12 +2,14 @@
 
 import codecs
 import logging
+import math
 import os
 import re
 import secrets
 import tempfile
 import tomllib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +58,36 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {words}.") from None
 
 
+@contextmanager
+def alone(file: Path, seconds: float = math.inf) -> Iterator[None]:
+    """The only one of the processes that measures what a file has; one that waits longer is no longer alone."""
+    from filelock import FileLock
+
+    with ExitStack() as held:
+        with suppress(OSError):  # a read-only home, or the time is over
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file.with_suffix(".lock"), timeout=-1 if math.isinf(seconds) else seconds)
+            held.enter_context(lock)
+        yield
+
+
+def expanded(path: str) -> str:
+    """A path with the home folder for its ~. Raises UsageError where there is none: a folder ~ is not meant."""
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise UsageError(f"{path}: there is no home folder to put for the ~; accepted: the whole path.")
+    return found
+
+
 def default_cache() -> Path:
     """The cache folder: CIFAR_SWEEP_CACHE, else ``cifar-sweep`` in XDG_CACHE_HOME, else in ``~/.cache``.
 
     Where there is no home folder, or none that can be written to, one among the temporary files.
     """
     if own := os.environ.get("CIFAR_SWEEP_CACHE"):
-        return Path(os.path.expanduser(own))
+        return Path(expanded(own))
     cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "cifar-sweep")
-    there = next((folder for folder in (cache, *cache.parents) if folder.exists()), cache)
+    there = next((folder for folder in (cache, *cache.parents) if os.path.exists(folder)), cache)
     if cache.is_absolute() and os.access(there, os.W_OK):
         return cache
     cache = Path(tempfile.gettempdir(), f"cifar-sweep-{os.getuid()}")

@@ -26,6 +26,7 @@ from cifar_sweep.training.images.data import ImageData
 from tests.bare import BarePython
 from tests.servers import PostgresServer
 
+CAREFUL = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]  # root whom rights stop, too
 REAL_DATA = os.environ.get("CIFAR_SWEEP_DATA")
 OWN_VARIABLES = ("CIFAR_SWEEP_DATA", "CIFAR_SWEEP_STORAGE", "CIFAR_SWEEP_ARTIFACTS", "OMP_NUM_THREADS", "PGOPTIONS")
 

@@ -352,6 +352,14 @@ def test_list_shows_every_sweep(cli: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == [], "nothing was timed"
 
 
+def test_a_worker_that_gains_nothing_says_so(tiny_sweep: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("submit", tiny_sweep, "--data", "synthetic:500", "--epochs", 1).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("cifar_sweep.work.worker.run_workers", lambda *_, **__: time.sleep(1.8))
+        assert "nothing was gained" in cli("worker", "--until-idle", "--max-hours", 1.8 / 3600).out
+    assert "nothing was gained" not in cli("worker", "--until-idle", "--max-hours", 1).out
+
+
 def test_a_run_that_gains_nothing_and_fewer_trials_than_there_are_say_so(tiny_sweep: Path, cli: Any) -> None:
     run = ("run", tiny_sweep, "--data", "synthetic:500", "--epochs", 1)
     ended = cli(*run, "--trials", 2, "--max-hours", 0)

@@ -144,8 +144,8 @@ def test_workers_share_what_they_keep_and_no_host_name(services: Services) -> No
     for name, service in services.items():
         assert not {"hostname", "container_name", "network_mode"} & set(service), name
     for name in WORKERS:
-        volumes = {place: source for place, source in mounts(services[name]).items() if place != "/sweeps"}
-        assert volumes == {f"/{source}": source for source in ("artifacts", "cache", "data", "exports")}
+        volumes = {place: source for place, source in mounts(services[name]).items() if not source.endswith("sweeps")}
+        assert volumes == {f"/{source}": source for source in ("artifacts", "cache", "exports")}
     assert mounts(services["db"]) == {"/var/lib/postgresql": "database"}
 
 
@@ -186,8 +186,10 @@ def test_a_secret_arrives_as_it_is_written(program: str, written: str, tmp_path:
 
 
 @pytest.mark.parametrize("program", INSTALLED)
-@pytest.mark.parametrize("written", ["./images", "../my images", "'./my $images'", "/srv/images"])
+@pytest.mark.parametrize("written", ["images", "a/b", "./images", "../my images", "'./my $images'", "/srv/a:b"])
 def test_a_folder_of_images_is_mounted_as_it_is_written(program: str, written: str, tmp_path: Path) -> None:
+    if program == "docker-compose" and re.match(r"\w", written):
+        pytest.skip("version 1 hands it on as it is, and the engine refuses it")
     here = tmp_path / "service"
     here.mkdir()
     secrets = "".join(f"{name}={value}\n" for name, value in SECRETS.items())

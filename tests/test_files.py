@@ -2,13 +2,21 @@
 
 import os
 import pwd
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cifar_sweep.artifacts import open_artifacts
+from cifar_sweep.database.address import parse_address
+from cifar_sweep.errors import UsageError
 from cifar_sweep.files import default_cache
 from cifar_sweep.training.images import data
+from tests.conftest import CAREFUL
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -45,11 +53,23 @@ def test_a_home_that_cannot_be_written_to_is_none(nobody: Path, monkeypatch: pyt
     assert default_cache() == nobody / f"cifar-sweep-{os.getuid()}"
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may look everywhere")
+def test_a_home_of_somebody_else_is_none(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir(mode=0)
+    print_it = "from cifar_sweep.files import default_cache; print(default_cache())"
+    command = [*(CAREFUL if os.geteuid() == 0 else ()), sys.executable, "-c", print_it]
+    environment = {"HOME": str(tmp_path / "root"), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert ended.stdout.strip() == f"{tmp_path}/cifar-sweep-{os.getuid()}"
+
+
 def test_what_is_named_is_taken_as_it_is(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(nobody / "x"))
     assert default_cache() == nobody / "x" / "cifar-sweep"
-    monkeypatch.setenv("CIFAR_SWEEP_CACHE", "~/c")  # there is nothing to put for the sign
-    assert default_cache() == Path("~/c")
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", "~/c")
+    for use in (default_cache, lambda: open_artifacts("~/a"), lambda: parse_address("sqlite:///~/s.db")):
+        with pytest.raises(UsageError, match="there is no home folder to put for the ~"):
+            use()
     monkeypatch.setenv("HOME", str(nobody))
     assert default_cache() == nobody / "c"
     assert open_artifacts("~/art").root == nobody / "art"

@@ -5,6 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -225,14 +226,18 @@ def worker(
 ) -> None:
     """Train trials of submitted studies, the most urgent first, until told to stop."""
     rooms.device.resolve_device(workers.device)
-    opened = rooms.storage.open_waiting(place.storage)
-    names = tuple(rooms.opening.load(opened, name).name for name in studies or [])
+    with closing(rooms.storage.open_waiting(place.storage)) as opened:
+        opened.check_writable()
+        names = tuple(rooms.opening.load(opened, name).name for name in studies or [])
     files = None if place.artifacts is None else open_artifacts(place.artifacts).address
     job = rooms.worker.Job(place.storage, names, data=data, artifacts=files, device=workers.device, deadline=deadline)
+
+    begun: dict[str, tuple[rooms.study.SweepStudy, int]] = {}  # of studies by name: their epochs before
 
     def plan(there: "Sequence[rooms.study.SweepStudy]") -> "rooms.plan.Plan":
         made = workers.choose([study.sweep for study in there], say=say)
         for study in there:
+            begun.setdefault(study.name, (study, _epochs(study)))
             _note_costs(study, made)
         say(f"working on {', '.join(study.name for study in there)}; plan: {made}")
         return made
@@ -241,7 +246,15 @@ def worker(
     with stop_on_signals() as stop:
         shown = partial(rooms.progress.all_shown, console=terminal())
         rooms.worker.serve(job, until_idle=until_idle, plan=plan, shown=shown, stop=stop)
+        if begun and (stop() or job.out_of_time()):
+            with suppress(Exception):  # the database is away, or a study deleted
+                if all(_epochs(study) == epochs for study, epochs in begun.values()):
+                    say("stopped before the first epoch's end: nothing was gained; give it more time")
     raise typer.Exit(stop.exit_code())
+
+
+def _epochs(study: "rooms.study.SweepStudy") -> int:
+    return sum(trial.epochs_done for trial in study.asked())
 
 
 def _note_costs(study: "rooms.study.SweepStudy", plan: "rooms.plan.Plan") -> None:

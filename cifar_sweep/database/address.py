@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 
 from cifar_sweep.errors import StorageError, UsageError
+from cifar_sweep.files import expanded
 
 ACCEPTED = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 SMALLEST_SQLITE_BYTES = 512  # one page of the smallest size
@@ -22,6 +24,7 @@ CONNECTING = {
     "connect_timeout": 10, "tcp_user_timeout": 50_000,
     "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
 }  # fmt: skip
+_LOGIN = re.compile(r"[^/?@:]*:(?!\d*\?\w+=)[^/@]*@")  # a password may hold a ?; a port has options behind it
 _SEARCH_PATH = re.compile(r"(?:-c\s*|--)search[_-]path=((?:\\.|\S)*)")
 
 
@@ -30,7 +33,7 @@ def parse_address(url: str) -> URL:
 
     Of a server's the query has all that SQLAlchemy has no name for, as libpq knows it.
     """
-    url = url.strip()
+    url = url.strip().strip("\"'")  # some who read a .env file leave its quotes
     kind = url.partition("://")[0].partition("+")[0].lower()
     if "://" in url and kind in ("postgres", "postgresql"):
         return _server(url.partition("://")[2])
@@ -38,9 +41,8 @@ def parse_address(url: str) -> URL:
         parsed = make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         # Not shown: a malformed address may hold a password that cannot be told apart.
-        file = (
-            f"; a file is named as sqlite:///{Path(url).name}" if url.endswith((".db", ".sqlite", ".sqlite3")) else ""
-        )
+        path = re.fullmatch(r"(?:(?:sqlite|file):)?([^@:]+\.(?:db|sqlite3?))", url)
+        file = f"; a file is named as sqlite:///{path[1]}" if path else ""
         raise UsageError(f"storage: not a database address; accepted: {ACCEPTED}{file}.") from None
     if kind != "sqlite":
         raise UsageError(f"storage: {kind} databases are not supported; accepted: {ACCEPTED}.")
@@ -48,7 +50,7 @@ def parse_address(url: str) -> URL:
         raise UsageError("storage: an SQLite address names a file alone; accepted: sqlite:///FILE.")
     if not parsed.database or parsed.database == ":memory:":
         raise UsageError("storage: an in-memory SQLite database ends with its process; accepted: sqlite:///FILE.")
-    return parsed.set(drivername="sqlite", database=os.path.abspath(os.path.expanduser(parsed.database)))
+    return parsed.set(drivername="sqlite", database=os.path.abspath(expanded(parsed.database)))
 
 
 def _server(rest: str) -> URL:
@@ -56,13 +58,16 @@ def _server(rest: str) -> URL:
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
-    place, mark, query = rest.partition("?")
+    login = _LOGIN.match(rest)
+    start = login.end() if login else 0
+    place, mark, query = rest[start:].partition("?")
     pairs = [each.partition("=") for each in query.split("&")]
     # As SQLAlchemy takes them, too: a plus is a space in options, and a second = needs no escape.
     values = [(key, unquote(text.replace("+", " ") if key == "options" else text)) for key, _, text in pairs]
     escaped = "&".join(f"{key}={quote(value, safe='')}" for key, value in values if key)
     try:
-        known = {key: str(value) for key, value in conninfo_to_dict(f"postgresql://{place}{mark}{escaped}").items()}
+        found = conninfo_to_dict(f"postgresql://{rest[:start]}{place}{mark}{escaped}")
+        known = {key: str(value) for key, value in found.items()}
     except (ProgrammingError, UnicodeError) as error:
         wrong = re.match(r"invalid URI query parameter: \"(\w+)\"", str(error))
         reason = f"it has no option {wrong[1]}" if wrong else f"not a database address; {SIGNS}"
@@ -136,11 +141,22 @@ def check_sqlite_file(path: Path, *, to_write: bool) -> None:
     if not path.parent.is_dir():
         raise StorageError(f"{path}: the folder {path.parent} of the study database does not exist.")
     mode, words = (os.R_OK | os.W_OK, "read and written") if to_write else (os.R_OK, "read")
-    for needed in (path, path.parent):  # the folder, too: SQLite keeps its log beside the file
+    # SQLite keeps its log beside the file.
+    for needed in (path, path.parent, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         if needed.exists() and not os.access(needed, mode):
             raise StorageError(f"{needed}: the study database cannot be {words} here: permission denied.")
     if path.exists() and 0 < path.stat().st_size < SMALLEST_SQLITE_BYTES:  # SQLite would begin anew in it
         raise StorageError(f"{path}: {NO_SQLITE}.")
+
+
+def unfit(path: Path, error: BaseException) -> StorageError | None:
+    """What an error of SQLite says of the place where a file lies; None where it is not the place's."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
+        return None
+    if shutil.disk_usage(path.parent).free < 2**20:  # SQLite may call that an I/O error
+        return StorageError(f"{path}: the disk is full; free some space, or name another place.")
+    cure = "name a file on a local disk with --storage, or a PostgreSQL database"
+    return StorageError(f"{path}: SQLite does not work here ({error}; a network drive?); {cure}.")
 
 
 def reader_of(path: Path) -> sqlite3.Connection:
@@ -168,7 +184,8 @@ def check_sqlite_content(path: Path, *, to_write: bool) -> bool:
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise StorageError(f"{path}: {NO_SQLITE}.") from None
-        raise StorageError(f"{path}: the study database is damaged or locked: {error}.") from None
+        words = f"{path}: the study database is damaged or locked: {error}."
+        raise unfit(path, error) or StorageError(words) from None
     if problem != "ok":
         raise StorageError(f"{path}: the study database is damaged: {problem.splitlines()[-1].rstrip('.')}.")
     if tables and not {"studies", "trials", "version_info"} <= tables:

@@ -7,6 +7,7 @@ it belong to an extra, and are loaded when a file is written, not before.
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -151,6 +152,7 @@ def some_images(data: ImageData) -> Tensor:
 
 def largest_difference(model: bytes, classifier: Classifier, images: Tensor) -> float:
     """How far a probability of an ONNX file is at most from the classifier's, on images [n, 3, h, w] in [0, 1]."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # without a home folder it also writes to the terminal
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -3,13 +3,12 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from filelock import FileLock
 
+from cifar_sweep.files import alone
 from cifar_sweep.forecast.costs import CHANGED, Speed
 from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Speeds, changing, config_of, stand_in
 from cifar_sweep.machine.processes import ProcessPool, process_pool
@@ -138,7 +137,7 @@ class Timer:
         everything = read_speeds()
         if missing := self._missing(everything, networks, splits):
             say("timing a training step of each network, once on this machine")
-            with _alone(seconds):
+            with alone(speeds_file(), seconds):
                 everything = read_speeds()
                 missing = self._missing(everything, networks, splits)
                 with process_pool(max((split.workers for split, _ in missing), default=0)) as pool:
@@ -189,14 +188,3 @@ class Timer:
             seconds = pool.together(step_seconds, *(call | {"batch": batch, "device": place} for place in places))
             each_image.append(statistics.fmean(seconds) / batch / size)
         return speed_between(*each_image)
-
-
-@contextmanager
-def _alone(seconds: float) -> Iterator[None]:
-    """The only one of the processes with this cache that times networks; one that waits longer is no longer alone."""
-    lock = FileLock(speeds_file().with_suffix(".lock"), timeout=-1 if math.isinf(seconds) else seconds)
-    with ExitStack() as held:
-        with suppress(OSError):  # a read-only home, or the time is over
-            speeds_file().parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock)
-        yield

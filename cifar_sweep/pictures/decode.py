@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -63,10 +64,18 @@ def as_seen(image: Image.Image) -> Image.Image:
         shown.putalpha(alpha)
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
     try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+        turn = _TURNS.get(_orientation(image))
     except Exception:  # a damaged note turns nothing
         turn = None
     return shown if turn is None else shown.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    found: int | None = image.getexif().get(0x0112)  # from XMP, too, where that is written as Adobe does
+    if found is None and (note := image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")):
+        text = note if isinstance(note, str) else note.decode("latin-1")
+        found = int(match[1]) if (match := re.search(r"tiff:Orientation\s*=\s*['\"]([1-8])['\"]", text)) else None
+    return found
 
 
 def _check_bits(image: Image.Image) -> None:

@@ -335,6 +335,6 @@ def requeue_orphan(storage: Storage, trial_id: int) -> bool:
     changed: dict[str, Any] = {"died_after": trial.epochs_done, "deaths": deaths, "owner": None}
     if deaths > MAX_DEATHS:
         changed["reason"] = f"its worker died {deaths} times without finishing epoch {trial.epochs_done + 1}"
-        changed["reason"] += "; if it was killed for its time, an epoch needs more of it"
+        changed["reason"] += "; if it was killed for its time or memory, an epoch needs more of it"
     storage.turn(trial_id, TrialState.FAIL if deaths > MAX_DEATHS else TrialState.WAITING, Change(changed))
     return deaths <= MAX_DEATHS

@@ -3,8 +3,8 @@
 import logging
 import multiprocessing
 import os
-import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import cache, partial
@@ -22,6 +22,7 @@ from cifar_sweep.study import tables
 
 log = logging.getLogger(__name__)
 ONLY_READS = "cifar_sweep_only_reads"  # an option of a connection: its transactions hold no writer off
+HELD = "another program reads %s: a part of it stays in the file -wal; copy both, or use `cifar-sweep copy`"
 # One connection for each process: a server's are few. Heartbeats wait for it, and threads of a dashboard.
 ONE_CONNECTION = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 120}
 # What a server has for us: the schema that is used, whether others stand behind it, the tables in it, what we may do.
@@ -83,14 +84,7 @@ def _open_file(url: URL, *, make: bool) -> tuple[Engine, bool]:
         except (sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
             for half_made in () if was_there else ("", "-wal", "-shm"):
                 Path(f"{path}{half_made}").unlink(missing_ok=True)
-            reason = getattr(error, "orig", error)
-            code = getattr(reason, "sqlite_errorcode", 0) & 0xFF
-            if code not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
-                raise
-            if shutil.disk_usage(path.parent).free < 2**20:  # SQLite may call that an I/O error
-                raise StorageError(f"{path}: the disk is full; free some space, or name another place.") from None
-            cure = "name a file on a local disk with --storage, or a PostgreSQL database"
-            raise StorageError(f"{path}: SQLite does not work here ({reason}; a network drive?); {cure}.") from None
+            raise address.unfit(path, getattr(error, "orig", error)) or error from None
     return engine, True
 
 
@@ -141,7 +135,14 @@ def end(engine: Engine, *, checkpoint: bool) -> None:
         # What is in the log alone would be missing from a copy of the file, while a dashboard keeps that open. Without
         # waiting for anybody: who looks again and again would keep a worker from writing.
         with suppress(Exception), closing(engine.raw_connection()) as connection:
-            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+            for _ in range(3):
+                _, pages, moved = connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if moved == pages:
+                    break
+                time.sleep(0.1)  # somebody reads, or writes, just now
+            else:
+                if multiprocessing.parent_process() is None:
+                    log.warning(HELD, engine.url.database)
     engine.dispose()
 
 

@@ -185,9 +185,13 @@ class Storage:
         return _open(self.optuna.engine.url, make=False)
 
     def rest(self) -> None:
-        """Keep no connection to a file while nobody asks: then all is in the file itself, and it can be replaced."""
-        if self.folder:
-            self.optuna.engine.dispose()
+        """Keep no connection while nobody asks: a file is then complete and can be replaced, a database dropped."""
+        self.optuna.engine.dispose()
+
+    def check_writable(self) -> None:
+        """Raises StorageError where nothing may be written here."""
+        if not self.writable:
+            raise StorageError(f"{self.shown}: the study database cannot be written here: permission denied.")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -197,8 +201,7 @@ class Storage:
         StorageBusyError where another process has held it for `locks.LOCK_SECONDS`, StorageError where nothing may be
         written here.
         """
-        if not self.writable:
-            raise StorageError(f"{self.shown}: the study database cannot be written here: permission denied.")
+        self.check_writable()
         engine, is_file = self.optuna.engine, is_sqlite(self.optuna.engine.url)
         try:
             with (

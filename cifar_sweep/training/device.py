@@ -2,9 +2,10 @@
 
 import ctypes
 import json
+import math
 import platform
-import statistics
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from cifar_sweep.errors import DeviceError, DiskError, one_line
-from cifar_sweep.files import default_cache, replace_file
+from cifar_sweep.files import alone, default_cache, replace_file
 from cifar_sweep.training.limits import available_cores, threads_asked
 
 # The CPU's allocator; what CUDA loads and makes besides tensors; its libraries.
@@ -23,8 +24,8 @@ OUT_OF_MEMORY = (
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The first compute capability whose tensor cores multiply bf16.
 BF16_CAPABILITY = (8, 0)
-# Below this one pair of steps is enough: without bf16 instructions it is about 0.1, and seven pairs take five seconds.
-HOPELESS_SPEEDUP = 0.5
+# Below this few pairs of steps are enough: without bf16 instructions it is about 0.1, and seven take five seconds.
+HOPELESS_SPEEDUP, LEAST_PAIRS, PAIRS = 0.5, 2, 7
 # bf16 must win by this much: below it, the wider mantissa of float32 is worth more than the time.
 WORTHWHILE_SPEEDUP = 1.15
 
@@ -137,21 +138,29 @@ def resolve_precision(device: torch.device) -> tuple[str, str]:
         capability = torch.cuda.get_device_capability(device)
         faster, has = ("bf16", "has") if capability >= BF16_CAPABILITY else ("fp32", "has no")
         return faster, f"compute capability {capability[0]}.{capability[1]} {has} bf16"
-    key = f"{device.type} {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    key = f"{device.type} {device_name(device)}, one thread, torch {torch.__version__}"
     path = default_cache() / "precision.json"
-    known: dict[str, float] = {}
-    with suppress(OSError, ValueError, AttributeError, TypeError):  # none yet, or damaged: then it is measured again
-        known = {str(name): float(ratio) for name, ratio in json.loads(path.read_text()).items()}
+    known = _noted(path)
     if key not in known:
-        known[key] = round(_bf16_speedup(), 2)
-        with suppress(DiskError):  # a read-only home: measured again next time
-            replace_file(path, json.dumps(known, indent=2).encode())
+        with alone(path):  # of processes that start at once one measures
+            known = _noted(path)
+            if key not in known:
+                known[key] = round(_bf16_speedup(), 2)
+                with suppress(DiskError):  # a read-only home: measured again next time
+                    replace_file(path, json.dumps(known, indent=2).encode())
     ratio = known[key]
     return ("bf16" if ratio >= WORTHWHILE_SPEEDUP else "fp32"), f"bf16 is {ratio:.1f} times as fast here"
 
 
+def _noted(path: Path) -> dict[str, float]:
+    """The ratios that were measured; none where there is no such file yet, or a damaged one."""
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        return {str(name): float(ratio) for name, ratio in json.loads(path.read_text()).items()}
+    return {}
+
+
 def _bf16_speedup() -> float:
-    """Training steps per second in bf16 over those in float32 on the CPU, for a small network; median of pairs."""
+    """Training steps per second in bf16 over those in float32 on the CPU, for a small network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         convolutions = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()
@@ -168,8 +177,20 @@ def _bf16_speedup() -> float:
         loss.backward()
         return time.perf_counter() - start
 
-    seconds(False), seconds(True)
-    first = seconds(False) / seconds(True)
-    if first < HOPELESS_SPEEDUP:
-        return first
-    return statistics.median([first, *(seconds(False) / seconds(True) for _ in range(6))])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several that wait for each other tell more of who works beside them than of bf16
+    try:
+        seconds(False), seconds(True)
+        return _ratio(seconds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _ratio(seconds: Callable[[bool], float]) -> float:
+    """The least time of a step in float32 over that in bf16: who works beside it makes steps slower, never faster."""
+    least = [math.inf, math.inf]
+    for pair in range(1, PAIRS + 1):
+        least = [min(known, seconds(bf16)) for known, bf16 in zip(least, (False, True), strict=True)]
+        if pair >= LEAST_PAIRS and least[0] / least[1] < HOPELESS_SPEEDUP:
+            break
+    return least[0] / least[1]

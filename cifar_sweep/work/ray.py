@@ -16,7 +16,7 @@ from typing import Any
 
 from cifar_sweep.database.address import absolute
 from cifar_sweep.database.outage import is_outage, wait_out
-from cifar_sweep.errors import CifarSweepError, SickDeviceError, UsageError, one_line
+from cifar_sweep.errors import CifarSweepError, DataError, DiskError, SickDeviceError, UsageError, one_line
 from cifar_sweep.files import replace_file
 from cifar_sweep.machine.plan import choose
 from cifar_sweep.study.opening import open_studies
@@ -148,15 +148,23 @@ class _Crew:
     async def run(self, finished: Callable[[], bool], *, stop: Callable[[], bool]) -> None:
         jobs = [replace(self._job, worker=worker) for worker in range(self._job.workers)]
         tasks = [asyncio.create_task(self._keep_at_work(job)) for job in jobs]
+        left, unable = set(tasks), list[CifarSweepError]()
         at_work, since = 0, (looked := time.monotonic())
         try:
             while not (stop() or self._job.out_of_time()):
-                done, left = await asyncio.wait(tasks, timeout=TICK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                done, left = await asyncio.wait(left, timeout=TICK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:
-                    task.result()
+                    if isinstance(error := task.exception(), (DataError, DiskError, UsageError)):
+                        unable.append(error)  # a node may lack what others have
+                        if left:
+                            self._say(f"{error} The other workers go on.")
+                    elif error:
+                        raise error
+                if not left and unable and not finished():
+                    raise unable[0]
                 if not left:
                     break
-                now, before, at_work = time.monotonic(), at_work, len(done) + len(self._hosts)
+                now, before, at_work = time.monotonic(), at_work, len(tasks) - len(left) + len(self._hosts)
                 since = since if at_work == before else now
                 if at_work < len(tasks) and now - since > PATIENCE_SECONDS:
                     since = math.inf

@@ -2,13 +2,16 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SAME_SECONDS = 0.5  # `timeout` sends its signal twice: to the process, and to all of its group
+
 
 class StopRequest:
-    """Set by the first Ctrl-C or SIGTERM; the second one ends the process at once."""
+    """Set by the first Ctrl-C or SIGTERM; one that comes later ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -32,10 +35,15 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         caught.append(signal.SIGHUP)
 
+    first = 0.0
+
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        request.signal = number
-        for each in caught:
-            signal.signal(each, signal.SIG_DFL)
+        nonlocal first
+        if request.signal is None:
+            request.signal, first = number, time.monotonic()
+        elif time.monotonic() - first > SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     before = {each: signal.signal(each, on_signal) for each in caught}
     try:

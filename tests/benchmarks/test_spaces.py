@@ -1,4 +1,4 @@
-"""benchmarks/spaces.py translates definitions; docs/spaces.md has the parameters as they are; the examples are sweeps."""
+"""benchmarks/spaces.py translates definitions; docs/spaces.md has the parameters; the examples are sweeps."""
 
 import json
 import sys

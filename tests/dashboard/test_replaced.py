@@ -157,7 +157,7 @@ def test_a_servers_database_that_is_dropped_and_made_anew(own_postgres: Postgres
         app = application(storage)
         assert seen(app) == OLD
         page = opening(app)
-        do("DROP DATABASE sweeps WITH (FORCE)")
+        do("DROP DATABASE sweeps")  # which waits for others to leave, for five seconds
         for _ in range(2):
             status, reason = seen(app)
             assert (status, 'database "sweeps" does not exist' in reason) == (503, True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -337,3 +338,18 @@ def test_images_are_from_all_over_the_test_set(small_data: ImageData) -> None:
     many = small_data.test_images.repeat(4, 1, 1, 1)
     images = onnx.some_images(replace(small_data, test_images=many))
     assert torch.equal(images, torch.cat([pixels(small_data)[::4]] * 4))
+
+
+@pytest.mark.slow
+def test_the_runtime_tells_nobody_and_says_nothing_where_there_is_no_home() -> None:
+    check_it = (
+        "import os\n"
+        "from cifar_sweep.exports.onnx import OnnxError, largest_difference\n"
+        "try: largest_difference(b'', None, None)\n"
+        "except (OnnxError, AttributeError): print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    environment = os.environ | {"HOME": "/proc", "XDG_CACHE_HOME": "/proc"}
+    ended = subprocess.run(
+        [sys.executable, "-c", check_it], capture_output=True, text=True, env=environment, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("1\n", "")

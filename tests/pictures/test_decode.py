@@ -123,10 +123,11 @@ def test_notes_that_are_damaged_change_nothing(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(read_image(tmp_path / f"{name}.png")), shown)
 
 
-def test_xmp_alone_turns_an_image(tmp_path: Path) -> None:
-    note = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+@pytest.mark.parametrize("written", ['="3"', "='3'", ' = "3"'])
+def test_xmp_alone_turns_an_image(tmp_path: Path, written: str) -> None:
+    note = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation{written}/></x:xmpmeta>'
     pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "x.webp", lossless=True, xmp=note)
+    Image.fromarray(pixels).save(tmp_path / "x.webp", lossless=True, xmp=note.encode())
     assert np.array_equal(np.asarray(read_image(tmp_path / "x.webp")), pixels[::-1, ::-1])
 
 

@@ -241,7 +241,7 @@ def limited(server: PostgresServer, _: ExitStack) -> str:
 
 
 def impatient(server: PostgresServer, _: ExitStack) -> str:
-    sql(server, "ALTER ROLE one SET idle_session_timeout = '500ms'")
+    sql(server, "ALTER ROLE one SET idle_session_timeout = '2s'")
     return server.url.replace("postgres@", "one@")
 
 
@@ -286,3 +286,15 @@ def test_more_workers_than_connections_are_answered_in_a_sentence(
     assert running.returncode == 1
     assert "too many connections for role" in err
     assert "each worker takes one connection, and the command another: fewer --workers, or a higher limit." in err
+
+
+@pytest.mark.slow
+def test_one_worker_takes_a_connection_and_the_command_another(
+    server: PostgresServer, tiny_sweep: Path, start: Callable[..., Any]
+) -> None:
+    sql(server, "ALTER ROLE one CONNECTION LIMIT 2")
+    url = server.url.replace("postgres@", "one@")
+    for command in (("submit", tiny_sweep, "--data", "synthetic:500"), ("worker", "--until-idle", "--workers", 1)):
+        running = start(*command, "--storage", url)
+        _, err = running.communicate(timeout=300)
+        assert (running.returncode, err) == (0, "")

@@ -19,7 +19,7 @@ from cifar_sweep.errors import StorageError
 from cifar_sweep.study.copying import copy_studies
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
-from tests.conftest import TINY_SWEEP, Finished
+from tests.conftest import CAREFUL, TINY_SWEEP, Finished
 from tests.servers import PostgresServer
 
 ADDRESS = "sqlite:///studies.db"
@@ -179,6 +179,16 @@ def test_a_file_is_complete_when_a_command_has_ended_while_another_has_it_open(o
         assert [name for name, _ in alone.studies()] == ["tiny", "later"]
 
 
+def test_a_file_that_cannot_be_made_complete_is_named(original: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(sqlite3.connect(original / "studies.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM trials").fetchone()
+        with closing(open_existing(f"sqlite:///{original}/studies.db")) as command:
+            command.optuna.create_new_study([], "later")
+    [line] = caplog.messages
+    assert line.startswith(f"another program reads {original}/studies.db: a part of it stays in the file -wal")
+
+
 # A drive on which SQLite does not work
 
 
@@ -198,6 +208,9 @@ def test_a_drive_without_shared_memory_is_named_and_nothing_is_left(
         assert {path.name for path in real.iterdir()} <= {"studies.db.lock"}
         assert "FAULT" in cli("doctor", "--storage", address, "--data", "synthetic:500").out
         assert {path.name for path in real.iterdir()} <= {"studies.db.lock"}
+        open_storage(f"sqlite:///{real}/studies.db").close()
+        with pytest.raises(StorageError, match="a network drive"):
+            open_existing(address)
     finally:
         subprocess.run(["umount", str(net)], check=True)
 
@@ -234,6 +247,7 @@ WRITING: dict[str, tuple[object, ...]] = {
     "pause": ("pause", "tiny"),
     "delete": ("delete", "tiny", "--yes"),
     "run": ("run", "tiny.toml", "--data", "synthetic:500"),
+    "worker": ("worker", "--until-idle"),
     "doctor": ("doctor", "--data", "synthetic:500"),  # it is well with what a run accepts, and with nothing else
 }
 READER = """
@@ -262,7 +276,6 @@ application(open_existing(storage))(environ, lambda status, headers, *_: answers
 found["dashboard"] = [0 if answers == ["200 OK"] else 1, str(answers)]
 print(json.dumps(found))
 """
-CAREFUL = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]  # root whom rights stop, too
 
 
 def read_only(folder: Path, desk: Path) -> dict[str, tuple[int, str]]:

@@ -156,12 +156,13 @@ def test_an_empty_file_becomes_a_study_database(path: Path) -> None:
     assert ("studies",) in sql(path, "SELECT name FROM sqlite_master")
 
 
-@pytest.mark.parametrize("denied", ["file", "folder"])
+@pytest.mark.parametrize("denied", ["studies.db", "", "studies.db-wal", "studies.db-shm"])
 @pytest.mark.parametrize("mode", [os.R_OK, os.W_OK], ids=["read", "write"])
 def test_missing_permissions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch, denied: str, mode: int) -> None:
     # The tests may run as root, whom no permission bits stop.
     path.touch()
-    target = path if denied == "file" else path.parent
+    target = path.parent / denied
+    target.touch()
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda asked, how: not (asked == target and how & mode) and allowed(asked, how))
     message = refusal(f"sqlite:///{path}")
@@ -198,6 +199,8 @@ def test_a_database_of_another_optuna_is_refused(path: Path, revision: str, expe
     ("url", "expected"),
     [
         ("studies.db", f"storage: not a database address; {ACCEPTED[:-1]}; a file is named as sqlite:///studies.db."),
+        ("/a/s.db", f"storage: not a database address; {ACCEPTED[:-1]}; a file is named as sqlite:////a/s.db."),
+        ("sqlite:s.db", f"storage: not a database address; {ACCEPTED[:-1]}; a file is named as sqlite:///s.db."),
         ("", f"storage: not a database address; {ACCEPTED}"),
         ("postgresql://u:p@h:port/d", "storage: not a database address: its port is no number"),
         ("postgresql://u:p@ss:/{}%@h/d", f"storage: not a database address; {SIGNS}; accepted: "),
@@ -282,6 +285,10 @@ PLAIN = "postgresql://me@h:5433/d"
         ("postgres://me@h:5433/d", PLAIN),
         ("POSTGRES://me@h:5433/d", PLAIN),
         (" PostgreSQL+Psycopg2://me@h:5433/d\n", PLAIN),
+        ("'postgresql://me@h:5433/d'", PLAIN),
+        ("postgresql://me:a?b@h:5433/d", PLAIN),
+        ("postgresql://h:5433/d?user=me&password=a@b", PLAIN),
+        ("postgresql://h:5433?user=me&password=a@b&dbname=d", PLAIN),
         ("postgresql+asyncpg://me:p%40%3A%2F%25@h:5433/d", PLAIN),
         ("postgresql://me@h:5433/d?password=a+b", PLAIN),
         ("postgres://", "postgresql://"),

@@ -1,5 +1,7 @@
 """Devices: which there is, what it can do, and when it can do no more. Of a GPU by what PyTorch is made to say."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def test_a_gpu_trains_in_what_its_tensor_cores_have(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
     monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))
     note = tmp_path / "precision.json"
-    note.write_text(f'{{"cuda a GPU, {torch.get_num_threads()} threads, torch {torch.__version__}": 1.1}}')
+    note.write_text(f'{{"cuda a GPU, one thread, torch {torch.__version__}": 1.1}}')
     assert resolve_precision(SECOND_GPU) == (precision, f"compute capability {why}")
 
 
@@ -55,6 +57,28 @@ def test_the_precision_of_a_cpu_is_measured_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(device, "_bf16_speedup", lambda: next(ratios))
     for _ in range(2):
         assert resolve_precision(CPU) == ("bf16", "bf16 is 1.3 times as fast here")
+
+
+def test_of_processes_that_start_at_once_one_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_SWEEP_CACHE", str(tmp_path))
+    ratios = iter([1.3, 0.1])
+
+    def measured() -> float:
+        time.sleep(0.2)
+        return next(ratios)
+
+    monkeypatch.setattr(device, "_bf16_speedup", measured)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(resolve_precision, [CPU, CPU]))
+    assert found == [("bf16", "bf16 is 1.3 times as fast here")] * 2
+
+
+def test_what_works_beside_it_does_not_make_bf16_look_slow() -> None:
+    slowed = iter([1, 10, 3, 1, 1, 0.5] + [1, 3] * 9)  # seconds of float32, bf16, float32 and so on
+    assert device._ratio(lambda _: next(slowed)) == 2
+    taken: list[bool] = []
+    assert device._ratio(lambda bf16: taken.append(bf16) or (10 if bf16 else 1)) == 0.1
+    assert len(taken) == 4, "two pairs tell"
 
 
 @pytest.mark.parametrize(

@@ -494,6 +494,16 @@ def test_a_fault_on_another_machine_names_it(
         run(job(data="nowhere"), said)
 
 
+def test_a_node_that_lacks_what_others_have_holds_nobody_up(
+    ray: FakeRay, study: SweepStudy, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, lacking = ClusterWorker.work, iter([UsageError("node-b: model 'mynet:build': it imports einops.")])
+    monkeypatch.setattr(ClusterWorker, "work", lambda *asked: next(lacking, None) or work(*asked))
+    run(job(), said, workers=2)
+    assert states(study) == ["complete"] * 4
+    assert said[1:] == ["node-b: model 'mynet:build': it imports einops. The other workers go on."]
+
+
 def test_another_version_on_a_node_ends_the_run(
     ray: FakeRay, study: SweepStudy, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,7 @@ def obstacle() -> str:
     if os.environ.get(KERNELS) == "torch":
         return f"{KERNELS} is torch"
     if identity() is None:
-        named = os.environ.get("CC")
+        named = os.environ.get("CC", "").strip()
         return f"CC is {named!r}, which is no C compiler here" if named else "there is no C compiler (gcc or clang)"
     reasons = [failed.read_text() for failed in _folder().glob(f"*-{identity()}.failed")]
     return f"the C compiler failed: {reasons[0]}" if reasons else ""
@@ -187,7 +187,8 @@ def build(path: Path, lanes: int, pack: int) -> None:
 def compiler() -> tuple[str, ...]:
     """The C compiler: the command in the variable CC, else the first of the usual ones; empty where there is none."""
     try:
-        commands = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [[name] for name in _COMPILERS]
+        named = shlex.split(os.environ.get("CC", ""))
+        commands = [named] if named else [[name] for name in _COMPILERS]
     except ValueError:  # a quote that is not closed
         return ()
     return next(((found, *options) for name, *options in commands if (found := shutil.which(name))), ())

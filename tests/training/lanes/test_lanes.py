@@ -444,8 +444,9 @@ def test_without_a_compiler_pytorch_trains(
     assert trains_with_pytorch()
     assert caplog.text == ""
     monkeypatch.setattr(compiled, "_COMPILERS", ())
-    other_compiler("")
-    assert compiled.obstacle() == "there is no C compiler (gcc or clang)"
+    for none in ("", "  "):
+        other_compiler(none)
+        assert compiled.obstacle() == "there is no C compiler (gcc or clang)"
 
 
 def test_a_compiler_may_be_a_command_of_several_words(other_compiler: Callable[[str], None], tmp_path: Path) -> None:
