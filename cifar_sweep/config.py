@@ -173,6 +173,7 @@ _LATER = {
     for field in fields(part)
     if field.default is not MISSING and field.name not in ("validation_images", "image_size")
 }
+_USUAL: dict[str, Value] = {name: PARAMETERS[name].default for name in NAMES}
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,7 @@ class TrialConfig:
         """
         given = {name: check_parameter(name, value, where="trial parameters") for name, value in params.items()}
         has, defaults = traits(str(given.get("model", PARAMETERS["model"].default)))
-        usual = {name: parameter.default for name, parameter in PARAMETERS.items() if not _is_further(name)}
-        values: dict[str, Value] = usual | defaults | defaults_beside(usual | given)
+        values: dict[str, Value] = _USUAL | defaults | defaults_beside(_USUAL | given)
         complete = values | given | layer_counts(given)
         values |= {name: value for name, value in given.items() if applies(name, complete)}
         if "conv_layers" in has:
@@ -248,7 +248,7 @@ class TrialConfig:
 
 def _is_further(name: str) -> bool:
     """Whether a parameter is of a single layer, or of a user's own network."""
-    return name in PARAMETERS and name not in NAMES
+    return name not in _USUAL and name in PARAMETERS
 
 
 def _is_of(part: type[Shape] | type[Knobs], name: str) -> bool:

@@ -1,8 +1,8 @@
 """Claiming: which trials a worker takes, and what becomes of those that others left behind."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -143,6 +143,7 @@ class Claiming:
     code: Mapping[str, str]  # the fingerprints of users' own models, by model
     worker: Worker
     in_time: InTime = in_time_always
+    shapes: dict[Hashable, Shape] = field(default_factory=dict)  # of trials that wait, as far as they were asked for
 
     def claim(self, *, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
@@ -243,9 +244,11 @@ class Claiming:
         if waiting.confirms is not None:
             return self._repeated(waiting).shape
         params = waiting.queued if waiting.given is None else space.encode(waiting.given, self.sweep)
+        if (key := space.shape_key(params)) in self.shapes:
+            return self.shapes[key]
         if waiting.given is None and space.leaves_shape_open(params, self.sweep):
             return None
-        return self._config(params, number=waiting.number).shape
+        return self.shapes.setdefault(key, self._config(params, number=waiting.number).shape)
 
     def _config(self, params: Mapping[str, Any], *, number: int) -> TrialConfig:
         precision = self.worker.precision

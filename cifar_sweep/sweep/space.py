@@ -1,6 +1,6 @@
 """Between a sweep's space and Optuna's parameters."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -9,6 +9,7 @@ from optuna.trial import BaseTrial
 from cifar_sweep.config import TrialConfig, decides_shape, derive_seed
 from cifar_sweep.parameters import Value, applies
 from cifar_sweep.sweep.sweep import (
+    DECIDING,
     Choices,
     ChoicesCase,
     Range,
@@ -102,6 +103,14 @@ def decode(params: Mapping[str, Any]) -> dict[str, Value]:
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a trial's Optuna parameters that decide its shape."""
     return {name: value for name, value in params.items() if decides_shape(own_name(name))}
+
+
+def shape_key(params: Mapping[str, Any]) -> Hashable:
+    """Equal for Optuna parameters of one shape: all that decides it, or whether what decides it applies."""
+    deciding = DECIDING | {"model"}
+    return frozenset(
+        each for each in params.items() if decides_shape(own_name(each[0])) or own_name(each[0]) in deciding
+    )
 
 
 def leaves_shape_open(params: Mapping[str, Any], sweep: Sweep) -> bool:

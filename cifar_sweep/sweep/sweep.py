@@ -305,14 +305,14 @@ class Sweep(_Table):
 # What decides whether others apply is suggested first. The first three come in the order of the file, as they always
 # did: another order would be another sequence of random numbers.
 _FIRST = ("model", "optimizer", "batch_norm")
-_DECIDING = frozenset(other for parameter in PARAMETERS.values() for other in parameter.only_if)
+DECIDING = frozenset(other for parameter in PARAMETERS.values() for other in parameter.only_if)
 
 
 def suggested_order(sweep: Sweep) -> list[str]:
     """The parameters of the space in the order in which they get their values."""
 
     def place(name: str) -> tuple[bool, ...]:
-        return isinstance(sweep.space[name], Cases), name not in _FIRST, name not in _DECIDING
+        return isinstance(sweep.space[name], Cases), name not in _FIRST, name not in DECIDING
 
     return sorted(sweep.space, key=place)
 
