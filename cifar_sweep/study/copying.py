@@ -1,5 +1,6 @@
 """Studies from one database to another, SQLite or PostgreSQL: each whole or not at all, then read back."""
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -35,7 +36,7 @@ def copy_studies(
     if not wanted:
         raise StudyError(f"{source.shown}: there is no study to copy.")
     # All are looked at before the first is written.
-    there = [_is_copied(study, _rows_of(study), target) for study in wanted]
+    there = [_is_copied(study, _rows_of(study, target), target) for study in wanted]
     if all(there):
         one_or_all = f"study {wanted[0].name!r} is" if len(wanted) == 1 else f"all {len(wanted)} studies are"
         raise StudyError(f"{target.shown}: {one_or_all} here already, the same trial for trial; nothing was copied.")
@@ -53,7 +54,7 @@ def _identity(storage: Storage) -> tuple[str, ...]:
 
 def _copy(study: SweepStudy, target: Storage, *, say: Callable[[str], None]) -> bool:
     """Copy a study, if it is not there; whether it was not."""
-    rows = _rows_of(study)
+    rows = _rows_of(study, target)
     with target.lock():
         if _is_copied(study, rows, target):
             say(f"study {study.name!r} is there already, the same trial for trial, and passed over.")
@@ -67,8 +68,8 @@ def _copy(study: SweepStudy, target: Storage, *, say: Callable[[str], None]) -> 
     return True
 
 
-def _rows_of(study: SweepStudy) -> StudyRows:
-    """A study as its copy is to be. Raises StudyError where it is being trained."""
+def _rows_of(study: SweepStudy, target: Storage) -> StudyRows:
+    """A study as its copy is to be in the target. Raises StudyError where it is being trained."""
     source, name = study.storage, study.name
     with source.lock() if source.writable else nullcontext():
         there = source.load(name)
@@ -86,6 +87,16 @@ def _rows_of(study: SweepStudy) -> StudyRows:
         for attribute in rows.trials[number]["trial_user_attributes"]:
             if attribute["key"] == "owner":
                 attribute["value_json"] = "null"
+    for row in rows.facts[
+        "study_user_attributes"
+    ]:  # paths that are stored from the database's folder, from another one
+        value = json.loads(row["value_json"])
+        if row["key"] == "artifacts":
+            row["value_json"] = json.dumps(target.to_store(source.from_stored(value)))
+        elif row["key"] == "data" and "source" in value:
+            value["source"] = target.to_store(source.from_stored(value["source"]))
+            row["value_json"] = json.dumps(value)
+    rows.facts["study_user_attributes"].sort(key=str)
     return rows
 
 

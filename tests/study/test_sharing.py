@@ -15,11 +15,13 @@ import pytest
 
 from cifar_sweep.artifacts import open_artifacts
 from cifar_sweep.cli import main
+from cifar_sweep.dashboard.server import application
 from cifar_sweep.errors import StorageError
 from cifar_sweep.study.copying import copy_studies
 from cifar_sweep.study.opening import load
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
 from tests.conftest import CAREFUL, TINY_SWEEP, Finished
+from tests.dashboard.test_access import ask
 from tests.servers import PostgresServer
 
 ADDRESS = "sqlite:///studies.db"
@@ -163,6 +165,20 @@ def test_images_below_the_folder_are_found_after_a_move(tmp_path: Path) -> None:
         assert storage.from_stored("./images/mine") == f"{tmp_path}/images/mine"
         for stays in ("synthetic:500", "auto", "/elsewhere/images", "s3://bucket/x", f"{tmp_path}-2/images"):
             assert storage.from_stored(storage.to_store(stays)) == storage.to_store(stays) == stays
+
+
+def test_a_copy_by_command_leaves_the_files_of_its_original(
+    original: Path, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    shutil.copy(original / "tiny.toml", ".")
+    before = tree(original)
+    assert cli("copy", f"sqlite:///{original}/studies.db", ADDRESS).exit_code == 0
+    assert cli("export", "tiny").exit_code == 0, "its weights are read there"
+    more(cli, tmp_path / "copy", monkeypatch)
+    delete(cli, tmp_path / "copy", monkeypatch)
+    assert tree(original) == before
 
 
 # Complete without the log
@@ -357,19 +373,32 @@ def selecting(compared: Path, module_postgres: PostgresServer) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", READING)
 def test_a_role_that_only_selects_may(
-    selecting: str, command: str, compared: Path, cli: Callable[..., Finished]
+    selecting: str, command: str, compared: Path, cli: Callable[..., Finished], caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = [str(each).replace("{storage}", selecting) for each in READING[command]]
     files = ("--artifacts", compared / "artifacts") if command in ("report", "compare", "export") else ()
     ended = cli(*arguments, *files, *(() if command == "copy" else ("--storage", selecting)))
     assert ended.exit_code == 0, ended.err
+    assert ("its test accuracy is not noted" in caplog.text) == (command == "export")
 
 
 @pytest.mark.slow
-def test_a_role_that_only_selects_may_not_pause(selecting: str, cli: Callable[..., Finished]) -> None:
-    ended = cli("pause", "tiny", "--storage", selecting)
+@pytest.mark.parametrize("command", WRITING)
+def test_a_role_that_only_selects_may_not(
+    selecting: str, command: str, compared: Path, cli: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(compared)
+    ended = cli(*WRITING[command], "--storage", selecting)
     assert ended.exit_code == 1
-    assert ended.err.endswith("the study database cannot be written here: permission denied.\n")
+    words = "which may only be looked at here" if command == "doctor" else "cannot be written here: permission denied."
+    assert words in ended.out + ended.err
+
+
+@pytest.mark.slow
+def test_a_role_that_only_selects_has_the_dashboard(selecting: str) -> None:
+    with closing(open_existing(selecting)) as storage:
+        status, _, content = ask(application(storage))
+        assert (status, len(json.loads(content)["study_summaries"])) == (200, 2)
 
 
 def test_a_storage_to_read_alone_refuses_to_be_locked(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:

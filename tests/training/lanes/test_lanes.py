@@ -547,3 +547,14 @@ def test_how_wide_a_processor_works(processor: str, widest: int, monkeypatch: py
     monkeypatch.setattr(compiled, "processor", lambda: processor)
     assert compiled.lane_count(bf16=True) == widest
     assert compiled.lane_count(bf16=False) == 8
+
+
+def test_each_user_of_a_shared_cache_has_kernels_of_their_own(
+    other_compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other_compiler("")
+    (tmp_path / "cache" / "kernels").mkdir(parents=True)
+    assert compiled._folder() == tmp_path / "cache" / "kernels"
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    assert compiled._folder() == tmp_path / "cache" / f"kernels-{other}"
