@@ -30,7 +30,7 @@ ALLOWED = {
     "sweep": {"parameter", "layers", "config", "parameters", "files", "errors"},
     "convert": {"sweep", "parameter", "parameters", "errors"},
     "search": {"layers", "sweep", "schedules", "config", "parameters"},
-    "database": {"errors"},
+    "database": {"files", "errors"},
     "study": {"database", "search", "sweep", "artifacts", "curve", "words", "config", "parameters", "errors"},
     "replay": {"study", "search", "sweep", "curve", "config", "parameters", "errors"},
     "pictures": {"config", "parameters", "errors"},
