@@ -1,0 +1,105 @@
+"""A study over networks by numbers: layers' own parameters, settings that leave no image, a group of one shape."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from cifar_sweep.config import Shape
+from cifar_sweep.errors import UsageError
+from cifar_sweep.forecast.expected import shape_of
+from cifar_sweep.parameters import Value
+from cifar_sweep.search.choice import Situation
+from cifar_sweep.search.chooser import Chooser
+from cifar_sweep.study.claim import Claim, Worker
+from cifar_sweep.study.opening import open_or_resume
+from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.storage import Storage
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.parsing import parse
+
+DATA = {"name": "pictures", "fingerprint": "abc", "classes": 10}
+LAYERS = {
+    "filters_3": {"low": 4, "high": 64},
+    "filters_1": {"low": 4, "high": 64},
+    "conv_layers": {"low": 1, "high": 3},
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+}
+# Three poolings by four leave nothing of 32 pixels.
+SHRINKING = {"pool_size": {"choices": [2, 4]}, "conv_layers": {"low": 1, "high": 3}, "stride": {"choices": [1, 2]}}
+
+
+@pytest.fixture
+def make(storage: Storage, name: str) -> Callable[..., SweepStudy]:
+    def made(**tables: Any) -> SweepStudy:
+        plain = {"name": "s", "trials": 24, "pruner": "none", "fixed": {"model": "cnn", "epochs": 3}}
+        return open_or_resume(storage, name, parse(plain | tables, where="test"), data=DATA)
+
+    return made
+
+
+def trained(study: SweepStudy, *, size: int = 1) -> list[Claim]:
+    worker = Worker(Owner(**asdict(Owner.current()) | {"token": "one"}), "cpu", 1, "fp32")
+    found: list[Claim] = []
+    while claims := study.claim(worker, size=lambda _: size, workers=1):
+        for claim in claims:
+            study.complete(claim, 0.5)
+        found += claims
+    return found
+
+
+def test_a_layer_that_is_not_there_is_not_asked_for(make: Callable[..., SweepStudy]) -> None:
+    study = make(space=LAYERS, sampler="random")
+    trained(study)
+    for trial in study.trials():
+        assert ("filters_3" in trial.params) == (trial.params["conv_layers"] == 3)
+        assert trial.settings["filters_1"] == trial.params["filters_1"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_setting_that_leaves_no_image_is_pruned_with_its_reason_and_the_sweep_goes_on(
+    make: Callable[..., SweepStudy], sampler: str
+) -> None:
+    study = make(space=SHRINKING, sampler=sampler)
+    claims = trained(study)
+    trials = study.trials()
+    pruned = [trial for trial in trials if trial.state == "pruned"]
+    assert pruned
+    assert len(trials) == len(claims) + len(pruned) == 24
+    assert all("images of 32 pixels have nothing left after layer" in trial.reason for trial in pruned)
+    assert not any(claim.config.shape.fault for claim in claims)
+    assert study.finished()
+
+
+def test_a_grid_leaves_them_out_of_its_groups(make: Callable[..., SweepStudy]) -> None:
+    rates = {"learning_rate": {"choices": [0.1, 0.2]}}
+    study = make(space=SHRINKING | rates, sampler="grid", trials=24)
+    claims = trained(study, size=4)
+    assert len(study.trials()) == 24
+    assert len(claims) == 24 - sum(trial.state == "pruned" for trial in study.trials()) < 24
+
+
+def test_the_model_of_the_search_never_proposes_one() -> None:
+    sweep = parse({"name": "s", "strategy": "auto", "fixed": {"model": "cnn"}, "space": SHRINKING}, where="test")
+
+    def shape(point: Mapping[str, Value]) -> Shape:
+        return shape_of({**sweep.fixed, **point})
+
+    chooser = Chooser(sweep)
+    choices = [chooser.choose(Situation([], lambda _: 8, 100, shape, seed)) for seed in range(20)]
+    proposed = [point for choice in choices for point in choice.new]
+    assert not any(shape(point).fault for point in proposed)
+    assert len(proposed) > 20
+
+
+def test_a_file_of_which_all_settings_leave_nothing_is_refused() -> None:
+    fixed = {"model": "cnn", "image_size": 28, "pool_size": 4}
+    with pytest.raises(UsageError, match=r"images of 28 pixels have nothing left after layer 3 of 3: kernel 3"):
+        parse({"name": "s", "fixed": fixed | {"conv_layers": 3}, "space": {"stride": {"choices": [1, 2]}}}, where="t")
+
+
+def test_a_list_says_how_many_layers_there_are(make: Callable[..., SweepStudy]) -> None:
+    study = make(space={"filters": {"choices": [[8, 16], [4, 8, 16]]}}, sampler="random", trials=6)
+    counts = {claim.trial.params["filters"]: claim.config.shape.conv_layers for claim in trained(study)}
+    assert counts == {"8,16": 2, "4,8,16": 3}
