@@ -130,5 +130,6 @@ _ENVIRONMENT.filters |= {
     "duration": lambda seconds: Markdown(duration(seconds)),
     "loss": lambda nats: Markdown(f"{nats:.4f}"),
     "percent": lambda share: Markdown(f"{share:.2%}"),
+    "reached": lambda trial: Markdown(trial.metric.text(trial.value)),
     "percents": lambda percent: Markdown(f"{percent:.2f} %"),
 }
