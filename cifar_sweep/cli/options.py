@@ -84,7 +84,9 @@ def settings_of(pairs: list[str]) -> dict[str, Value]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
+        if isinstance(value, list) and value:
+            value = ",".join(str(entry) for entry in value)  # as a list of layers is kept
         if not isinstance(value, (bool, int, float, str)):
-            raise UsageError(f"--set {pair}: a number, a word, true or false is needed.")
+            raise UsageError(f"--set {pair}: a number, a word, true or false is needed, or a list of these.")
         parsed[key.strip()] = value
     return parsed

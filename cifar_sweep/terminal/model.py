@@ -8,7 +8,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.parameters import MODEL_NAMES, MODEL_TRAITS, PARAMETERS, Value
+from cifar_sweep.parameters import MODEL_NAMES, MODEL_TRAITS, NAMES, PARAMETERS, Value
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs, summarize
 
@@ -61,7 +61,9 @@ def overview() -> list[dict[str, Any]]:
             described = describe_model({"model": model})
         has, defaults = MODEL_TRAITS[model]
         counts = {name: described[name] for name in ("model", "parameters", "multiply_accumulates")}
-        rows.append(counts | {"defaults": dict(defaults), "beyond_common": sorted(has - _IN_EVERY_MODEL)})
+        rows.append(
+            counts | {"defaults": dict(defaults), "beyond_common": sorted((has & set(NAMES)) - _IN_EVERY_MODEL)}
+        )
     return rows
 
 
