@@ -1,6 +1,7 @@
 """Convolutions with the members in the lanes of vectors: against PyTorch's, and against themselves in other groups."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
