@@ -25,7 +25,7 @@ ALLOWED = {
     "artifacts": {"files", "errors"},
     "sweep": {"config", "files", "errors"},
     "search": {"sweep", "config"},
-    "database": {"errors"},
+    "database": {"files", "errors"},
     "study": {"database", "search", "sweep", "artifacts", "curve", "words", "config", "errors"},
     "replay": {"study", "search", "sweep", "curve", "config", "errors"},
     "pictures": {"config", "errors"},
