@@ -387,7 +387,7 @@ def layer_counts(values: Mapping[str, Value], *, where: str = "trial parameters"
         if name in values and (entries := PARAMETERS[name].entries(values[name])):
             given = counts.get(counted, values.get(counted, len(entries)))
             if given != len(entries):
-                fault = f"{name} = {values[name]} has {len(entries)} values, one a layer, where there are {given}"
+                fault = f"{name} = {values[name]} has {len(entries)} of them, one a layer, where there are {given}"
                 raise UsageError(f"{where}: {fault} ({counted}); lists are to be of one length.")
             counts[counted] = len(entries)
     return counts

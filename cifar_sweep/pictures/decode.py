@@ -70,8 +70,8 @@ def as_seen(image: Image.Image) -> Image.Image:
     return shown if turn is None else shown.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int | None:
-    found: int | None = image.getexif().get(0x0112)  # from XMP, too, where that is written as Adobe does
+def _orientation(image: Image.Image) -> Any:
+    found = image.getexif().get(0x0112)  # from XMP, too, where that is written as Adobe does
     if found is None and (note := image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")):
         text = note if isinstance(note, str) else note.decode("latin-1")
         found = int(match[1]) if (match := re.search(r"tiff:Orientation\s*=\s*['\"]([1-8])['\"]", text)) else None

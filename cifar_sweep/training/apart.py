@@ -3,13 +3,14 @@
 The interface is that of `Fused`, so that there is one training loop; a group of them takes as long as its members.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cifar_sweep.training.rows import Masks, Rows, masks_of
+from cifar_sweep.training.rows import Masks, Rows, Stream, masks_of
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -23,7 +24,7 @@ class Apart(Rows):
         super().__init__(networks)
         for network, mask in zip(networks, masks, strict=True):
             _own_dropout(network, mask)
-        self.networks = nn.ModuleList(networks)
+        self.networks, self.masks = nn.ModuleList(networks), list(masks)
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
@@ -39,10 +40,10 @@ class Apart(Rows):
         ]
         with torch.autocast(images.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             x = images if self.dtype else images.to(self.weights.dtype)
-            each = [
-                functional_call(network, parameters, (x,))
-                for network, parameters in zip(self.networks, named, strict=True)
-            ]
+            each = []
+            for network, parameters, masks in zip(self.networks, named, self.masks, strict=True):
+                with _own_chance(masks) if self.training else nullcontext():
+                    each.append(functional_call(network, parameters, (x,)))
         return torch.stack(each)
 
     def member_buffers(self, k: int) -> Mapping[str, Tensor]:
@@ -64,7 +65,25 @@ class Apart(Rows):
 
     def keep(self, members: Sequence[int]) -> None:
         super().keep(members)
-        self.networks = nn.ModuleList([self.networks[k] for k in members])
+        self.networks, self.masks = nn.ModuleList([self.networks[k] for k in members]), [self.masks[k] for k in members]
+
+
+@contextmanager
+def _own_chance(masks: Masks) -> Iterator[None]:
+    """Have what a network draws itself, as attention's dropout does, come from the member's own generator on a CPU."""
+    if isinstance(masks.generator, Stream):
+        yield
+        return
+    ours = torch.default_generator
+    with torch.random.fork_rng(devices=[]):
+        twin = torch.Generator()
+        twin.set_state(masks.generator.get_state())
+        ours.manual_seed(int(torch.randint(2**62, (), generator=twin)))
+        before = ours.get_state()
+        yield
+        has_drawn = not torch.equal(before, ours.get_state())
+    if has_drawn:  # else the member's own goes on as if nobody had asked
+        torch.randint(2**62, (), generator=masks.generator)
 
 
 def _own_dropout(network: nn.Module, masks: Masks) -> None:

@@ -250,6 +250,22 @@ def in_a_schema(server: PostgresServer, _: ExitStack) -> str:
     return f"{server.url}{OPTION}lab"
 
 
+# A network that lets a connection rest for longer than that, once in each process.
+RESTING = """
+import time
+from torch import nn
+
+class Pause(nn.Module):
+    steps = 0
+
+    def forward(self, x):
+        Pause.steps += 1
+        time.sleep(2.3 * (Pause.steps == 9))
+        return x
+
+def build(shape):
+    return nn.Sequential(Pause(), nn.Flatten(), nn.Linear(3072, shape.classes))
+"""
 WAYS = [pooled("session"), pooled("transaction"), limited, impatient, in_a_schema]
 
 
@@ -261,6 +277,9 @@ def test_eight_trials_by_two_workers(
 ) -> None:
     if way in WAYS[:2] and not shutil.which("pgbouncer"):
         pytest.skip("pgbouncer is not installed")
+    if way is impatient:
+        Path("resting.py").write_text(RESTING)
+        tiny_sweep.write_text(tiny_sweep.read_text().replace('"lenet"', '"resting:build"'))
     options = ("--trials", 8, "--workers", 2, "--threads", 1, "--data", "synthetic:1000")
     with ExitStack() as stack:
         url = way(server, stack)

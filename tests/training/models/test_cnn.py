@@ -64,9 +64,9 @@ def test_a_layer_has_what_follows_it_in_order() -> None:
 
 
 def test_lists_of_different_lengths_are_refused() -> None:
-    with pytest.raises(UsageError, match="kernel_size = 3,5,3 has 3 values, one a layer, where there are 2"):
+    with pytest.raises(UsageError, match="kernel_size = 3,5,3 has 3 of them, one a layer, where there are 2"):
         config(filters=[8, 16], kernel_size=[3, 5, 3])
-    with pytest.raises(UsageError, match="filters = 8,16 has 2 values, one a layer, where there are 4"):
+    with pytest.raises(UsageError, match="filters = 8,16 has 2 of them, one a layer, where there are 4"):
         config(filters=[8, 16], conv_layers=4)
 
 

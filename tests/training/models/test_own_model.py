@@ -46,8 +46,18 @@ class Shortcut(nn.Module):
         return self.leave(self.dropout(x.flatten(1))) + self.offset
 
 
+class Drawing(Shortcut):
+    def forward(self, x):
+        x = functional.dropout(super().forward(x), 0.2, self.training)
+        return x + 0.1 * torch.randn_like(x) if self.training else x
+
+
 def build(shape):
     return Shortcut(8, shape.classes)
+
+
+def drawing(shape):
+    return Drawing(8, shape.classes)
 
 
 def plain(shape):
@@ -129,7 +139,7 @@ def test_which_networks_are_fused(module: str) -> None:
     assert not can_fuse(nn.Sequential(shared, nn.ReLU(), shared, flat, nn.Linear(3072, 10)))
 
 
-@pytest.mark.parametrize("name", ["build", "plain"])
+@pytest.mark.parametrize("name", ["build", "plain", "drawing"])
 def test_members_equal_their_solo_runs(name: str, module: str, small_data: ImageData) -> None:
     model = f"{module}:{name}"
     configs = [config(model, seed=seed, dropout=dropout) for seed, dropout in enumerate([0.3, 0.0, 0.2])]
@@ -166,11 +176,12 @@ def test_all_of_a_step_is_on_the_device(name: str, module: str, monkeypatch: pyt
         run.step(torch.empty(6, 3, 32, 32, device=device), torch.empty(6, dtype=torch.long, device=device))
 
 
-def test_a_member_goes_on_from_its_state(module: str, small_data: ImageData) -> None:
-    each = config(f"{module}:build", dropout=0.4)
+@pytest.mark.parametrize("name", ["build", "drawing"])
+def test_a_member_goes_on_from_its_state(name: str, module: str, small_data: ImageData) -> None:
+    each = config(f"{module}:{name}", dropout=0.4)
     unbroken = trained([each], small_data, epochs=3)
     first = trained([each], small_data, epochs=2)
-    second = trained([config(f"{module}:build", dropout=0.4)], small_data, epochs=0)
+    second = trained([config(f"{module}:{name}", dropout=0.4)], small_data, epochs=0)
     second.restore(0, first.state(0))
     second.epoch()
     assert_members_equal(unbroken, 0, second, 0)
