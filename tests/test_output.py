@@ -76,7 +76,7 @@ def shell(command: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_every_other_command_does_something() -> None:
-    doing = "run submit worker pause resume cancel delete copy export ensemble train dashboard".split()  # noqa: SIM905
+    doing = "run submit worker pause resume cancel delete copy export ensemble train dashboard convert".split()  # noqa: SIM905
     names = {each.name or getattr(each.callback, "__name__", "") for each in app.registered_commands}
     assert names == {*doing, *output.READING}
 

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,12 @@ def test_the_command_writes_the_file_and_ends_with_what_is_asked(tmp_path: Path,
     assert "the log range of lr may be given by values or by exponents" in result.err
     assert cli("convert", source, "--out", tmp_path / "m4.toml", "--log-ends", "values").exit_code == 0
     assert load(tmp_path / "m4.toml").space.keys() == {"learning_rate"}
+
+
+def test_a_file_that_is_there_is_not_written_over(cli: Callable[..., Any], isolated: Path) -> None:
+    Path("sweep.yaml").write_text("method: random\nparameters:\n  lr:\n    values: [0.1, 0.01]\n")
+    Path("sweep.toml").write_text("mine")
+    refused = cli("convert", "sweep.yaml")
+    assert refused.exit_code
+    assert "sweep.toml is there already; name another file with --out" in refused.err
+    assert Path("sweep.toml").read_text() == "mine"
