@@ -166,6 +166,7 @@ class Knobs:
 
 # Of single layers: which part of a config has them.
 _PARTS = {part: {field.name for field in fields(part)} for part in (Shape, Knobs)}
+_KNOWN = dict.fromkeys(field.name for part in _PARTS for field in fields(part) if field.name != "more")  # in order
 # A value that came later is left out of what is stored while it is the default: what was stored before stays the same.
 _LATER = {
     field.name: field.default
@@ -205,32 +206,35 @@ class TrialConfig:
         if values["precision"] == "auto":
             values["precision"] = precision
         values |= {"classes": classes, "data_seed": data_seed, "seed": seed}
-        return cls.from_dict(values)
+        return cls._of(values)  # each is a default, or checked above
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Rebuild a config from `to_dict`'s result; UsageError if a value is missing, unknown, or out of range."""
-        known = [name for names in _PARTS.values() for name in names if name != "more"]
         # What was stored before there was a choice.
         values = _LATER | {"validation_images": 0, "image_size": 32} | dict(values)
         del values["more"]
-        further = {name: value for name, value in values.items() if _is_further(name)}
-        if unknown := [name for name in values if name not in known and name not in further]:
-            raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], known)}.")
-        if missing := [name for name in known if name not in values]:
-            raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(known)}.")
+        if unknown := [name for name in values if name not in _KNOWN and not _is_further(name)]:
+            raise UsageError(f"trial config: there is no value {unknown[0]!r}; {nearest(unknown[0], _KNOWN)}.")
+        if missing := [name for name in _KNOWN if name not in values]:
+            raise UsageError(f"trial config: {', '.join(missing)} is missing; a config has all of {', '.join(_KNOWN)}.")
+        for name, value in values.items():
+            if name in PARAMETERS and not (name == "hidden_units" and value == 0):
+                check_parameter(name, value, where="trial config")
+        return cls._of(values)
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> "TrialConfig":
+        """The config of these values, of which all are there; UsageError for a number that is no parameter."""
         for name, least in (("classes", 2), ("data_seed", 0), ("seed", 0)):
             if type(values[name]) is not int or values[name] < least:
                 fault = f"{name} = {values[name]!r}"
                 raise UsageError(f"trial config: {fault} is not accepted; a whole number from {least}.")
-        for name, value in values.items():
-            if name in PARAMETERS and not (name == "hidden_units" and value == 0):
-                check_parameter(name, value, where="trial config")
+        further = sorted((name, value) for name, value in values.items() if name not in _KNOWN)
 
         def part(kind: type[Shape] | type[Knobs]) -> Any:
-            names = _PARTS[kind]
-            more = ((name, value) for name, value in sorted(further.items()) if _is_of(kind, name))
-            return kind(**{name: values[name] for name in names - {"more"}}, more=tuple(more))
+            more = ((name, value) for name, value in further if _is_of(kind, name))
+            return kind(**{name: values[name] for name in _PARTS[kind] - {"more"}}, more=tuple(more))
 
         return cls(part(Shape), part(Knobs))
 
