@@ -39,7 +39,7 @@ class Apart(Rows):
             for part in self.parts
         ]
         with torch.autocast(images.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            x = images if self.dtype else images.to(self.weights.dtype)
+            x = images.to(self.weights.dtype)  # as autocast expects it: what a network stores of them has float32
             each = []
             for network, parameters, masks in zip(self.networks, named, self.masks, strict=True):
                 with _own_chance(masks) if self.training else nullcontext():

@@ -52,6 +52,21 @@ class Drawing(Shortcut):
         return x + 0.1 * torch.randn_like(x) if self.training else x
 
 
+class Running(Shortcut):
+    def __init__(self, width, classes):
+        super().__init__(width, classes)
+        self.register_buffer("mean", torch.zeros(3, 1, 1))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.mean((0, 2, 3))[:, None, None], 0.1)
+        return super().forward(x - self.mean)
+
+
+def running(shape):
+    return Running(8, shape.classes)
+
+
 def build(shape):
     return Shortcut(8, shape.classes)
 
@@ -213,12 +228,13 @@ def test_weights_with_two_names() -> None:
     Tied().load_state_dict(state)
 
 
-def test_bf16(module: str, small_data: ImageData) -> None:
+@pytest.mark.parametrize("name", ["build", "running"])
+def test_bf16(name: str, module: str, small_data: ImageData) -> None:
     bf16 = TrialConfig.from_params(
-        {"model": f"{module}:build", "batch_size": 50, "epochs": 1}, classes=10, precision="bf16", data_seed=7, seed=0
+        {"model": f"{module}:{name}", "batch_size": 50, "epochs": 1}, classes=10, precision="bf16", data_seed=7, seed=0
     )
     [result] = Run([bf16], small_data, device=CPU).epoch()
-    [exact] = Run([config(f"{module}:build", train_images=0)], small_data, device=CPU).epoch()
+    [exact] = Run([config(f"{module}:{name}", train_images=0)], small_data, device=CPU).epoch()
     assert result.train_loss == pytest.approx(exact.train_loss, rel=0.03)
 
 
