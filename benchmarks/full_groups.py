@@ -25,7 +25,7 @@ DATA = {"name": "none", "fingerprint": "0", "classes": 10}
 
 def group_sizes(sweep: Sweep, *, workers: int, size: int, seed: int) -> list[int]:
     """The size of the group that each trial was claimed in."""
-    generator = random.Random(seed)  # noqa: S311 - no secret
+    generator = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(f"sqlite:///{folder}/studies.db")
         study = open_or_resume(storage, sweep.name, sweep.model_copy(update={"seed": seed}), data=DATA)
