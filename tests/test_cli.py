@@ -442,8 +442,9 @@ def test_preview_without_cifar10_runs_on_synthetic_images_and_says_so(tiny_sweep
 def test_settings_are_read_as_toml() -> None:
     parsed = settings_of(["batch_size=32", "learning_rate=1e-3", "pruner=none", "batch_norm=true", "init='xavier'"])
     assert parsed == {"batch_size": 32, "learning_rate": 1e-3, "pruner": "none", "batch_norm": True, "init": "xavier"}
+    assert settings_of(["filters=[8, 16]"]) == {"filters": "8,16"}  # as a list of layers is kept
     with pytest.raises(UsageError, match="a number, a word"):
-        settings_of(["batch_size=[1, 2]"])
+        settings_of(["batch_size={ low = 1 }"])
 
 
 def test_status_of_one_study_and_of_none(tiny_sweep: Path, cli: Any) -> None:
