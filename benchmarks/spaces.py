@@ -52,7 +52,7 @@ NAMES = {
     "schedule_warmup_fraction": "onecycle_peak", "network": "model", "mixup_probability": "mix_probability",
     "cutmix_probability": "mix_probability", "training_images": "train_images",
     "bias_learning_rate_factor": "bias_rate", "schedule_end_learning_rate": "lowest_rate",
-    "asgd_alpha": "asgd_power", "asgd_lambda": "asgd_decay", "asgd_t0": "asgd_start",
+    "asgd_alpha": "asgd_power", "asgd_lambda": "asgd_decay",
 }  # fmt: skip
 SETTINGS = {
     "step": {"step_size": "step_size", "gamma": "gamma"}, "exponential": {"gamma": "gamma"},
@@ -197,6 +197,9 @@ class Translation:
             return
         if as_lists := each.get("as_lists"):  # what the words stand for
             self._search({"name": "filters", "kind": "choices", "values": list(as_lists.values())})
+            return
+        if own == "asgd_t0":
+            self.notes.append("asgd_t0 changes no result: what it averages is validated by nobody")
             return
         if own == "nesterov":  # a switch of sgd
             self.space.setdefault("optimizer", {"choices": []})["choices"].append("nesterov")

@@ -117,7 +117,6 @@ class Knobs:
     freeze_epochs: int = 0
     asgd_decay: float = 1e-4
     asgd_power: float = 0.75
-    asgd_start: float = 1e6
     cycle_up: int = 10
     cycle_down: int = 0
     cycle_mode: str = "triangular"

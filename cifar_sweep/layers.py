@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from cifar_sweep.parameters import PARAMETERS, VGG_MODELS
 
+MOST_FILTERS = 65536
 _GROWTH = {"same": 1.0, "double": 2.0, "half": 0.5}
 
 
@@ -58,6 +59,14 @@ def image_fault(values: Mapping[str, Any]) -> str:
     if model in VGG_MODELS and size < 32:
         return f"{model} halves images five times; accepted: image_size = 32 or more"
     blocks = blocks_of(values) if model == "cnn" else []
+    if any(block.filters > MOST_FILTERS for block in blocks):
+        return (
+            f"filters = {values['filters']} grow beyond {MOST_FILTERS:,}; accepted: fewer, or a smaller filter_growth"
+        )
+    if blocks and values["padding_mode"] == "reflect" and blocks[0].padding >= size:
+        return (
+            f"images of {size} pixels have too few to reflect {blocks[0].padding} of them; accepted: a smaller kernel"
+        )
     for number, block in enumerate(blocks, start=1):
         if block.side < 1:
             return (

@@ -54,6 +54,8 @@ class Parameter:
 
     def entries(self, value: Any) -> list[Any]:
         """The values of a list, also of one that is kept as a text; none of anything else."""
+        if not self.listed:
+            return []
         if isinstance(value, (list, tuple)):
             return [str(part) for part in value] if self.kind is str else list(value)
         if not isinstance(value, str) or (self.kind is str and "," not in value):

@@ -2,34 +2,19 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.parameter import Parameter
 from cifar_sweep.parameter import Value as Value  # what a value is, for those who ask for the parameters
+from cifar_sweep.training_parameters import AUGMENTATION, OPTIMIZER_NAMES, TRAINING
 
 VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
 OWN_WORDS = "torchvision:NAME, timm:NAME, or a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*"
-OPTIMIZER_NAMES = ("sgd", "nesterov", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd")
-_ADAMS = {"optimizer": ("adam", "adamw", "nadam", "adamax")}
-_LOWEST = {"schedule": ("cosine", "warm_restarts", "plateau", "cyclic", "polynomial")}
-_CYCLIC: dict[str, tuple[Value, ...]] = {"schedule": ("cyclic",)}
-_ASGD: dict[str, tuple[Value, ...]] = {"optimizer": ("asgd",)}
-_RESTARTS, _ONECYCLE, _PLATEAU = ({"schedule": (name,)} for name in ("warm_restarts", "onecycle", "plateau"))
-SCHEDULE_NAMES = (
-    "step", "none", "cosine", "warm_restarts", "onecycle", "exponential", "multistep", "polynomial", "plateau",
-    "cyclic",
-)  # fmt: skip
-# Those of a schedule that are counted in epochs.
-SCHEDULE_LENGTHS = (
-    "step_size", "warmup_epochs", "milestones", "cosine_epochs", "restart_epochs", "plateau_patience", "cycle_up",
-    "cycle_down",
-)  # fmt: skip
-WEIGHT = r"\d*\.?\d+(e-?\d+)?"
 ACTIVATION_NAMES = ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "gelu", "silu", "mish", "none")
 MOST_LAYERS = 8  # of a cnn's parameters by layer
 
@@ -79,118 +64,6 @@ _GENERAL: dict[str, Parameter] = {
     ),
 }  # fmt: skip
 
-# How all networks are trained; what is off where it is not given.
-_TRAINING: dict[str, Parameter] = {
-    "beta1": Parameter(float, 0.9, "share of mean gradients that is kept", high=1, high_is_open=True, only_if=_ADAMS),
-    "beta2": Parameter(float, 0.999, "share of mean squares that is kept", high=1, high_is_open=True, only_if=_ADAMS),
-    "amsgrad": Parameter(bool, False, "the largest mean square so far", only_if={"optimizer": ("adam", "adamw")}),
-    "eps": Parameter(
-        float, 0.0, "added to what is divided by; 0 is the optimizer's own", high=1,
-        only_if={"optimizer": tuple(name for name in OPTIMIZER_NAMES if name not in ("sgd", "nesterov", "asgd"))},
-    ),
-    "alpha": Parameter(
-        float, 0.99, "share of the mean square that is kept", high=1, high_is_open=True,
-        only_if={"optimizer": ("rmsprop",)},
-    ),
-    "rho": Parameter(
-        float, 0.9, "share of the mean square that is kept", high=1, high_is_open=True,
-        only_if={"optimizer": ("adadelta",)},
-    ),
-    "dampening": Parameter(
-        float, 0.0, "share of a gradient that does not enter the momentum", high=1, high_is_open=True,
-        only_if={"optimizer": ("sgd",)},
-    ),
-    "asgd_decay": Parameter(float, 1e-4, "how fast weights and steps shrink", high=1, only_if=_ASGD),
-    "asgd_power": Parameter(float, 0.75, "the exponent by which steps shrink", high=10, only_if=_ASGD),
-    "asgd_start": Parameter(float, 1e6, "steps after which weights are averaged", high=1e12, only_if=_ASGD),
-    "schedule": Parameter(str, "step", "how the learning rate goes from epoch to epoch", choices=SCHEDULE_NAMES),
-    "warmup_epochs": Parameter(
-        int, 0, "epochs in which the learning rate grows from 0 first", high=100_000,
-        only_if={"schedule": tuple(name for name in SCHEDULE_NAMES if name != "onecycle")},
-    ),
-    "milestones": Parameter(
-        int, 0, "epochs after which it decays; 0 is half and three quarters of all", high=100_000, listed=True,
-        each="decay", only_if={"schedule": ("multistep",)},
-    ),
-    "cosine_epochs": Parameter(
-        int, 0, "epochs of half a cosine; 0 is all", high=100_000, only_if={"schedule": ("cosine",)}
-    ),
-    "restart_epochs": Parameter(int, 10, "epochs until the first restart", low=1, high=100_000, only_if=_RESTARTS),
-    "restart_factor": Parameter(int, 1, "how many times as long each cycle is", low=1, high=100, only_if=_RESTARTS),
-    "lowest_rate": Parameter(float, 0.0, "the lowest learning rate", high=1000, only_if=_LOWEST),
-    "onecycle_peak": Parameter(float, 0.3, "share of epochs until the peak", low=0.01, high=0.99, only_if=_ONECYCLE),
-    "onecycle_start": Parameter(float, 25.0, "the peak over the first rate", low=1, high=1e12, only_if=_ONECYCLE),
-    "onecycle_end": Parameter(float, 1e4, "the first rate over the last", low=1, high=1e12, only_if=_ONECYCLE),
-    "cycle_up": Parameter(int, 10, "epochs from the lowest rate to the highest", low=1, high=100_000, only_if=_CYCLIC),
-    "cycle_down": Parameter(int, 0, "epochs back again; 0 is as many", high=100_000, only_if=_CYCLIC),
-    "cycle_mode": Parameter(
-        str, "triangular", "whether each cycle is half as high as the last, as in triangular2",
-        choices=("triangular", "triangular2"), only_if=_CYCLIC,
-    ),
-    "polynomial_power": Parameter(float, 1.0, "the exponent", high=100, only_if={"schedule": ("polynomial",)}),
-    "plateau_factor": Parameter(
-        float, 0.1, "factor of each decay", low=1e-6, high=1, high_is_open=True, only_if=_PLATEAU
-    ),
-    "plateau_patience": Parameter(
-        int, 10, "epochs without a lower validation loss before a decay", high=100_000, only_if=_PLATEAU
-    ),
-    "loss": Parameter(
-        str, "cross_entropy", "what is made small; mse and bce are of probabilities, the mean of the classes",
-        choices=("cross_entropy", "focal", "mse", "bce"),
-    ),
-    "focal_gamma": Parameter(float, 2.0, "how little sure images count", high=100, only_if={"loss": ("focal",)}),
-    "label_smoothing": Parameter(
-        float, 0.0, "share of an image's class that all classes are given alike", high=1, high_is_open=True
-    ),
-    "class_weights": Parameter(
-        str, "none", "how much images of a class count; balanced is by how rare it is", choices=("none", "balanced"),
-        pattern=WEIGHT, pattern_words="numbers", listed=True, each="class",
-    ),
-    "l1": Parameter(float, 0.0, "L1 penalty", high=1000),
-    "gradient_clip": Parameter(float, 0.0, "the greatest norm of the gradient; 0 is none", high=1e6),
-    "ema_decay": Parameter(
-        float, 0.0, "share that a running mean of the weights keeps in a step; that mean is validated; 0 is none",
-        high=1, high_is_open=True,
-    ),
-    "head_rate": Parameter(
-        float, 0.0, "the learning rate of the last layer, which follows the schedule, too; 0 is that of all", high=1000
-    ),
-    "bias_rate": Parameter(float, 1.0, "how many times the learning rate biases have", high=1e6),
-    "freeze_epochs": Parameter(int, 0, "epochs in which the last layer alone is trained", high=100_000),
-    "batch_norm_momentum": Parameter(
-        float, 0.1, "share of a batch in batch normalisation's statistics", low=1e-6, high=1,
-        only_if={"batch_norm": (True,)},
-    ),
-}  # fmt: skip
-
-AUGMENTATION_NAMES = ("none", "flip", "crop", "affine", "color", "autoaugment", "randaugment", "trivialaugment")
-# Of training images. A strength of 0 is that of the set, which is 0 in `none`.
-_AUGMENTATION: dict[str, Parameter] = {
-    "augmentation": Parameter(
-        str, "none",
-        "how training images are changed: flip mirrors half of them; crop also shifts them by up to an eighth; affine "
-        "is shift 0.1, rotation 15, zoom 0.1; color is color 0.2; the others are crop and torchvision's policy",
-        choices=AUGMENTATION_NAMES,
-    ),
-    "flip": Parameter(float, 0.0, "share of images that are mirrored; 0 is as augmentation has it", high=1),
-    "shift": Parameter(float, 0.0, "the largest shift, as a share of the side; 0 is as augmentation has it", high=1),
-    "rotation": Parameter(float, 0.0, "the largest angle in degrees; 0 is as augmentation has it", high=180),
-    "zoom": Parameter(
-        float, 0.0, "how much larger or smaller at most, as a share; 0 is as augmentation has it", high=0.9
-    ),
-    "color": Parameter(
-        float, 0.0, "the largest change of brightness, contrast, saturation, a share; 0 is as augmentation has it",
-        high=1,
-    ),
-    "cutout": Parameter(int, 0, "side in pixels of a square that is blanked", high=512),
-    "mixup": Parameter(float, 0.0, "images are mixed by shares of Beta(alpha, alpha); 0 is off", high=100),
-    "cutmix": Parameter(
-        float, 0.0, "boxes of such shares are pasted from others; beside mixup every other time", high=100
-    ),
-    "mix_probability": Parameter(float, 1.0, "share of batches in which mixup or cutmix acts", high=1),
-}  # fmt: skip
-CHANGES = tuple(_AUGMENTATION)  # the parameters that change training images
-
 # What is usual beside a value of another parameter.
 _BESIDE: dict[str, tuple[str, dict[Value, Value]]] = {
     "momentum": ("optimizer", {"nesterov": 0.9}),
@@ -205,6 +78,7 @@ def defaults_beside(values: Mapping[str, Value]) -> dict[str, Value]:
 
 # Of `model = "cnn"` alone. A block is some convolutions and a pooling; a list has one value a block or dense layer, and
 # says how many there are.
+_DENSE: dict[str, tuple[Value, ...]] = {"dense_layers": tuple(range(1, MOST_LAYERS + 1))}
 _NETWORK: dict[str, Parameter] = {
     "conv_layers": Parameter(int, 3, "blocks of a convolution and a pooling", high=MOST_LAYERS),
     "convs_per_block": Parameter(int, 1, "convolutions in each block", low=1, high=8),
@@ -220,13 +94,14 @@ _NETWORK: dict[str, Parameter] = {
     "pool_size": Parameter(int, 2, "pixels of a pooling's side, and between its places", low=2, high=8, listed=True),
     "global_pooling": Parameter(bool, False, "the mean of each channel in place of the flattening"),
     "dense_layers": Parameter(int, 1, "hidden dense layers", high=MOST_LAYERS),
-    "dense_units": Parameter(int, 128, "width of hidden dense layers", low=1, high=65536, listed=True),
-    "dense_batch_norm": Parameter(bool, False, "batch normalisation after hidden dense layers"),
+    "dense_units": Parameter(int, 128, "width of hidden dense layers", low=1, high=65536, listed=True, only_if=_DENSE),
+    "dense_batch_norm": Parameter(bool, False, "batch normalisation after hidden dense layers", only_if=_DENSE),
     "dense_activation": Parameter(
-        str, "as_activation", "the activation of dense layers", choices=("as_activation", *ACTIVATION_NAMES)
+        str, "as_activation", "the activation of dense layers", choices=("as_activation", *ACTIVATION_NAMES),
+        only_if=_DENSE,
     ),
     "conv_dropout": Parameter(
-        float, 0.0, "share of whole channels zeroed after a block; 0 is as dropout_place has it",
+        float, 0.0, "share of whole channels zeroed after a block; where it is 0 for all, as dropout_place has it",
         high=1, high_is_open=True, listed=True,
     ),
     "dropout_place": Parameter(
@@ -301,9 +176,9 @@ _CLASSES = {
     for number in range(1, MOST_LAYERS + 1)
 }
 _LAYERS |= _CLASSES
-PARAMETERS: dict[str, Parameter] = _Parameters(_GENERAL | _TRAINING | _AUGMENTATION | _NETWORK | _NAMED | _LAYERS)
+PARAMETERS: dict[str, Parameter] = _Parameters(_GENERAL | TRAINING | AUGMENTATION | _NETWORK | _NAMED | _LAYERS)
 # Without those of single layers: what a sentence has room for.
-NAMES = (*_GENERAL, *_TRAINING, *_AUGMENTATION, *_NETWORK, *_NAMED)
+NAMES = (*_GENERAL, *TRAINING, *AUGMENTATION, *_NETWORK, *_NAMED)
 
 _CNN = frozenset(PARAMETERS) - {"hidden_units"} - _NAMED.keys()
 _ALL = frozenset(PARAMETERS) - _NETWORK.keys() - (_LAYERS.keys() - _CLASSES.keys()) - _NAMED.keys()
@@ -345,6 +220,8 @@ def traits(model: str) -> tuple[frozenset[str], dict[str, Value]]:
     return (_ALL, {}) if is_own(model) else MODEL_TRAITS[model]
 
 
+# Batch norm of some layers.
+NORMS = ("dense_batch_norm", *(f"batch_norm_{layer}" for layer in range(1, MOST_LAYERS + 1)))
 # What other programs call them.
 ALIASES = {
     "lr": "learning_rate", "base_lr": "learning_rate", "bs": "batch_size", "batch": "batch_size", "wd": "weight_decay",
@@ -369,15 +246,31 @@ def check_parameter(name: str, value: Any, *, where: str) -> Value:
 
 def applies(name: str, values: Mapping[str, Value]) -> bool:
     """Whether parameter `name` does anything beside these `values` of the others; what is missing has its default."""
-    has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
+    has, _defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
     if name not in has:
         return name.startswith(OWN) and is_own(str(values.get("model", "")))
     conditions = PARAMETERS[name].only_if
     if not conditions:
         return True
-    usual = {other: defaults.get(other, PARAMETERS[other].default) for other in conditions}
-    known = usual | dict(values) | layer_counts(values)
+    known = known_beside(values, conditions)
     return all(known[other] in accepted and applies(other, values) for other, accepted in conditions.items())
+
+
+def known_beside(values: Mapping[str, Value], names: Iterable[str]) -> dict[str, Value]:
+    """What parameters are beside these values of the others; one that is missing has the default of its model.
+
+    Lists say how many layers there are, and batch norm is on where any layer has it.
+    """
+    _has, defaults = traits(str(values.get("model", PARAMETERS["model"].default)))
+    known = {name: values.get(name, defaults.get(name, PARAMETERS[name].default)) for name in names}
+    if not known.keys().isdisjoint(BY_LAYER.values()):
+        known |= {name: count for name, count in layer_counts(values).items() if name in known}
+    if "batch_norm" in known and any(values.get(name) is True for name in NORMS):
+        known["batch_norm"] = True
+    for name, (other, by) in _BESIDE.items():
+        if name in known and name not in values:
+            known[name] = by.get(known_beside(values, [other])[other], known[name])
+    return known
 
 
 def layer_counts(values: Mapping[str, Value], *, where: str = "trial parameters") -> dict[str, Value]:
@@ -389,5 +282,9 @@ def layer_counts(values: Mapping[str, Value], *, where: str = "trial parameters"
             if given != len(entries):
                 fault = f"{name} = {values[name]} has {len(entries)} of them, one a layer, where there are {given}"
                 raise UsageError(f"{where}: {fault} ({counted}); lists are to be of one length.")
+            if len(entries) > MOST_LAYERS:
+                raise UsageError(
+                    f"{where}: {name} = {values[name]} is of {len(entries)} layers; at most {MOST_LAYERS}."
+                )
             counts[counted] = len(entries)
     return counts

@@ -99,7 +99,7 @@ def _cyclic(values: Mapping[str, Value], done: int, _length: int) -> float:
     up, down = int(values["cycle_up"]), int(values["cycle_down"]) or int(values["cycle_up"])
     cycle, place = divmod(done, up + down)
     share = place / up if place <= up else 1 - (place - up) / down
-    return least + (rate - least) * share / (2**cycle if values["cycle_mode"] == "triangular2" else 1)
+    return least + (rate - least) * share * (0.5**cycle if values["cycle_mode"] == "triangular2" else 1)
 
 
 _SCHEDULES: dict[str, _Schedule] = {

@@ -88,6 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in SMALL.items():
         (tmp_path / "sweeps" / f"{name}.toml").write_text(text)
     Image.new("RGB", (60, 40), "gray").save(tmp_path / "cat.jpg")
+    (tmp_path / "sweep.yaml").write_text("method: random\nparameters:\n  lr: {values: [0.1, 0.01]}\n")
     monkeypatch.setenv("CIFAR_SWEEP_DATA", "synthetic:500")
     monkeypatch.setattr(bench, "CASES", [("lenet", 32)])
     monkeypatch.setattr(bench, "SECONDS", 0.05)

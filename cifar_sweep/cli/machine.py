@@ -83,7 +83,7 @@ def convert(
     path = out or Path(f"{source.stem}.toml")
     if str(path) == "-":
         say(written.text.rstrip("\n"))
-    elif path.exists() and path.read_bytes().splitlines()[:1] != written.text.encode().splitlines()[:1]:
+    elif path.is_file() and path.read_bytes().splitlines()[:1] != written.text.encode().splitlines()[:1]:
         raise UsageError(f"{path} is there already; name another file with --out, or --out - to see the text.")
     else:
         replace_file(path, written.text)

@@ -28,7 +28,10 @@ class Asked:
         """The same with its ends taken as `values` or as `exponents`."""
         if not self.exponents or meant == "values" or self.low is None or self.high is None:
             return replace(self, exponents=0.0, unclear=False)
-        low, high = (math.pow(self.exponents, end) for end in (self.low, self.high))
+        try:
+            low, high = (math.pow(self.exponents, end) for end in (self.low, self.high))
+        except OverflowError:  # as exponents the ends are no numbers: they were meant as values
+            return replace(self, exponents=0.0, unclear=False)
         return replace(self, low=low, high=high, exponents=0.0, unclear=False)
 
 

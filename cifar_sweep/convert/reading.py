@@ -5,13 +5,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from cifar_sweep.convert.foreign import Asked, Foreign
-from cifar_sweep.errors import UsageError
+from cifar_sweep.errors import UsageError, one_line
 
 TAKEN = "a W&B sweep (YAML, or a dict in a Python file), an NNI search space (JSON), a Hydra sweep (YAML)"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -28,7 +29,17 @@ def read(path: Path) -> Foreign:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: the file cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    found = _plain(_content(path, text))
+    try:
+        foreign = _sweep_in(_plain(_content(path, text)))
+    except (ArithmeticError, ValueError, TypeError, RecursionError, MemoryError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: the file cannot be understood: {one_line(error)}; accepted: {TAKEN}.") from None
+    if foreign is None:
+        raise UsageError(f"{path}: there is no sweep in it that is known here; accepted: {TAKEN}.")
+    return foreign
+
+
+def _sweep_in(found: Any) -> Foreign | None:
+    """The sweep in plain data; None where there is none."""
     if isinstance(found, dict):
         if isinstance(space := found.get("searchSpace", found.get("search_space", found)), dict) and _is_nni(space):
             return _nni(space, found if space is not found else {})
@@ -36,7 +47,7 @@ def read(path: Path) -> Foreign:
             return _hydra(found, hydra["sweeper"])
         if isinstance(found.get("parameters"), dict):
             return _wandb(found)
-    raise UsageError(f"{path}: there is no sweep in it that is known here; accepted: {TAKEN}.")
+    return None
 
 
 def _content(path: Path, text: str) -> Any:
@@ -49,12 +60,20 @@ def _content(path: Path, text: str) -> Any:
         raise UsageError(f"{path}: the file cannot be understood: {said}; accepted: {TAKEN}.") from None
 
 
-def _plain(content: Any) -> Any:
-    """The same with numbers that YAML takes for texts, such as 1e-4, as numbers."""
+MOST_PARTS = 100_000  # of a file; aliases of aliases may stand for any number
+
+
+def _plain(content: Any, counted: Iterator[int] | None = None) -> Any:
+    """The same with numbers that YAML takes for texts, such as 1e-4, as numbers; ValueError where it has no end."""
+    counted = counted or count()
+    if next(counted) > MOST_PARTS:
+        raise ValueError(f"it has more than {MOST_PARTS:,} parts")
     if isinstance(content, dict):
-        return {str(key): _plain(value) for key, value in content.items()}
+        return {" ".join(str(key).split()): _plain(value, counted) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_plain(each) for each in content]
+        return [_plain(each, counted) for each in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        raise ValueError(f"{content} is no number to search")
     if isinstance(content, str) and not isinstance(content, _Unread) and _NUMBER.fullmatch(content):
         return float(content)
     return content
@@ -66,7 +85,7 @@ def _plain(content: Any) -> Any:
 def _from_python(text: str) -> Any:
     """The last dict of a Python file that has parameters, as its assignments and updates make it."""
     known: dict[str, Any] = {}
-    for node in ast.walk(ast.parse(text)):
+    for node in sorted(ast.walk(ast.parse(text)), key=_place):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 known[name] = _value(value, known)
@@ -80,6 +99,10 @@ def _from_python(text: str) -> Any:
                     known[name].update(new)
     sweeps = [each for each in known.values() if isinstance(each, dict) and isinstance(each.get("parameters"), dict)]
     return sweeps[-1] if sweeps else next((each for each in known.values() if _is_nni(each)), None)
+
+
+def _place(node: ast.AST) -> tuple[int, int]:
+    return getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
 
 
 def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:

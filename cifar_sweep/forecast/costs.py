@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cifar_sweep.config import Shape
 from cifar_sweep.layers import blocks_of, macs_of
-from cifar_sweep.parameters import CHANGES
+from cifar_sweep.training_parameters import CHANGES
 
 if TYPE_CHECKING:
     from cifar_sweep.study.record import TrialRecord
@@ -123,7 +123,7 @@ def network_name(shape: Shape) -> str:
     return shape.model + ("+batch_norm" if shape.batch_norm else "")
 
 
-PLAIN = ("relu", "leaky_relu", "none")
+PLAIN = ("relu", "leaky_relu")  # activations that compiled kernels know
 
 
 def magnitude(shape: Shape) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.parameters import CHANGES, NETWORK, OWN, Value, base_of
+from cifar_sweep.parameters import NETWORK, OWN, Value, base_of
 from cifar_sweep.search.cube import Cube
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.training_parameters import CHANGES
 
 DRAWS = 200
 _DECISIVE = frozenset(("model", "batch_norm", "batch_size", "epochs", "train_images", *CHANGES, *NETWORK))

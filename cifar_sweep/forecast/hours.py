@@ -48,8 +48,9 @@ ALIKE = 4  # trials of a group where the shape is searched, on average
 CUT = {
     "epochs": "epochs", "step_size": "epochs between StepLR's decays", "warmup_epochs": "epochs of warm-up",
     "cosine_epochs": "epochs of half a cosine", "restart_epochs": "epochs until a restart",
-    "plateau_patience": "epochs of patience", "train_images": "training images",
-    "validation_images": "validation images",
+    "plateau_patience": "epochs of patience", "cycle_up": "epochs up a cycle", "cycle_down": "epochs down a cycle",
+    "freeze_epochs": "epochs of the last layer alone", "patience": "epochs without a better one",
+    "train_images": "training images", "validation_images": "validation images",
 }  # fmt: skip
 LATEST = 8  # epochs of a network at a batch size tell how fast it is now
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import decides_shape
-from cifar_sweep.layers import SHRINKS
-from cifar_sweep.parameters import PARAMETERS, Value, base_of
+from cifar_sweep.parameters import PARAMETERS, VGG_MODELS, Value, known_beside
 from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
+from cifar_sweep.sweep.strategy import searches_shape
 from cifar_sweep.sweep.sweep import Sweep, values_of
 
 STARTUP = 16  # trials at random points before the model is asked
@@ -54,7 +54,10 @@ class Chooser:
         self._shape_columns = [k for k, name in enumerate(self._cube.names) if decides_shape(name)]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
-        self._may_fail = "cnn" in values_of(sweep, "model") and any(base_of(name) in SHRINKS for name in sweep.space)
+        models, small = values_of(sweep, "model"), sweep.image_size < 32
+        self._may_fail = searches_shape(sweep) and any(
+            model == "cnn" or (small and model in VGG_MODELS) for model in models
+        )
 
     def choose(self, now: Situation) -> Choice:
         """The next group."""
@@ -238,7 +241,7 @@ def told(done: int) -> list[int]:
 
 def decay(settings: Mapping[str, Any], epoch: int) -> float:
     """How many factors of ten the schedule has taken from the learning rate in this epoch, as far as it is known."""
-    whole = {name: settings.get(name, PARAMETERS[name].default) for name in SCHEDULE}
+    whole = known_beside(settings, SCHEDULE)
     if whole["schedule"] == "step" and not whole["warmup_epochs"]:
         return (epoch - 1) // int(whole["step_size"]) * -math.log10(float(whole["gamma"]))
     share = learning_rate_at(epoch, whole) / float(whole["learning_rate"])

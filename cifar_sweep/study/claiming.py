@@ -147,6 +147,12 @@ class Claiming:
 
     def claim(self, *, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
+        while (claims := self._claimed(size, workers, choice)) is None:
+            pass
+        return claims
+
+    def _claimed(self, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim] | None:
+        """The same; None where the next trial could not be trained, and was pruned."""
         self._give_back_own()
         self._requeue_orphans()
         self._check_queued()
@@ -163,7 +169,7 @@ class Claiming:
         shape = first.config.shape
         if shape.fault:  # the sampler learns of it as of the worst trial that there is
             self.storage.turn(first.trial_id, TrialState.PRUNED, Change({"reason": shape.fault, "curve": []}))
-            return self.claim(size=size, workers=workers, choice=choice)
+            return None
         most = min(size(shape), self.in_time(shape, waiting.epochs))
         if not most:  # what was sampled takes too long; it says so when the search ends
             self.storage.give_back(first.trial_id)

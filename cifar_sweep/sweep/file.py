@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.files import read_toml
-from cifar_sweep.parameters import NAMES, PARAMETERS, SCHEDULE_LENGTHS, Value, check_parameter
+from cifar_sweep.parameters import NAMES, PARAMETERS, Value, check_parameter
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import (
     SHORTENS,
@@ -23,6 +23,7 @@ from cifar_sweep.sweep.sweep import (
     values_of,
     with_name,
 )
+from cifar_sweep.training_parameters import SCHEDULE_LENGTHS
 
 SHIPPED = (Path(__file__).parent.parent / "sweeps", Path(__file__).parent.parent.parent / "sweeps")
 Changes = Mapping[str, Value] | None
@@ -148,7 +149,8 @@ def _lengths_cut(sweep: Sweep, share: float) -> dict[str, Value]:
     for name in SCHEDULE_LENGTHS:
         value = sweep.fixed.get(name, PARAMETERS[name].default)
         parts = [max(1, round(share * int(part))) for part in str(value).split(",") if int(part)]
-        acts = set(PARAMETERS[name].only_if["schedule"]) & set(values_of(sweep, "schedule"))
+        acting = PARAMETERS[name].only_if.get("schedule", ())
+        acts = not acting or set(acting) & set(values_of(sweep, "schedule"))
         never_decays = name == "step_size" and {"step_size", "gamma"}.isdisjoint([*sweep.fixed, *sweep.space])
         if acts and parts and not never_decays:
             found[name] = parts[0] if len(parts) == 1 else ",".join(map(str, parts))

@@ -1,7 +1,8 @@
 """A space as a grid: each of its points once, in an order of its own."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 from cifar_sweep.config import derive_seed
 from cifar_sweep.errors import UsageError
@@ -20,7 +21,8 @@ def grid(sweep: Sweep) -> list[dict[str, Value]]:
     points: list[dict[str, Value]] = [{}]
     for name in suggested_order(sweep):
         domain = sweep.space[name]
-        points = [point | more for point in points for more in _further(name, domain, sweep.fixed | point)]
+        more = (point | each for point in points for each in _further(name, domain, sweep.fixed | point))
+        points = list(islice(more, MOST_POINTS + 1))
         if len(points) > MOST_POINTS:
             fault = f"sampler 'grid': the space has more than {MOST_POINTS:,} points"
             raise UsageError(f"{fault}; accepted: fewer values, or sampler = 'random' with as many trials as you like.")
@@ -28,14 +30,15 @@ def grid(sweep: Sweep) -> list[dict[str, Value]]:
     return points
 
 
-def _further(name: str, domain: Range | Choices | Cases, settings: Mapping[str, Value]) -> list[dict[str, Value]]:
+def _further(name: str, domain: Range | Choices | Cases, settings: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
     """What a parameter adds to a point with these settings."""
     if not applies(name, settings):
-        return [{}]
-    return [{name: value} for value in _values(name, domain_beside(domain, settings))]
+        yield {}
+        return
+    yield from ({name: value} for value in _values(name, domain_beside(domain, settings)))
 
 
-def _values(name: str, domain: Range | Choices) -> list[Value]:
+def _values(name: str, domain: Range | Choices) -> Sequence[Value]:
     """All values of a domain."""
     if isinstance(domain, Choices):
         return domain.choices
@@ -43,7 +46,7 @@ def _values(name: str, domain: Range | Choices) -> list[Value]:
     if domain.base2:
         return [1 << k for k in range(int(low).bit_length() - 1, int(high).bit_length())]
     if is_whole(name, domain) and not domain.log:
-        return list(range(int(low), int(high) + 1, domain.step or 1))
+        return range(int(low), int(high) + 1, domain.step or 1)
     shares = [k / (_SHOWN - 1) for k in range(_SHOWN)]
     some = [low * (high / low) ** share if domain.log else low + share * (high - low) for share in shares]
     words = listed(dict.fromkeys(f"{value:.3g}" if PARAMETERS[name].kind is float else round(value) for value in some))

@@ -8,22 +8,23 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cifar_sweep.config import TrialConfig, decides_shape
+from cifar_sweep.config import decides_shape
 from cifar_sweep.errors import UsageError, nearest
-from cifar_sweep.layers import SHRINKS
-from cifar_sweep.parameter import Parameter
 from cifar_sweep.parameters import (
     BY_LAYER,
     NAMES,
+    NORMS,
     OWN,
     PARAMETERS,
     Value,
-    base_of,
+    applies,
     check_parameter,
     is_own,
+    known_beside,
     traits,
 )
 from cifar_sweep.sweep.grid import grid
+from cifar_sweep.sweep.shapes import check_layers
 from cifar_sweep.sweep.sweep import (
     Cases,
     Choices,
@@ -190,7 +191,7 @@ def _check_parameters(sweep: Sweep) -> None:
     for name, value in sweep.preview.params().items():
         check_parameter(name, value, where="[preview]")
     _check_used(sweep)
-    _check_layers(sweep)
+    check_layers(sweep)
 
 
 def _check_cases(sweep: Sweep, name: str, domain: Cases) -> None:
@@ -205,12 +206,14 @@ def _check_cases(sweep: Sweep, name: str, domain: Cases) -> None:
                 check_parameter(other, value, where=f"{where}: only_if")
             if isinstance(sweep.space.get(other), (Range, Cases)):
                 raise UsageError(f"{where}: only_if {other}: it is to have choices, or to stand in [fixed].")
-            others[other] = values_of(sweep, other)
-    there = [dict(zip(others, values, strict=True)) for values in product(*others.values())]
+            models = {**sweep.fixed, "model": values_of(sweep, "model")[0]}
+            usual = list(known_beside(models, [other]).values())
+            others[other] = values_of(sweep, other) if other in sweep.space else usual
+    there = [sweep.fixed | dict(zip(others, values, strict=True)) for values in product(*others.values())]
     for settings in there:
         held = domain.at(settings)
         if not all(settings[other] in values for other, values in held.only_if.items()):
-            words = listed(f"{other} = {in_toml(value)}" for other, value in settings.items())
+            words = listed(f"{other} = {in_toml(settings[other])}" for other in others)
             raise UsageError(f"{where} has no case for {words}; one without only_if, the last, is for all others.")
     for case in domain.cases:
         if not any(domain.at(settings) is case for settings in there):
@@ -227,10 +230,11 @@ def check_point(params: Mapping[str, Any], sweep: Sweep, *, where: str) -> dict[
         if fixed is not None and value != fixed:
             raise UsageError(f"{wrong} contradicts [fixed], where it is {in_toml(fixed)}.")
         if isinstance(ranged, Cases):
-            open_ones = {other for case in ranged.cases for other in case.only_if} - sweep.fixed.keys() - point.keys()
-            if open_ones:
+            known = sweep.fixed | point
+            others = {other for case in ranged.cases for other in case.only_if} - known.keys()
+            if open_ones := {other for other in others if other in sweep.space and applies(other, known)}:
                 raise UsageError(f"{wrong} depends on {listed(sorted(open_ones))}; give that, too.")
-            ranged = ranged.at(sweep.fixed | point)
+            ranged = ranged.at(known)
         if ranged is not None and not contains(ranged, value):
             raise UsageError(f"{wrong} is outside of its [space]: {ranged}.")
     return point
@@ -256,10 +260,15 @@ def _check_used(sweep: Sweep) -> None:
 
 
 def _reached(sweep: Sweep, name: str) -> list[Value] | None:
-    """The values that a parameter which decides about others takes; None where each model has its own."""
+    """The values that a parameter which decides about others takes; None where each model has its own.
+
+    So it is where `lists` say how many layers there are, and where single layers have batch norm.
+    """
     domain = sweep.space.get(name)
     if isinstance(domain, Range):
         return list(range(int(domain.low), int(domain.high) + 1))
+    if name == "batch_norm" and not {*sweep.space, *sweep.fixed}.isdisjoint(NORMS):
+        return None
     if name in BY_LAYER.values() and any(
         PARAMETERS[each].entries(value)
         for each, counted in BY_LAYER.items()
@@ -269,38 +278,6 @@ def _reached(sweep: Sweep, name: str) -> list[Value] | None:
         return None
     own = any(name in traits(str(model))[1] for model in values_of(sweep, "model"))
     return None if own and domain is None and name not in sweep.fixed else values_of(sweep, name)
-
-
-def _check_layers(sweep: Sweep) -> None:
-    """Refuse lists that no trial could have beside each other, and images of which every trial would leave nothing."""
-    if sweep.given:
-        points = [sweep.fixed | point.params() for point in sweep.enqueue]
-    else:
-        points = [sweep.fixed | point for point in _kindest(sweep)]
-    shapes = [
-        TrialConfig.from_params(point, classes=10, precision="fp32", data_seed=0, seed=0).shape for point in points
-    ]
-    if all(shape.fault for shape in shapes):
-        raise UsageError(f"{shapes[0].fault}.")
-
-
-def _kindest(sweep: Sweep) -> list[dict[str, Value]]:
-    """Points of the space that leave as much of an image as any: the smallest of what shrinks it, of every model."""
-    kind: dict[str, Value] = {}
-    for name in sweep.space:
-        values, shrinks, base = values_of(sweep, name), base_of(name) in SHRINKS, PARAMETERS[base_of(name)]
-
-        def least(value: Value, *, shrinks: bool = shrinks, base: Parameter = base) -> float:
-            """How much of an image a value takes: a list by its sum, or by its length where it adds layers alone."""
-            if entries := base.entries(value):
-                return float(sum(entries)) if shrinks else len(entries)
-            return value not in ("none", "same") if isinstance(value, str) or not shrinks else float(value)
-
-        kind[name] = min(values, key=least)
-    if any(isinstance(value, str) and "," in value for value in kind.values()):
-        kind = {name: value for name, value in kind.items() if name not in BY_LAYER.values()}
-    models = values_of(sweep, "model")
-    return [kind | ({"model": model} if "model" in sweep.space else {}) for model in models]
 
 
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from cifar_sweep.parameters import OWN, PARAMETERS, Value
+from cifar_sweep.parameters import BY_LAYER, OWN, PARAMETERS, Value, known_beside
 
 
 def _check_number(value: Any) -> int | float:
@@ -126,8 +126,8 @@ class Cases(_Table):
     cases: list[_Case] = Field(min_length=1)
 
     def at(self, settings: Mapping[str, Value]) -> RangeCase | ChoicesCase:
-        """The case that holds beside these settings; what is missing there has its default."""
-        known = {name: settings.get(name, PARAMETERS[name].default) for each in self.cases for name in each.only_if}
+        """The case that holds beside these settings; what is missing there has its model's default."""
+        known = known_beside(settings, {name for each in self.cases for name in each.only_if})
         held = (each for each in self.cases if all(known[name] in values for name, values in each.only_if.items()))
         return next(held, self.cases[-1])
 
@@ -268,8 +268,10 @@ class Sweep(_Table):
     @classmethod
     def _complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
         """Strategy auto brings its sampler and its pruner; the metric is kept with what else all trials share."""
-        if isinstance(metric := raw.get("metric"), str) and "metric" not in (fixed := raw.get("fixed", {})):
-            raw = {key: value for key, value in raw.items() if key != "metric"} | {"fixed": {**fixed, "metric": metric}}
+        fixed = raw.get("fixed", {})
+        if isinstance(metric := raw.get("metric"), str) and "metric" not in (fixed if isinstance(fixed, dict) else ()):
+            named = {**fixed, "metric": metric} if isinstance(fixed, dict) else fixed  # which is refused by itself
+            raw = {key: value for key, value in raw.items() if key != "metric"} | {"fixed": named}
         return {"sampler": "auto", "pruner": "auto"} | raw if raw.get("strategy") == "auto" else raw
 
     @property
@@ -312,7 +314,10 @@ def suggested_order(sweep: Sweep) -> list[str]:
     """The parameters of the space in the order in which they get their values."""
 
     def place(name: str) -> tuple[bool, ...]:
-        return isinstance(sweep.space[name], Cases), name not in _FIRST, name not in DECIDING
+        domain = sweep.space[name]
+        lists = isinstance(domain, Choices) and any(PARAMETERS[name].entries(choice) for choice in domain.choices)
+        counts = name in BY_LAYER and lists  # how many layers there are
+        return name not in _FIRST, not counts, name not in DECIDING, isinstance(domain, Cases)
 
     return sorted(sweep.space, key=place)
 

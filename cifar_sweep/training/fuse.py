@@ -8,6 +8,7 @@ ever summed over members, so that one which is no longer finite leaves the other
 Each step hands the members' parameters out to the layers, one after the other, in the arithmetic of the forward pass.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -232,15 +233,26 @@ class FusedDropout(FusedLayer):
         super().__init__()
         self.masks = masks_of(layers[0], masks)
         self.channelwise = isinstance(layers[0], nn.Dropout2d)
+        self.has_place = hasattr(layers[0], "place")
         self._rates: Tensor | None = None  # of the members [K, 1], where they share a stream
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or all(mask.rate == 0 for mask in self.masks):
+        if not self.training:
+            return x
+        if all(mask.rate == 0 for mask in self.masks):
+            self._pass_over(x)
             return x
         if x.dim() == 4:
             shape = [x.shape[0], x.shape[1] // len(self.masks), *((1, 1) if self.channelwise else x.shape[2:])]
             return x * torch.cat([*self._draw(shape, like=x)], dim=1)
         return x * torch.stack([*self._draw(x.shape[1:], like=x)])
+
+    def _pass_over(self, x: Tensor) -> None:
+        """Leave out what members with another rate at this place would have drawn: places later on draw the same."""
+        stream = self.masks[0].generator
+        if self.has_place and isinstance(stream, Stream):
+            each = [x.shape[0], x.shape[1] // len(self.masks), *((1, 1) if self.channelwise else x.shape[2:])]
+            stream.drawn.add_(math.prod(each if x.dim() == 4 else x.shape[1:]))
 
     def _draw(self, shape: Sequence[int], *, like: Tensor) -> Sequence[Tensor]:
         """The members' masks, each of this shape."""

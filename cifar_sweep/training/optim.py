@@ -27,6 +27,7 @@ from cifar_sweep.training.checkpoint import StateError
 from cifar_sweep.training.device import at_once
 
 MOMENTUM_DECAY = 4e-3  # of NAdam
+ASGD_START = 1e6  # steps until weights are averaged; nobody reads the average, as in PyTorch
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
 FIRST = {"mu_product": 1.0, "mu": 1.0}  # what a state begins with; all else with zeros
 NUMBERS = {"step", "mu_product", "eta", "mu"}  # one number for each member
@@ -361,7 +362,6 @@ class Asgd(Optimizer):
         super().__init__(configs, weights, gradients)
         self._shrink = self._each(lambda each: each.asgd_decay)
         self._power = self._each(lambda each: each.asgd_power)
-        self._start = self._each(lambda each: each.asgd_start)
 
     def _step_of_row(self, knobs: Knobs, rate: float, row: Row) -> None:
         [step], [eta] = row["step"], row["eta"]
@@ -369,7 +369,7 @@ class Asgd(Optimizer):
             eta.fill_(rate)
         asgd(
             row["params"], row["grads"], row["ax"], row["mu"], row["eta"], row["step"],
-            lambd=knobs.asgd_decay, lr=rate, t0=knobs.asgd_start, alpha=knobs.asgd_power,
+            lambd=knobs.asgd_decay, lr=rate, t0=ASGD_START, alpha=knobs.asgd_power,
             weight_decay=knobs.weight_decay, foreach=False, maximize=False, differentiable=False, capturable=False,
             has_complex=False,
         )  # fmt: skip
@@ -382,7 +382,7 @@ class Asgd(Optimizer):
         average = self.state["ax"]
         average.add_((self.weights - average).mul_(mu.to(average.dtype)))
         self.state["eta"].copy_((self._rates / (1 + self._shrink * self._rates * steps) ** self._power)[:, 0])
-        self.state["mu"].copy_((1 / (steps - self._start).clamp_min(1))[:, 0])
+        self.state["mu"].copy_((1 / (steps - ASGD_START).clamp_min(1))[:, 0])
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {

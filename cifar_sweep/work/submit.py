@@ -100,6 +100,9 @@ def check_images(sweep: Sweep, data: ImageData) -> None:
         if weights not in ("none", "balanced") and weights.count(",") + 1 != len(data.classes):
             each = f"one for each of the {len(data.classes)} classes of {data.name}"
             raise UsageError(f"class_weights = {weights} is not accepted; it takes none, balanced, or {each}.")
+    for name in [*sweep.fixed, *sweep.space]:
+        if name.startswith("class_weights_") and int(name.rpartition("_")[2]) > len(data.classes):
+            raise UsageError(f"{name}: {data.name} has {len(data.classes)} classes.")
     batches = [int(value) for value in trained_values(sweep, "batch_size")]
     if (most := max(batches)) > used:
         raise UsageError(f"batch_size = {most}: more than the {used} training images; accepted: at most {used}.")

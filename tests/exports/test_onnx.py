@@ -70,7 +70,6 @@ NETWORKS: dict[str, list[dict[str, Value]]] = {
         }
     ],
     "no convolution": [{"model": "cnn", "conv_layers": 0, "dense_units": "9,8"}],
-    "torchvision": [{"model": "torchvision:shufflenet_v2_x0_5", "normalize": True}],
     "ensemble": [LENET, CONVNET, CNN3],
 }
 
@@ -137,6 +136,31 @@ def test_it_says_what_the_networks_say(
     # Weights once, and little else.
     weights = sum(4 * value.numel() for value in classifier.state_dict().values())
     assert len(model) < weights + 15_000
+
+
+@pytest.mark.slow
+def test_a_network_by_name_says_the_same(small_data: ImageData, tmp_path: Path) -> None:
+    """With its first weights; and so does the script of its export."""
+    params: dict[str, Value] = {"model": "torchvision:shufflenet_v2_x0_5", "normalize": True}
+    config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=1)
+    provenance = Provenance(
+        study="a study", trial=0, best_epoch=1, validation_accuracy=0.1, data_source="auto", device="cpu", threads=1,
+        commit="", versions={}, params={},
+    )  # fmt: skip
+    trained = Trained(config, build(config.shape, seed=1).state_dict(), provenance)
+    classifier = Classifier([trained], mean=small_data.channel_mean, std=small_data.channel_std)
+    images = pixels(small_data)
+    model = onnx.to_onnx(classifier, metadata={})
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        right = classifier.eval()(images)
+    assert torch.allclose(torch.from_numpy(found), right, atol=1e-5, rtol=0)
+    write.write(tmp_path, [trained], data=small_data, device=torch.device("cpu"))
+    code = "import torch; from predict import classify; print(classify(torch.load('i.pt'))[:, 0].tolist())"
+    torch.save(images[:3], tmp_path / "i.pt")
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(said.stdout) == pytest.approx(right[:3, 0].tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])

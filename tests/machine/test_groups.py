@@ -25,13 +25,13 @@ from cifar_sweep.machine.groups import (
 from cifar_sweep.machine.memory import free_memory, member_bytes
 from cifar_sweep.machine.speeds import typical
 from cifar_sweep.machine.timing import step_seconds
-from cifar_sweep.parameters import AUGMENTATION_NAMES
 from cifar_sweep.training.batches import EVALUATION_BATCH
 from cifar_sweep.training.images import data
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.models.summary import macs
 from cifar_sweep.training.train import Run
+from cifar_sweep.training_parameters import AUGMENTATION_NAMES
 
 CPU = torch.device("cpu")
 

@@ -32,7 +32,7 @@ KNOBS: list[dict[str, Any]] = [
 COEFFICIENTS: list[dict[str, Any]] = [
     {},
     {"beta1": 0.8, "beta2": 0.99, "eps": 1e-3, "alpha": 0.9, "rho": 0.95, "dampening": 0.3},
-    {"beta1": 0.95, "beta2": 0.9, "alpha": 0.999, "rho": 0.5, "asgd_decay": 0.01, "asgd_power": 0.5, "asgd_start": 50},
+    {"beta1": 0.95, "beta2": 0.9, "alpha": 0.999, "rho": 0.5, "asgd_decay": 0.01, "asgd_power": 0.5},
 ]
 
 
@@ -63,7 +63,7 @@ def plain(config: TrialConfig, parameter: torch.nn.Parameter) -> torch.optim.Opt
         case "rmsprop":
             return torch.optim.RMSprop([parameter], **settings, alpha=knobs.alpha)
         case "asgd":
-            coefficients = {"lambd": knobs.asgd_decay, "alpha": knobs.asgd_power, "t0": knobs.asgd_start}
+            coefficients = {"lambd": knobs.asgd_decay, "alpha": knobs.asgd_power}
             return torch.optim.ASGD([parameter], **settings, **coefficients)
         case "adadelta":
             return torch.optim.Adadelta([parameter], **settings, rho=knobs.rho)

@@ -31,7 +31,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     ),
     "mixing": ({"mixup": 0.5, "cutmix": 1.0, "flip": 0.3}, ({}, {"label_smoothing": 0.1}, {"learning_rate": 1e-2})),
     "parts": ({"batch_norm": True}, ({"head_rate": 1e-2, "bias_rate": 3.0}, {}, {"freeze_epochs": 1})),
-    "averaged": ({"optimizer": "asgd"}, ({"asgd_decay": 0.1}, {"asgd_power": 0.5}, {"asgd_start": 3})),
+    "averaged": ({"optimizer": "asgd"}, ({"asgd_decay": 0.1}, {"asgd_power": 0.5}, {})),
     "ema": (
         {"batch_norm": True, "batch_norm_momentum": 0.3, "optimizer": "sgd", "momentum": 0.9},
         ({"ema_decay": 0.8}, {}, {"ema_decay": 0.99}),

@@ -1,0 +1,114 @@
+"""What parameters do beside each other: what decides comes first, and valid files are not refused."""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+
+from cifar_sweep.config import Knobs, Shape, TrialConfig
+from cifar_sweep.errors import UsageError
+from cifar_sweep.parameters import NAMES, PARAMETERS
+from cifar_sweep.sweep.grid import grid
+from cifar_sweep.sweep.parsing import check_point, parse
+from cifar_sweep.sweep.sweep import Sweep
+
+RATE = {"low": 1e-4, "high": 0.1, "log": True}
+
+
+def sweep(space: dict[str, Any], **tables: Any) -> Sweep:
+    fixed = {"model": "cnn"} | tables.pop("fixed", {})
+    return parse({"name": "s", "fixed": fixed, "space": space} | tables, where="test")
+
+
+def config(**params: Any) -> dict[str, Any]:
+    made = TrialConfig.from_params({"model": "cnn"} | params, classes=10, precision="fp32", data_seed=0, seed=0)
+    return made.complete()
+
+
+def test_lists_that_say_how_many_layers_there_are_come_before_what_layers_have() -> None:
+    space = {"kernel_size_4": {"choices": [1, 3]}, "filters": {"choices": [[4, 4, 4, 4], [8, 8, 8, 8]]}}
+    points = grid(sweep(space, sampler="grid", pruner="none"))
+    assert len(points) == 4
+    assert all("kernel_size_4" in point for point in points)
+
+
+def test_a_decision_in_cases_comes_before_what_it_decides() -> None:
+    cases = [{"only_if": {"optimizer": ["sgd"]}, "choices": ["cosine"]}, {"choices": ["none"]}]
+    space = {"cosine_epochs": {"choices": [5, 10]}, "schedule": cases, "optimizer": {"choices": ["sgd", "adam"]}}
+    points = grid(sweep(space, sampler="grid", pruner="none"))
+    assert sorted(map(len, points)) == [2, 3, 3]
+
+
+def test_a_case_goes_by_the_default_of_the_model() -> None:
+    on = [{"only_if": {"batch_norm": [True]}, "low": 0.001, "high": 0.01}, {"low": 0.1, "high": 0.2}]
+    with pytest.raises(UsageError, match="never comes"):  # of a vgg batch norm is on
+        sweep({"learning_rate": on}, fixed={"model": "vgg16"})
+    chosen = sweep({"learning_rate": on[:1]}, fixed={"model": "vgg16"})
+    assert check_point({"learning_rate": 0.005}, chosen, where="x") == {"learning_rate": 0.005}
+
+
+@pytest.mark.parametrize("name", ["dense_batch_norm", "batch_norm_2"])
+def test_batch_norm_of_some_layers_has_a_place_and_a_momentum(name: str) -> None:
+    settings = {name: True, "norm_position": "after_activation", "batch_norm_momentum": 0.5}
+    sweep({"learning_rate": RATE}, fixed=settings)
+    assert config(**settings).items() >= settings.items()
+
+
+def test_a_point_is_not_asked_for_what_does_nothing_beside_it() -> None:
+    cases = [{"only_if": {"momentum": [0.9]}, "choices": [0.1]}, {"choices": [0.2]}]
+    space = {
+        "optimizer": {"choices": ["sgd", "adam"]}, "momentum": {"choices": [0.0, 0.9]}, "learning_rate": cases,
+    }  # fmt: skip
+    chosen = sweep(space, sampler="grid", pruner="none")
+    assert all(check_point(point, chosen, where="x") for point in grid(chosen))
+
+
+@pytest.mark.parametrize(
+    ("space", "fixed"),
+    [
+        ({"pooling": {"choices": [["max", "none"], ["max", "max"]]}}, {}),
+        ({"kernel_size": {"choices": [2, 3]}}, {"image_size": 8, "conv_layers": 8, "pooling": "none"}),
+        ({"stride": {"choices": [[1, 1, 1, 1, 1, 1], [3, 4, 1, 1, 1, 1]]}}, {"pooling": "none"}),
+        ({"net.act": {"choices": ["relu", "gelu"]}}, {"model": "my_module:build"}),
+    ],
+)
+def test_a_valid_file_is_not_refused(space: dict[str, Any], fixed: dict[str, Any]) -> None:
+    assert sweep(space, fixed=fixed).space
+
+
+@pytest.mark.parametrize(
+    ("space", "fixed", "words"),
+    [
+        ({"filters": {"choices": [[4, 4], [4, 4, 4]]}, "kernel_size": {"choices": [[3, 3], [3, 3, 3]]}}, {}, "lengths"),
+        ({"filters": {"choices": [[4, 4], [4, 4, 4]]}, "conv_layers": {"choices": [2, 3]}}, {}, "lengths"),
+        ({"learning_rate": RATE}, {"dense_units": [8] * 9}, "at most 8"),
+        ({"learning_rate": RATE}, {"dense_layers": 0, "dense_units": 8}, "dense_units does nothing"),
+        ({"learning_rate": RATE}, {"filters": 4096, "filter_growth": "1000"}, "grow beyond 65,536"),
+        (
+            {"learning_rate": RATE},
+            {"padding_mode": "reflect", "kernel_size": 31, "image_size": 8, "pooling": "none"},
+            "reflect",
+        ),
+        ({"learning_rate": RATE}, {"class_weights": "1e999,1"}, "class_weights"),
+    ],
+)
+def test_what_can_never_be_trained_is_refused(space: dict[str, Any], fixed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        sweep(space, fixed=fixed)
+
+
+def test_a_grid_without_end_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="more than 10,000 points"):
+        sweep({"train_images": {"low": 0, "high": 1_000_000_000}}, sampler="grid", pruner="none")
+
+
+def test_a_metric_beside_a_broken_table_is_a_sentence() -> None:
+    with pytest.raises(UsageError, match="fixed = 3 is not accepted"):
+        parse({"name": "s", "metric": "loss", "fixed": 3}, where="test")
+
+
+def test_what_a_config_leaves_out_are_the_defaults_of_the_parameters() -> None:
+    own = {field.name: field.default for part in (Shape, Knobs) for field in fields(part) if field.name in NAMES}
+    later = {name: default for name, default in own.items() if default is not MISSING}
+    assert len(later) > 50
+    assert later == {name: PARAMETERS[name].default for name in later}
