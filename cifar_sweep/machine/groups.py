@@ -123,6 +123,7 @@ def names_of(shape: Shape) -> set[str]:
 
 
 _CNN = re.compile(r"(cnn(?:\+batch_norm)?)(~+)(\d+)")
+_LARGEST_TIMED = 52  # half doublings, 67 million: a step of a larger one takes seconds
 _TIMED_MAGNITUDES = 4  # every so many of a cnn: other ones take as long as their multiply-accumulates say
 
 
@@ -133,7 +134,7 @@ def stand_in(network: str) -> tuple[str, float]:
     """
     name, space, size = network.partition(" ")
     if found := _CNN.fullmatch(name):
-        timed = _TIMED_MAGNITUDES * round(int(found[3]) / _TIMED_MAGNITUDES)
+        timed = min(_TIMED_MAGNITUDES * round(int(found[3]) / _TIMED_MAGNITUDES), _LARGEST_TIMED)
         return f"{found[1]}{found[2]}{timed}{space}{size}", 2 ** ((int(found[3]) - timed) / 2)
     if name not in VGG_MACS:
         return network, 1.0

@@ -94,6 +94,21 @@ def test_no_group_is_larger_than_the_largest() -> None:
     assert ONE_AT_A_TIME.size(shape()) == 1
 
 
+@pytest.mark.parametrize(
+    ("network", "timed", "factor"),
+    [
+        ("cnn~41", "cnn~40", 2**0.5),
+        ("cnn+batch_norm~~46 64px", "cnn+batch_norm~~48 64px", 0.5),
+        ("cnn~60", "cnn~52", 16),
+    ],
+)  # fmt: skip
+def test_a_cnn_is_timed_by_few_sizes(network: str, timed: str, factor: float) -> None:
+    assert stand_in(network) == (timed, pytest.approx(factor))
+    shape = config_of(timed).shape
+    assert network_of(shape) == timed
+    assert shape.image_size == (64 if "64px" in timed else 32)
+
+
 def test_a_network_of_unknown_speed_is_trained_alone() -> None:
     known = groups(6, {1: 2, 2: 1})
     assert known.size(shape("cnn3")) == 1
