@@ -25,6 +25,8 @@ def expected_shapes(sweep: Sweep, *, precision: str) -> list[tuple[float, Shape]
     queued = [(1.0, shape) for shape in queued_shapes(sweep, precision=precision)]
     searched = possible_shapes(sweep, precision=precision)
     left = sweep.size - len(queued)
+    queued = [each for each in queued if not each[1].fault] or queued[:1]  # such trials are pruned untrained
+    searched = [shape for shape in searched if not shape.fault] or searched[:1]
     return queued + ([(left / len(searched), shape) for shape in searched] if left else [])
 
 
