@@ -71,7 +71,6 @@ PLACES = {
     ("learning_rate", "head"), ("dropout", "dense"),
 }  # fmt: skip
 SWITCHES = {"conv_dropout_on", "dense_dropout_on"}  # a rate of 0 is off
-OWN_FILE = "own_networks.py"
 OWN_FUNCTION = '''
 
 def {name}(shape):
@@ -287,7 +286,7 @@ class Translation:
             if named in _library(library):
                 return f"{library}:{named}"
         function = re.sub(r"\W", "_", name)
-        file = self.folder / OWN_FILE
+        file = self.folder / f"own_{re.sub(r'[^0-9a-z]', '', self.definition['id'].lower())}.py"
         text = file.read_text() if file.is_file() else "from torch import nn\n"
         if f"def {function}(" not in text:
             file.write_text(text + OWN_FUNCTION.format(name=function))
