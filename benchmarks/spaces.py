@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from PIL import Image
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.parameters import BY_LAYER, MOST_LAYERS, PARAMETERS, VGG_MODELS
 from cifar_sweep.sweep.parsing import parse
+from cifar_sweep.training.models.named import names_of
 
 IMAGES = (200, 60, 40)  # training, validation and test images that are generated where a sweep is trained
 LARGE = 64  # pixels of a side: of larger images trials are trained one at a time, on fewer
@@ -37,7 +39,6 @@ TRIALS = 20  # where the definition does not say how many
 METHODS = {"grid": "grid", "random": "random", "hyperband": "random"}
 STOPPING = {"hyperband": "hyperband", "asha": "asha", "median": "median"}
 GROWTH = {0.5: "half", 1: "same", 2: "double"}
-OPTIMIZERS = {"nesterov", "momentum"}
 SCHEDULES = {"cosine_restarts": "warm_restarts", "constant": "none"}
 SETS = {
     True: "crop", False: "none", "light": "flip", "medium": "crop", "domain": "affine", "crop": "crop", "flip": "flip",
@@ -364,16 +365,9 @@ LIKE = {"vgg": "vgg16", "mobilenet": "mobilenet_v2"}
 
 def _library(library: str) -> Sequence[str]:
     """The networks that a library has; none where it is not installed."""
-    try:
-        if library == "timm":
-            import timm
-
-            return list(timm.list_models())
-        import torchvision
-
-        return list(torchvision.models.list_models(module=torchvision.models))
-    except ImportError:
-        return []
+    with suppress(ImportError):
+        return names_of(library)
+    return []
 
 
 def _hashable(value: Any) -> Any:

@@ -31,12 +31,17 @@ def blocks_of(values: Mapping[str, Any]) -> list[Block]:
         filters, kernel, stride, pooling, pool_size, norm = each
         padding = (kernel - 1) // 2 if values["padding"] == "same" else 0
         for _ in range(values["convs_per_block"]):
-            side = (side + 2 * padding - kernel) // stride + 1
+            side = _convolved(side, kernel, stride, padding)
         if pooling != "none" and side > 0:
             side //= pool_size
         blocks.append(Block(filters, kernel, stride, padding, pooling, pool_size, norm, side))
         side = max(side, 0)
     return blocks
+
+
+def _convolved(side: int, kernel_size: int, stride: int, padding: int) -> int:
+    """The side of an image after a convolution."""
+    return (side + 2 * padding - kernel_size) // stride + 1
 
 
 def each_layer(values: Mapping[str, Any], name: str, count: int) -> list[Any]:
@@ -82,7 +87,7 @@ def macs_of(values: Mapping[str, Any]) -> int:
     channels, side, total = 3, int(values["image_size"]), 0
     for block in blocks_of(values):
         for _ in range(values["convs_per_block"]):
-            side = (side + 2 * block.padding - block.kernel_size) // block.stride + 1
+            side = _convolved(side, block.kernel_size, block.stride, block.padding)
             total += block.kernel_size**2 * channels * block.filters * side**2
             channels = block.filters
         side = block.side

@@ -15,6 +15,7 @@ PARTS = (
     "lowest_rate", "onecycle_peak", "onecycle_start", "onecycle_end", "polynomial_power", "plateau_factor",
     "plateau_patience", "warmup_epochs", "cycle_up", "cycle_down", "cycle_mode",
 )  # fmt: skip
+_USUAL = {name: PARAMETERS[name].default for name in (*PARTS, "learning_rate", "epochs")}
 
 
 def learning_rate_at(epoch: int, settings: Mapping[str, Value], losses: Sequence[float] = ()) -> float:
@@ -23,7 +24,7 @@ def learning_rate_at(epoch: int, settings: Mapping[str, Value], losses: Sequence
     In the warm-up it grows linearly; then the schedule begins, as long as the epochs that are left. `losses` are the
     validation losses of the epochs before, which `plateau` goes by.
     """
-    values = {name: parameter.default for name, parameter in PARAMETERS.items()} | dict(settings)
+    values = _USUAL | dict(settings)
     schedule = str(values["schedule"])
     warmup = int(values["warmup_epochs"]) if schedule != "onecycle" else 0  # which has its own
     if epoch <= warmup:

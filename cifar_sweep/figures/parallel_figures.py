@@ -126,16 +126,5 @@ def correlation(found: Mapping[str, float]) -> go.Figure:
     """A bar for each parameter, the strongest on top: to the right what rises with it."""
     names, shares = list(found)[::-1], list(found.values())[::-1]
     colours = [style.PALETTE[0] if share > 0 else style.PALETTE[1] for share in shares]
-    figure = go.Figure()
-    figure.add_bar(
-        x=[round(share, 3) for share in shares],
-        y=[escape(name) for name in names],
-        orientation="h",
-        text=[f"{share:+.2f}" for share in shares],
-        textposition="outside",
-        cliponaxis=False,
-        marker_color=colours,
-        hoverinfo="skip",
-    )
-    figure.update_xaxes(range=[-1.15, 1.15])
-    return style.finish(figure, height=110 + 32 * len(names), bargap=0.45)
+    figure = style.bars(names, [round(share, 3) for share in shares], [f"{share:+.2f}" for share in shares], colours)
+    return figure.update_xaxes(range=[-1.15, 1.15])

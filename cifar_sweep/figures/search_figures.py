@@ -181,19 +181,8 @@ def importances_of(trials: Sequence[TrialRecord]) -> Importances:
 def importance(found: Importances) -> go.Figure:
     """A bar for each parameter, the greatest on top."""
     names, shares = zip(*found.shares[::-1], strict=True) if found.shares else ((), ())
-    figure = go.Figure()
-    figure.add_bar(
-        x=[round(share, 4) for share in shares],
-        y=[escape(name) for name in names],
-        orientation="h",
-        text=[f"{share:.0%}" for share in shares],
-        textposition="outside",
-        cliponaxis=False,
-        marker_color=style.PALETTE[0],
-        hoverinfo="skip",
-    )
-    figure.update_xaxes(tickformat=".0%", range=[0, 1.15 * max(shares, default=1)])
-    return style.finish(figure, height=110 + 32 * len(names), bargap=0.45)
+    figure = style.bars(names, [round(share, 4) for share in shares], [f"{share:.0%}" for share in shares])
+    return figure.update_xaxes(tickformat=".0%", range=[0, 1.15 * max(shares, default=1)])
 
 
 def slices(trials: Sequence[TrialRecord], names: Sequence[str], *, logarithmic: Collection[str]) -> list[go.Figure]:

@@ -30,6 +30,18 @@ LEARNING_RATE = {"xaxis_title": "learning rate", "xaxis_type": "log", "xaxis_exp
 T = TypeVar("T")
 
 
+def bars(
+    names: Sequence[str], lengths: Sequence[float], texts: Sequence[str], colours: str | Sequence[str] = MEASURED
+) -> go.Figure:
+    """A bar for each name, the last one on top, with its text at its end."""
+    figure = go.Figure()
+    figure.add_bar(
+        x=lengths, y=[escape(name) for name in names], orientation="h", text=texts, textposition="outside",
+        cliponaxis=False, marker_color=colours, hoverinfo="skip",
+    )  # fmt: skip
+    return finish(figure, height=110 + 32 * len(names), bargap=0.45)
+
+
 def finish(figure: go.Figure, title: str = "", *, height: int, **layout: Any) -> go.Figure:
     """Give a figure the common look. Grounds are clear and inks neutral, so that it fits a light and a dark page."""
     lines = textwrap.wrap(title, TITLE_COLUMNS)

@@ -9,6 +9,7 @@ size comes last: ``cnn3 64px``.
 import json
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,10 +88,20 @@ def config_of(network: str, *, precision: str = "fp32") -> TrialConfig:
     params |= {f"{OWN}{name}": value for name, value in json.loads(own or "{}").items()}
     if found := _CNN.fullmatch(network):
         params |= {"model": "cnn", "batch_norm": found[1] != "cnn", "pooling": "max" if found[2] == "~" else "avg"}
-        params["filters"] = min(range(1, 1025), key=lambda filters: abs(_doublings(params, filters) - int(found[3])))
+        params["filters"] = _filters(params, float(found[3]))
     if model in _SMALL_MODELS:
         params["batch_norm"] = network != model
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
+
+
+def _filters(params: Mapping[str, Value], magnitude: float) -> int:
+    """How many filters bring a cnn nearest to this magnitude, which grows with them."""
+
+    def found(filters: int) -> float:
+        return _doublings(params, filters)
+
+    larger = bisect_left(_TIMED_FILTERS, magnitude, key=found)
+    return min(_TIMED_FILTERS[max(larger - 1, 0) : larger + 1], key=lambda filters: abs(found(filters) - magnitude))
 
 
 def _doublings(params: Mapping[str, Value], filters: int) -> float:
@@ -122,6 +133,7 @@ def names_of(shape: Shape) -> set[str]:
     return {network_of(shape), change_name(shape)} - {""}
 
 
+_TIMED_FILTERS = range(1, 1025)  # of a cnn that is timed
 _CNN = re.compile(r"(cnn(?:\+batch_norm)?)(~+)(\d+)")
 _LARGEST_TIMED = 52  # half doublings, 67 million: a step of a larger one takes seconds
 _TIMED_MAGNITUDES = 4  # every so many of a cnn: other ones take as long as their multiply-accumulates say

@@ -199,6 +199,7 @@ def _check_cases(sweep: Sweep, name: str, domain: Cases) -> None:
     where = f"[space]: {name}"
     if decides_shape(name):
         raise UsageError(f"{where} decides which trials are trained together, so it has one range; not only_if.")
+    usual = {**sweep.fixed, "model": values_of(sweep, "model")[0]}
     others: dict[str, list[Value]] = {}
     for case in domain.cases:
         for other, values in case.only_if.items():
@@ -206,9 +207,7 @@ def _check_cases(sweep: Sweep, name: str, domain: Cases) -> None:
                 check_parameter(other, value, where=f"{where}: only_if")
             if isinstance(sweep.space.get(other), (Range, Cases)):
                 raise UsageError(f"{where}: only_if {other}: it is to have choices, or to stand in [fixed].")
-            models = {**sweep.fixed, "model": values_of(sweep, "model")[0]}
-            usual = list(known_beside(models, [other]).values())
-            others[other] = values_of(sweep, other) if other in sweep.space else usual
+            others[other] = values_of(sweep, other) if other in sweep.space else [known_beside(usual, [other])[other]]
     there = [sweep.fixed | dict(zip(others, values, strict=True)) for values in product(*others.values())]
     for settings in there:
         held = domain.at(settings)
@@ -262,7 +261,7 @@ def _check_used(sweep: Sweep) -> None:
 def _reached(sweep: Sweep, name: str) -> list[Value] | None:
     """The values that a parameter which decides about others takes; None where each model has its own.
 
-    So it is where `lists` say how many layers there are, and where single layers have batch norm.
+    So it is where lists say how many layers there are, and where single layers have batch norm.
     """
     domain = sweep.space.get(name)
     if isinstance(domain, Range):

@@ -20,15 +20,12 @@ def check_layers(sweep: Sweep) -> None:
             for name, counter in BY_LAYER.items()
             if counter == counted
         }
-        if counted in sweep.space or counted in sweep.fixed:
-            lengths[counted] = (
-                {int(value) for value in _each(sweep.space[counted])}
-                if counted in sweep.space
-                else {int(sweep.fixed[counted])}
-            )
+        if counted in sweep.space:
+            lengths[counted] = {int(value) for value in _each(sweep.space[counted])}
+        elif counted in sweep.fixed:
+            lengths[counted] = {int(sweep.fixed[counted])}
         listed_ones = {name: each for name, each in lengths.items() if each}
-        several = len(listed_ones) > 1 and len(set[int]().union(*listed_ones.values())) > 1
-        if several:
+        if len(listed_ones) > 1 and len(set[int]().union(*listed_ones.values())) > 1:
             words = "; ".join(f"{name} {listed(sorted(each))}" for name, each in listed_ones.items())
             raise UsageError(f"lists of layers are of different lengths, {words}; accepted: all of one length.")
     shapes = (_shape_at(sweep.fixed | point) for point in islice(_shrinking(sweep), MOST_TRIED + 1))

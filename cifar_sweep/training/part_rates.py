@@ -12,7 +12,8 @@ from cifar_sweep.training.rows import Part
 class PartRates:
     """Which share of its step each parameter of each member takes, as if it had a learning rate of its own.
 
-    Every optimizer's step is the learning rate times something, so that a share of the step is that of the rate.
+    An optimizer's step is the learning rate times something, so that a share of the step is that of the rate; averaged
+    SGD's rate is the one that it has shrunk.
     """
 
     def __init__(self, knobs: Sequence[Knobs], parts: Sequence[Part], weights: Tensor) -> None:

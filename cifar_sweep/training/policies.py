@@ -57,11 +57,13 @@ class Policy:
         """AutoAugment: one of some pairs of operations, each with a probability."""
         chosen = torch.randint(len(self._policy._policies), (count,), generator=generator).tolist()
         taken, signs = torch.rand(2, 2, count, generator=generator).tolist()
+        used = {name for pair in self._policy._policies for name, _, _ in pair}
+        known = {name: self._magnitudes(name, 10, side) for name in used}
         for place in range(2):
             changes = []
             for row, pair in enumerate(chosen):
                 name, probability, at = self._policy._policies[pair][place]
-                magnitudes, signed = self._magnitudes(name, 10, side)
+                magnitudes, signed = known[name]
                 sign = -1 if signed and signs[place][row] <= 0.5 else 1
                 is_taken = taken[place][row] <= probability
                 changes.append((name, sign * magnitudes[at or 0]) if is_taken else _IDENTITY)

@@ -141,3 +141,15 @@ def test_draws_are_as_the_domain_says() -> None:
     ones = drawn(Range(low=1, high=2, log=True), "epochs").count(1)
     assert ones / 2000 == pytest.approx(0.585, abs=0.04)  # log(1.5) of log(2)
     assert set(drawn(Choices(choices=["lenet", "cnn1"]), "model")) == {"lenet", "cnn1"}
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+def test_a_network_that_leaves_nothing_of_its_images_is_not_expected(sampler: str) -> None:
+    space = {"pool_size": {"choices": [2, 4]}, "conv_layers": {"low": 1, "high": 3}}
+    fixed = {"model": "cnn", "image_size": 28}
+    found = expected_shapes(
+        parse({"name": "s", "sampler": sampler, "pruner": "none", "fixed": fixed, "space": space}, where="t"),
+        precision="fp32",
+    )
+    assert found
+    assert not any(shape.fault for _, shape in found)

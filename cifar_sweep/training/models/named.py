@@ -36,9 +36,8 @@ def named_network(name: str, classes: int, small: bool) -> nn.Module:
         if isinstance(layers[1][1], nn.MaxPool2d):
             parent, _, child = layers[1][0].rpartition(".")
             setattr(network.get_submodule(parent), child, nn.Identity())
-    for place, last in [(place, layer) for place, layer in network.named_modules() if isinstance(layer, nn.Linear)][
-        -1:
-    ]:
+    linear = [(place, layer) for place, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    for place, last in linear[-1:]:
         parent, _, child = place.rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Sequential(nn.Dropout(0.0), last))
     return network
@@ -52,7 +51,7 @@ def by_name(shape: Shape, *, begin: bool = False) -> nn.Module:
     """
     library, _, name = shape.model.partition(":")
     try:
-        if name not in (known := _names(library)):
+        if name not in (known := names_of(library)):
             raise UsageError(f"model {shape.model!r}: {library} has no such network; {nearest(name, known)[:300]}.")
         network = named_network(shape.model, shape.classes, shape.image_size <= SMALL)
     except ImportError as error:
@@ -67,7 +66,8 @@ def by_name(shape: Shape, *, begin: bool = False) -> nn.Module:
     return network
 
 
-def _names(library: str) -> list[str]:
+def names_of(library: str) -> list[str]:
+    """The networks that a library has; ImportError where it is not installed."""
     if library == "timm":
         import timm
 
