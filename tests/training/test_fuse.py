@@ -21,6 +21,7 @@ from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
 from cifar_sweep.training.rows import Masks
 from cifar_sweep.training.train import Run
+from tests.training.runs import assert_fused_is_plain
 
 CPU = torch.device("cpu")
 # What differs between members, and nothing that is in `Shape`.
@@ -109,24 +110,7 @@ def test_members_equal_their_solo_runs(model: str, batch_norm: bool, optimizer: 
 )
 def test_outputs_and_gradients_equal_the_plain_networks(model: str, batch_norm: bool) -> None:
     shape = config(model, batch_norm=batch_norm, hidden_units=12, init="xavier").shape
-    networks = [build(shape, seed=seed).double() for seed in range(2)]
-    fused = Fused(networks, [Masks(0.0, torch.Generator())] * 2)
-    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
-    labels = torch.tensor([1, 2, 3])
-    outputs = fused(images)
-    # The sum over members of the mean over the batch: a member's gradient does not depend on how many there are.
-    sum(nn.functional.cross_entropy(each, labels) for each in outputs).backward()  # type: ignore[union-attr]
-    fused.gather_gradients()
-    for k, network in enumerate(networks):
-        alone = network(images)
-        nn.functional.cross_entropy(alone, labels).backward()
-        torch.testing.assert_close(outputs[k], alone, rtol=1e-9, atol=1e-12)
-        for part, (name, parameter) in zip(fused.parts, network.named_parameters(), strict=True):
-            assert part.name == name
-            mine = part.of(fused.gradients[k]).view(part.shape)
-            torch.testing.assert_close(mine, parameter.grad, rtol=1e-6, atol=1e-9)
-        for name, value in fused.member_state(k).items():  # running statistics, too
-            torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-9, atol=1e-12)
+    assert_fused_is_plain(shape)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

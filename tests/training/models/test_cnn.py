@@ -11,11 +11,11 @@ from torch import nn
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import ACTIVATION_NAMES
-from cifar_sweep.training.fuse import Fused, can_fuse
+from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build
-from cifar_sweep.training.rows import Masks
 from cifar_sweep.training.train import Run
+from tests.training.runs import assert_fused_is_plain
 
 CPU = torch.device("cpu")
 
@@ -110,23 +110,8 @@ def check_any(params: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="have nothing left"):
             build(shape, seed=0)
         return
-    networks = [build(shape, seed=seed).double() for seed in range(2)]
-    assert all(can_fuse(network) for network in networks)
-    fused = Fused(networks, [Masks(0.0, torch.Generator())] * 2)  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(3, 3, shape.image_size, shape.image_size, dtype=torch.float64, generator=generator)
-    labels = torch.tensor([1, 2, 3])
-    outputs = fused(images)
-    assert outputs.shape == (2, 3, 10)
-    sum(nn.functional.cross_entropy(each, labels) for each in outputs).backward()  # type: ignore[union-attr]
-    fused.gather_gradients()
-    for k, network in enumerate(networks):
-        alone = network(images)
-        nn.functional.cross_entropy(alone, labels).backward()
-        torch.testing.assert_close(outputs[k], alone, rtol=1e-8, atol=1e-10)
-        for part, (_, parameter) in zip(fused.parts, network.named_parameters(), strict=True):
-            mine = part.of(fused.gradients[k]).view(part.shape)
-            torch.testing.assert_close(mine, parameter.grad, rtol=1e-5, atol=1e-7)
+    assert can_fuse(build(shape, seed=0))
+    assert_fused_is_plain(shape, outputs=(1e-8, 1e-10), gradients=(1e-5, 1e-7))
 
 
 @settings(max_examples=12, deadline=None)
