@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -17,10 +19,11 @@ from optuna.trial import TrialState, create_trial
 
 from cifar_sweep.forecast.time_left import forecast_rest
 from cifar_sweep.study import opening
-from cifar_sweep.study.claim import TrialLostError, Worker
+from cifar_sweep.study.claim import Claim, TrialLostError, Worker
+from cifar_sweep.study.claiming import Claiming
 from cifar_sweep.study.opening import load_all, open_or_resume, open_studies
 from cifar_sweep.study.owner import Owner
-from cifar_sweep.study.record import RESERVED, epoch_key
+from cifar_sweep.study.record import RESERVED, TrialRecord, epoch_key
 from cifar_sweep.study.storage import Storage, open_storage
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep.parsing import parse
@@ -261,6 +264,39 @@ def test_a_trial_that_we_train_and_another_program_ends_is_none_of_ours(
     ended = "failed" if told is TrialState.FAIL else "outside"
     assert [trial.state for trial in study.trials()] == [ended, "complete", "complete"]
     assert study.ranked()[0].number == 2
+
+
+def test_of_two_that_take_a_trial_at_once_the_first_to_end_it_has_it(
+    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite, Optuna's ask reads what waits, and takes it when a claim under way has released the file."""
+    shutil.copy(sqlite_template, tmp_path / "studies.db")
+    url, asked = f"sqlite:///{tmp_path}/studies.db", list[int]()
+
+    def ask() -> None:
+        with opened_by_optuna(url, "s") as other:
+            asked.append(other.ask().number)
+
+    def slow(claiming: Claiming, waiting: TrialRecord) -> Claim:
+        claim = take(claiming, waiting)
+        asking.start()
+        time.sleep(1)
+        return claim
+
+    with closing(open_storage(url)) as storage:
+        study = made(storage, "s", trials=2)
+        study.release(*study.claim(HERE))
+        take, asking = Claiming._take, threading.Thread(target=ask)
+        with monkeypatch.context() as patched:
+            patched.setattr(Claiming, "_take", slow)
+            [claim] = study.claim(HERE)
+        asking.join()
+        assert asked == [claim.number]
+        study.complete(claim, 0.5)
+        with opened_by_optuna(url, "s") as other, pytest.raises(ValueError, match="COMPLETE"):
+            other.tell(asked[0], 0.99)
+        assert [train(study), train(study)] == [1, None]
+        assert study.ranked()[0].frozen.value == 0.5
 
 
 @pytest.mark.parametrize("told", ["complete", "pruned", "failed"])
