@@ -20,7 +20,7 @@ PALETTE = ("#0077BB", "#EE7733", "#009988", "#EE3377", "#33BBEE", "#CC3311", "#8
 MEASURED, BEST, CLAIM, QUIET = PALETTE[0], PALETTE[1], PALETTE[1], PALETTE[6]
 STATE_COLOURS = {
     "complete": MEASURED, "pruned": PALETTE[4], "failed": PALETTE[5], "running": PALETTE[2], "waiting": QUIET,
-    "outside": QUIET,
+    "outside": QUIET, "impossible": QUIET,
 }  # fmt: skip
 STATE_SYMBOLS = {"complete": "circle", "pruned": "x-thin", "failed": "cross-thin"}
 TITLE_COLUMNS = 46  # characters of a title that a phone shows on one line

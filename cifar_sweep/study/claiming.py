@@ -15,7 +15,7 @@ from cifar_sweep.search.choice import Choice, Course, InTime, grant_end, in_time
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
-from cifar_sweep.study.record import STATES, TrialRecord, count, epoch_keys, is_reserved
+from cifar_sweep.study.record import IMPOSSIBLE, STATES, TrialRecord, count, epoch_keys, is_reserved
 from cifar_sweep.study.storage import Storage
 from cifar_sweep.study.tables import Change
 from cifar_sweep.study.winner import fresh_seeds, seeds_due
@@ -41,7 +41,14 @@ def queue_of(
         if trial.state == "waiting" and not trial.is_frozen
     ]
     under_way = count(trials, "running") + sum(trial.is_frozen for trial in trials)
-    return Queue(sweep, count(trials, "complete", "pruned"), under_way, waiting)
+    return Queue(sweep, spent(trials, sweep), under_way, waiting)
+
+
+def spent(trials: Sequence[TrialRecord], sweep: Sweep) -> int:
+    """How much of the budget is used up. Impossible trials take nothing of it, as far as there are not more than that:
+    a space that has hardly any network that can be trained comes to an end, too.
+    """
+    return count(trials, "complete", "pruned") + max(0, count(trials, IMPOSSIBLE) - sweep.size)
 
 
 def courses(trials: Sequence[TrialRecord], *, classes: int, extended: Sweep | None = None) -> list[Course]:
@@ -85,7 +92,7 @@ def is_searched(searched: Sequence[TrialRecord], sweep: Sweep) -> bool:
     """Whether the budget is spent; nothing takes the place of a point that was listed and failed."""
     if sweep.listed:
         return not count(searched, "running", "waiting")
-    return count(searched, "complete", "pruned") >= sweep.size
+    return spent(searched, sweep) >= sweep.size
 
 
 def _confirms_now(searched: Sequence[TrialRecord], sweep: Sweep) -> tuple[int, int] | None:

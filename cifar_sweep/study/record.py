@@ -27,7 +27,8 @@ STATE_NAMES = {
     TrialState.WAITING: "waiting",
 }
 OUTSIDE = "outside"  # the state of a trial that another program trains, or has trained
-STATES = (*STATE_NAMES.values(), OUTSIDE)
+IMPOSSIBLE = "impossible"  # that of a trial whose network leaves nothing of its images: pruned untrained
+STATES = (*STATE_NAMES.values(), OUTSIDE, IMPOSSIBLE)
 # The user attributes of a trial that are read here; nobody else may change them.
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
@@ -100,7 +101,7 @@ class TrialRecord:
     worker: str = ""  # who trained it last, as in "worker 2"; empty where that is not known
 
     number = _of(lambda trial: trial.frozen.number)  # in its study, from 0
-    state = _of(lambda trial: OUTSIDE if OUTSIDE in trial.frozen.system_attrs else STATE_NAMES[trial.frozen.state])
+    state = _of(lambda trial: trial._state())
     is_finished = _of(lambda trial: trial.frozen.state.is_finished())  # complete, pruned or failed
     value = _of(lambda trial: trial.frozen.value)  # of a complete trial its best one by its metric, else its last
     started = _of(lambda trial: trial.frozen.datetime_start)  # when it was last taken up, in local time
@@ -147,6 +148,13 @@ class TrialRecord:
     def params(self) -> Mapping[str, Value]:
         """Its parameters under their own names; of a given point the point's."""
         return self.given if self.given is not None else space.decode(self.frozen.params)
+
+    def _state(self) -> str:
+        """One of `STATES`."""
+        if OUTSIDE in self.frozen.system_attrs:
+            return OUTSIDE
+        is_untrained = self.frozen.state is TrialState.PRUNED and not self.points
+        return IMPOSSIBLE if is_untrained and self.config and self.config.shape.fault else STATE_NAMES[self.frozen.state]
 
     @property
     def is_frozen(self) -> bool:
@@ -285,7 +293,7 @@ def count(trials: Iterable[TrialRecord], *states: str) -> int:
 def counts_text(counts: Mapping[str, int], *, but: Sequence[str] = ()) -> str:
     """How many trials are in each state, diverged ones apart, as in "2 pruned, 1 diverged": those that there are."""
     apart = {**counts, "pruned": counts["pruned"] - counts["diverged"]}
-    names = ("complete", "pruned", "diverged", "failed", "running", "frozen", "waiting", OUTSIDE)
+    names = ("complete", "pruned", "diverged", "failed", "running", "frozen", "waiting", OUTSIDE, IMPOSSIBLE)
     return ", ".join(f"{apart[name]} {name}" for name in names if apart[name] and name not in but)
 
 

@@ -15,7 +15,7 @@ from cifar_sweep.search.choice import Choice, Gain, Hope
 from cifar_sweep.study import selection
 from cifar_sweep.study.claiming import asked, is_searched, state_counts
 from cifar_sweep.study.hours import Hours
-from cifar_sweep.study.record import OUTSIDE, TrialRecord, count, records
+from cifar_sweep.study.record import IMPOSSIBLE, OUTSIDE, TrialRecord, count, records
 from cifar_sweep.study.storage import FINISHED, HALTED, OPEN, Storage
 from cifar_sweep.study.verdict import verdict
 from cifar_sweep.study.winner import described, fresh_seeds, ranked, seeds_due
@@ -24,6 +24,7 @@ from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.words import params_text
 
+_TAKEN = ("complete", "pruned", IMPOSSIBLE, "running", "waiting")  # the states of a point that was not lost
 TEST_IMAGES = 10_000  # CIFAR-10's, where a study does not say
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class StoredStudy:
 
     def missing(self) -> bool:
         """Whether a listed point that was asked for has failed, and was not run again since."""
-        return count(asked(self.trials(), self.sweep), "complete", "pruned", "running", "waiting") < self.budget
+        return count(asked(self.trials(), self.sweep), *_TAKEN) < self.budget
 
     def under_way(self) -> Sweep:
         """The sweep as it stands; of one with so many hours nothing is confirmed before its search is over."""
@@ -279,7 +280,7 @@ class StoredStudy:
             trials = self.trials()  # once: a trial that ends between two looks would be counted nowhere
             if self.sweep.given:
                 trials = [trial for trial in trials if trial.given is not None or trial.state == OUTSIDE]
-                budget = count(trials, "complete", "pruned", "running", "waiting")
+                budget = count(trials, *_TAKEN)
         counts = state_counts(trials, self.sweep)
         # Trials whose worker is gone wait for the next one, whatever the database says until then. Without the lock a
         # claim under way looks like one, too, for a moment; at most what runs is counted.

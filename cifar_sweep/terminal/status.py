@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from cifar_sweep.curve import METRICS
 from cifar_sweep.forecast.time_left import at_work, seconds_left
-from cifar_sweep.study.record import counts_text, is_synthetic, saved_by_pruning
+from cifar_sweep.study.record import IMPOSSIBLE, counts_text, is_synthetic, saved_by_pruning
 from cifar_sweep.study.storage import OPEN
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.verdict import verdict
@@ -22,7 +22,7 @@ MOST_STOPPED = 5  # trials whose reasons are told
 def glance(study: SweepStudy) -> dict[str, Any]:
     """A study's summary, and what is reckoned besides: time left, what pruning has saved, who is at work."""
     summary, trials = study.summary(), study.trials()
-    stopped = {trial.number: trial.reason for trial in trials if trial.state == "pruned"}
+    stopped = {trial.number: trial.reason for trial in trials if trial.state in ("pruned", IMPOSSIBLE)}
     saved = saved_by_pruning(trials)
     left = seconds_left(study)
     return summary | {

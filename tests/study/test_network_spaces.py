@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import UsageError
@@ -58,18 +59,30 @@ def test_a_layer_that_is_not_there_is_not_asked_for(make: Callable[..., SweepStu
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_setting_that_leaves_no_image_is_pruned_with_its_reason_and_the_sweep_goes_on(
+def test_a_setting_that_leaves_no_image_is_told_with_its_reason_and_another_takes_its_place(
     make: Callable[..., SweepStudy], sampler: str
 ) -> None:
     study = make(space=SHRINKING, sampler=sampler)
     claims = trained(study)
     trials = study.trials()
-    pruned = [trial for trial in trials if trial.state == "pruned"]
-    assert pruned
-    assert len(trials) == len(claims) + len(pruned) == 24
-    assert all("images of 32 pixels have nothing left after layer" in trial.reason for trial in pruned)
+    impossible = [trial for trial in trials if trial.state == "impossible"]
+    assert impossible
+    assert len(claims) == study.budget == 24
+    assert len(trials) == 24 + len(impossible)
+    assert all(trial.frozen.state is TrialState.PRUNED for trial in impossible), "the sampler learns of it"
+    assert all("images of 32 pixels have nothing left after layer" in trial.reason for trial in impossible)
+    assert study.summary()["trials"]["impossible"] == len(impossible)
     assert not any(claim.config.shape.fault for claim in claims)
     assert study.finished()
+
+
+def test_a_space_with_hardly_a_network_that_leaves_anything_comes_to_an_end(make: Callable[..., SweepStudy]) -> None:
+    rare = {"pool_size": {"low": 2, "high": 8}, "stride": {"choices": [1, 2]}, "learning_rate": {"low": 0.1, "high": 0.2}}
+    study = make(space=rare, sampler="random", fixed={"model": "cnn", "epochs": 3, "conv_layers": 5})
+    claims = trained(study)
+    assert study.finished()
+    assert 24 <= len(study.trials()) - len(claims) <= 48
+    assert len(claims) < 12
 
 
 def test_a_grid_leaves_them_out_of_its_groups(make: Callable[..., SweepStudy]) -> None:
@@ -77,7 +90,9 @@ def test_a_grid_leaves_them_out_of_its_groups(make: Callable[..., SweepStudy]) -
     study = make(space=SHRINKING | rates, sampler="grid", trials=24)
     claims = trained(study, size=4)
     assert len(study.trials()) == 24
-    assert len(claims) == 24 - sum(trial.state == "pruned" for trial in study.trials()) < 24
+    assert study.finished()
+    assert not study.missing()
+    assert len(claims) == 24 - sum(trial.state == "impossible" for trial in study.trials()) < 24
 
 
 def test_the_model_of_the_search_never_proposes_one() -> None:
