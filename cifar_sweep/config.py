@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from cifar_sweep.errors import UsageError, nearest
@@ -12,6 +12,7 @@ from cifar_sweep.parameters import (
     NAMES,
     OWN,
     PARAMETERS,
+    SMALLEST_SIDE,
     Value,
     applies,
     base_of,
@@ -51,6 +52,7 @@ class Shape:
     precision: str
     validation_images: int = 0
     image_size: int = 32
+    input_size: int = 0
     metric: str = "accuracy"
     conv_layers: int = 3
     convs_per_block: int = 1
@@ -96,9 +98,17 @@ class Shape:
         return {name.removeprefix(OWN): value for name, value in self.more if name.startswith(OWN)}
 
     @property
+    def seen(self) -> "Shape":
+        """The same for images as the network sees them."""
+        return replace(self, image_size=self.input_size, input_size=0) if self.input_size else self
+
+    @property
     def fault(self) -> str:
         """Why there is no such network, in words; empty where there is one."""
-        return image_fault(self.values)
+        if self.input_size and not SMALLEST_SIDE <= self.input_size <= self.image_size:
+            accepted = f"from {SMALLEST_SIDE} to the images' {self.image_size}, or 0"
+            return f"input_size = {self.input_size} is not accepted; it takes a whole number {accepted}"
+        return image_fault(self.seen.values)
 
 
 @dataclass(frozen=True)

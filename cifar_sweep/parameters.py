@@ -16,6 +16,7 @@ MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
 OWN_WORDS = "torchvision:NAME, timm:NAME, or a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*"
 ACTIVATION_NAMES = ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "gelu", "silu", "mish", "none")
+SMALLEST_SIDE = 8  # pixels
 MOST_LAYERS = 8  # of a cnn's parameters by layer
 
 _GENERAL: dict[str, Parameter] = {
@@ -40,7 +41,10 @@ _GENERAL: dict[str, Parameter] = {
     "epochs": Parameter(int, 30, "passes over the training images", low=1, high=100_000),
     "train_images": Parameter(int, 0, "training images used, class by class alike; 0 is all"),
     "validation_images": Parameter(int, 0, "likewise; the same for all trials"),
-    "image_size": Parameter(int, 32, "pixels of a side; the same for all trials", low=8, high=512),
+    "image_size": Parameter(int, 32, "pixels of a side; the same for all trials", low=SMALLEST_SIDE, high=512),
+    "input_size": Parameter(
+        int, 0, "pixels of a side that the network sees, to which images are averaged; from 8; 0 is all", high=512
+    ),
     "precision": Parameter(str, "auto", "arithmetic of the forward pass", choices=("auto", "fp32", "bf16")),
     "metric": Parameter(
         str, "accuracy", "what trials and their epochs are chosen by on the validation images; the same for all trials",

@@ -7,7 +7,7 @@ from pprint import pformat
 
 from torch import nn
 
-from cifar_sweep.config import TrialConfig
+from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.pages import rendered
 from cifar_sweep.parameters import is_named, is_own
 from cifar_sweep.pictures import decode
@@ -24,12 +24,11 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
     A user's own network is made by the user's module, which lies beside the script. Raises ValueError where it is
     neither a user's own nor a chain of PyTorch's layers.
     """
-    if is_own(config.shape.model):
-        own = "".join(f", {name}={value!r}" for name, value in config.shape.own.items())
-        made = f"{config.shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(config.shape)}){own})"
-        return f"nn.Sequential({made}, nn.Softmax(dim=1))" if config.shape.softmax else made
-    if is_named(config.shape.model):
-        return f"named_network({config.shape.model!r}, {config.shape.classes}, {config.shape.image_size <= SMALL})"
+    if is_own(config.shape.model) or is_named(config.shape.model):
+        smaller = f"nn.AdaptiveAvgPool2d({config.shape.input_size}), " if config.shape.input_size else ""
+        softmax = ", nn.Softmax(dim=1)" if config.shape.softmax else ""
+        made = _made(config.shape.seen)
+        return f"nn.Sequential({smaller}{made}{softmax})" if smaller or softmax else made
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"no source is known for {config.shape.model}, a {type(network).__name__}")
     rows: list[str] = []
@@ -38,6 +37,14 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
             rows.append("   ")
         rows[-1] += f" {layer_source(layer)},"
     return "\n".join(["nn.Sequential(", *rows, ")"])
+
+
+def _made(shape: Shape) -> str:
+    """The expression that makes a network of a user's own, or one by name."""
+    if is_named(shape.model):
+        return f"named_network({shape.model!r}, {shape.classes}, {shape.image_size <= SMALL})"
+    own = "".join(f", {name}={value!r}" for name, value in shape.own.items())
+    return f"{shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(shape)}){own})"
 
 
 def layer_source(layer: nn.Module) -> str:

@@ -128,6 +128,7 @@ PLAIN = ("relu", "leaky_relu")  # activations that compiled kernels know
 
 def magnitude(shape: Shape) -> str:
     """A cnn by its multiply-accumulates, in steps of half a factor of two, and by whether compiled kernels know it."""
+    shape = shape.seen
     blocks = blocks_of(shape.values)
     usual = all((block.stride, block.pooling, block.pool_size) == (1, "max", 2) for block in blocks)
     kind = "~" if usual and shape.activation in PLAIN else "~~"

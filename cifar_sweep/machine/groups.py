@@ -70,6 +70,7 @@ ONE_AT_A_TIME = Groups(1)
 
 def network_of(shape: Shape) -> str:
     """The name of the network whose time stands for this shape's."""
+    shape = shape.seen
     size = "" if shape.image_size == 32 else f" {shape.image_size}px"
     if is_own(shape.model):
         from cifar_sweep.training.models.own import fingerprint  # loads torch

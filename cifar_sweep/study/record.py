@@ -153,8 +153,9 @@ class TrialRecord:
         """One of `STATES`."""
         if OUTSIDE in self.frozen.system_attrs:
             return OUTSIDE
-        is_untrained = self.frozen.state is TrialState.PRUNED and not self.points
-        return IMPOSSIBLE if is_untrained and self.config and self.config.shape.fault else STATE_NAMES[self.frozen.state]
+        if self.frozen.state is TrialState.PRUNED and not self.points and self.config and self.config.shape.fault:
+            return IMPOSSIBLE
+        return STATE_NAMES[self.frozen.state]
 
     @property
     def is_frozen(self) -> bool:

@@ -88,7 +88,8 @@ class Fused(Rows):
 def can_fuse(network: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a network is a plain ``nn.Sequential`` of layers that `RULES` can fuse, in an order that can be fused.
 
-    That is a convolution first, then what works on channels, one flattening, and what works on features.
+    That is a convolution first, or an average of the images before it, then what works on channels, one flattening, and
+    what works on features.
     """
     if type(network) is not nn.Sequential:
         return False
@@ -99,7 +100,8 @@ def can_fuse(network: nn.Module) -> TypeGuard[nn.Sequential]:
     rules = [RULES[kind] for kind in kinds]
     if not all(rule.accepts(layer) for rule, layer in zip(rules, layers, strict=True)):
         return False
-    if kinds[:1] != [nn.Conv2d] or kinds.count(nn.Flatten) != 1 or nn.Softmax in kinds[:-1]:
+    first = 1 if kinds[:1] == [nn.AdaptiveAvgPool2d] else 0
+    if kinds[first : first + 1] != [nn.Conv2d] or kinds.count(nn.Flatten) != 1 or nn.Softmax in kinds[:-1]:
         return False
     flat = kinds.index(nn.Flatten)
     in_place = all(rules[at - 1].before_relu for at, kind in enumerate(kinds) if kind is nn.ReLU)

@@ -69,6 +69,7 @@ NETWORKS: dict[str, list[dict[str, Value]]] = {
             "padding": "valid",
         }
     ],
+    "smaller images": [{"model": "cnn", "conv_layers": 2, "input_size": 16}, {"model": "convnet", "input_size": 16}],
     "no convolution": [{"model": "cnn", "conv_layers": 0, "dense_units": "9,8"}],
     "ensemble": [LENET, CONVNET, CNN3],
 }

@@ -173,9 +173,9 @@ class Chaos:
             with self.other() as study:
                 try:
                     study.tell(number, 0.99)
-                except ValueError as error:
-                    assert not self.server, error
-                    assert self.study.trials()[number].owner, error
+                except ValueError:
+                    if self.server or not self.study.trials()[number].owner:
+                        raise
                     self.done["taken twice"] += 1
 
     def extend(self) -> None:

@@ -77,7 +77,8 @@ def test_a_setting_that_leaves_no_image_is_told_with_its_reason_and_another_take
 
 
 def test_a_space_with_hardly_a_network_that_leaves_anything_comes_to_an_end(make: Callable[..., SweepStudy]) -> None:
-    rare = {"pool_size": {"low": 2, "high": 8}, "stride": {"choices": [1, 2]}, "learning_rate": {"low": 0.1, "high": 0.2}}
+    rare: dict[str, Any] = {"pool_size": {"low": 2, "high": 8}, "stride": {"choices": [1, 2]}}
+    rare["learning_rate"] = {"low": 0.1, "high": 0.2}
     study = make(space=rare, sampler="random", fixed={"model": "cnn", "epochs": 3, "conv_layers": 5})
     claims = trained(study)
     assert study.finished()

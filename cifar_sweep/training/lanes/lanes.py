@@ -51,6 +51,8 @@ def stages_of(network: nn.Sequential) -> list[Convolution] | None:
             break
         if isinstance(layer, nn.Conv2d):
             blocks.append([])
+        elif not blocks:
+            return None  # images are averaged first
         blocks[-1].append((place, layer))
     stages = [_stage(block, starts, first=not at) for at, block in enumerate(blocks)]
     known = [stage for stage in stages if stage is not None]

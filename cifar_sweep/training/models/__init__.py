@@ -27,6 +27,7 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
     """
     if shape.fault:
         raise UsageError(f"model {shape.model!r}: {shape.fault}.")
+    smaller, shape = shape.input_size, shape.seen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_named(shape.model):
@@ -38,12 +39,12 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and shape.batch_norm_momentum != USUAL_MOMENTUM:
             module.momentum = shape.batch_norm_momentum  # else a network of a user's own keeps its own
-    if not shape.softmax:
+    before: list[nn.Module] = [nn.AdaptiveAvgPool2d(smaller)] if smaller else []
+    after: list[nn.Module] = [nn.Softmax(dim=1)] if shape.softmax else []
+    if not before and not after:
         return network
-    softmax = nn.Softmax(dim=1)
-    if is_own(shape.model) or not isinstance(network, nn.Sequential):
-        return nn.Sequential(network, softmax)
-    return network.append(softmax)
+    inner = list(network) if isinstance(network, nn.Sequential) and not is_own(shape.model) else [network]
+    return nn.Sequential(*before, *inner, *after)
 
 
 def _init_xavier(module: nn.Module) -> None:

@@ -39,6 +39,7 @@ def own(shape: Shape, *, code: str | None = None) -> nn.Module:
 
 def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
+    shape = shape.seen
     with torch.random.fork_rng(devices=[]):
         made = by_name(shape) if is_named(shape.model) else own(shape)
         network, like = made.eval(), (2, 3, shape.image_size, shape.image_size)

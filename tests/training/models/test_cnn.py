@@ -53,6 +53,17 @@ def test_widths_are_what_the_numbers_say(params: dict[str, Any], convolutions: l
     assert (sizes(nn.Conv2d, **params), sizes(nn.Linear, **params)) == (convolutions, dense)
 
 
+def test_a_network_that_sees_smaller_images_is_one_for_these_behind_an_average() -> None:
+    shape = config(image_size=48, input_size=20, softmax=True).shape
+    network, smaller = build(shape, seed=3), build(shape.seen, seed=3)
+    images = torch.rand(2, 3, 48, 48)
+    assert shape.seen.image_size == 20
+    assert torch.equal(network(images), smaller(nn.functional.adaptive_avg_pool2d(images, 20)))
+    for size, wrong in ((32, 33), (32, 7)):
+        fault = config(image_size=size, input_size=wrong).shape.fault
+        assert fault == f"input_size = {wrong} is not accepted; it takes a whole number from 8 to the images' 32, or 0"
+
+
 def test_a_layer_has_what_follows_it_in_order() -> None:
     params: dict[str, Any] = {
         "conv_layers": 1, "batch_norm": True, "activation": "gelu", "pooling": "avg", "global_pooling": True,
@@ -96,7 +107,7 @@ GENERAL = LAYER | {
     "global_pooling": st.booleans(), "dense_layers": st.integers(0, 2), "dense_batch_norm": st.booleans(),
     "dense_activation": st.sampled_from(["as_activation", *ACTIVATION_NAMES]), "batch_norm": st.booleans(),
     "activation": st.sampled_from(ACTIVATION_NAMES), "padding_mode": st.sampled_from(["zeros", "reflect"]),
-    "norm_position": st.sampled_from(["before_activation", "after_activation"]),
+    "norm_position": st.sampled_from(["before_activation", "after_activation"]), "input_size": st.just(8),
 }  # fmt: skip
 BY_LAYER = {f"{name}_{layer}": values for name, values in LAYER.items() for layer in (1, 2)}
 ANY = st.fixed_dictionaries({"image_size": SIDES}, optional=GENERAL | BY_LAYER)
