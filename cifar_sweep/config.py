@@ -81,6 +81,12 @@ class Shape:
     rotation: float = 0.0
     zoom: float = 0.0
     color: float = 0.0
+    vertical_flip: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    randaugment_operations: int = 2
+    randaugment_magnitude: int = 9
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0

@@ -25,11 +25,11 @@ class Block(NamedTuple):
 def blocks_of(values: Mapping[str, Any]) -> list[Block]:
     """The blocks of a cnn with these settings, complete but for single layers'."""
     count, side = int(values["conv_layers"]), int(values["image_size"])
-    names = ("filters", "kernel_size", "stride", "pooling", "pool_size", "batch_norm")
+    names = ("filters", "kernel_size", "stride", "pooling", "pool_size", "batch_norm", "padding")
     blocks = []
     for each in zip(*(each_layer(values, name, count) for name in names), strict=True):
-        filters, kernel, stride, pooling, pool_size, norm = each
-        padding = (kernel - 1) // 2 if values["padding"] == "same" else 0
+        filters, kernel, stride, pooling, pool_size, norm, borders = each
+        padding = (kernel - 1) // 2 if borders == "same" else 0 if borders == "valid" else int(borders)
         for _ in range(values["convs_per_block"]):
             side = _convolved(side, kernel, stride, padding)
         if pooling != "none" and side > 0:
@@ -76,7 +76,7 @@ def image_fault(values: Mapping[str, Any]) -> str:
         if block.side < 1:
             return (
                 f"images of {size} pixels have nothing left after layer {number} of {len(blocks)}: kernel "
-                f"{block.kernel_size}, padding {values['padding']}, stride {block.stride}, pooling {block.pooling} "
+                f"{block.kernel_size}, padding {block.padding}, stride {block.stride}, pooling {block.pooling} "
                 f"of {block.pool_size}; fewer or smaller ones are accepted, or a larger image_size"
             )
     return ""

@@ -15,7 +15,21 @@ VGG_MODELS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg16-short", "vgg19-short")
 MODEL_NAMES = ("lenet", "convnet", "cnn3", "cnn1", "cnn", *VGG_MODELS)
 OWN_WORDS = "torchvision:NAME, timm:NAME, or a function of your own as my_module:build"
 OWN_MODEL = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*"
-ACTIVATION_NAMES = ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "gelu", "silu", "mish", "none")
+ACTIVATION_NAMES = (
+    "relu",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "relu6",
+    "hardswish",
+    "softplus",
+    "none",
+)
 SMALLEST_SIDE = 8  # pixels
 MOST_LAYERS = 8  # of a cnn's parameters by layer
 
@@ -29,7 +43,9 @@ _GENERAL: dict[str, Parameter] = {
     ),
     "hidden_units": Parameter(int, 100, "width of the last hidden fully connected layer", low=1, high=65536),
     "padding_mode": Parameter(str, "zeros", "what the first convolution pads with", choices=("zeros", "reflect")),
-    "init": Parameter(str, "default", "initial weights", choices=("default", "xavier")),
+    "init": Parameter(
+        str, "default", "initial weights; kaiming is He's for ReLU", choices=("default", "xavier", "kaiming")
+    ),
     "softmax": Parameter(
         bool, False, "a softmax before the cross-entropy loss, the mistake of two reports",
         only_if={"loss": ("cross_entropy",)},
@@ -93,9 +109,14 @@ _NETWORK: dict[str, Parameter] = {
     ),
     "kernel_size": Parameter(int, 3, "pixels of a kernel's side", low=1, high=31, listed=True),
     "stride": Parameter(int, 1, "pixels between a convolution's places", low=1, high=8, listed=True),
-    "padding": Parameter(str, "same", "whether borders are padded", choices=("same", "valid")),
+    "padding": Parameter(
+        str, "same", "pixels at each border; same keeps an image's size, valid is 0",
+        choices=("same", "valid"), pattern="[0-8]", pattern_words='a number as a text, such as "1"',
+    ),
     "pooling": Parameter(str, "max", "how a block's end is pooled", choices=("max", "avg", "none"), listed=True),
-    "pool_size": Parameter(int, 2, "pixels of a pooling's side, and between its places", low=2, high=8, listed=True),
+    "pool_size": Parameter(
+        int, 2, "pixels of a pooling's side, and between its places; 1 is none", low=1, high=8, listed=True
+    ),
     "global_pooling": Parameter(bool, False, "the mean of each channel in place of the flattening"),
     "dense_layers": Parameter(int, 1, "hidden dense layers", high=MOST_LAYERS),
     "dense_units": Parameter(int, 128, "width of hidden dense layers", low=1, high=65536, listed=True, only_if=_DENSE),
@@ -124,7 +145,8 @@ NETWORK = tuple(_NETWORK)
 # Those that a layer can have for itself, as in filters_2, and what counts the layers.
 BY_LAYER = {
     **dict.fromkeys(
-        ("filters", "kernel_size", "stride", "pooling", "pool_size", "batch_norm", "conv_dropout"), "conv_layers"
+        ("filters", "kernel_size", "stride", "padding", "pooling", "pool_size", "batch_norm", "conv_dropout"),
+        "conv_layers",
     ),
     **dict.fromkeys(("dense_units", "dropout"), "dense_layers"),
 }

@@ -74,8 +74,9 @@ TRAINING: dict[str, Parameter] = {
         int, 10, "epochs without a lower validation loss before a decay", high=100_000, only_if=_PLATEAU
     ),
     "loss": Parameter(
-        str, "cross_entropy", "what is made small; mse and bce are of probabilities, the mean of the classes",
-        choices=("cross_entropy", "focal", "mse", "bce"),
+        str, "cross_entropy", "what is made small; mse and bce are of probabilities, the mean of the classes; f1 is 1 "
+        "less the mean F1",
+        choices=("cross_entropy", "focal", "mse", "bce", "f1"),
     ),
     "focal_gamma": Parameter(float, 2.0, "how little sure images count", high=100, only_if={"loss": ("focal",)}),
     "label_smoothing": Parameter(
@@ -120,6 +121,16 @@ AUGMENTATION: dict[str, Parameter] = {
     "color": Parameter(
         float, 0.0, "the largest change of brightness, contrast, saturation, a share; 0 is as augmentation has it",
         high=1,
+    ),
+    "vertical_flip": Parameter(float, 0.0, "share of images that are turned upside down", high=1),
+    "brightness": Parameter(float, 0.0, "the largest change of brightness, a share; 0 is as color has it", high=1),
+    "contrast": Parameter(float, 0.0, "that of contrast, likewise", high=1),
+    "saturation": Parameter(float, 0.0, "that of saturation, likewise", high=1),
+    "randaugment_operations": Parameter(
+        int, 2, "how many changes an image gets", low=1, high=8, only_if={"augmentation": ("randaugment",)}
+    ),
+    "randaugment_magnitude": Parameter(
+        int, 9, "how large they are", high=30, only_if={"augmentation": ("randaugment",)}
     ),
     "cutout": Parameter(int, 0, "side in pixels of a square that is blanked", high=512),
     "mixup": Parameter(float, 0.0, "images are mixed by shares of Beta(alpha, alpha); 0 is off", high=100),

@@ -137,12 +137,21 @@ def magnitude(shape: Shape) -> str:
 
 
 CHANGED = "images: "
+_SETTINGS = (
+    "augmentation",
+    "mix_probability",
+    "randaugment_operations",
+    "randaugment_magnitude",
+)  # no change by themselves
+# Changes that take about as long as another one.
+_TIMED_AS = {"vertical_flip": "flip", **dict.fromkeys(("brightness", "contrast", "saturation"), "color")}
 
 
 def change_name(shape: Shape) -> str:
     """What is done to training images, by what it costs: ``images: crop+rotation 64px``; empty where it is nothing."""
     named = [shape.augmentation] if shape.augmentation != "none" else []
-    named += [name for name in CHANGES if name not in ("augmentation", "mix_probability") and getattr(shape, name)]
+    named += [_TIMED_AS.get(name, name) for name in CHANGES if name not in _SETTINGS and getattr(shape, name)]
+    named = list(dict.fromkeys(named))
     size = "" if shape.image_size == 32 else f" {shape.image_size}px"
     return f"{CHANGED}{'+'.join(named)}{size}" if named else ""
 

@@ -25,13 +25,17 @@ SETS: dict[str, dict[str, float]] = {
     "color": {"color": 0.2},
     **{name: {"flip": 0.5, "crop": True} for name in POLICIES},
 }
+STRENGTHS = (
+    "flip", "vertical_flip", "shift", "rotation", "zoom", "color", "brightness", "contrast", "saturation",
+)  # fmt: skip
+PARTS = ("brightness", "contrast", "saturation")  # of colour
 PADDED = 8  # a crop is padded by this part of the side: 4 of 32 pixels
 GREY = (0.2989, 0.587, 0.114)  # of red, green, blue, as torchvision has it
 
 
 def augmented(shape: Shape, epoch: int) -> "Augmented | None":
     """What changes the images of an epoch; None where nothing does."""
-    own = {name: getattr(shape, name) for name in ("flip", "shift", "rotation", "zoom", "color")}
+    own = {name: getattr(shape, name) for name in STRENGTHS}
     strengths = SETS[shape.augmentation] | {name: value for name, value in own.items() if value}
     if not strengths and not (shape.cutout or shape.mixup or shape.cutmix):
         return None
@@ -45,13 +49,16 @@ class Augmented:
         self._shape, self._strengths = shape, strengths
         self._generator = torch.Generator().manual_seed(derive_seed(shape.data_seed, "augmentation", epoch))
         self._batches = random.Random(derive_seed(shape.data_seed, "mixing", epoch))  # noqa: S311 - no secret
-        self._policy = Policy(shape.augmentation) if shape.augmentation in POLICIES else None
+        self._policy = _policy(shape) if shape.augmentation in POLICIES else None
 
     def moved(self, images: Tensor) -> Tensor:
         """Images as bytes [n, side, side, 3], mirrored and shifted, and then changed as the policy has it."""
         pad = images.shape[1] // PADDED if self._strengths.get("crop") else 0
         if pad or self._strengths.get("flip"):
             images = self._cropped(images, pad)
+        if share := self._strengths.get("vertical_flip"):
+            turned = (torch.rand(len(images), 1, 1, 1, generator=self._generator) < share).to(images.device)
+            images = torch.where(turned, images.flip(1), images)
         if self._policy is None:
             return images
         return self._policy(images.permute(0, 3, 1, 2), self._generator).permute(0, 2, 3, 1)
@@ -71,12 +78,15 @@ class Augmented:
         """Images from 0 to 1 [n, 3, side, side], turned and zoomed, and with other colours."""
         if any(self._strengths.get(name) for name in ("shift", "rotation", "zoom")):
             images = self._warped(images)
-        return self._jittered(images) if self._strengths.get("color") else images
+        return self._jittered(images) if any(self._strengths.get(name) for name in ("color", *PARTS)) else images
 
     def _uniform(self, name: str, *shape: int, like: Tensor) -> Tensor:
         """Numbers between the strength of this name and its negative."""
-        drawn = torch.rand(shape, generator=self._generator, dtype=torch.float64)
-        return ((2 * drawn - 1) * self._strengths.get(name, 0.0)).to(like.device, like.dtype)
+        return (self._signed(*shape) * self._strengths.get(name, 0.0)).to(like.device, like.dtype)
+
+    def _signed(self, *shape: int) -> Tensor:
+        """Numbers from -1 to 1."""
+        return 2 * torch.rand(shape, generator=self._generator, dtype=torch.float64) - 1
 
     def _warped(self, images: Tensor) -> Tensor:
         count = len(images)
@@ -91,7 +101,10 @@ class Augmented:
 
     def _jittered(self, images: Tensor) -> Tensor:
         """Brightness, contrast and saturation, one after the other."""
-        bright, contrast, saturation = (1 + self._uniform("color", 3, len(images), 1, 1, 1, like=images)).clamp_min(0)
+        all_alike = self._strengths.get("color", 0.0)
+        strengths = [self._strengths.get(name, all_alike) for name in PARTS]
+        drawn = self._signed(3, len(images), 1, 1, 1) * torch.tensor(strengths).double().view(3, 1, 1, 1, 1)
+        bright, contrast, saturation = (1 + drawn.to(images.device, images.dtype)).clamp_min(0)
         images = (images * bright).clamp(0, 1)
         images = (contrast * images + (1 - contrast) * _grey(images).mean(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
         jittered: Tensor = saturation * images + (1 - saturation) * _grey(images)
@@ -127,6 +140,11 @@ class Augmented:
             images = other.lerp(images, share)
         images = images.contiguous(memory_format=torch.channels_last)
         return images, targets.roll(1, 0).lerp(targets, share)
+
+
+def _policy(shape: Shape) -> Policy:
+    ours = {"operations": shape.randaugment_operations, "magnitude": shape.randaugment_magnitude}
+    return Policy(shape.augmentation, **ours)
 
 
 def _pasted(images: Tensor, other: Tensor, share: float, at: tuple[int, int]) -> tuple[Tensor, float]:

@@ -311,5 +311,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.LeakyReLU: Rule(_the_first, accepts=lambda layer: layer.negative_slope >= 0, keeps_order=True),
     nn.Softmax: Rule(lambda _layers, _masks: FusedSoftmax(), accepts=lambda layer: layer.dim in (1, -1)),
     nn.Identity: Rule(_the_first, keeps_order=True),
-    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Mish, nn.Hardswish), Rule(_the_first)),
+    **dict.fromkeys(
+        (nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Mish, nn.Hardswish, nn.ReLU6, nn.Softplus),
+        Rule(_the_first),
+    ),
 }

@@ -60,6 +60,8 @@ class Loss:
         if self._is_plain and labels.dim() == 1:
             return losses_of(logits, labels).mean(dim=1)
         targets = shares_of(labels, logits.shape[2]).to(logits.dtype)
+        if self._kind == "f1":
+            return self._f1(logits, targets)
         each = self._each(logits, targets)
         if self._weights is None:
             return each.mean(dim=1)
@@ -67,6 +69,17 @@ class Loss:
         if self._kind in ("mse", "bce"):  # in the others each class's term has its weight
             each = each * image
         return each.sum(dim=1) / image.sum().clamp_min(LEAST_WEIGHT)
+
+    def _f1(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """1 less the mean of the classes' F1 in the batch, with probabilities for predictions; of all absent ones 0.
+
+        The F1 of a class is what Milletari et al. (2016, arXiv 1606.04797) call Dice.
+        """
+        found = functional.softmax(logits, dim=2)
+        wanted = _smoothed(targets, self._smoothing.to(logits.dtype), logits.shape[2])
+        scores = 2 * (found * wanted).sum(dim=1) / (found + wanted).sum(dim=1).clamp_min(LEAST_WEIGHT)
+        weights = torch.ones_like(scores[0]) if self._weights is None else self._weights.to(logits.dtype)
+        return 1 - (scores * weights).sum(dim=1) / weights.sum().clamp_min(LEAST_WEIGHT)
 
     def _each(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each image [K, batch], for the classes' shares [batch, classes]."""

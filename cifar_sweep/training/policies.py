@@ -15,9 +15,12 @@ _IDENTITY: _Change = ("Identity", 0.0)
 
 
 class Policy:
-    """A policy by name, as torchvision has it by default; AutoAugment's is that of CIFAR-10."""
+    """A policy by name, as torchvision has it; AutoAugment's is that of CIFAR-10.
 
-    def __init__(self, name: str) -> None:
+    RandAugment has so many operations of a magnitude up to 30.
+    """
+
+    def __init__(self, name: str, *, operations: int = 2, magnitude: int = 9) -> None:
         from torchvision.transforms import v2  # takes a second to load
 
         self._drawn: Callable[[int, int, torch.Generator], Iterator[Sequence[_Change]]]
@@ -26,7 +29,7 @@ class Policy:
                 self._policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
                 self._drawn = self._pairs
             case "randaugment":
-                self._policy = v2.RandAugment()
+                self._policy = v2.RandAugment(operations, magnitude)
                 self._drawn = self._alike
             case _:
                 self._policy = v2.TrivialAugmentWide()

@@ -90,9 +90,31 @@ def test_colours(draws: list[Tensor]) -> None:
         torch.testing.assert_close(found[k], functional.adjust_saturation(expected, saturation))
 
 
+def test_each_part_of_colour_has_a_strength_of_its_own(draws: list[Tensor]) -> None:
+    images = pictures(20).permute(0, 3, 1, 2).double() / 255
+    draws.clear()
+    found = changed(brightness=0.5, saturation=0.2).coloured(images)
+    for k, image in enumerate(images):
+        bright, _, saturation = (2 * draws[0][:, k, 0, 0, 0] - 1).tolist()
+        expected = functional.adjust_saturation(
+            functional.adjust_brightness(image, 1 + 0.5 * bright), 1 + 0.2 * saturation
+        )
+        torch.testing.assert_close(found[k], expected)
+
+
+def test_upside_down(draws: list[Tensor]) -> None:
+    images = pictures()
+    found = changed(vertical_flip=0.4).moved(images)
+    turned = draws[-1].flatten() < 0.4
+    assert 0 < turned.sum() < len(images)
+    for k, image in enumerate(images.permute(0, 3, 1, 2)):
+        expected = functional.vertical_flip(image) if turned[k] else image
+        assert torch.equal(found[k].permute(2, 0, 1), expected)
+
+
 def as_theirs(name: str, draws: list[Tensor], k: int) -> Iterator[float]:
     """What torchvision would have drawn for image `k`, in its order."""
-    policy = Policy(name)._policy
+    policy = Policy(name.partition(":")[0])._policy
     if name == "autoaugment":
         [chosen, (taken, signs)] = draws
         yield chosen[k]
@@ -113,14 +135,17 @@ def as_theirs(name: str, draws: list[Tensor], k: int) -> Iterator[float]:
             yield sign[k]
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [*POLICIES, "randaugment:3:20"])
 def test_a_policy_is_that_of_torchvision(name: str, draws: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(150).permute(0, 3, 1, 2)
     draws.clear()
-    found = Policy(name)(images, torch.Generator().manual_seed(0))
+    policy_name, *numbers = name.split(":")
+    own = dict(zip(("operations", "magnitude"), map(int, numbers), strict=False))
+    found = Policy(policy_name, **own)(images, torch.Generator().manual_seed(0))
     told = list(draws)
     make = {
         "autoaugment": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), "randaugment": v2.RandAugment,
+        "randaugment:3:20": lambda: v2.RandAugment(3, 20),
         "trivialaugment": v2.TrivialAugmentWide,
     }  # fmt: skip
     policy = make[name]()

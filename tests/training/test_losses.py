@@ -35,7 +35,17 @@ def one_hot(labels: Tensor) -> Tensor:
     return functional.one_hot(labels, 4).double()
 
 
+def soft_f1(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """1 less the mean of the classes' 2 TP / (2 TP + FP + FN), counted in probabilities."""
+    found = functional.softmax(logits, dim=1)
+    right, false, missed = (found * targets).sum(0), (found * (1 - targets)).sum(0), ((1 - found) * targets).sum(0)
+    scores = 2 * right / (2 * right + false + missed)
+    return 1 - (scores.mean() if weight is None else (weight * scores).sum() / weight.sum())
+
+
 EXPECTED = [
+    ({"loss": "f1"}, None, lambda x, y: soft_f1(x, one_hot(y))),
+    ({"loss": "f1", "label_smoothing": 0.2}, WEIGHTS, lambda x, y: soft_f1(x, 0.8 * one_hot(y) + 0.05, WEIGHTS)),
     ({"label_smoothing": 0.1}, None, lambda x, y: functional.cross_entropy(x, y, label_smoothing=0.1)),
     ({}, WEIGHTS, lambda x, y: functional.cross_entropy(x, y, WEIGHTS.double())),
     (

@@ -34,8 +34,8 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
             network: nn.Module = by_name(shape, begin=begin)
         else:
             network = own(shape, code=code) if is_own(shape.model) else MODELS[shape.model](shape)
-        if shape.init == "xavier":
-            network.apply(_init_xavier)
+        if shape.init != "default":
+            network.apply(_init_xavier if shape.init == "xavier" else _init_kaiming)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and shape.batch_norm_momentum != USUAL_MOMENTUM:
             module.momentum = shape.batch_norm_momentum  # else a network of a user's own keeps its own
@@ -45,6 +45,14 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
         return network
     inner = list(network) if isinstance(network, nn.Sequential) and not is_own(shape.model) else [network]
     return nn.Sequential(*before, *inner, *after)
+
+
+def _init_kaiming(module: nn.Module) -> None:
+    """He et al. (2015) for convolutions and linear layers: normal weights that keep the variance through ReLU."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _init_xavier(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from cifar_sweep.parameters import MODEL_NAMES
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "elu": nn.ELU,
     "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish, "none": nn.Identity,
+    "relu6": nn.ReLU6, "hardswish": nn.Hardswish, "softplus": nn.Softplus,
 }  # fmt: skip
 # For each of the five VGG blocks: its width and its number of convolutions. Report D's 16 and 19 are shorter than the
 # paper's; they keep names of their own.

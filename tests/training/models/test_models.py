@@ -7,6 +7,7 @@ from torch import nn
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.parameters import MODEL_NAMES
 from cifar_sweep.training.models import build
+from cifar_sweep.training.models.networks import ACTIVATIONS
 
 # The sum over the reports' layer tables: conv(i, o, k) has i * o * k * k + o, fc(i, o) has i * o + o, batch norm 2 * c;
 # batch norm where it is the report's default, VGG's classifier with 500 hidden units.
@@ -77,12 +78,10 @@ def test_the_other_order_is_norm_activation_dropout() -> None:
     assert layers[:4] == ["Conv2d", "BatchNorm2d", "ReLU", "Dropout2d"]
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh"])
-def test_every_activation_is_used(activation: str) -> None:
-    layers = kinds(network(model="vgg11", activation=activation))
-    assert (
-        layers.count({"relu": "ReLU", "leaky_relu": "LeakyReLU", "sigmoid": "Sigmoid", "tanh": "Tanh"}[activation]) == 9
-    )
+@pytest.mark.parametrize(("activation", "kind"), [(name, kind.__name__) for name, kind in ACTIVATIONS.items()])
+def test_every_activation_is_used(activation: str, kind: str) -> None:
+    assert kind.lower() == ("identity" if activation == "none" else activation.replace("_", ""))
+    assert kinds(network(model="vgg11", activation=activation)).count(kind) == 9
 
 
 @pytest.mark.parametrize(("model", "convolutions"), [("vgg11", 8), ("vgg13", 10), ("vgg16", 13), ("vgg19", 16)])
@@ -109,6 +108,14 @@ def test_xavier_bounds() -> None:
     assert layer.weight.abs().max() <= bound
     assert layer.weight.abs().max() > 0.9 * bound
     assert layer.bias is not None
+    assert not layer.bias.any()
+
+
+def test_kaiming_keeps_the_variance_through_relu() -> None:
+    """He et al. (2015): a deviation of sqrt(2 / fan in)."""
+    layer = network(model="convnet", init="kaiming")[-1]
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.std().item() == pytest.approx((2 / 84) ** 0.5, rel=0.1)
     assert not layer.bias.any()
 
 
