@@ -71,6 +71,8 @@ class Shape:
     input_dropout: float = 0.0
     pretrained: bool = False
     freeze: int = 0
+    head_layers: int = 0
+    head_units: int = 256
     amsgrad: bool = False
     loss: str = "cross_entropy"
     class_weights: str = "none"

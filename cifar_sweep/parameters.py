@@ -140,6 +140,8 @@ _NAMED: dict[str, Parameter] = {
         bool, False, "begin with the library's weights, which are downloaded where they are missing"
     ),
     "freeze": Parameter(int, 0, "stages from the first that are not trained", high=100),
+    "head_layers": Parameter(int, 0, "hidden dense layers before the last layer, with ReLU and dropout", high=8),
+    "head_units": Parameter(int, 256, "their width", low=1, high=65536, only_if={"head_layers": tuple(range(1, 9))}),
 }
 NETWORK = tuple(_NETWORK)
 # Those that a layer can have for itself, as in filters_2, and what counts the layers.

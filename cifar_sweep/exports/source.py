@@ -12,7 +12,7 @@ from cifar_sweep.pages import rendered
 from cifar_sweep.parameters import is_named, is_own
 from cifar_sweep.pictures import decode
 from cifar_sweep.training.images.data import ImageData
-from cifar_sweep.training.models.named import SMALL, named_network
+from cifar_sweep.training.models.named import SMALL, head_of, named_network
 
 SCRIPT = "predict.py"
 LINE_WIDTH = 120
@@ -42,7 +42,7 @@ def network_source(config: TrialConfig, network: nn.Module) -> str:
 def _made(shape: Shape) -> str:
     """The expression that makes a network of a user's own, or one by name."""
     if is_named(shape.model):
-        return f"named_network({shape.model!r}, {shape.classes}, {shape.image_size <= SMALL})"
+        return f"named_network({shape.model!r}, {shape.classes}, {shape.image_size <= SMALL}, {head_of(shape)})"
     own = "".join(f", {name}={value!r}" for name, value in shape.own.items())
     return f"{shape.model.replace(':', '.')}(SimpleNamespace(**{asdict(shape)}){own})"
 

@@ -11,11 +11,11 @@ from cifar_sweep.errors import UsageError, nearest, one_line
 SMALL = 64  # pixels: up to these an image loses too much in a stem that is made for 224
 
 
-def named_network(name: str, classes: int, small: bool) -> nn.Module:
+def named_network(name: str, classes: int, small: bool, hidden: tuple[int, ...] = ()) -> nn.Module:
     """A network such as torchvision:resnet18 or timm:resnet18, without weights, for so many classes.
 
     Of small images a first convolution that skips places takes them all, and the pooling right after it goes; one that
-    cuts images into patches stays. Dropout stands before the last linear layer.
+    cuts images into patches stays. Dropout stands before the last linear layer, and hidden ones of these widths.
     """
     library, _, network_name = name.partition(":")
     network: nn.Module
@@ -39,7 +39,15 @@ def named_network(name: str, classes: int, small: bool) -> nn.Module:
     linear = [(place, layer) for place, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     for place, last in linear[-1:]:
         parent, _, child = place.rpartition(".")
-        setattr(network.get_submodule(parent), child, nn.Sequential(nn.Dropout(0.0), last))
+        head: list[nn.Module] = [nn.Dropout(0.0)]
+        inputs = last.in_features
+        for width in hidden:
+            head += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.0)]
+            inputs = width
+        end = nn.Linear(inputs, classes) if hidden else last
+        setattr(network.get_submodule(parent), child, nn.Sequential(*head, end))
+    if hidden and not linear:
+        raise ValueError("it ends with no linear layer, before which others could stand")
     return network
 
 
@@ -53,7 +61,7 @@ def by_name(shape: Shape, *, begin: bool = False) -> nn.Module:
     try:
         if name not in (known := names_of(library)):
             raise UsageError(f"model {shape.model!r}: {library} has no such network; {nearest(name, known)[:300]}.")
-        network = named_network(shape.model, shape.classes, shape.image_size <= SMALL)
+        network = named_network(shape.model, shape.classes, shape.image_size <= SMALL, head_of(shape))
     except ImportError as error:
         wanted = f"{library} is not installed: {one_line(error)}; accepted: pip install {library}"
         raise UsageError(f"model {shape.model!r}: {wanted}.") from error
@@ -64,6 +72,11 @@ def by_name(shape: Shape, *, begin: bool = False) -> nn.Module:
     for stage in _stages(network)[: shape.freeze]:
         stage.requires_grad_(False)
     return network
+
+
+def head_of(shape: Shape) -> tuple[int, ...]:
+    """The widths of the hidden layers before the last one."""
+    return (shape.head_units,) * shape.head_layers
 
 
 def names_of(library: str) -> list[str]:

@@ -118,8 +118,18 @@ def test_pretrained_weights_that_cannot_be_had_are_said_so(monkeypatch: pytest.M
         build(config(pretrained=True).shape, seed=0, begin=True)
 
 
+def test_hidden_layers_stand_before_the_last_one() -> None:
+    head = build(config(head_layers=2, head_units=20).shape, seed=0).fc
+    assert [(each.in_features, each.out_features) for each in head if isinstance(each, nn.Linear)] == [
+        (1024, 20), (20, 20), (20, 10),
+    ]  # fmt: skip
+    assert [type(each) for each in head[1:4]] == [nn.Linear, nn.ReLU, nn.Dropout]
+    with pytest.raises(UsageError, match="it ends with no linear layer"):
+        build(config(model="torchvision:squeezenet1_0", head_layers=1).shape, seed=0)
+
+
 def test_the_script_of_an_export_makes_the_same_network() -> None:
-    for made in (config(), config(input_size=24, softmax=True)):
+    for made in (config(), config(input_size=24), config(head_layers=2, head_units=20)):
         network = build(made.shape, seed=0)
         printed = eval(network_source(made, network), {"named_network": named.named_network, "nn": nn})
         assert str(printed) == str(network)
