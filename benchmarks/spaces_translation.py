@@ -48,6 +48,7 @@ NAMES = {
     "schedule_warmup_fraction": "onecycle_peak", "network": "model", "mixup_probability": "mix_probability",
     "cutmix_probability": "mix_probability", "training_images": "train_images",
     "bias_learning_rate_factor": "bias_rate", "schedule_end_learning_rate": "lowest_rate",
+    "seed": "repeat",
     "asgd_alpha": "asgd_power", "asgd_lambda": "asgd_decay", "horizontal_flip": "flip", "hidden_units": "dense_units",
     "norm_momentum": "batch_norm_momentum", "bn_momentum": "batch_norm_momentum", "random_erasing": "cutout",
     "randaugment_n": "randaugment_operations", "randaugment_m": "randaugment_magnitude", "translate": "shift",

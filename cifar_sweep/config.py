@@ -165,6 +165,7 @@ class Knobs:
     gradient_clip: float = 0.0
     ema_decay: float = 0.0
     patience: int = 0
+    repeat: int = 0
     more: More = ()  # those of single layers, by name
 
     def rate(self, place: str) -> float:

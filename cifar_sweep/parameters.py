@@ -53,6 +53,7 @@ _GENERAL: dict[str, Parameter] = {
     "normalize": Parameter(bool, False, "subtract the training images' channel mean, divide by their deviation"),
     "optimizer": Parameter(str, "adam", "the optimizer", choices=OPTIMIZER_NAMES),
     "patience": Parameter(int, 0, "epochs without a better one after which a trial is complete; 0 is never"),
+    "repeat": Parameter(int, 0, "trials of one number begin with one seed; 0 is a seed for each trial", high=1_000_000),
     "batch_size": Parameter(int, 64, "images per step", low=1, high=65536),
     "epochs": Parameter(int, 30, "passes over the training images", low=1, high=100_000),
     "train_images": Parameter(int, 0, "training images used, class by class alike; 0 is all"),

@@ -43,7 +43,8 @@ _MORE = {
     "smoothing": "label_smoothing", "grad_clip": "gradient_clip", "clip_grad_norm": "gradient_clip",
     "max_grad_norm": "gradient_clip", "mixup_alpha": "mixup", "cutmix_alpha": "cutmix", "beta_1": "beta1",
     "beta_2": "beta2", "betas1": "beta1", "epsilon": "eps", "lr_decay": "gamma", "early_stopping_patience": "patience",
-    "strides": "stride", "weight_init": "init", "initializer": "init",
+    "strides": "stride", "seed": "repeat", "random_seed": "repeat", "rng_seed": "repeat",
+    "weight_init": "init", "initializer": "init",
 }  # fmt: skip
 # Values of texts, without their signs and in small letters.
 _VALUES = {

@@ -158,12 +158,15 @@ def to_config(params: Mapping[str, Any], sweep: Sweep, *, number: int, classes: 
     """The complete config of trial `number` with these Optuna parameters.
 
     Given points all start from one seed: two that differ in one setting then differ by it alone, and a point's result
-    does not depend on which others were run before it.
+    does not depend on which others were run before it. So do trials of one `repeat`.
     """
+    values = sweep.fixed | decode(params)
+    repeat = values.get("repeat", 0)
+    own = ("repeat", int(repeat)) if repeat else ("trial", 0 if sweep.given else number)
     return TrialConfig.from_params(
-        sweep.fixed | decode(params),
+        values,
         classes=classes,
         precision=precision,
         data_seed=derive_seed(sweep.seed, "data"),
-        seed=derive_seed(sweep.seed, "trial", 0 if sweep.given else number),
+        seed=derive_seed(sweep.seed, *own),
     )

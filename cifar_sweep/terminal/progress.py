@@ -18,7 +18,7 @@ from cifar_sweep.database.outage import is_outage
 from cifar_sweep.forecast.costs import noted_costs
 from cifar_sweep.forecast.time_left import WorkerGroup, at_work, groups_of, seconds_left
 from cifar_sweep.pages import rendered
-from cifar_sweep.study.record import TrialRecord, counts_text, saved_by_pruning
+from cifar_sweep.study.record import IMPOSSIBLE, TrialRecord, counts_text, saved_by_pruning
 from cifar_sweep.study.storage import HALTED, PAUSED
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.study.winner import ranked
@@ -168,7 +168,7 @@ class _Lines:
 def _ended_text(trial: TrialRecord) -> str:
     value = f" {trial.metric.text(trial.value)}" if trial.value is not None else ""
     short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
-    reason = f" ({trial.reason})" if trial.state == "failed" and trial.reason else ""
+    reason = f" ({trial.reason})" if trial.state in ("failed", IMPOSSIBLE) and trial.reason else ""
     name = f"trial {trial.number}" + ("" if trial.confirms is None else f" (confirms trial {trial.confirms})")
     words = f"{name} {trial.state_words}{value}{short} in {duration(trial.seconds)}{reason}"
     return ", ".join(filter(None, (words, trial.setting)))

@@ -132,6 +132,13 @@ def test_trials_share_the_order_of_the_data_and_have_seeds_of_their_own(sweep: S
     assert configs[3] == config(sweep, 3, learning_rate=0.01)
 
 
+def test_trials_of_one_repeat_have_one_seed(sweep: Sweep) -> None:
+    numbered = enumerate((1, 1, 2, 0, 0))
+    seeds = [config(sweep, number, repeat=repeat).knobs.seed for number, repeat in numbered]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds)) == 4
+
+
 def test_another_sweep_seed_changes_both_seeds(sweep: Sweep) -> None:
     first, second = (config(sweep.model_copy(update={"seed": seed}), 0) for seed in (0, 1))
     assert first.shape.data_seed != second.shape.data_seed
