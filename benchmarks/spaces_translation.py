@@ -4,6 +4,7 @@ Raises UntranslatableError with the reason where a parameter, or a value, has no
 thing than its author had is noted.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,10 +13,11 @@ from typing import Any
 
 from cifar_sweep.config import decides_shape
 from cifar_sweep.convert.names import parameter_of, value_of
-from cifar_sweep.parameters import BY_LAYER, MOST_LAYERS, NETWORK, OWN, PARAMETERS, VGG_MODELS, base_of
+from cifar_sweep.parameters import BY_LAYER, MOST_LAYERS, NETWORK, OWN, PARAMETERS, VGG_MODELS, base_of, traits
 from cifar_sweep.training.models.named import names_of
 from cifar_sweep.training_parameters import OPTIMIZER_NAMES
 
+MOST_POINTS = 5000
 TRIALS = 20  # where the definition does not say how many
 METHODS = {"grid": "grid", "random": "random", "hyperband": "random"}
 KNOWN_METHODS = {*METHODS, "bayes", "tpe", "bohb", "gp", "", None}
@@ -88,7 +90,7 @@ BY_PLACE = {
 OF_NETWORKS = re.compile(
     r"filter|kernel|stride|padding|pool|conv|dense|unit|layer|block|residual|skip|growth|width|depth|channel|head|patch"
     r"|dilat|group|expan|cardinal|bottleneck|squeeze|reduction|hidden|stem|branch|norm|organi|architecture|cell|inception"
-    r"|capsule|attention|embed|maxout|lstm|gru"
+    r"|capsule|attention|embed|maxout|lstm|gru|^bias$|conv_bias|use_bias"
 )
 # Numbers that are no such description although they may sound like one.
 NOT_OF_NETWORKS = re.compile(r"decay|l1|l2|clip|rate|regulari|freeze|momentum|sampl|bits?\b|loss|group_lasso")
@@ -102,6 +104,9 @@ def {name}(shape, **net):
     )
 '''
 _OF_OPTIMIZERS = re.compile(rf"({'|'.join(OPTIMIZER_NAMES)})_(.+)")
+
+
+IDLE = re.compile(r"no effect|without effect|never used|not used")
 
 
 class UntranslatableError(Exception):
@@ -200,7 +205,11 @@ class Translation:
         for name, value in definition["fixed"].items():
             self._fix(name, value)
         for each in self.parameters:
+            before = len(self.notes), sum(map(len, self.cases.values())), str(self.cases)
             self._search(each)
+            after = len(self.notes), sum(map(len, self.cases.values())), str(self.cases)
+            if before == after and each["name"] not in self._switches() and not each["name"].endswith("_on"):
+                raise UntranslatableError(f"{each['name']}: it is lost")
         space = self._space()
         self._network(space)
         self._momentum(space)
@@ -209,6 +218,7 @@ class Translation:
             self.fixed["augmentation"] = "randaugment"
         if self.own:
             self._give_to_own(space)
+        self._leave_out_idle(space)
         return self._settings(space) | {"fixed": self.fixed, "space": space}
 
     def _settings(self, space: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +231,11 @@ class Translation:
         if stopping in ("hyperband", "asha") and "epochs" in space:
             self.notes.append(f"{stopping} compares trials by epochs, which are searched: median instead")
             stopping = "median"
-        is_grid = method == "grid" and all("choices" in each or "low" in each for each in space.values())
+        points = math.prod(max(len(self._values_of(space, name)) - 1, 1) for name in space)
+        if method == "grid" and points > MOST_POINTS:
+            self.notes.append("a grid of more points than anybody would train: some of them at random")
+            method = "random"
+        is_grid = method == "grid"
         trials = {} if is_grid and not definition["trials"] else {"trials": int(definition["trials"] or TRIALS)}
         sweep: dict[str, Any] = {"name": definition["id"], **trials, "sampler": method, "pruner": stopping}
         metric = definition["metric"]
@@ -242,7 +256,14 @@ class Translation:
 
     def _fix(self, name: str, value: Any) -> None:
         match name:
-            case "seed" | "sampler_seed" | "random_trials_first" | "runs_per_trial" | "schedule_settings":
+            case (
+                "gradient_accumulation"
+                | "seed"
+                | "sampler_seed"
+                | "random_trials_first"
+                | "runs_per_trial"
+                | "schedule_settings"
+            ):
                 return  # of the sweep, or read with the schedule
             case "network" | "networks_one_study_each":
                 names = value if isinstance(value, list) else [value]
@@ -288,6 +309,9 @@ class Translation:
         own = each["name"]
         place = each.get("place", each.get("part"))
         name = BY_PLACE.get((own, place)) or self._name(own)
+        if own == "trainable_layers":  # counted from the end, with the last layer
+            self.notes.append("layers are stages of the network")
+            name, each = "freeze", _from_the_end(each)
         if own == "class_weights" and "class_index" in each:
             name = f"class_weights_{each['class_index'] + 1}"
         if name is None and own in self._switches():
@@ -297,13 +321,14 @@ class Translation:
         elif own in POLICIES and each["kind"] == "choices" and set(each["values"]) <= {True, False}:
             self._set(POLICIES[own], each["values"])
         elif own in STRENGTHS and each["kind"] == "choices" and set(map(str, each["values"])) <= {"True", "False"}:
-            self._switch(own, each["values"])
+            self._put_switch(*STRENGTHS[own], each["values"])
         elif as_lists := each.get("as_lists"):  # what the words stand for
             self._search({"name": "filters", "kind": "choices", "values": list(as_lists.values())})
         elif own == "asgd_t0":
             self.notes.append("asgd_t0 changes no result: what it averages is validated by nobody")
         elif own == "nesterov":  # a switch of sgd
-            self.cases.setdefault("optimizer", [({}, {"choices": []})])[0][1]["choices"].append("nesterov")
+            begun = [self.fixed.pop("optimizer")] if "optimizer" in self.fixed else []
+            self.cases.setdefault("optimizer", [({}, {"choices": begun})])[0][1]["choices"].append("nesterov")
         elif place and (own, place) not in PLACES and (own, place) not in BY_PLACE and name != f"{place}_{own}":
             raise UntranslatableError(f"{own} of {place} parts alone")
         elif self.own and (name is None or OF_NETWORKS.search(own)) and self._is_of_network(own):
@@ -362,6 +387,9 @@ class Translation:
         name, strength = STRENGTHS.get(own, ("", 0.0))
         if not name:
             raise UntranslatableError(f"{own}: that it is on says nothing of how much of it")
+        self._put_switch(name, strength, values)
+
+    def _put_switch(self, name: str, strength: float, values: Sequence[Any]) -> None:
         choices = [strength if value else 0 for value in values]
         if len(choices) == 1:
             self.fixed[name] = choices[0]
@@ -475,6 +503,10 @@ class Translation:
                 value = "focal" if "focal" in value else "cross_entropy"
             case "model":
                 return self._model(value)
+            case "precision" if value in ("mixed", "amp", "fp16", "float16", 16):
+                return "auto"
+            case "freeze" if isinstance(value, (str, bool)) or value is None:
+                return self._frozen(value)
             case "dropout" | "conv_dropout" | "input_dropout" if value == 1:
                 self.notes.append(f"{own or name} = 1 lets nothing through: 0.99 instead")
                 return 0.99
@@ -488,6 +520,19 @@ class Translation:
             return value_of(name, value)
         except ValueError as error:
             raise UntranslatableError(f"{own or name}: {error}") from None
+
+    def _frozen(self, words: Any) -> int:
+        """How many stages from the first are frozen."""
+        if not words or words == "none":
+            return 0
+        if words is True or words in ("all", "all_but_head", "all_but_last", "backbone"):
+            return 100
+        if number := re.search(r"\d+", words):
+            return int(number[0])
+        if words == "partial":
+            self.notes.append("partial is two stages")
+            return 2
+        raise UntranslatableError(f"freeze = {words}")
 
     # Networks
 
@@ -530,6 +575,8 @@ class Translation:
                 for name in ("dense_layers", "dense_units"):
                     if name in table:
                         table[name.replace("dense", "head")] = table.pop(name)
+            if "head_units" in {**space, **self.fixed} and "head_layers" not in {**space, **self.fixed}:
+                self.fixed["head_layers"] = 1
             return
         if "vgg6" in names:
             self.fixed |= {"convs_per_block": 2, "filters": [64, 128], "dense_units": 256}
@@ -555,10 +602,23 @@ class Translation:
                     raise UntranslatableError(f"{counted} beside lists of so many layers")
                 if searched:
                     self._cut_lists(space, counted)
-            elif counted not in space and most != PARAMETERS[counted].default:
+            if counted == "conv_layers" and not self._named("pooling") and "pooling" not in self.fixed:
+                self._spare_pooling(max([most, *map(len, lists)]))
+            if lists:
+                continue
+            if counted not in space and most != PARAMETERS[counted].default:
                 self.fixed[counted] = most
             if most > MOST_LAYERS:
                 raise UntranslatableError(f"{most} {counted}; at most {MOST_LAYERS}")
+
+    def _spare_pooling(self, layers: int) -> None:
+        """Where a pooling after each of so many layers would leave nothing: some have none."""
+        size = self.definition["data"].get("size") or 32
+        most = int(math.log2(max(size) if isinstance(size, list) else size)) - 1
+        if layers > most:
+            every = math.ceil(layers / most)
+            self.fixed |= {f"pooling_{k}": "none" for k in range(1, layers + 1) if k % every}
+            self.notes.append(f"a pooling after every {every} layers")
 
     def _cut_lists(self, space: dict[str, Any], counted: str) -> None:
         """Of networks with fewer layers than lists have, the first so many: the layers' own parameters say so."""
@@ -599,7 +659,7 @@ class Translation:
     def _schedules(self, space: dict[str, Any]) -> None:
         """What each schedule is set to."""
         settings = self.definition["fixed"].get("schedule_settings", {})
-        searched = space.get("schedule", {}).get("choices", [])
+        searched = [value for value in self._values_of(space, "schedule") if value]
         by_name: dict[str, dict[str, Any]] = {}
         for schedule, values in settings.items():
             for key, value in values.items():
@@ -623,15 +683,42 @@ class Translation:
         if isinstance(rate := self.fixed.get("learning_rate"), (int, float)) and "learning_rate" in space:
             self.notes.append(f"learning_rate {rate} of a schedule is searched instead")
             del self.fixed["learning_rate"]
+        if (times := int(self.definition["fixed"].get("gradient_accumulation", 1))) > 1:
+            self.notes.append(f"{times} batches at once are one batch of so many images")
+            sizes = space.get("batch_size", {})
+            if "choices" in sizes:
+                sizes["choices"] = [times * size for size in sizes["choices"]]
+            else:
+                self.fixed["batch_size"] = times * self.fixed.get("batch_size", PARAMETERS["batch_size"].default)
         if self._named("learning_rate_decay") or "learning_rate_decay" in self.definition["fixed"]:
             self.notes.append("learning_rate_decay is a factor of each epoch")
             self.fixed.setdefault("schedule", "exponential")
+
+    def _leave_out_idle(self, space: dict[str, Any]) -> None:
+        """What its network does not have, where it is fixed, or its author says that it had no effect."""
+        models = [value for value in self._values_of(space, "model") if value]
+        has = {name for model in models for name in traits(model)[0]}
+        for name in [
+            name for name in self.fixed if name in PARAMETERS and not name.startswith(OWN) and name not in has
+        ]:
+            self.notes.append(f"{name} = {self.fixed.pop(name)} is nothing that {', '.join(models)} has")
+        for each in self.parameters:
+            name = self._name(each["name"]) or ""
+            if IDLE.search(each.get("note", "")) and name not in has and space.pop(name, None):
+                self.notes.append(f"{name} had no effect, and is left out")
 
     def _give_to_own(self, space: dict[str, Any]) -> None:
         """What describes the network goes to the user's function."""
         for table in (space, self.fixed):
             for name in [name for name in table if base_of(name) in NETWORK and name != "model"]:
                 table[f"{OWN}{name}"] = _as_own(table.pop(name))
+
+
+def _from_the_end(each: Mapping[str, Any]) -> dict[str, Any]:
+    """How many stages are frozen where so many at the end are trained, the last layer among them; -1 and 0 are all."""
+    counts = each["values"] if each["kind"] == "choices" else range(each["low"], each["high"] + 1)
+    frozen = [0 if count < 1 else 100 if count == 1 else 1 - count for count in counts]
+    return {**each, "kind": "choices", "values": list(dict.fromkeys(frozen))}
 
 
 def _as_own(domain: Any) -> Any:

@@ -31,7 +31,7 @@ ACTIVATION_NAMES = (
     "none",
 )
 SMALLEST_SIDE = 8  # pixels
-MOST_LAYERS = 8  # of a cnn's parameters by layer
+MOST_LAYERS = 16  # of a cnn's parameters by layer
 
 _GENERAL: dict[str, Parameter] = {
     "model": Parameter(str, "cnn3", "the network", choices=MODEL_NAMES, pattern=OWN_MODEL, pattern_words=OWN_WORDS),
@@ -140,7 +140,9 @@ _NAMED: dict[str, Parameter] = {
     "pretrained": Parameter(
         bool, False, "begin with the library's weights, which are downloaded where they are missing"
     ),
-    "freeze": Parameter(int, 0, "stages from the first that are not trained", high=100),
+    "freeze": Parameter(
+        int, 0, "stages from the first that are not trained; -2 is all but the last two", low=-100, high=100
+    ),
     "head_layers": Parameter(int, 0, "hidden dense layers before the last layer, with ReLU and dropout", high=8),
     "head_units": Parameter(int, 256, "their width", low=1, high=65536, only_if={"head_layers": tuple(range(1, 9))}),
 }

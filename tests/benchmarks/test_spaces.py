@@ -59,13 +59,69 @@ def test_words_are_ours(tmp_path: Path) -> None:
     assert (data["sampler"], data["pruner"], data["metric"], "trials" in data) == ("grid", "median", "loss", False)
 
 
+SEARCHED: list[tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = [
+    (  # a range of its own beside each optimizer; the last is for all others
+        [
+            {"name": "optimizer", "kind": "choices", "values": ["sgd", "adam"]},
+            RATE | {"only_if": {"optimizer": ["adam"]}}, RATE | {"high": 1, "only_if": {"optimizer": ["sgd"]}},
+        ],
+        {},
+        {"optimizer": {"choices": ["sgd", "adam"]}, "learning_rate": [
+            {"low": 1e-4, "high": 0.1, "log": True, "only_if": {"optimizer": ["adam"]}},
+            {"low": 1e-4, "high": 1, "log": True},
+        ]},
+    ),
+    (  # a strength of 0 is off
+        [
+            {"name": "mixup_on", "kind": "choices", "values": [True, False]},
+            {"name": "mixup", "kind": "range", "low": 0.1, "high": 0.4, "only_if": {"mixup_on": [True]}},
+        ],
+        {}, {"mixup": {"low": 0, "high": 0.4}},
+    ),
+    ([{"name": "horizontal_flip", "kind": "choices", "values": [True, False]}], {}, {"flip": {"choices": [0.5, 0]}}),
+    ([{"name": "autoaugment", "kind": "choices", "values": [True, False]}], {"augmentation": ["crop"]},
+     {"augmentation": {"choices": ["crop", "autoaugment"]}}),
+    ([{"name": "image_size", "kind": "choices", "values": [24, 32]}], {}, {"input_size": {"choices": [24, 32]}}),
+    ([{"name": "class_weights", "kind": "choices", "values": [True, False]}], {},
+     {"class_weights": {"choices": ["balanced", "none"]}}),
+    ([{"name": "optimizer", "kind": "choices", "values": ["sgd", "momentum", "adam"]}], {},
+     {"optimizer": {"choices": ["sgd", "adam"]},
+      "momentum": [{"choices": [0.0, 0.9], "only_if": {"optimizer": ["sgd"]}}, {"choices": [0.0]}]}),
+    ([{"name": "freeze", "kind": "choices", "values": ["none", "stage2", "all_but_head"]}],
+     {"network": "resnet18", "pretrained": True}, {"freeze": {"choices": [0, 2, 100]}}),
+    ([{"name": "residual_units", "kind": "int", "low": 1, "high": 4},
+      {"name": "filters", "kind": "choices", "values": [4]}], {}, {"net.residual_units": {"low": 1, "high": 4}, "net.filters": {"choices": [4]}}),
+    ([{"name": "rotation", "kind": "range", "low": 0, "high": 0.25, "step": 0.125}], {},
+     {"rotation": {"choices": [0.0, 45.0, 90.0]}}),
+    ([{"name": "seed", "kind": "choices", "values": [1, 2]}], {}, {"repeat": {"choices": [1, 2]}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("parameters", "fixed", "expected"), SEARCHED, ids=lambda each: str(each)[:40])
+def test_forms_are_read_by_rules(
+    parameters: list[dict[str, Any]], fixed: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    assert translated(tmp_path, *parameters, fixed=fixed)["space"] == expected
+
+
+def test_ten_layers_are_not_all_pooled(tmp_path: Path) -> None:
+    fixed = translated(tmp_path, RATE, fixed={"filters": [8] * 10})["fixed"]
+    assert [fixed.get(f"pooling_{layer}", "max") for layer in range(1, 11)].count("max") == 3
+
+
+def test_what_is_no_definition_is_said_to_be_none(tmp_path: Path) -> None:
+    runs, words = spaces.check(definition({"name": "learning_rate", "kind": "range"}), tmp_path, None)
+    assert not runs
+    assert words == "it is not in the neutral form: KeyError: 'low'"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"beyond": ["distillation weight"]}, "distillation weight: nothing here has this meaning"),
         ({"fixed": {"frobnication": 3}}, "frobnication: there is no such parameter"),
         ({"fixed": {"optimizer": "lion"}}, "optimizer: 'lion' is not accepted"),
-        ({"fixed": {"conv_layers": 60}}, "at most 8|from 0 to 8"),
+        ({"fixed": {"conv_layers": 60}}, "at most 16|from 0 to 16"),
     ],
 )
 def test_what_has_no_meaning_here_is_counted_as_not_run(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -81,7 +81,7 @@ def test_a_valid_file_is_not_refused(space: dict[str, Any], fixed: dict[str, Any
     [
         ({"filters": {"choices": [[4, 4], [4, 4, 4]]}, "kernel_size": {"choices": [[3, 3], [3, 3, 3]]}}, {}, "lengths"),
         ({"filters": {"choices": [[4, 4], [4, 4, 4]]}, "conv_layers": {"choices": [2, 3]}}, {}, "lengths"),
-        ({"learning_rate": RATE}, {"dense_units": [8] * 9}, "at most 8"),
+        ({"learning_rate": RATE}, {"dense_units": [8] * 17}, "at most 16"),
         ({"learning_rate": RATE}, {"dense_layers": 0, "dense_units": 8}, "dense_units does nothing"),
         ({"learning_rate": RATE}, {"filters": 4096, "filter_growth": "1000"}, "grow beyond 65,536"),
         (
