@@ -570,6 +570,8 @@ class Translation:
         if self.own:
             return
         listed = [str(model) for model in models or [self.fixed.get("model")]]
+        if not self.definition["data"].get("size") and any("inception_v3" in model for model in listed):
+            self.fixed["image_size"] = 96  # of smaller ones it leaves nothing
         if "cnn" not in listed and any(model.startswith(("torchvision:", "timm:")) for model in listed):
             for table in (space, self.fixed):  # hidden layers of such a network are those of its head
                 for name in ("dense_layers", "dense_units"):
