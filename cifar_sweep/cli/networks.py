@@ -22,6 +22,7 @@ AsJson = Annotated[bool, Option("--json", help="As JSON; accuracies and probabil
 SOURCES = Argument(metavar="[STUDY | EXPORT...]", help="A study, or export folders.")
 OUT = "Folder to write; one named after what is in it if not given."
 HALF = "Weights and model.onnx in half precision (float16): files of half the size."
+CHANGED = "Train with this instead, as in epochs=100."
 ONNX = "Write model.onnx, too, or do not; where the extra onnx is installed, if not given."
 
 
@@ -175,18 +176,24 @@ def train(
     threads: Annotated[int, Option(min=0, help="CPU threads; 0 takes the export's number.")] = 0,
     device: Annotated[str | None, Option(help="As in `run`; the export's kind if not given.")] = None,
     data: SameData = None,
+    settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=CHANGED)] = None,
     *,
     output: OutputOptions,
 ) -> None:
     """Train an exported config again, from its first epoch, and write it as an export of its own, EXPORT-again."""
     export = rooms.exported.read(config)
+    changes = settings_of(settings or [])
+    configs = [rooms.retrain.changed(member.config, changes) for member in export.members]
     images = _images_of(export, data)
     source = export.folder.absolute()
     folder = output.out or source.with_name(source.name + "-again")
     kind = device or export.origin.device.split()[0]
     with stop_on_signals() as stop:
         retraining = rooms.retrain.Retraining(images, kind, threads, folder, stop, say)
-        trained = [retraining.train(member.config, member.origin) or _stopped(stop) for member in export.members]
+        trained = [
+            retraining.train(config, member.origin) or _stopped(stop)
+            for config, member in zip(configs, export.members, strict=True)
+        ]
     metrics = _write(folder, trained, images, rooms.device.resolve_device(kind), output)
     rooms.retrain.discard_unfinished(folder)
     if (known := rooms.exported.known_test_accuracy(export.folder)) is not None:

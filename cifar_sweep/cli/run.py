@@ -192,12 +192,16 @@ def _say_hours(study: "rooms.study.SweepStudy", whole: "rooms.sweep.Sweep", cost
 def _say_end(study: "rooms.study.SweepStudy", place: FileOptions) -> None:
     asked = study.asked()
     summary = study.summary(asked)
+    best = next(iter(rooms.winner.ranked(asked)), None)
+    uncut, seconds = rooms.hours.uncut(study, best) if best else ({}, 0.0)
     say_of(
         "end",
         study=study,
         counts=summary["trials"],
         budget=summary["budget"],
-        best=next(iter(rooms.winner.ranked(asked)), None),
+        best=best,
+        whole=" ".join(f"--set {name}={value}" for name, value in uncut.items()),
+        whole_seconds=seconds,
         remarks=study.remarks(asked),
         verdict=rooms.verdict.verdict(study, asked),
         begun=any(trial.epochs_done for trial in asked),

@@ -16,11 +16,12 @@ from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING
 
-from cifar_sweep.config import Shape
+from cifar_sweep.config import Shape, decides_shape
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, network_name, noted_costs
 from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.pruning import expected_survival
+from cifar_sweep.parameters import PARAMETERS, Value, applies
 from cifar_sweep.search.choice import InTime, grant_end, in_time_always
 from cifar_sweep.study.winner import FIRST_SEEDS
 from cifar_sweep.sweep.file import cut, longest
@@ -115,6 +116,23 @@ def shortened(whole: Sweep, short: Sweep, *, images: int) -> str:
         before, now = (longest(sweep, name) or all_there_are.get(name, 0) for sweep in (whole, short))
         parts += [f"{now:,} of {before:,} {noun}"] if now < before else []
     return ", ".join(parts)
+
+
+def uncut(study: "SweepStudy", trial: "TrialRecord") -> tuple[dict[str, Value], float]:
+    """What a trial would have been set to, had its sweep not been cut to so many hours, where that is something else;
+    and about the seconds that it takes to train alone so. Nothing where nothing was cut.
+    """
+    if study.hours is None or trial.config is None:
+        return {}, 0.0
+    fixed, searched = study.hours.asked.get("fixed", {}), study.hours.asked.get("space", {})
+    usual = {name: fixed.get(name, PARAMETERS[name].default) for name in CUT if name not in searched}
+    changed = {
+        name: value for name, value in usual.items() if value != trial.settings[name] and applies(name, trial.settings)
+    }
+    costs = noted_costs(study)
+    own = {name: value for name, value in changed.items() if decides_shape(name)}
+    shape = replace(trial.config.shape, **own)
+    return changed, costs.epoch(shape, 1) * shape.epochs if costs else 0.0
 
 
 def _plan_of(sweep: Sweep, pace: Pace, hours: float, left: float) -> HourPlan:

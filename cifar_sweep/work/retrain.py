@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from cifar_sweep.config import TrialConfig, derive_seed
-from cifar_sweep.errors import StudyError
+from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.exports.trained import Provenance, Trained, digest, facts_of_curve
 from cifar_sweep.files import replace_file
+from cifar_sweep.parameters import Value, applies, check_parameter
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
@@ -19,6 +20,17 @@ from cifar_sweep.training.lanes import KERNELS, kernels_name
 from cifar_sweep.training.models.own import fingerprints
 from cifar_sweep.training.train import EpochInterruptedError, Run
 from cifar_sweep.work.trial_files import restore
+
+
+def changed(config: TrialConfig, settings: Mapping[str, Value]) -> TrialConfig:
+    """A config with other settings; UsageError for what it does not have, or does not accept."""
+    for name, value in settings.items():
+        check_parameter(name, value, where="--set")
+        if not applies(name, {**config.complete(), **settings}):
+            raise UsageError(f"--set {name}: it does nothing for {config.shape.model} as it is set.")
+    if settings.get("image_size", config.shape.image_size) != config.shape.image_size:
+        raise UsageError("--set image_size: the images are those of the export; accepted: other settings.")
+    return TrialConfig.from_dict({**config.complete(), **settings})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,18 @@ def test_trained_again_with_other_settings(tiny_sweep: Path, cli: Any) -> None:
         assert ("it is another run than the export's" in trained.out) == changed
         assert ("another run than that trial's" in Path(f"{source}-again/MODEL_CARD.md").read_text()) == changed
         assert json.loads(Path(f"{source}-again/metrics.json").read_text())["changed"] == changed
+    settings = cli("train", "best", "--set", "epochs=2", "--set", "train_images=300", "--out", "more")
+    assert settings.exit_code == 0, settings.err
+    assert "it is another run than the export's" in settings.out
+    assert len(json.loads(Path("more/metrics.json").read_text())["curve"]) == 2
+    for wrong, words in (
+        ("filters=3", "it does nothing for lenet"),
+        ("epochs=0", "a whole number from 1"),
+        ("lr=1", "did you mean learning_rate"),
+    ):
+        refused = cli("train", "best", "--set", wrong)
+        assert refused.exit_code == 2
+        assert words in refused.err
     again = cli("train", "longer-again", "--out", "third")
     assert again.exit_code == 0, again.err
     assert "another run than that trial's" in Path("third/MODEL_CARD.md").read_text()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -328,3 +329,22 @@ def test_less_and_less_fits_as_the_end_comes_near(storage: Storage, name: str, c
     )
     assert in_time(study, now=end - 2000)(shape, 0) == 0, "as long as no trial is complete, none begins so late"
     assert in_time(study, now=end - 2000)(shape, 10)
+
+
+def test_what_was_cut_is_told_for_the_winner(storage: Storage, name: str) -> None:
+    whole, known = sweep(LONG), costs(4e-3)
+    plan = plan_hours(whole, known, 1.0)
+    study = open_or_resume(storage, name, plan.sweep, data=DATA, hours=Hours(1.0, whole.identity(), plan.reserve))
+    worker = Worker(Owner.current(), "cpu (test)", 1, "fp32")
+    study.start_clock()
+    [claim] = study.claim(worker, choose=lambda _: Choice(new=[{"learning_rate": 1e-3}]))
+    [trial] = [each for each in study.trials() if each.number == claim.number]
+    assert planning.uncut(study, trial)[1] == 0.0, "it is not known how fast this machine is"
+    note_costs(study, known)
+    settings, seconds = planning.uncut(study, trial)
+    assert settings.items() >= {"epochs": LONG["epochs"], "train_images": 0}.items()
+    assert all(trial.settings[name] != value for name, value in settings.items())
+    whole_shape = replace(claim.config.shape, train_images=0, validation_images=0)
+    assert seconds == pytest.approx(30 * known.epoch(whole_shape, 1))
+    plain = open_or_resume(storage, f"{name}-plain", plan.sweep, data=DATA)
+    assert planning.uncut(plain, trial) == ({}, 0.0)
