@@ -63,6 +63,8 @@ def image_fault(values: Mapping[str, Any]) -> str:
     model, size = values["model"], values["image_size"]
     if model in VGG_MODELS and size < 32:
         return f"{model} halves images five times; accepted: image_size = 32 or more"
+    if model == "lenet" and size < 16:
+        return "lenet leaves nothing of images below 16 pixels; accepted: image_size = 16 or more"
     blocks = blocks_of(values) if model == "cnn" else []
     if any(block.filters > MOST_FILTERS for block in blocks):
         return (

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import decides_shape
-from cifar_sweep.parameters import PARAMETERS, VGG_MODELS, Value, known_beside
+from cifar_sweep.parameters import PARAMETERS, Value, known_beside
 from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
 from cifar_sweep.sweep.strategy import searches_shape
-from cifar_sweep.sweep.sweep import Sweep, values_of
+from cifar_sweep.sweep.sweep import Sweep
 
 STARTUP = 16  # trials at random points before the model is asked
 AT_RANDOM = 0.25  # the share of choices that are random points all the same: a model can be wrong
@@ -54,10 +54,7 @@ class Chooser:
         self._shape_columns = [k for k, name in enumerate(self._cube.names) if decides_shape(name)]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
-        models, small = values_of(sweep, "model"), sweep.image_size < 32
-        self._may_fail = searches_shape(sweep) and any(
-            model == "cnn" or (small and model in VGG_MODELS) for model in models
-        )
+        self._may_fail = searches_shape(sweep)
 
     def choose(self, now: Situation) -> Choice:
         """The next group."""

@@ -103,7 +103,7 @@ class Augmented:
         """Brightness, contrast and saturation, one after the other."""
         all_alike = self._strengths.get("color", 0.0)
         strengths = [self._strengths.get(name, all_alike) for name in PARTS]
-        drawn = self._signed(3, len(images), 1, 1, 1) * torch.tensor(strengths).double().view(3, 1, 1, 1, 1)
+        drawn = self._signed(3, len(images), 1, 1, 1) * torch.tensor(strengths, dtype=torch.float64).view(3, 1, 1, 1, 1)
         bright, contrast, saturation = (1 + drawn.to(images.device, images.dtype)).clamp_min(0)
         images = (images * bright).clamp(0, 1)
         images = (contrast * images + (1 - contrast) * _grey(images).mean(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)

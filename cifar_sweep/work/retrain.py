@@ -28,8 +28,10 @@ def changed(config: TrialConfig, settings: Mapping[str, Value]) -> TrialConfig:
         check_parameter(name, value, where="--set")
         if not applies(name, {**config.complete(), **settings}):
             raise UsageError(f"--set {name}: it does nothing for {config.shape.model} as it is set.")
-    if settings.get("image_size", config.shape.image_size) != config.shape.image_size:
-        raise UsageError("--set image_size: the images are those of the export; accepted: other settings.")
+        if name in ("image_size", "repeat") or value == "auto":
+            raise UsageError(
+                f"--set {name}={value}: images, seed and arithmetic are the export's; accepted: other settings."
+            )
     return TrialConfig.from_dict({**config.complete(), **settings})
 
 

@@ -64,6 +64,12 @@ def test_a_network_that_sees_smaller_images_is_one_for_these_behind_an_average()
         assert fault == f"input_size = {wrong} is not accepted; it takes a whole number from 8 to the images' 32, or 0"
 
 
+def test_a_network_says_which_images_are_too_small_for_it() -> None:
+    assert config(model="lenet", image_size=15).shape.fault.startswith("lenet leaves nothing of images below 16 pixels")
+    assert config(model="lenet", image_size=48, input_size=12).shape.fault
+    assert build(config(model="lenet", image_size=16).shape, seed=0)(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+
+
 def test_a_layer_has_what_follows_it_in_order() -> None:
     params: dict[str, Any] = {
         "conv_layers": 1, "batch_norm": True, "activation": "gelu", "pooling": "avg", "global_pooling": True,
