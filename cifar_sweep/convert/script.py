@@ -1,0 +1,252 @@
+"""The sweep in a Python script or notebook, as its dicts and assignments leave it. Nothing of it is run."""
+
+import ast
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+_OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: lambda base, power: _small(base) ** _small(power),
+}  # fmt: skip
+# Lines of notebooks that are no Python, such as !pip install, with those that they go on in.
+_MAGIC = re.compile(r"^(\s*)(\w+\s*=\s*)?([!%]|pip3? |cd )(?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE)
+MOST_ENTRIES = 1000  # of a list that is computed
+_Known = dict[str, Any]
+
+
+class Unread(str):
+    """The source of an expression that only running the program would tell."""
+
+
+def of_notebook(text: str) -> str:
+    """The code of a notebook's cells, but for those that are no Python, which had no effect there either."""
+    cells = [cell for cell in json.loads(text).get("cells", []) if cell.get("cell_type") == "code"]
+    return "\n".join(ast.unparse(tree) for cell in cells if (tree := _tree("".join(cell.get("source", "")))))
+
+
+def of_script(text: str) -> Any:
+    """The sweep that a script has; of several the one of most parameters, with the others named. None without one."""
+    script = _Script()
+    script.run((_tree(text) or ast.parse(text)).body, script.known)
+    return script.sweep() or script.search_space()
+
+
+def _tree(text: str) -> ast.Module | None:
+    """A script without its magics; None of one that is no Python."""
+    for code in (text, _MAGIC.sub(r"\1pass", text)):
+        with suppress(SyntaxError, ValueError):
+            return ast.parse(code)
+    return None
+
+
+class _Script:
+    """What is known of a script's names, and the dicts that stand in it with their lines."""
+
+    def __init__(self) -> None:
+        self.known: _Known = {}
+        self.made: list[tuple[int, dict[Any, Any]]] = []
+        self.counts: set[int] = set()  # of runs, as agents are told
+        self.seen: set[int] = set()  # dicts of the source that are in `made` already
+
+    def run(self, body: Sequence[ast.stmt], known: _Known) -> None:
+        """Take the statements of one scope in their order; functions last, when all names of the scope are known."""
+        functions = []
+        for statement in body:
+            if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                functions.append(statement)
+            elif parts := [part for _, part in ast.iter_fields(statement) if part and _are_statements(part)]:
+                for name in _names(getattr(statement, "target", None)):  # of a loop: it has many values
+                    known.pop(name, None)
+                for part in parts:
+                    self.run(
+                        [each for one in part for each in ([one] if isinstance(one, ast.stmt) else one.body)], known
+                    )
+            else:
+                self.take(statement, known)
+        for function in functions:
+            hidden = {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)}
+            inner = {name: value for name, value in known.items() if name not in hidden}
+            self.run(function.body, inner)
+
+    def take(self, statement: ast.stmt, known: _Known) -> None:
+        """Take one statement that has no others in it."""
+        match statement:
+            case ast.Assign(targets=targets, value=value):
+                found = self.value(value, known)
+                for target in targets:
+                    self.assign(target, found, known)
+            case ast.AnnAssign(target=target, value=value) if value:
+                self.assign(target, self.value(value, known), known)
+        for node in ast.walk(statement):
+            match node:
+                case ast.Call(func=ast.Attribute(value=changed, attr="update")):
+                    held, more = self.value(changed, known), [self.value(each, known) for each in node.args]
+                    if isinstance(held, dict) and all(isinstance(each, dict) for each in more):
+                        held.update(*more, **self.keywords(node, known))
+                case ast.Call(func=ast.Attribute(attr="agent")):
+                    count = self.keywords(node, known).get("count")
+                    self.counts |= {count} if isinstance(count, int) else set()
+            if isinstance(node, (ast.Dict, ast.Call)) and id(node) not in self.seen:
+                self.value(node, known)
+
+    def assign(self, target: ast.expr, value: Any, known: _Known) -> None:
+        """Give a name, an attribute or an entry of a dict a value."""
+        if isinstance(target, ast.Subscript) and isinstance(held := self.value(target.value, known), dict):
+            held[self.value(target.slice, known)] = value
+        elif isinstance(target, ast.Tuple):
+            values = (
+                value
+                if isinstance(value, list) and len(value) == len(target.elts)
+                else [Unread("?")] * len(target.elts)
+            )
+            for part, each in zip(target.elts, values, strict=True):
+                self.assign(part, each, known)
+        else:
+            known[ast.unparse(target)] = value
+
+    def keywords(self, call: ast.Call, known: _Known) -> dict[str, Any]:
+        return {each.arg: self.value(each.value, known) for each in call.keywords if each.arg}
+
+    def value(self, node: ast.expr, known: Mapping[str, Any]) -> Any:
+        """What an expression says as it stands; of one that would have to be run its source."""
+        self.seen.add(id(node))
+        try:
+            found = self._value(node, dict(known) if not isinstance(known, dict) else known)
+        except (
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            SyntaxError,
+            RecursionError,
+        ):
+            found = Unread(ast.unparse(node))
+        return found
+
+    def _value(self, node: ast.expr, known: _Known) -> Any:
+        match node:
+            case ast.Dict(keys=keys, values=values):
+                made: dict[Any, Any] = {}
+                for key, value in zip(keys, values, strict=True):
+                    held = self.value(value, known)
+                    made |= {self.value(key, known): held} if key else held if isinstance(held, dict) else {held: held}
+                self.made.append((node.lineno, made))
+                return made
+            case ast.Call(func=ast.Name(id="dict"), args=args):
+                made = {}
+                for each in args:
+                    made |= self.value(each, known)
+                made |= self.keywords(node, known)
+                self.made.append((node.lineno, made))
+                return made
+            case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Set(elts=parts):
+                return [self.value(part, known) for part in parts]
+            case ast.ListComp(elt=each, generators=[ast.comprehension(target=ast.Name(id=name), iter=of, ifs=[])]):
+                found = [self.value(each, {**known, name: value}) for value in _list(self.value(of, known))]
+                return found if not any(isinstance(value, Unread) for value in found) else Unread(ast.unparse(node))
+            case ast.Call(func=ast.Name(id="list" | "tuple" | "sorted"), args=[of], keywords=[]):
+                return _list(self.value(of, known))
+            case ast.Call(func=ast.Name(id="range"), args=args, keywords=[]):
+                return _list(range(*(self.value(each, known) for each in args)))
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="math" | "np" | "numpy"), attr="log" | "exp" as name), args=[of]
+            ):
+                return getattr(math, name)(self.value(of, known))
+            case ast.BinOp(left=left, op=op, right=right):
+                one, other = self.value(left, known), self.value(right, known)
+                if isinstance(one, list):  # [3] * 5, [3] + [5]
+                    return one + _list(other) if isinstance(op, ast.Add) else one * len(_list(range(other)))
+                return _OPERATIONS[type(op)](_number(one), _number(other))
+            case ast.Subscript(value=of, slice=at):
+                return self.value(of, known)[self.value(at, known)]
+            case ast.Name() | ast.Attribute():
+                return known[ast.unparse(node)]
+            case ast.JoinedStr(values=parts):
+                return "".join(
+                    _text(self.value(part.value if isinstance(part, ast.FormattedValue) else part, known))
+                    for part in parts
+                )
+        return ast.literal_eval(node)
+
+    def sweep(self) -> dict[Any, Any] | None:
+        """The W&B sweep of most parameters."""
+        found = [
+            (line, each) for line, each in self.made if isinstance(each.get("parameters"), dict) and each["parameters"]
+        ]
+        inner = {id(part) for _, each in found for part in _dicts(each["parameters"])}  # groups of a sweep's parameters
+        found = [(line, each) for line, each in found if id(each) not in inner]
+        if not found:
+            return None
+        best = max(range(len(found)), key=lambda at: (len(found[at][1]["parameters"]), at))
+        others = {
+            f"another sweep, at line {line}": ", ".join(map(str, each["parameters"]))
+            for at, (line, each) in enumerate(found)
+            if at != best
+        }
+        count = {"run_cap": self.counts.copy().pop()} if len(self.counts) == 1 else {}
+        return {**count, **found[best][1], **others}
+
+    def search_space(self) -> dict[str, Any] | None:
+        """The search space for NNI with what an experiment is told of its tuner."""
+        spaces = [
+            each
+            for _, each in self.made
+            if each and all(isinstance(part, dict) and "_type" in part for part in each.values())
+        ]
+        told = {name.rpartition(".config.")[2]: value for name, value in self.known.items()}
+        if not spaces:
+            return None
+        tuner = {"name": told.get("tuner.name", ""), "optimize_mode": told.get("tuner.class_args['optimize_mode']", "")}
+        return {"searchSpace": spaces[-1], "tuner": tuner, "maxTrialNumber": told.get("max_trial_number")}
+
+
+def _are_statements(part: Any) -> bool:
+    """Whether a field of a statement holds others: its body, its other branch, its handlers, its cases."""
+    return isinstance(part, list) and isinstance(part[0], (ast.stmt, ast.ExceptHandler, ast.match_case))
+
+
+def _names(target: ast.expr | None) -> Iterator[str]:
+    return (node.id for node in ast.walk(target) if isinstance(node, ast.Name)) if target else iter(())
+
+
+def _list(values: Any) -> list[Any]:
+    """A list, or the numbers of a range; TypeError of anything else."""
+    if (isinstance(values, range) and len(values) <= MOST_ENTRIES) or isinstance(values, list):
+        return list(values)
+    raise TypeError
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (int, float)):
+        return value
+    raise TypeError
+
+
+def _small(value: float) -> float:
+    """A number of which powers are numbers; OverflowError of a larger one."""
+    if abs(value) > MOST_ENTRIES:
+        raise OverflowError
+    return value
+
+
+def _text(value: Any) -> str:
+    """A part of a text with values in it; TypeError where it is not known."""
+    if isinstance(value, Unread):
+        raise TypeError
+    return str(value)
+
+
+def _dicts(content: Any) -> Iterator[Any]:
+    """All dicts in nested ones."""
+    for part in content.values() if isinstance(content, dict) else ():
+        if isinstance(part, dict):
+            yield part
+            yield from _dicts(part)
