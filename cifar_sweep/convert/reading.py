@@ -1,4 +1,4 @@
-"""Reading sweeps of other programs: W&B (YAML, or a dict in a Python file), NNI and Hydra. Nothing of them is run."""
+"""Reading sweeps of other programs: W&B (YAML, script, notebook), NNI and Hydra. Nothing of them is run."""
 
 import json
 import math

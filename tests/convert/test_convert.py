@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cifar_sweep.convert.names import parameter_of
 from cifar_sweep.convert.reading import read
 from cifar_sweep.convert.writing import as_toml
 from cifar_sweep.errors import UsageError
@@ -71,6 +72,7 @@ hydra:
       optimizer.weight_decay: 0.0,1e-4
       net.depth: shuffle(glob(*))
 """
+RATE = {"low": 1e-3, "high": 0.1, "log": True}
 LOG = "method: random\nparameters:\n  lr: {distribution: log_uniform, min: %s, max: %s}\n"
 
 
@@ -236,3 +238,129 @@ def test_a_file_that_is_there_is_not_written_over(cli: Callable[..., Any], isola
     assert refused.exit_code
     assert "sweep.toml is there already; name another file with --out" in refused.err
     assert Path("sweep.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("numKernels", "filters"), ("num_kernels_layer1", "filters_1"),
+        ("filterOrganisation", "filter_growth"), ("convKernelSize", "kernel_size"), ("isDataAug", "augmentation"),
+        ("apply_batch_normalization", "batch_norm"), ("no_bn", None),
+        ("numberOfDenseLayer", "dense_layers"), ("neurons_in_fc", "dense_units"), ("lin2_size", "dense_units_2"),
+        ("dropout_keep_prob", None), ("drop_out_rate", "dropout"),
+        ("optimizer._target_", "optimizer"), ("momentum_2", None),
+    ],
+)  # fmt: skip
+def test_names_that_people_give(name: str, ours: str | None) -> None:
+    assert parameter_of(name) == ours
+
+
+def test_layers_are_counted_as_the_program_counts_them(tmp_path: Path) -> None:
+    text = "parameters:\n" + "".join(f"  conv{layer}_filters: {{values: [8, 16]}}\n" for layer in (0, 1, 2))
+    found, comments, _ = converted(tmp_path, "a.yaml", text)
+    assert found["space"].keys() == {"filters_1", "filters_2", "filters_3"}
+    assert found["fixed"] == {"model": "cnn", "conv_layers": 3}
+    assert "conv_layers is not said: as many are taken as have parameters of their own" in comments
+
+
+def test_what_values_are_called(tmp_path: Path) -> None:
+    text = """
+parameters:
+  optimizer: {values: [torch.optim.Adam, torch.optim.SGD]}
+  dropout: {values: [None, 0.25, "0.5"]}
+  weight_decay: {values: ["1e-4", 1e-3]}
+  batch_size: {values: ["32", 64.0]}
+  use_bn: {values: ["true", "False"]}
+"""
+    found, comments, _ = converted(tmp_path, "a.yaml", text)
+    assert found["space"] == {
+        "optimizer": {"choices": ["adam", "sgd"]},
+        "dropout": {"choices": [0.0, 0.25, 0.5]},
+        "weight_decay": {"choices": [1e-4, 1e-3]},
+        "batch_size": {"choices": [32, 64]},
+        "batch_norm": {"choices": [True, False]},
+    }
+    assert "left out" not in comments
+
+
+@pytest.mark.slow
+def test_networks_of_torchvision_by_their_names(tmp_path: Path) -> None:
+    found, comments, _ = converted(tmp_path, "a.yaml", "parameters:\n  model_name: {values: [resnet18, VGG-11]}\n")
+    assert found["space"] == {"model": {"choices": ["torchvision:resnet18", "vgg11"]}}
+    assert "the program's own" not in comments
+
+
+@pytest.mark.parametrize(
+    ("spec", "domain", "said"),
+    [
+        ("epochs: {distribution: int_uniform, min: 5, max: 9}", {"low": 5, "high": 9}, ""),
+        ("rotation: {min: 5, max: 8}", {"choices": [5.0, 6.0, 7.0, 8.0]}, ""),  # ends that are whole: so are values
+        ("lr: {distribution: inv_log_uniform, min: 2.302585, max: 6.907755}", RATE, ""),
+        ("lr: {distribution: inv_log_uniform_values, min: 0.001, max: 0.1}", RATE, ""),
+        ("lr: {distribution: q_log_uniform_values, min: 0.001, max: 0.1, q: 0.01}", RATE, "its steps of 0.01"),
+        ("momentum: {min: 0, max: 1.0}", {"low": 0.0, "high": 0.999}, "1 is not accepted: high = 0.999 is taken"),
+    ],
+)  # fmt: skip
+def test_ranges_of_wandb(tmp_path: Path, spec: str, domain: dict[str, Any], said: str) -> None:
+    found, comments, _ = converted(tmp_path, "a.yaml", f"method: random\nparameters:\n  {spec}\n", "exponents")
+    (taken,) = found["space"].values()
+    assert taken == {key: pytest.approx(value, rel=1e-5) for key, value in domain.items()}
+    assert said in comments
+    assert said or "not kept" not in comments
+
+
+def test_what_a_sweep_leaves_unsaid_is_taken_and_said(tmp_path: Path) -> None:
+    text = """
+metric: {name: val_error, goal: minimize}
+parameters:
+  seed: {value: 7}
+  momentum: {values: [0.5, 0.9]}
+  conv_layers: {values: [3, 4]}
+  stride: {value: 2}
+  data_augmentation: {values: ["Yes", "No"]}
+  model: {values: [mine]}
+"""
+    found, comments, _ = converted(tmp_path, "a.yaml", text)
+    assert found["seed"] == 7
+    assert "metric" not in found  # accuracy is the same trials in the same order
+    assert "goal minimize" not in comments
+    assert found["fixed"] == {"model": "cnn", "optimizer": "sgd", "stride": 2, "image_size": 64}
+    assert found["space"].keys() == {"momentum", "conv_layers", "augmentation"}
+    for words in (
+        'optimizer is not said: "sgd" is taken',
+        "image_size is not said: 64 is taken",
+        "data_augmentation: what it does is the program's own; crop is taken",
+        'model: {"values": ["mine"]}: left out',
+    ):
+        assert words in comments
+
+
+def test_a_direction_alone_is_that_of_the_metric(tmp_path: Path) -> None:
+    space = {"searchSpace": {"lr": {"_type": "choice", "_value": [0.1, 0.01]}}, "maxTrialNumber": 9}
+    around = {"tuner": {"name": "TPE", "classArgs": {"optimize_mode": "minimize"}}, "trialConcurrency": 2}
+    found, comments, _ = converted(tmp_path, "a.json", json.dumps({**space, **around}))
+    assert (found["metric"], found["trials"], found["sampler"]) == ("loss", 9, "tpe")
+    assert "it is made small there" in comments
+    assert "trialConcurrency: 2" in comments
+
+
+def test_what_a_hydra_sweep_says_beside_its_ranges(tmp_path: Path) -> None:
+    text = """
+defaults:
+  - override hydra/sweeper: optuna
+  - override hydra/sweeper/sampler: random
+optimized_metric: val/loss_best
+trainer: {deterministic: true}
+hydra:
+  sweeper:
+    direction: minimize
+    n_trials: 12
+    sampler: {seed: 3, constant_liar: true}
+    params: {lr: "choice(0.1, 0.01)"}
+"""
+    found, comments, _ = converted(tmp_path, "a.yaml", text)
+    assert (found["sampler"], found["metric"], found["seed"], found["trials"]) == ("random", "loss", 3, 12)
+    assert 'trainer: {"deterministic": true}' in comments.replace("'", '"').replace("True", "true")
+    assert "constant_liar" in comments
+    usual = text.replace("sampler: random", "sampler: tpe").replace("constant_liar: true", "n_startup_trials: 4")
+    assert converted(tmp_path, "a.yaml", usual)[0]["sampler"] == {"name": "tpe", "startup_trials": 4}

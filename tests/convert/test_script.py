@@ -80,7 +80,12 @@ def test_numbers_that_are_reckoned_from_numbers_are_known(tmp_path: Path) -> Non
 
 
 def test_a_name_in_a_function_is_not_that_of_the_script(tmp_path: Path) -> None:
-    text = "lr = 0.5\ndef study(lr):\n    return {'parameters': {'lr': {'values': [lr]}, 'bs': {'values': [SIZE]}}}\nSIZE = 8\n"
+    text = """
+lr = 0.5
+def study(lr):
+    return {"parameters": {"lr": {"values": [lr]}, "bs": {"values": [SIZE]}}}
+SIZE = 8
+"""
     found = values_of(found_in(tmp_path, text))
     assert found == {"lr": "it is computed by the program, which is not run here", "bs": [8]}
 
