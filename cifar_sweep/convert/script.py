@@ -5,7 +5,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,8 @@ _OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 # Lines of notebooks that are no Python, such as !pip install, with those that they go on in.
 _MAGIC = re.compile(r"^(\s*)(\w+\s*=\s*)?([!%]|pip3? |cd )(?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE)
+# What lists and dicts are changed by.
+_CHANGES = ("append", "extend", "insert", "remove", "pop", "clear", "setdefault", "update", "add", "sort", "reverse")
 MOST_ENTRIES = 1000  # of a list that is computed
 _Known = dict[str, Any]
 
@@ -53,6 +55,11 @@ class _Script:
         self.made: list[tuple[int, dict[Any, Any]]] = []
         self.counts: set[int] = set()  # of runs, as agents are told
         self.seen: set[int] = set()  # dicts of the source that are in `made` already
+        # In what may never run: the lists and dicts from before it, the names from before it, whether it may run often.
+        self.before: set[int] = set()
+        self.firm: _Known = {}
+        self.loop = False
+        self.doubts: list[tuple[int, str, str]] = []  # what it changes: a list or dict, the line, the source
 
     def run(self, body: Sequence[ast.stmt], known: _Known) -> None:
         """Take the statements of one scope in their order; functions last, when all names of the scope are known."""
@@ -64,15 +71,25 @@ class _Script:
                 for name in _names(getattr(statement, "target", None)):  # of a loop: it has many values
                     known.pop(name, None)
                 for part in parts:
-                    self.run(
-                        [each for one in part for each in ([one] if isinstance(one, ast.stmt) else one.body)], known
-                    )
+                    inner = [each for one in part for each in ([one] if isinstance(one, ast.stmt) else one.body)]
+                    self.branch(part[0] if isinstance(part[0], ast.ExceptHandler) else statement, inner, known)
             else:
                 self.take(statement, known)
         for function in functions:
             hidden = {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)}
-            inner = {name: value for name, value in known.items() if name not in hidden}
-            self.run(function.body, inner)
+            self.branch(
+                function, function.body, {name: value for name, value in known.items() if name not in hidden}, {}
+            )
+
+    def branch(self, of: ast.AST, body: Sequence[ast.stmt], known: _Known, firm: _Known | None = None) -> None:
+        """Take the statements in another one, which may never run or often; `firm` are the names from outside."""
+        whole = isinstance(of, (ast.With, ast.Try)) or (isinstance(of, ast.If) and "__name__" in ast.unparse(of.test))
+        around = self.before, self.firm, self.loop
+        if not whole:
+            self.before, self.firm = _inside(known), {**known} if firm is None else firm
+            self.loop = isinstance(of, (ast.For, ast.While))
+        self.run(body, known)
+        self.before, self.firm, self.loop = around
 
     def take(self, statement: ast.stmt, known: _Known) -> None:
         """Take one statement that has no others in it."""
@@ -83,22 +100,58 @@ class _Script:
                     self.assign(target, found, known)
             case ast.AnnAssign(target=target, value=value) if value:
                 self.assign(target, self.value(value, known), known)
+            case ast.AugAssign(target=target, op=op, value=value):
+                held = self.value(target, known)
+                if isinstance(held, (dict, list)) and isinstance(op, (ast.Add, ast.BitOr)):
+                    self.change(
+                        held, "update" if isinstance(held, dict) else "extend", statement, [self.value(value, known)]
+                    )
+                else:
+                    self.assign(target, self.value(ast.BinOp(target, op, value), known), known)
+            case ast.Delete(targets=targets):
+                for target in targets:
+                    if isinstance(target, ast.Subscript):
+                        self.change(
+                            self.value(target.value, known), "pop", statement, [self.value(target.slice, known)]
+                        )
         for node in ast.walk(statement):
             match node:
-                case ast.Call(func=ast.Attribute(value=changed, attr="update")):
-                    held, more = self.value(changed, known), [self.value(each, known) for each in node.args]
-                    if isinstance(held, dict) and all(isinstance(each, dict) for each in more):
-                        held.update(*more, **self.keywords(node, known))
+                case ast.Call(func=ast.Attribute(value=changed, attr=way)) if way in _CHANGES:
+                    more = [self.value(each, known) for each in node.args]
+                    self.change(self.value(changed, known), way, node, more, self.keywords(node, known))
                 case ast.Call(func=ast.Attribute(attr="agent")):
                     count = self.keywords(node, known).get("count")
                     self.counts |= {count} if isinstance(count, int) else set()
             if isinstance(node, (ast.Dict, ast.Call)) and id(node) not in self.seen:
                 self.value(node, known)
 
+    def change(self, held: Any, way: str, by: ast.AST, args: Sequence[Any], more: Mapping[str, Any] = {}) -> None:
+        """Change a list or dict as its method of this name does; what is not known stands in it as its source."""
+        if not isinstance(held, (dict, list)):
+            return
+        source = Unread(ast.unparse(by))
+        try:
+            if self.loop and isinstance(held, list) and id(held) in self.before:
+                raise TypeError
+            self.doubt(held, by, "taken")
+            getattr(held, way)(*args, **more)
+        except (LookupError, ValueError, TypeError, AttributeError):
+            held.append(source) if isinstance(held, list) else held.update({source: source})
+
+    def doubt(self, held: Any, by: ast.AST, done: str) -> None:
+        """Remember that what may never run changes what was there before."""
+        if id(held) in self.before:
+            self.doubts.append((id(held), f"{done}, line {getattr(by, 'lineno', 0)}", ast.unparse(by)))
+
     def assign(self, target: ast.expr, value: Any, known: _Known) -> None:
         """Give a name, an attribute or an entry of a dict a value."""
         if isinstance(target, ast.Subscript) and isinstance(held := self.value(target.value, known), dict):
-            held[self.value(target.slice, known)] = value
+            key = found if isinstance(found := self.value(target.slice, known), Hashable) else ast.unparse(target.slice)
+            if id(held) in self.before and held.get(key, value) != value:
+                self.doubt(held, target, "not taken")
+            else:
+                self.doubt(held, target, "taken")
+                held[key] = value
         elif isinstance(target, ast.Tuple):
             values = (
                 value
@@ -108,7 +161,9 @@ class _Script:
             for part, each in zip(target.elts, values, strict=True):
                 self.assign(part, each, known)
         else:
-            known[ast.unparse(target)] = value
+            name = ast.unparse(target)
+            same = isinstance(value, dict) or self.firm.get(name, value) == value
+            known[name] = value if same else Unread(name)  # of two values none is known
 
     def keywords(self, call: ast.Call, known: _Known) -> dict[str, Any]:
         return {each.arg: self.value(each.value, known) for each in call.keywords if each.arg}
@@ -181,31 +236,35 @@ class _Script:
         found = [
             (line, each) for line, each in self.made if isinstance(each.get("parameters"), dict) and each["parameters"]
         ]
-        inner = {id(part) for _, each in found for part in _dicts(each["parameters"])}  # groups of a sweep's parameters
+        inner = set().union(*(_inside(each["parameters"].values()) for _, each in found))  # groups of its parameters
         found = [(line, each) for line, each in found if id(each) not in inner]
         if not found:
             return None
         best = max(range(len(found)), key=lambda at: (len(found[at][1]["parameters"]), at))
-        others = {
-            f"another sweep, at line {line}": ", ".join(map(str, each["parameters"]))
-            for at, (line, each) in enumerate(found)
-            if at != best
-        }
         count = {"run_cap": self.counts.copy().pop()} if len(self.counts) == 1 else {}
-        return {**count, **found[best][1], **others}
+        others = [(line, each["parameters"]) for line, each in found[:best] + found[best + 1 :]]
+        return {**count, **found[best][1], **self.beside(found[best][1], others)}
 
     def search_space(self) -> dict[str, Any] | None:
-        """The search space for NNI with what an experiment is told of its tuner."""
+        """The last search space for NNI with what an experiment is told of its tuner."""
         spaces = [
-            each
-            for _, each in self.made
+            (line, each)
+            for line, each in self.made
             if each and all(isinstance(part, dict) and "_type" in part for part in each.values())
         ]
-        told = {name.rpartition(".config.")[2]: value for name, value in self.known.items()}
         if not spaces:
             return None
+        told = {name.rpartition(".config.")[2]: value for name, value in self.known.items()}
         tuner = {"name": told.get("tuner.name", ""), "optimize_mode": told.get("tuner.class_args['optimize_mode']", "")}
-        return {"searchSpace": spaces[-1], "tuner": tuner, "maxTrialNumber": told.get("max_trial_number")}
+        space = spaces[-1][1]
+        around = {"searchSpace": space, "tuner": tuner, "maxTrialNumber": told.get("max_trial_number")}
+        return around | self.beside(space, spaces[:-1])
+
+    def beside(self, taken: dict[Any, Any], others: Sequence[tuple[int, dict[Any, Any]]]) -> dict[str, str]:
+        """What is to be said beside the sweep that is taken: the others, and its changes that may never be."""
+        within = _inside(taken)
+        named = {f"another sweep, at line {line}": ", ".join(map(str, each)) for line, each in others}
+        return named | {line: said for held, line, said in self.doubts if held in within}
 
 
 def _are_statements(part: Any) -> bool:
@@ -244,9 +303,13 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _dicts(content: Any) -> Iterator[Any]:
-    """All dicts in nested ones."""
-    for part in content.values() if isinstance(content, dict) else ():
-        if isinstance(part, dict):
-            yield part
-            yield from _dicts(part)
+def _inside(content: Any) -> set[int]:
+    """The identities of all dicts and lists in nested ones, and of those themselves."""
+    met: dict[int, Any] = {}
+    left = [content]
+    while left:
+        part = left.pop()
+        if isinstance(part, (dict, list, ValuesView)) and id(part) not in met:
+            met[id(part)] = part
+            left += part.values() if isinstance(part, dict) else part
+    return {*met}

@@ -29,6 +29,13 @@ _WITHOUT = (
 )  # what a sweep file here needs not say
 
 
+_OF_SCRIPTS = {
+    "another sweep": "not taken: give it a file of its own",
+    "taken, line": "the program may never run it",
+    "not taken, line": "the program may never run it",
+}
+
+
 @dataclass
 class Written:
     """The file's text, and the questions that are left: names of parameters whose ends may mean two things."""
@@ -211,7 +218,7 @@ class _Sweep:
         self._pruner()
         for key, value in found.others.items():
             why = "not needed here" if key in _WITHOUT else "there is nothing of this kind here"
-            why = "not taken: give it a file of its own" if key.startswith("another sweep") else why
+            why = next((said for start, said in _OF_SCRIPTS.items() if key.startswith(start)), why)
             self.comments.append(f"{key}: {' '.join(str(value).split())[:200]}: {why}")
 
     def _metric(self) -> None:

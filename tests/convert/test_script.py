@@ -8,6 +8,7 @@ import pytest
 
 from cifar_sweep.convert.foreign import Foreign
 from cifar_sweep.convert.reading import read
+from cifar_sweep.convert.writing import as_toml
 from cifar_sweep.errors import UsageError
 
 PIECEMEAL = """
@@ -148,3 +149,67 @@ def test_a_script_without_parameters_is_refused(tmp_path: Path, text: str) -> No
 def test_large_numbers_are_not_reckoned(tmp_path: Path) -> None:
     text = "s = {'parameters': {'lr': {'value': 9 ** 9 ** 9}, 'bs': {'values': [0] * 10 ** 9}, 'x': {'value': 1 / 0}}}"
     assert set(values_of(found_in(tmp_path, text)).values()) == {"it is computed by the program, which is not run here"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "rates.append(0.3)",
+        "study['parameters']['lr']['values'] += [0.3]",
+        "rates.extend([0.3])",
+        "study['parameters']['bs'] = {'value': 5}; del study['parameters']['bs']; rates.append(0.3)",
+        "study['parameters'] |= {'bs': {'value': 5}}; study['parameters'].pop('bs'); rates.insert(2, 0.3)",
+    ],
+)
+def test_lists_and_dicts_may_change_after_they_were_written(tmp_path: Path, change: str) -> None:
+    text = "rates = [0.1, 0.2]\nstudy = {'parameters': {'lr': {'values': rates}}}\n" + change
+    assert values_of(found_in(tmp_path, text)) == {"lr": [0.1, 0.2, 0.3]}
+
+
+@pytest.mark.parametrize("change", ["sizes.append(first)", "sizes.pop(first)", "for k in x:\n  sizes.append(1)"])
+def test_a_change_that_is_not_known_leaves_nothing_known(tmp_path: Path, change: str) -> None:
+    text = f"sizes = [16, 32]\n{change}\nstudy = {{'parameters': {{'bs': {{'values': sizes}}}}}}\n"
+    assert values_of(found_in(tmp_path, text)) == {"bs": "it is computed by the program, which is not run here"}
+
+
+@pytest.mark.parametrize("change", ["if short:\n  most = 1", "for k in x:\n  most += 1", "most += short"])
+def test_a_name_of_two_values_has_none(tmp_path: Path, change: str) -> None:
+    text = f"most = 9\n{change}\nstudy = {{'parameters': {{'epochs': {{'value': most}}}}}}\n"
+    assert values_of(found_in(tmp_path, text)) == {"epochs": "it is computed by the program, which is not run here"}
+
+
+def test_what_may_never_be_run_is_said(tmp_path: Path) -> None:
+    text = """
+study = {'parameters': {'lr': {'values': [0.1, 0.2]}, 'epochs': {'value': 9}}}
+if short:
+    study['parameters']['epochs'] = {'value': 1}
+    study['parameters']['bs'] = {'value': 8}
+def wide():
+    study['parameters']['lr']['values'].append(0.3)
+    mine = {}
+    mine['parameters'] = {}
+if __name__ == '__main__':
+    study['parameters']['dropout'] = {'value': 0.5}
+"""
+    foreign = found_in(tmp_path, text)
+    assert values_of(foreign) == {"lr": [0.1, 0.2, 0.3], "epochs": [9], "bs": [8], "dropout": [0.5]}
+    assert foreign.others == {
+        "not taken, line 4": "study['parameters']['epochs']",
+        "taken, line 5": "study['parameters']['bs']",
+        "taken, line 7": "study['parameters']['lr']['values'].append(0.3)",
+    }
+    assert (
+        "# taken, line 5: study['parameters']['bs']: the program may never run it" in as_toml(foreign, source="s").text
+    )
+
+
+def test_entries_of_any_kind_and_circles_do_no_harm(tmp_path: Path) -> None:
+    text = "seen = {}\nseen[(1, 2)] = seen\nif x:\n    seen['a'] = [seen]\n"
+    assert values_of(found_in(tmp_path, text + IN_PLACE)) == {"lr": [0.1, 0.2]}
+
+
+def test_of_several_search_spaces_of_nni_the_others_are_named(tmp_path: Path) -> None:
+    text = "a = {'lr': {'_type': 'choice', '_value': [1]}}\nb = {'bs': {'_type': 'choice', '_value': [2]}}\n"
+    foreign = found_in(tmp_path, text)
+    assert values_of(foreign) == {"bs": [2]}
+    assert foreign.others["another sweep, at line 1"] == "lr"
