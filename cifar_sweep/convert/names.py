@@ -69,6 +69,7 @@ _VALUES = {
     "nesterovsgd": "nesterov", "sgdnesterov": "nesterov", "sgdwithnesterov": "nesterov", "all": "both",
 }  # fmt: skip
 _YES = {"true": True, "yes": True, "on": True, "y": True, "false": False, "no": False, "off": False, "n": False}
+SQUARES = ("kernel_size", "pool_size", "stride", "image_size")  # of which programs may give height and width
 _KINDS = ("name", "type", "kind", "_target_")  # last parts of names with dots that say which, not what
 
 
@@ -133,8 +134,12 @@ def value_of(name: str, value: Any, *, on: str = "crop") -> Any:
     """
     parameter = PARAMETERS[name]
     if isinstance(value, list):
+        if name in SQUARES and len(value) == 2 and value[0] == value[1]:
+            return parameter.check(value[0])
         return list(value) if parameter.check(value) else value
     word = value.strip().lower() if isinstance(value, str) else value
+    if name in SQUARES and isinstance(word, str) and (square := re.fullmatch(r"(\d+) ?[x,*] ?\1", word.strip("()[]"))):
+        return parameter.check(int(square[1]))
     if parameter.kind is bool or name == "augmentation":
         truth = _YES.get(word, word) if isinstance(word, str) else bool(word) if word in (0, 1) else word
         value = word = (on if truth else "none") if name == "augmentation" and isinstance(truth, bool) else truth

@@ -71,7 +71,7 @@ def _plain(content: Any, counted: Iterator[int] | None = None) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         raise ValueError(f"{content} is no number to search")
     if isinstance(content, str) and not isinstance(content, Unread) and _NUMBER.fullmatch(content):
-        return float(content)
+        return int(content) if content.lstrip("+-").isdigit() else float(content)
     return content
 
 
@@ -81,6 +81,8 @@ def _plain(content: Any, counted: Iterator[int] | None = None) -> Any:
 def _wandb(found: Mapping[str, Any]) -> Foreign:
     metric = found.get("metric") if isinstance(found.get("metric"), dict) else {}
     trials, stopping = found.get("run_cap"), found.get("early_terminate")
+    others = {key: value for key, value in found.items() if key not in _OF_WANDB}
+    others |= {f"metric.{key}": value for key, value in (metric or {}).items() if key not in ("name", "goal")}
     return Foreign(
         "W&B",
         [_of_wandb(name, spec) for name, spec in _flat(found["parameters"])],
@@ -90,7 +92,7 @@ def _wandb(found: Mapping[str, Any]) -> Foreign:
         goal=str((metric or {}).get("goal", "")),
         description=str(found.get("description") or found.get("name") or ""),
         stopping=stopping if isinstance(stopping, dict) else {},
-        others={key: value for key, value in found.items() if key not in _OF_WANDB},
+        others=others,
     )
 
 
@@ -194,11 +196,16 @@ def _hydra(found: Mapping[str, Any], sweeper: Mapping[str, Any]) -> Foreign:
     by_optuna = "optuna" in json.dumps([found.get("defaults"), sweeper], default=str)
     sampler = sweeper["sampler"] if isinstance(sweeper.get("sampler"), dict) else {}
     numbers = {key: value for key, value in sampler.items() if key in ("seed", "n_startup_trials") and _is_whole(value)}
-    direction = sweeper.get("direction") or ""
+    direction = sweeper.get("direction") if isinstance(sweeper.get("direction"), str) else ""
     read = ("params", "search_space", "sampler", "n_trials", "_target_", *(["direction"] if direction else []))
     rest = {key: value for key, value in sampler.items() if key not in numbers and key != "_target_"}
     others = {key: value for key, value in {**sweeper, "sampler": rest}.items() if value not in (None, {}, "")}
     above = {key: value for key, value in found.items() if key not in ("hydra", "defaults", *_METRICS_OF_HYDRA)}
+    above |= {f"hydra.{key}": value for key, value in found["hydra"].items() if key != "sweeper"}
+    if defaults := [
+        each for each in found.get("defaults") or () if "hydra/sweeper" not in str(each) and each != "_self_"
+    ]:
+        above["defaults"] = defaults
     return Foreign(
         "Hydra",
         [_of_hydra(name, spec, by_optuna=by_optuna) for name, spec in {**older, **params}.items()],
@@ -208,7 +215,7 @@ def _hydra(found: Mapping[str, Any], sweeper: Mapping[str, Any]) -> Foreign:
         seed=numbers.get("seed"),
         startup=numbers.get("n_startup_trials"),
         metric=next((str(found[key]) for key in _METRICS_OF_HYDRA if found.get(key)), ""),
-        goal=direction if isinstance(direction, str) else "",
+        goal=direction or "",
         others={key: value for key, value in others.items() if key not in read or key == "sampler"} | above,
     )
 

@@ -56,10 +56,10 @@ class _Script:
         self.counts: set[int] = set()  # of runs, as agents are told
         self.seen: set[int] = set()  # dicts of the source that are in `made` already
         # In what may never run: the lists and dicts from before it, the names from before it, whether it may run often.
-        self.before: set[int] = set()
+        self.before: dict[int, Any] = {}
         self.firm: _Known = {}
         self.loop = False
-        self.doubts: list[tuple[int, str, str]] = []  # what it changes: a list or dict, the line, the source
+        self.doubts: list[tuple[Any, str, str]] = []  # what it changes: a list or dict, the line, the source
 
     def run(self, body: Sequence[ast.stmt], known: _Known) -> None:
         """Take the statements of one scope in their order; functions last, when all names of the scope are known."""
@@ -141,7 +141,7 @@ class _Script:
     def doubt(self, held: Any, by: ast.AST, done: str) -> None:
         """Remember that what may never run changes what was there before."""
         if id(held) in self.before:
-            self.doubts.append((id(held), f"{done}, line {getattr(by, 'lineno', 0)}", ast.unparse(by)))
+            self.doubts.append((held, f"{done}, line {getattr(by, 'lineno', 0)}", ast.unparse(by)))
 
     def assign(self, target: ast.expr, value: Any, known: _Known) -> None:
         """Give a name, an attribute or an entry of a dict a value."""
@@ -264,7 +264,7 @@ class _Script:
         """What is to be said beside the sweep that is taken: the others, and its changes that may never be."""
         within = _inside(taken)
         named = {f"another sweep, at line {line}": ", ".join(map(str, each)) for line, each in others}
-        return named | {line: said for held, line, said in self.doubts if held in within}
+        return named | {line: said for held, line, said in self.doubts if id(held) in within}
 
 
 def _are_statements(part: Any) -> bool:
@@ -303,8 +303,8 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _inside(content: Any) -> set[int]:
-    """The identities of all dicts and lists in nested ones, and of those themselves."""
+def _inside(content: Any) -> dict[int, Any]:
+    """All dicts and lists in nested ones and those themselves, by their identities, which last as long as they do."""
     met: dict[int, Any] = {}
     left = [content]
     while left:
@@ -312,4 +312,4 @@ def _inside(content: Any) -> set[int]:
         if isinstance(part, (dict, list, ValuesView)) and id(part) not in met:
             met[id(part)] = part
             left += part.values() if isinstance(part, dict) else part
-    return {*met}
+    return met

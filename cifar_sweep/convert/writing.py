@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cifar_sweep.convert.foreign import Asked, Foreign
-from cifar_sweep.convert.names import layered, parameter_of, switched_on, value_of
+from cifar_sweep.convert.names import SQUARES, layered, parameter_of, switched_on, value_of
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import BY_LAYER, PARAMETERS
 from cifar_sweep.sweep.parsing import MOST_STEPS, parse
@@ -137,6 +137,8 @@ class _Sweep:
             raise ValueError(faults[0])
         for fault in faults:
             self.comments.append(f"{asked.name}: a value is left out: {fault}")
+        if name in SQUARES and any(isinstance(value, list) and len(value) == 2 for value in asked.values):
+            self.comments.append(f"{asked.name}: two alike are taken for the height and width in all layers")
         if name == "augmentation" and on in kept and on not in map(str, asked.values):
             self.comments.append(f"{asked.name}: what it does is the program's own; {on} is taken")
         return {"choices": kept}
@@ -217,7 +219,11 @@ class _Sweep:
         self._metric()
         self._pruner()
         for key, value in found.others.items():
-            why = "not needed here" if key in _WITHOUT else "there is nothing of this kind here"
+            why = (
+                "not needed here"
+                if key in _WITHOUT or key.startswith("hydra.")
+                else "there is nothing of this kind here"
+            )
             why = next((said for start, said in _OF_SCRIPTS.items() if key.startswith(start)), why)
             self.comments.append(f"{key}: {' '.join(str(value).split())[:200]}: {why}")
 

@@ -364,3 +364,34 @@ hydra:
     assert "constant_liar" in comments
     usual = text.replace("sampler: random", "sampler: tpe").replace("constant_liar: true", "n_startup_trials: 4")
     assert converted(tmp_path, "a.yaml", usual)[0]["sampler"] == {"name": "tpe", "startup_trials": 4}
+
+
+def test_height_and_width_that_are_alike_are_one_number(tmp_path: Path) -> None:
+    text = """
+method: random
+parameters:
+  kernel_size: {values: ["3x3", "(5, 5)", [7, 7], [3, 5]]}
+  pool_size: {value: [2, 2]}
+  filters: {values: [[16, 16], [32, 32]]}
+"""
+    found, comments, _ = converted(tmp_path, "a.yaml", text)
+    assert found["space"]["kernel_size"] == {"choices": [3, 5, 7, [3, 5]]}
+    assert found["space"]["filters"] == {"choices": [[16, 16], [32, 32]]}  # of layers there is no height
+    assert found["fixed"]["pool_size"] == 2
+    assert "pool_size: two alike are taken for the height and width in all layers" in comments
+
+
+def test_what_stands_deeper_is_named_too(tmp_path: Path) -> None:
+    text = "metric: {name: val_acc, goal: maximize, target: 0.9}\nparameters: {lr: {values: [0.1, 0.2]}}\n"
+    assert "metric.target: 0.9: there is nothing of this kind here" in converted(tmp_path, "a.yaml", text)[1]
+    text = """
+defaults: [_self_, override hydra/sweeper: optuna, override /model: small]
+hydra:
+  mode: MULTIRUN
+  sweeper: {n_trials: "7", direction: [minimize, maximize], params: {lr: "choice(0.1, 0.01)"}}
+"""
+    found, comments, _ = converted(tmp_path, "a.yaml", text)
+    assert found["trials"] == 7
+    assert "hydra.mode: MULTIRUN: not needed here" in comments
+    assert "direction: ['minimize', 'maximize']: there is nothing of this kind here" in comments
+    assert "defaults: [{'override /model': 'small'}]: there is nothing of this kind here" in comments
