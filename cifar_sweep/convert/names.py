@@ -27,7 +27,7 @@ _MORE = {
     " conv_kernel cv_kernel_size",
     "conv_layers": "layers conv_blocks blocks convolutional_layers cnn_layers",
     "activation": "activation_function act act_fn activation_fn act_func activations act_fu conv_activation"
-    " activation_func",
+    " activation_func activation_type",
     "dense_activation": "dense_act fc_activation",
     "batch_norm": "batch_normalization batch_normalisation bn batch_normalize",
     "batch_norm_momentum": "bn_momentum",
@@ -35,7 +35,7 @@ _MORE = {
     " drop_out_prob",
     "dropout_place": "dropout_loc dropout_location dropout_position",
     "augmentation": "data_aug data_augmentation augment aug auto_augment auto_aug rand_augment augment_data"
-    " data_augment trivial_augment",
+    " data_augment trivial_augment data_augmentaion",
     "pooling": "pool pool_type pooling_type pooling_alg pooling_method",
     "pool_size": "pooling_size max_pooling_size max_pool_size pool_kernel_size",
     "global_pooling": "gap global_avg_pooling global_average_pooling",
@@ -43,7 +43,8 @@ _MORE = {
     "loss": "loss_fn loss_function criterion loss_type",
     "schedule": "scheduler lr_scheduler lr_schedule scheduler_type lr_scheduler_type",
     "image_size": "image_dim img_size img_dim image_shape img_shape resize",
-    "model": "model_name model_type architecture base_model backbone net network_name pretrained_model",
+    "model": "model_name model_type architecture base_model backbone net network_name pretrained_model"
+    " pretrained_models",
     "label_smoothing": "smoothing label_smooth",
     "gradient_clip": "grad_clip clip_grad_norm max_grad_norm grad_norm_max gradient_clip_val",
     "mixup": "mixup_alpha", "cutmix": "cutmix_alpha", "cutout": "cutout_len cutout_length cutout_size",

@@ -118,7 +118,8 @@ def _of_wandb(name: str, spec: Any) -> Asked:
         return Asked(name, text, values=spec["values"], note=note)
     low, high, kind = spec.get("min"), spec.get("max"), str(spec.get("distribution", ""))
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
-        return Asked(name, text, reason=f"a distribution without ends ({kind or 'none is named'})")
+        said = f"a distribution without ends ({kind})" if kind else "it has neither value, values nor both ends"
+        return Asked(name, text, reason=said)
     is_log, values = "log" in kind, kind.endswith("_values")
     whole = kind == "int_uniform" or (not kind and isinstance(low, int) and isinstance(high, int))  # as W&B takes it
     step = spec.get("q", 1 if whole or kind.startswith("q_") else None)
@@ -182,7 +183,9 @@ def _of_nni(name: str, spec: Mapping[str, Any]) -> Asked:
         return Asked(name, text, low=value[0], high=value[1], log="log" in kind, step=step)
     if kind == "randint" and numbers and len(value) == 2:
         return Asked(name, text, low=int(value[0]), high=int(value[1]) - 1, step=1)  # the upper end is not included
-    return Asked(name, text, reason=f"a distribution without ends ({kind})")
+    return Asked(
+        name, text, reason=f"{'a distribution without ends' if 'normal' in kind else 'not known here'} ({kind})"
+    )
 
 
 # Hydra

@@ -32,6 +32,7 @@ parameters:
   kernel: {values: [[3, 3, 5], 3]}
   dropout: {distribution: q_uniform, q: 0.1, min: 0, max: 0.3}
   wizardry: {values: [1, 2]}
+  wisdom: {lr: [1, 2]}
   epochs: {value: 5}
   optim:
     parameters:
@@ -54,6 +55,7 @@ NNI: dict[str, Any] = {
     "batch_size": {"_type": "choice", "_value": [16, 32]},
     "epochs": {"_type": "randint", "_value": [5, 11]},
     "conv": {"_type": "choice", "_value": [{"_name": "a"}]},
+    "block": {"_type": "layer_choice", "_value": ["a", "b"]},
     "noise": {"_type": "normal", "_value": [0, 1]},
 }
 HYDRA = """
@@ -116,6 +118,7 @@ def test_a_sweep_of_wandb(tmp_path: Path) -> None:
     for words in (
         "wizardry: {",
         "there is no such parameter",
+        "left out: it has neither value, values nor both ends",
         "a value is left out: 'wobbly'",
         "program: train.py: not",
     ):
@@ -175,6 +178,7 @@ def test_a_search_space_of_nni(tmp_path: Path) -> None:
     assert "conv: {" in comments
     assert "its choices have parameters of their own" in comments
     assert "a distribution without ends (normal)" in comments
+    assert "left out: not known here (layer_choice)" in comments
 
 
 def test_a_sweep_of_hydra(tmp_path: Path) -> None:
@@ -244,7 +248,8 @@ def test_a_file_that_is_there_is_not_written_over(cli: Callable[..., Any], isola
     ("name", "ours"),
     [
         ("numKernels", "filters"), ("num_kernels_layer1", "filters_1"),
-        ("filterOrganisation", "filter_growth"), ("convKernelSize", "kernel_size"), ("isDataAug", "augmentation"),
+        ("filterOrganisation", "filter_growth"),
+        ("activation_type", "activation"), ("convKernelSize", "kernel_size"), ("isDataAug", "augmentation"),
         ("apply_batch_normalization", "batch_norm"), ("no_bn", None),
         ("numberOfDenseLayer", "dense_layers"), ("neurons_in_fc", "dense_units"), ("lin2_size", "dense_units_2"),
         ("dropout_keep_prob", None), ("drop_out_rate", "dropout"),
