@@ -134,9 +134,9 @@ def value_of(name: str, value: Any, *, on: str = "crop") -> Any:
     `on` is the augmentation that is meant where one is put on.
     """
     parameter = PARAMETERS[name]
+    if isinstance(value, list) and name in SQUARES:
+        value = value[0] if is_square(value) else [each[0] if is_square(each) else each for each in value]
     if isinstance(value, list):
-        if name in SQUARES and len(value) == 2 and value[0] == value[1]:
-            return parameter.check(value[0])
         return list(value) if parameter.check(value) else value
     word = value.strip().lower() if isinstance(value, str) else value
     if name in SQUARES and isinstance(word, str) and (square := re.fullmatch(r"(\d+) ?[x,*] ?\1", word.strip("()[]"))):
@@ -151,6 +151,11 @@ def value_of(name: str, value: Any, *, on: str = "crop") -> Any:
     if parameter.kind is str and not isinstance(word, str):
         word = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value).lower()
     return parameter.check(_text_of(name, word)) if parameter.kind is str else parameter.check(value)
+
+
+def is_square(value: Any) -> bool:
+    """Whether a value is the height and width of a square."""
+    return isinstance(value, list) and len(value) == 2 and value[0] == value[1] and not isinstance(value[0], list)
 
 
 def _text_of(name: str, word: str) -> str:

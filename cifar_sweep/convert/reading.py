@@ -11,7 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from cifar_sweep.convert.foreign import Asked, Foreign
-from cifar_sweep.convert.script import Unread, of_notebook, of_script
+from cifar_sweep.convert.script import Exponent, Unread, of_notebook, of_script
 from cifar_sweep.errors import UsageError, one_line
 
 TAKEN = "a W&B sweep (YAML, or a dict in a script or notebook), an NNI search space (JSON), a Hydra sweep (YAML)"
@@ -126,9 +126,8 @@ def _of_wandb(name: str, spec: Any) -> Asked:
     # Ends that have no logarithm can only be exponents; of others nothing tells. The inverse of x is log-uniform where
     # x is, but its exponents are those of 1 / x.
     exponents = 0.0 if values or not is_log else 1 / math.e if kind.startswith("inv") else math.e
-    return Asked(
-        name, text, low=low, high=high, log=is_log, step=step, exponents=exponents, unclear=bool(exponents) and low > 0
-    )
+    unclear = bool(exponents) and low > 0 and not isinstance(low, Exponent)
+    return Asked(name, text, low=low, high=high, log=is_log, step=step, exponents=exponents, unclear=unclear)
 
 
 def _leaves(content: Any) -> Iterator[Any]:

@@ -16,10 +16,18 @@ _OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 # Lines of notebooks that are no Python, such as !pip install, with those that they go on in.
 _MAGIC = re.compile(r"^(\s*)(\w+\s*=\s*)?([!%]|pip3? |cd )(?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE)
+_LOGARITHM = re.compile(r"(?:(?:math|np|numpy)\.)?(log|exp)")
 # What lists and dicts are changed by.
 _CHANGES = ("append", "extend", "insert", "remove", "pop", "clear", "setdefault", "update", "add", "sort", "reverse")
 MOST_ENTRIES = 1000  # of a list that is computed
 _Known = dict[str, Any]
+
+
+_USUAL = {each.__name__: each for each in (int, float, len, min, max, abs, round, sum)}
+
+
+class Exponent(float):
+    """A number that was written as a logarithm."""
 
 
 class Unread(str):
@@ -211,10 +219,18 @@ class _Script:
                 return _list(self.value(of, known))
             case ast.Call(func=ast.Name(id="range"), args=args, keywords=[]):
                 return _list(range(*(self.value(each, known) for each in args)))
-            case ast.Call(
-                func=ast.Attribute(value=ast.Name(id="math" | "np" | "numpy"), attr="log" | "exp" as name), args=[of]
+            case ast.Call(func=ast.Name() | ast.Attribute() as called, args=[of], keywords=[]) if (
+                said := _LOGARITHM.fullmatch(ast.unparse(called))
             ):
-                return getattr(math, name)(self.value(of, known))
+                number = _number(self.value(of, known))
+                return Exponent(math.log(number)) if said[1] == "log" else math.exp(number)
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _USUAL:
+                taken = [self.value(each, known) for each in args]
+                if any(
+                    isinstance(part, Unread) for each in taken for part in (each if isinstance(each, list) else [each])
+                ):
+                    raise TypeError
+                return _USUAL[name](*taken)
             case ast.BinOp(left=left, op=op, right=right):
                 one, other = self.value(left, known), self.value(right, known)
                 if isinstance(one, list):  # [3] * 5, [3] + [5]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cifar_sweep.convert.foreign import Asked, Foreign
-from cifar_sweep.convert.names import SQUARES, layered, parameter_of, switched_on, value_of
+from cifar_sweep.convert.names import SQUARES, is_square, layered, parameter_of, switched_on, value_of
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import BY_LAYER, PARAMETERS
 from cifar_sweep.sweep.parsing import MOST_STEPS, parse
@@ -137,7 +137,7 @@ class _Sweep:
             raise ValueError(faults[0])
         for fault in faults:
             self.comments.append(f"{asked.name}: a value is left out: {fault}")
-        if name in SQUARES and any(isinstance(value, list) and len(value) == 2 for value in asked.values):
+        if name in SQUARES and any(is_square(part) for part in _parts(asked.values)):
             self.comments.append(f"{asked.name}: two alike are taken for the height and width in all layers")
         if name == "augmentation" and on in kept and on not in map(str, asked.values):
             self.comments.append(f"{asked.name}: what it does is the program's own; {on} is taken")
@@ -281,6 +281,11 @@ class _Sweep:
             if table:
                 lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
+
+
+def _parts(values: Sequence[Any]) -> list[Any]:
+    """Values, and those of lists among them."""
+    return [*values, *(part for value in values if isinstance(value, list) for part in value)]
 
 
 def _is_seed(values: Sequence[Any]) -> bool:

@@ -377,12 +377,14 @@ method: random
 parameters:
   kernel_size: {values: ["3x3", "(5, 5)", [7, 7], [3, 5]]}
   pool_size: {value: [2, 2]}
+  stride: {values: [[[1, 1], [2, 2]], 1]}
   filters: {values: [[16, 16], [32, 32]]}
 """
     found, comments, _ = converted(tmp_path, "a.yaml", text)
     assert found["space"]["kernel_size"] == {"choices": [3, 5, 7, [3, 5]]}
     assert found["space"]["filters"] == {"choices": [[16, 16], [32, 32]]}  # of layers there is no height
     assert found["fixed"]["pool_size"] == 2
+    assert found["space"]["stride"] == {"choices": [[1, 2], 1]}
     assert "pool_size: two alike are taken for the height and width in all layers" in comments
 
 

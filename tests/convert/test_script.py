@@ -213,3 +213,26 @@ def test_of_several_search_spaces_of_nni_the_others_are_named(tmp_path: Path) ->
     foreign = found_in(tmp_path, text)
     assert values_of(foreign) == {"bs": [2]}
     assert foreign.others["another sweep, at line 1"] == "lr"
+
+
+def test_ends_that_are_written_as_logarithms_are_exponents(tmp_path: Path) -> None:
+    ends = "'min': np.log(16), 'max': log(64)"
+    text = f"s = {{'parameters': {{'bs': {{'distribution': 'q_log_uniform', 'q': 1, {ends}}}}}}}"
+    done = as_toml(found_in(tmp_path, text), source="s")
+    assert not done.questions
+    assert "batch_size = { low = 16, high = 64, log = true }" in done.text
+
+
+@pytest.mark.parametrize(
+    "said", ["int('9')", "max(9, 3)", "len([1] * 9)", "round(8.7)", "sum([4, 5])", "abs(int(-9.5))"]
+)
+def test_numbers_from_numbers_by_usual_functions_are_known(tmp_path: Path, said: str) -> None:
+    assert values_of(found_in(tmp_path, f"s = {{'parameters': {{'epochs': {{'value': {said}}}}}}}")) == {"epochs": [9]}
+
+
+@pytest.mark.parametrize(
+    "said", ["len(x)", "min(x, 3)", "len([x])", "int(x)", "sum([1, x])", "int('x')", "max(3, y=2)"]
+)
+def test_numbers_from_what_is_not_known_are_not(tmp_path: Path, said: str) -> None:
+    reason = "it is computed by the program, which is not run here"
+    assert values_of(found_in(tmp_path, f"s = {{'parameters': {{'e': {{'value': {said}}}}}}}")) == {"e": reason}
