@@ -5,6 +5,7 @@ import json
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
 from typing import Any
@@ -43,14 +44,14 @@ def of_notebook(text: str) -> str:
 def of_script(text: str) -> Any:
     """The sweep that a script has; of several the one of most parameters, with the others named. None without one."""
     script = _Script()
-    script.run((_tree(text) or ast.parse(text)).body, script.known)
+    script.run((_tree(text) or ast.parse(text)).body, script.known)  # the second tells why it is none
     return script.sweep() or script.search_space()
 
 
 def _tree(text: str) -> ast.Module | None:
     """A script without its magics; None of one that is no Python."""
     for code in (text, _MAGIC.sub(r"\1pass", text)):
-        with suppress(SyntaxError, ValueError):
+        with suppress(SyntaxError, ValueError), warnings.catch_warnings(action="ignore"):
             return ast.parse(code)
     return None
 

@@ -210,10 +210,13 @@ class _Sweep:
             self.top["sampler"] = {"name": "tpe", "startup_trials": found.startup}
         if found.description:
             self.top["description"] = " ".join(found.description.split())
-        if found.trials:
+        if found.trials and found.trials > 0:
             self.top["trials"] = found.trials
         elif self.top["sampler"] != "grid":
-            self.comments.append("how many trials there are is not said: trials = 50 if it is not given")
+            said = (
+                "how many trials there are is not said" if found.trials is None else f"{found.trials} trials are none"
+            )
+            self.comments.append(f"{said}: trials = 50 if it is not given")
         if found.seed is not None and found.seed >= 0:
             self.top["seed"] = found.seed
         self._metric()
@@ -300,6 +303,8 @@ def _alone(value: Any) -> Any:
 def _range(name: str, asked: Asked) -> dict[str, Any]:
     """A range as a table of [space]; ValueError where the parameter does not take it."""
     parameter, low, high, step = PARAMETERS[name], asked.low or 0.0, asked.high or 0.0, asked.step
+    if not isinstance(step, (int, float, type(None))):
+        raise ValueError(f"its step {step!r} is no number")
     if parameter.kind not in (int, float):
         raise ValueError(f"a range does not fit; it takes {parameter.accepted()}")
     if parameter.kind is float and step and not asked.log and (high - low) / step < MOST_STEPS:

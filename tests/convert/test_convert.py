@@ -402,3 +402,15 @@ hydra:
     assert "hydra.mode: MULTIRUN: not needed here" in comments
     assert "direction: ['minimize', 'maximize']: there is nothing of this kind here" in comments
     assert "defaults: [{'override /model': 'small'}]: there is nothing of this kind here" in comments
+
+
+@pytest.mark.parametrize(
+    ("above", "spec", "said"),
+    [
+        ("run_cap: -1", "lr: {values: [0.1, 0.2]}", "-1 trials are none: trials = 50"),
+        ("run_cap: 3", "lr: {distribution: q_uniform, min: 0.1, max: 0.2, q: few}", "its step 'few' is no number"),
+    ],
+)
+def test_what_is_no_number_is_said(tmp_path: Path, above: str, spec: str, said: str) -> None:
+    text = f"method: random\n{above}\nparameters:\n  bs: {{values: [8, 16]}}\n  {spec}\n"
+    assert said in converted(tmp_path, "a.yaml", text)[1]

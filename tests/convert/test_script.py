@@ -236,3 +236,8 @@ def test_numbers_from_numbers_by_usual_functions_are_known(tmp_path: Path, said:
 def test_numbers_from_what_is_not_known_are_not(tmp_path: Path, said: str) -> None:
     reason = "it is computed by the program, which is not run here"
     assert values_of(found_in(tmp_path, f"s = {{'parameters': {{'e': {{'value': {said}}}}}}}")) == {"e": reason}
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_python_says_of_a_script_is_not_said_again(tmp_path: Path) -> None:
+    assert values_of(found_in(tmp_path, "a = '\\d'\nif a is 1:\n    pass\n" + IN_PLACE)) == {"lr": [0.1, 0.2]}
