@@ -68,10 +68,10 @@ def _plain(content: Any, counted: Iterator[int] | None = None) -> Any:
         return {" ".join(str(key).split()): _plain(value, counted) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [_plain(each, counted) for each in content]
+    if isinstance(content, str) and not isinstance(content, Unread) and _NUMBER.fullmatch(content):
+        content = int(content) if content.lstrip("+-").isdigit() else float(content)
     if isinstance(content, float) and not math.isfinite(content):
         raise ValueError(f"{content} is no number to search")
-    if isinstance(content, str) and not isinstance(content, Unread) and _NUMBER.fullmatch(content):
-        return int(content) if content.lstrip("+-").isdigit() else float(content)
     return content
 
 

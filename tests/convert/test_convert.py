@@ -218,7 +218,19 @@ def test_ends_of_a_log_range_that_may_mean_two_things_are_asked(
         assert questions == []
 
 
-@pytest.mark.parametrize("text", ["parameters: [1]", "a: b", "", "{", "[1, 2]", "- a", "!!python/object:os.x {}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "parameters: {lr: {value: 1e400}}",
+        "parameters: [1]",
+        "a: b",
+        "",
+        "{",
+        "[1, 2]",
+        "- a",
+        "!!python/object:os.x {}",
+    ],
+)
 def test_what_is_no_sweep_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"a\.yaml: .*accepted: a W&B sweep"):
