@@ -16,7 +16,7 @@ from cifar_sweep.files import replace_file
 from cifar_sweep.parameters import check_parameter
 from cifar_sweep.words import duration, span
 
-FOREIGN = "A sweep of W&B (YAML, or a dict in a Python file), an NNI search space (JSON), or a Hydra sweep (YAML)."
+FOREIGN = "A sweep of W&B (YAML, or a dict in a script or notebook), an NNI search space (JSON), a Hydra sweep (YAML)."
 LOG_ENDS = "How log ranges are meant of which nothing tells whether their ends are values or exponents."
 
 

@@ -29,10 +29,10 @@ class Asked:
         if not self.exponents or meant == "values" or self.low is None or self.high is None:
             return replace(self, exponents=0.0, unclear=False)
         try:
-            low, high = (math.pow(self.exponents, end) for end in (self.low, self.high))
+            low, high = (float(f"{math.pow(self.exponents, end):.12g}") for end in (self.low, self.high))
         except OverflowError:  # as exponents the ends are no numbers: they were meant as values
             return replace(self, exponents=0.0, unclear=False)
-        return replace(self, low=low, high=high, exponents=0.0, unclear=False)
+        return replace(self, low=min(low, high), high=max(low, high), exponents=0.0, unclear=False)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Foreign:
     method: str = ""
     trials: int | None = None
     seed: int | None = None
+    startup: int | None = None  # trials by chance first
     metric: str = ""
     goal: str = ""
     description: str = ""

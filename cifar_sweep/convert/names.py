@@ -1,81 +1,131 @@
 """What other programs call parameters and their values."""
 
+import re
+from functools import cache
 from typing import Any
 
 from cifar_sweep.parameter import Parameter
-from cifar_sweep.parameters import ALIASES, OWN, PARAMETERS
+from cifar_sweep.parameters import ALIASES, BY_LAYER, MOST_LAYERS, OWN, PARAMETERS
 
-# Beside `ALIASES`: names that stand for nothing else in sweeps of small networks.
+# Words of a name that say nothing of what it is.
+_COUNTED = ("number", "num", "nb", "nof", "n")
+_FILLERS = (*_COUNTED, "of", "in", "the", "use", "is", "apply", "do", "with", "enable", "per", "rate")
+# Beside `ALIASES`: what names without such words stand for in sweeps of small networks and for nothing else.
 _MORE = {
-    "learning rate": "learning_rate", "l_rate": "learning_rate", "init_lr": "learning_rate", "eta": "learning_rate",
-    "batchsize": "batch_size", "train_batch_size": "batch_size", "epoch": "epochs", "max_epoch": "epochs",
-    "num_train_epochs": "epochs", "optim": "optimizer", "optimiser": "optimizer", "optimizer_name": "optimizer",
-    "l2": "weight_decay", "l2_reg": "weight_decay", "l2_lambda": "weight_decay", "reg": "weight_decay",
-    "fc_layer_size": "dense_units", "fc_size": "dense_units", "fc_units": "dense_units", "dense_size": "dense_units",
-    "dense_layer_size": "dense_units", "dense_neurons": "dense_units", "num_dense": "dense_units",
-    "dense_nodes": "dense_units", "n_neurons": "dense_units", "neurons_dense": "dense_units",
-    "hidden_size": "dense_units",
-    "dense": "dense_units", "dense_layer": "dense_units", "fc_neurons": "dense_units", "num_neurons": "dense_units",
-    "hidden_layer_size": "dense_units", "units": "dense_units", "dense_layer_neurons": "dense_units",
-    "num_dense_layers": "dense_layers", "n_dense_layers": "dense_layers", "fc_layers": "dense_layers",
-    "num_filters": "filters", "n_filters": "filters", "num_filter": "filters", "no_of_filters": "filters",
-    "number_of_filters": "filters", "filter_count": "filters", "base_filters": "filters", "channels": "filters",
-    "num_channels": "filters", "out_channels": "filters", "filter_multiplier": "filter_growth",
-    "filter_organization": "filter_growth", "filter_organisation": "filter_growth", "filter_org": "filter_growth",
-    "filters_organization": "filter_growth", "kernel": "kernel_size", "filter_size": "kernel_size",
-    "filter_sizes": "kernel_size", "size_filters": "kernel_size", "kernel_sizes": "kernel_size",
-    "size_of_filters": "kernel_size", "num_conv_layers": "conv_layers", "n_conv_layers": "conv_layers",
-    "num_layers": "conv_layers", "n_layers": "conv_layers", "conv_blocks": "conv_layers", "num_blocks": "conv_layers",
-    "activation_function": "activation", "act": "activation", "act_fn": "activation", "activation_fn": "activation",
-    "act_func": "activation", "activations": "activation", "act_fu": "activation", "dense_act": "dense_activation",
-    "conv_activation": "activation", "batchnorm": "batch_norm", "batch_normalization": "batch_norm",
-    "batch_normalisation": "batch_norm", "bn": "batch_norm", "use_batch_norm": "batch_norm", "use_bn": "batch_norm",
-    "batch_normalize": "batch_norm", "dropouts": "dropout", "drop_out": "dropout", "dropout_prob": "dropout",
-    "p_dropout": "dropout", "drop": "dropout", "dropout_p": "dropout", "dense_dropout": "dropout",
-    "fc_dropout": "dropout",
-    "data_aug": "augmentation", "data_augmentation": "augmentation", "augment": "augmentation", "aug": "augmentation",
-    "autoaugment": "augmentation", "auto_augment": "augmentation", "use_autoaugment": "augmentation",
-    "randaugment": "augmentation", "rand_augment": "augmentation", "augment_data": "augmentation",
-    "data_augment": "augmentation", "use_augmentation": "augmentation",
-    "pool": "pooling", "pool_type": "pooling", "pooling_type": "pooling", "loss_fn": "loss", "loss_function": "loss",
-    "criterion": "loss", "scheduler": "schedule", "lr_scheduler": "schedule", "lr_schedule": "schedule",
-    "image_dim": "image_size", "img_size": "image_size", "model_name": "model", "architecture": "model",
-    "smoothing": "label_smoothing", "grad_clip": "gradient_clip", "clip_grad_norm": "gradient_clip",
-    "max_grad_norm": "gradient_clip", "mixup_alpha": "mixup", "cutmix_alpha": "cutmix", "beta_1": "beta1",
-    "beta_2": "beta2", "betas1": "beta1", "epsilon": "eps", "lr_decay": "gamma", "early_stopping_patience": "patience",
-    "strides": "stride", "seed": "repeat", "random_seed": "repeat", "rng_seed": "repeat",
-    "weight_init": "init", "initializer": "init",
+    "learning_rate": "lr l_rate init_lr initial_lr learning_rate_init eta",
+    "batch_size": "batch train_batch batch_sz train_batch_size training_batch_size",
+    "epochs": "epoch max_epoch max_epochs train_epochs training_epochs num_train_epochs",
+    "optimizer": "optim optimiser optimizer_name optimizer_type",
+    "weight_decay": "l2 l2_reg l2_lambda l2_penalty l2_regularization reg decay_weight",
+    "dense_units": "dense dense_layer fc fc_layer neuron neurons node nodes unit units hidden",
+    "dense_layers": "fc_layers fully_connected_layers",
+    "filters": "filter channel channels out_channels base_filters filter_initial initial_filters start_filters"
+    " filter_count conv_filters conv_filter filters_layer",
+    "filter_growth": "filter_multiplier filter_organization filter_organisation filter_org fil_org filter_strategy"
+    " filters_organization filters_organisation filters_org filter_scheme",
+    "kernel_size": "kernel filter_size filter_sizes size_filters kernel_sizes size_filter conv_kernel_size"
+    " conv_kernel cv_kernel_size",
+    "conv_layers": "layers conv_blocks blocks convolutional_layers cnn_layers",
+    "activation": "activation_function act act_fn activation_fn act_func activations act_fu conv_activation"
+    " activation_func activation_type",
+    "dense_activation": "dense_act fc_activation",
+    "batch_norm": "batch_normalization batch_normalisation bn batch_normalize",
+    "batch_norm_momentum": "bn_momentum",
+    "dropout": "dropouts drop_out dropout_prob dropout_probability p_dropout drop dropout_p dense_dropout fc_dropout"
+    " drop_out_prob",
+    "dropout_place": "dropout_loc dropout_location dropout_position",
+    "augmentation": "data_aug data_augmentation augment aug auto_augment auto_aug rand_augment augment_data"
+    " data_augment trivial_augment data_augmentaion",
+    "pooling": "pool pool_type pooling_type pooling_alg pooling_method",
+    "pool_size": "pooling_size max_pooling_size max_pool_size pool_kernel_size",
+    "global_pooling": "gap global_avg_pooling global_average_pooling",
+    "stride": "strides filter_stride conv_stride",
+    "loss": "loss_fn loss_function criterion loss_type",
+    "schedule": "scheduler lr_scheduler lr_schedule scheduler_type lr_scheduler_type",
+    "image_size": "image_dim img_size img_dim image_shape img_shape resize",
+    "model": "model_name model_type architecture base_model backbone net network_name pretrained_model"
+    " pretrained_models",
+    "label_smoothing": "smoothing label_smooth",
+    "gradient_clip": "grad_clip clip_grad_norm max_grad_norm grad_norm_max gradient_clip_val",
+    "mixup": "mixup_alpha", "cutmix": "cutmix_alpha", "cutout": "cutout_len cutout_length cutout_size",
+    "beta1": "beta_1 betas1", "beta2": "beta_2", "eps": "epsilon", "gamma": "lr_decay",
+    "patience": "early_stopping_patience early_stop_patience", "repeat": "seed random_seed rng_seed", "init": "weight_init initializer init_method",
 }  # fmt: skip
+# Names such as number_of_neurons_in_the_dense_layer, without those words.
+_WIDTH = re.compile(
+    r"(?=.*(dense|fc|fullyconnected|lin|hidden))(out|layer|dense|fc|fullyconnected|linear|lin|hidden)*"
+    r"(neurons?|units?|nodes?|size|dim|width|features)(layer|dense|fc|fullyconnected|linear|lin|hidden)*"
+)
 # Values of texts, without their signs and in small letters.
 _VALUES = {
     "swish": "silu", "leakyrelu": "leaky_relu", "lrelu": "leaky_relu", "linear": "none", "identity": "none",
-    "equal": "same", "constant": "same", "all_same": "same", "doubled": "double", "doubling": "double", "x2": "double",
-    "halved": "half", "halve": "half", "halving": "half", "crossentropy": "cross_entropy", "ce": "cross_entropy",
-    "categoricalcrossentropy": "cross_entropy", "crossentropyloss": "cross_entropy", "focalloss": "focal",
-    "mean_squared_error": "mse", "mseloss": "mse", "average": "avg", "avgpool": "avg", "maxpool": "max",
+    "equal": "same", "constant": "same", "const": "same", "all_same": "same", "doubled": "double", "doubling": "double",
+    "x2": "double", "halved": "half", "halve": "half", "halving": "half", "crossentropy": "cross_entropy",
+    "ce": "cross_entropy", "categoricalcrossentropy": "cross_entropy", "crossentropyloss": "cross_entropy",
+    "focalloss": "focal", "mean_squared_error": "mse", "mseloss": "mse", "average": "avg", "avgpool": "avg",
+    "maxpool": "max", "avgpooling": "avg", "maxpooling": "max", "averagepooling": "avg",
     "cosineannealing": "cosine", "cosineannealinglr": "cosine", "steplr": "step", "exponentiallr": "exponential",
     "reducelronplateau": "plateau", "onecyclelr": "onecycle", "cosineannealingwarmrestarts": "warm_restarts",
     "stochasticgradientdescent": "sgd", "glorot": "xavier", "xavieruniform": "xavier", "nag": "nesterov",
-    "nesterovsgd": "nesterov", "sgdnesterov": "nesterov", "sgdwithnesterov": "nesterov",
+    "nesterovsgd": "nesterov", "sgdnesterov": "nesterov", "sgdwithnesterov": "nesterov", "all": "both",
 }  # fmt: skip
 _YES = {"true": True, "yes": True, "on": True, "y": True, "false": False, "no": False, "off": False, "n": False}
+SQUARES = ("kernel_size", "pool_size", "stride", "image_size")  # of which programs may give height and width
+_KINDS = ("name", "type", "kind", "_target_")  # last parts of names with dots that say which, not what
 
 
-def parameter_of(name: str) -> str | None:
-    """Our name of a parameter; of one with dots, the last part counts. None where there is no such one."""
+def parameter_of(name: str, *, first: int = 1) -> str | None:
+    """Our name of a parameter; of one with dots, the last part counts. None where there is no such one.
+
+    One of a single layer has its number; `first` is the number that the program gives to the first layer.
+    """
     above, _, last = name.rpartition(".")
-    for known in (name, above.rpartition(".")[2] if last in ("name", "type", "kind") else last):
-        word = known.strip().lower().replace("-", "_").replace(" ", "_")
-        for ours in (word, ALIASES.get(word), _MORE.get(word), _MORE.get(word.removesuffix("s"))):
-            if ours in PARAMETERS and ours != "metric" and not ours.startswith(OWN):
-                return ours
+    for known in (name, above.rpartition(".")[2] if last in _KINDS else last):
+        if known in PARAMETERS and first == 1 and known != "metric" and not known.startswith(OWN):
+            return known
+        words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", known)]
+        if whole := _general(words):
+            return whole
+        numbers = [int(word) for word in words if word.isdigit()]
+        general = _general([word for word in words if not word.isdigit() and word not in ("l", "layer", "block")])
+        if len(numbers) == 1 and general in BY_LAYER and 1 <= (layer := numbers[0] + 1 - first) <= MOST_LAYERS:
+            return f"{general}_{layer}"
     return None
+
+
+def _general(words: list[str]) -> str | None:
+    """Our name of what these words are, of no single layer."""
+    bare = "".join(words)
+    if found := _names().get(bare):
+        return found
+    words = ["number", *words[2:]] if words[:2] == ["no", "of"] else words
+    bare = "".join(word for word in words if word not in _FILLERS)
+    if _WIDTH.fullmatch(bare):
+        return "dense_units"
+    if set(words) & set(_COUNTED):
+        bare = {"kernel": "filters", "kernels": "filters"}.get(bare, bare + "s" * bare.endswith(("layer", "block")))
+    return _names().get(bare)
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Our names by what they are called without signs between words."""
+    ours = {name: name for name in PARAMETERS if name != "metric" and not name.startswith(OWN) and not layered(name)}
+    more = {word: name for name, words in _MORE.items() for word in words.split()}
+    return {word.replace("_", ""): name for word, name in (more | ALIASES | ours).items()}
+
+
+def layered(name: str) -> tuple[str, int] | None:
+    """What one of our parameters of a single layer is of all, and its layer."""
+    general, _, number = name.rpartition("_")
+    return (general, int(number)) if general in BY_LAYER and number.isdigit() else None
 
 
 def switched_on(name: str) -> str:
     """The augmentation that a switch of this name is taken to put on."""
     word = name.lower().replace("_", "")
-    return next((known for known in ("autoaugment", "randaugment") if known in word), "crop")
+    known = {"autoaug": "autoaugment", "randaug": "randaugment", "trivialaug": "trivialaugment"}
+    return next((meant for part, meant in known.items() if part in word), "crop")
 
 
 def value_of(name: str, value: Any, *, on: str = "crop") -> Any:
@@ -84,20 +134,44 @@ def value_of(name: str, value: Any, *, on: str = "crop") -> Any:
     `on` is the augmentation that is meant where one is put on.
     """
     parameter = PARAMETERS[name]
+    if isinstance(value, list) and name in SQUARES:
+        value = value[0] if is_square(value) else [each[0] if is_square(each) else each for each in value]
     if isinstance(value, list):
         return list(value) if parameter.check(value) else value
     word = value.strip().lower() if isinstance(value, str) else value
+    if name in SQUARES and isinstance(word, str) and (square := re.fullmatch(r"(\d+) ?[x,*] ?\1", word.strip("()[]"))):
+        return parameter.check(int(square[1]))
     if parameter.kind is bool or name == "augmentation":
         truth = _YES.get(word, word) if isinstance(word, str) else bool(word) if word in (0, 1) else word
         value = word = (on if truth else "none") if name == "augmentation" and isinstance(truth, bool) else truth
+    if parameter.kind is float and parameter.default == 0 and word in (None, "none"):
+        return 0.0
     if parameter.kind is int and isinstance(value, float) and value.is_integer():
         return parameter.check(int(value))
     if parameter.kind is str and not isinstance(word, str):
         word = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value).lower()
-    return parameter.check(_text_of(parameter, word)) if parameter.kind is str else parameter.check(value)
+    return parameter.check(_text_of(name, word)) if parameter.kind is str else parameter.check(value)
 
 
-def _text_of(parameter: Parameter, word: str) -> str:
-    bare = word.replace("-", "").replace("_", "").replace(" ", "")
+def is_square(value: Any) -> bool:
+    """Whether a value is the height and width of a square."""
+    return isinstance(value, list) and len(value) == 2 and value[0] == value[1] and not isinstance(value[0], list)
+
+
+def _text_of(name: str, word: str) -> str:
+    parameter: Parameter = PARAMETERS[name]
+    word = word.rpartition(".")[2] if re.match(r"(torch|nn|optim|tf|keras)\.", word) else word
+    bare = re.sub(r"[-_ ]", "", word)
     same = {str(choice).replace("_", "").replace("-", ""): str(choice) for choice in parameter.choices}
-    return same.get(bare) or _VALUES.get(word) or _VALUES.get(bare) or word
+    return (
+        same.get(bare) or _VALUES.get(word) or _VALUES.get(bare) or (_network(bare) if name == "model" else "") or word
+    )
+
+
+@cache
+def _network(bare: str) -> str:
+    """The network of torchvision that is called so without signs; empty where there is none."""
+    import torchvision  # only where one is named that is none of ours: it takes seconds
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    return next((f"torchvision:{name}" for name in names if name.replace("_", "") == bare), "")

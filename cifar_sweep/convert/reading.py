@@ -1,6 +1,5 @@
-"""Reading sweeps of other programs: W&B (YAML, or a dict in a Python file), NNI and Hydra. Nothing of them is run."""
+"""Reading sweeps of other programs: W&B (YAML, script, notebook), NNI and Hydra. Nothing of them is run."""
 
-import ast
 import json
 import math
 import re
@@ -12,15 +11,12 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from cifar_sweep.convert.foreign import Asked, Foreign
+from cifar_sweep.convert.script import Exponent, Unread, of_notebook, of_script
 from cifar_sweep.errors import UsageError, one_line
 
-TAKEN = "a W&B sweep (YAML, or a dict in a Python file), an NNI search space (JSON), a Hydra sweep (YAML)"
+TAKEN = "a W&B sweep (YAML, or a dict in a script or notebook), an NNI search space (JSON), a Hydra sweep (YAML)"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _OF_WANDB = ("method", "metric", "parameters", "early_terminate", "run_cap", "name", "description")
-
-
-class _Unread(str):
-    """The source of an expression that only running the program would tell."""
 
 
 def read(path: Path) -> Foreign:
@@ -33,7 +29,7 @@ def read(path: Path) -> Foreign:
         foreign = _sweep_in(_plain(_content(path, text)))
     except (ArithmeticError, ValueError, TypeError, RecursionError, MemoryError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: the file cannot be understood: {one_line(error)}; accepted: {TAKEN}.") from None
-    if foreign is None:
+    if foreign is None or not foreign.asked:
         raise UsageError(f"{path}: there is no sweep in it that is known here; accepted: {TAKEN}.")
     return foreign
 
@@ -52,8 +48,8 @@ def _sweep_in(found: Any) -> Foreign | None:
 
 def _content(path: Path, text: str) -> Any:
     try:
-        if path.suffix == ".py":
-            return _from_python(text)
+        if path.suffix in (".py", ".ipynb"):
+            return of_script(of_notebook(text) if path.suffix == ".ipynb" else text)
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (SyntaxError, ValueError, yaml.YAMLError, RecursionError) as error:
         said = " ".join(str(error).split())
@@ -72,56 +68,11 @@ def _plain(content: Any, counted: Iterator[int] | None = None) -> Any:
         return {" ".join(str(key).split()): _plain(value, counted) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [_plain(each, counted) for each in content]
+    if isinstance(content, str) and not isinstance(content, Unread) and _NUMBER.fullmatch(content):
+        content = int(content) if content.lstrip("+-").isdigit() else float(content)
     if isinstance(content, float) and not math.isfinite(content):
         raise ValueError(f"{content} is no number to search")
-    if isinstance(content, str) and not isinstance(content, _Unread) and _NUMBER.fullmatch(content):
-        return float(content)
     return content
-
-
-# A Python file: the assignments of dicts in it, in their order.
-
-
-def _from_python(text: str) -> Any:
-    """The last dict of a Python file that has parameters, as its assignments and updates make it."""
-    known: dict[str, Any] = {}
-    for node in sorted(ast.walk(ast.parse(text)), key=_place):
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                known[name] = _value(value, known)
-            case ast.Assign(
-                targets=[ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=key))], value=value
-            ):
-                if isinstance(known.get(name), dict):
-                    known[name][key] = _value(value, known)
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="update"), args=[more]):
-                if isinstance(known.get(name), dict) and isinstance(new := _value(more, known), dict):
-                    known[name].update(new)
-    sweeps = [each for each in known.values() if isinstance(each, dict) and isinstance(each.get("parameters"), dict)]
-    return sweeps[-1] if sweeps else next((each for each in known.values() if _is_nni(each)), None)
-
-
-def _place(node: ast.AST) -> tuple[int, int]:
-    return getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
-
-
-def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """What an expression says as it stands; of one that would have to be run its source."""
-    match node:
-        case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
-            return {ast.literal_eval(key): _value(value, known) for key, value in zip(keys, values, strict=True) if key}
-        case ast.List(elts=parts) | ast.Tuple(elts=parts):
-            return [_value(part, known) for part in parts]
-        case ast.Name(id=name) if name in known:
-            return known[name]
-        case ast.Call(
-            func=ast.Attribute(value=ast.Name(id="math" | "np" | "numpy"), attr="log"), args=[ast.Constant()]
-        ):
-            return math.log(ast.literal_eval(node.args[0]))
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, RecursionError):
-        return _Unread(ast.unparse(node))
 
 
 # W&B
@@ -130,6 +81,8 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
 def _wandb(found: Mapping[str, Any]) -> Foreign:
     metric = found.get("metric") if isinstance(found.get("metric"), dict) else {}
     trials, stopping = found.get("run_cap"), found.get("early_terminate")
+    others = {key: value for key, value in found.items() if key not in _OF_WANDB}
+    others |= {f"metric.{key}": value for key, value in (metric or {}).items() if key not in ("name", "goal")}
     return Foreign(
         "W&B",
         [_of_wandb(name, spec) for name, spec in _flat(found["parameters"])],
@@ -139,7 +92,7 @@ def _wandb(found: Mapping[str, Any]) -> Foreign:
         goal=str((metric or {}).get("goal", "")),
         description=str(found.get("description") or found.get("name") or ""),
         stopping=stopping if isinstance(stopping, dict) else {},
-        others={key: value for key, value in found.items() if key not in _OF_WANDB},
+        others=others,
     )
 
 
@@ -154,8 +107,10 @@ def _flat(parameters: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
 
 def _of_wandb(name: str, spec: Any) -> Asked:
     text = _shown(spec)
-    if not isinstance(spec, dict) or any(isinstance(part, _Unread) for part in _leaves(spec)):
+    if any(isinstance(part, Unread) for part in _leaves(spec)):
         return Asked(name, text, reason="it is computed by the program, which is not run here")
+    if not isinstance(spec, dict):
+        return Asked(name, text, reason="it has neither value, values nor a distribution, as W&B takes them")
     if "value" in spec:
         return Asked(name, text, values=[spec["value"]])
     if isinstance(spec.get("values"), list):
@@ -163,16 +118,16 @@ def _of_wandb(name: str, spec: Any) -> Asked:
         return Asked(name, text, values=spec["values"], note=note)
     low, high, kind = spec.get("min"), spec.get("max"), str(spec.get("distribution", ""))
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
-        return Asked(name, text, reason=f"a distribution without ends ({kind or 'none is named'})")
+        said = f"a distribution without ends ({kind})" if kind else "it has neither value, values nor both ends"
+        return Asked(name, text, reason=said)
     is_log, values = "log" in kind, kind.endswith("_values")
-    step = spec.get("q", 1 if kind == "q_uniform" else None)
-    inverse = "it is searched by its inverse there" if kind.startswith("inv") else ""
-    # Ends that have no logarithm can only be exponents; of others nothing tells.
-    exponents = math.e if is_log and not values else 0.0
-    return Asked(
-        name, text, low=low, high=high, log=is_log, step=step, exponents=exponents,
-        unclear=bool(exponents) and low > 0, note=inverse,
-    )  # fmt: skip
+    whole = kind == "int_uniform" or (not kind and isinstance(low, int) and isinstance(high, int))  # as W&B takes it
+    step = spec.get("q", 1 if whole or kind.startswith("q_") else None)
+    # Ends that have no logarithm can only be exponents; of others nothing tells. The inverse of x is log-uniform where
+    # x is, but its exponents are those of 1 / x.
+    exponents = 0.0 if values or not is_log else 1 / math.e if kind.startswith("inv") else math.e
+    unclear = bool(exponents) and low > 0 and not isinstance(low, Exponent)
+    return Asked(name, text, low=low, high=high, log=is_log, step=step, exponents=exponents, unclear=unclear)
 
 
 def _leaves(content: Any) -> Iterator[Any]:
@@ -200,7 +155,9 @@ def _is_nni(space: Any) -> bool:
 
 def _nni(space: Mapping[str, Any], around: Mapping[str, Any]) -> Foreign:
     tuner = around.get("tuner")
-    method = str(tuner.get("name", tuner.get("builtinTunerName", ""))) if isinstance(tuner, dict) else ""
+    tuner = tuner if isinstance(tuner, dict) else {}
+    method = str(tuner.get("name", tuner.get("builtinTunerName", "")))
+    told = next((tuner[key] for key in ("classArgs", "class_args") if isinstance(tuner.get(key), dict)), tuner)
     trials = around.get("maxTrialNumber", around.get("max_trial_number"))
     read = ("searchSpace", "search_space", "tuner", "maxTrialNumber", "max_trial_number")
     return Foreign(
@@ -208,6 +165,7 @@ def _nni(space: Mapping[str, Any], around: Mapping[str, Any]) -> Foreign:
         [_of_nni(name, spec) for name, spec in space.items()],
         method=method,
         trials=int(trials) if isinstance(trials, (int, float)) else None,
+        goal=str(told.get("optimize_mode", "")),
         others={key: value for key, value in around.items() if key not in read},
     )
 
@@ -224,31 +182,58 @@ def _of_nni(name: str, spec: Mapping[str, Any]) -> Asked:
         return Asked(name, text, low=value[0], high=value[1], log="log" in kind, step=step)
     if kind == "randint" and numbers and len(value) == 2:
         return Asked(name, text, low=int(value[0]), high=int(value[1]) - 1, step=1)  # the upper end is not included
-    return Asked(name, text, reason=f"a distribution without ends ({kind})")
+    return Asked(
+        name, text, reason=f"{'a distribution without ends' if 'normal' in kind else 'not known here'} ({kind})"
+    )
 
 
 # Hydra
 
+_METRICS_OF_HYDRA = ("optimized_metric", "objective")
 _TAKES = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
 
 
 def _hydra(found: Mapping[str, Any], sweeper: Mapping[str, Any]) -> Foreign:
     params, older = sweeper.get("params") or {}, sweeper.get("search_space") or {}
-    sampler, by_optuna = sweeper.get("sampler"), "optuna" in json.dumps([found.get("defaults"), sweeper], default=str)
-    asked = [_of_hydra(name, spec, by_optuna=by_optuna) for name, spec in {**older, **params}.items()]
-    target = str(sampler.get("_target_", "")) if isinstance(sampler, dict) else ""
-    trials, direction = sweeper.get("n_trials"), sweeper.get("direction", "")
-    read = ("params", "search_space", "sampler", "n_trials", "direction", "n_jobs", "study_name", "storage", "_target_")
-    seed = sampler.get("seed") if isinstance(sampler, dict) else None
+    by_optuna = "optuna" in json.dumps([found.get("defaults"), sweeper], default=str)
+    sampler = sweeper["sampler"] if isinstance(sweeper.get("sampler"), dict) else {}
+    numbers = {key: value for key, value in sampler.items() if key in ("seed", "n_startup_trials") and _is_whole(value)}
+    direction = sweeper.get("direction") if isinstance(sweeper.get("direction"), str) else ""
+    read = ("params", "search_space", "sampler", "n_trials", "_target_", *(["direction"] if direction else []))
+    rest = {key: value for key, value in sampler.items() if key not in numbers and key != "_target_"}
+    others = {key: value for key, value in {**sweeper, "sampler": rest}.items() if value not in (None, {}, "")}
+    above = {key: value for key, value in found.items() if key not in ("hydra", "defaults", *_METRICS_OF_HYDRA)}
+    above |= {f"hydra.{key}": value for key, value in found["hydra"].items() if key != "sweeper"}
+    if defaults := [
+        each for each in found.get("defaults") or () if "hydra/sweeper" not in str(each) and each != "_self_"
+    ]:
+        above["defaults"] = defaults
     return Foreign(
         "Hydra",
-        asked,
-        method=target.rpartition(".")[2].lower() or ("tpe" if by_optuna else "grid"),
-        trials=int(trials) if isinstance(trials, (int, float)) else None,
-        seed=int(seed) if isinstance(seed, (int, float)) else None,
-        goal=str(direction),
-        others={key: value for key, value in sweeper.items() if key not in read},
+        [_of_hydra(name, spec, by_optuna=by_optuna) for name, spec in {**older, **params}.items()],
+        method=str(sampler.get("_target_", "")).rpartition(".")[2].lower()
+        or _sampler_in(found.get("defaults"), by_optuna),
+        trials=int(sweeper["n_trials"]) if _is_whole(sweeper.get("n_trials")) else None,
+        seed=numbers.get("seed"),
+        startup=numbers.get("n_startup_trials"),
+        metric=next((str(found[key]) for key in _METRICS_OF_HYDRA if found.get(key)), ""),
+        goal=direction or "",
+        others={key: value for key, value in others.items() if key not in read or key == "sampler"} | above,
     )
+
+
+def _sampler_in(defaults: Any, by_optuna: bool) -> str:
+    """The sampler that a list of defaults names; the usual one where it names none."""
+    named = [entry for entry in defaults or () if isinstance(entry, dict)] if isinstance(defaults, list) else []
+    for entry in named:
+        for key, value in entry.items():
+            if key.endswith("hydra/sweeper/sampler") and value:
+                return str(value)
+    return "tpe" if by_optuna else "grid"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _of_hydra(name: str, spec: Any, *, by_optuna: bool) -> Asked:

@@ -1,14 +1,14 @@
 """A sweep of another program as a sweep file: each line translated, or kept as a comment with the reason."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cifar_sweep.convert.foreign import Asked, Foreign
-from cifar_sweep.convert.names import parameter_of, switched_on, value_of
+from cifar_sweep.convert.names import SQUARES, is_square, layered, parameter_of, switched_on, value_of
 from cifar_sweep.errors import UsageError
-from cifar_sweep.parameters import PARAMETERS
+from cifar_sweep.parameters import BY_LAYER, PARAMETERS
 from cifar_sweep.sweep.parsing import MOST_STEPS, parse
 from cifar_sweep.sweep.sweep import Choices, Sweep, suggested_order
 
@@ -17,8 +17,23 @@ _METHODS = {
     "bayes": "tpe", "tpe": "tpe", "tpesampler": "tpe", "bohb": "tpe", "anneal": "tpe", "evolution": "tpe",
     "qmcsampler": "qmc",
 }  # fmt: skip
-_METRICS = (("loss", "loss"), ("f1", "f1"), ("top5", "top5"), ("acc", "accuracy"))
-_WITHOUT = ("program", "command", "project", "entity", "n_jobs", "storage")  # what a sweep file here needs not say
+_METRICS = (("loss", "loss"), ("f1", "f1"), ("top5", "top5"), ("acc", "accuracy"), ("err", "accuracy"))
+_WITHOUT = (
+    "program",
+    "command",
+    "project",
+    "entity",
+    "n_jobs",
+    "storage",
+    "study_name",
+)  # what a sweep file here needs not say
+
+
+_OF_SCRIPTS = {
+    "another sweep": "not taken: give it a file of its own",
+    "taken, line": "the program may never run it",
+    "not taken, line": "the program may never run it",
+}
 
 
 @dataclass
@@ -53,6 +68,13 @@ class _Sweep:
         self.top: dict[str, Any] = {}
         self.tables: dict[str, dict[str, Any]] = {"fixed": {}, "space": {}}
         self.asked: dict[str, Asked] = {}
+        counted = [layered(parameter_of(asked.name, first=0) or "") for asked in found.asked if "0" in asked.name]
+        self.from_zero = {found[0] for found in counted if found and found[1] == 1}  # whose layers begin with 0 there
+
+    def name_of(self, asked: Asked) -> str | None:
+        """Our name of a parameter; None where there is none."""
+        from_zero = layered(parameter_of(asked.name, first=0) or "")
+        return parameter_of(asked.name, first=0 if from_zero and from_zero[0] in self.from_zero else 1)
 
     def question(self, asked: Asked) -> None:
         """Keep a range whose ends may be values or exponents, with both meanings."""
@@ -60,7 +82,7 @@ class _Sweep:
         for meant in ("values", "exponents"):
             taken = asked.with_ends(meant)
             low, high = (float(f"{end:.4g}") for end in (taken.low or 0.0, taken.high or 0.0))
-            name = parameter_of(asked.name) or asked.name
+            name = self.name_of(asked) or asked.name
             self.comments.append(f"  {meant}: {name} = {{ low = {low}, high = {high}, log = true }}")
 
     def leave(self, asked: Asked, reason: str) -> None:
@@ -69,7 +91,10 @@ class _Sweep:
 
     def take(self, asked: Asked) -> None:
         """Put a parameter where it belongs; what it cannot be is said beside it."""
-        name = parameter_of(asked.name)
+        name = self.name_of(asked)
+        if asked.name.rpartition(".")[2].lower() in ("seed", "random_seed") and _is_seed(asked.values):
+            self.top["seed"] = asked.values[0]
+            return None
         if asked.reason or name is None:
             return self.leave(asked, asked.reason or "there is no such parameter")
         if name in self.asked:
@@ -79,14 +104,25 @@ class _Sweep:
         except ValueError as error:
             return self.leave(asked, f"{name}: {error}")
         self.asked[name] = asked
-        if asked.note:
-            self.comments.append(f"{asked.name}: not kept: {asked.note}")
+        self._note(name, asked, domain)
         choices = domain.get("choices", [])
         if len(choices) == 1:
             self.tables["fixed"][name] = choices[0]
         else:
             self.tables["space"][name] = domain
         return None
+
+    def _note(self, name: str, asked: Asked, domain: Mapping[str, Any]) -> None:
+        """Say what of a parameter is not kept, and what is taken for it."""
+        if asked.note:
+            self.comments.append(f"{asked.name}: not kept: {asked.note}")
+        if asked.log and asked.step and (asked.step > 1 or PARAMETERS[name].kind is float):
+            self.comments.append(f"{asked.name}: not kept: its steps of {asked.step:g}")
+        for end, was in (("low", asked.low), ("high", asked.high)):
+            if PARAMETERS[name].kind is float and end in domain and domain[end] != was:
+                self.comments.append(f"{asked.name}: {was:g} is not accepted: {end} = {domain[end]:g} is taken")
+        if name.startswith("dropout_") and (place := layered(name)):
+            self.comments.append(f"{asked.name}: taken as of dense layer {place[1]}; conv_dropout is of blocks")
 
     def _choices(self, name: str, asked: Asked) -> dict[str, Any]:
         kept, faults, on = [], [], switched_on(asked.name)
@@ -101,7 +137,9 @@ class _Sweep:
             raise ValueError(faults[0])
         for fault in faults:
             self.comments.append(f"{asked.name}: a value is left out: {fault}")
-        if name == "augmentation" and any(isinstance(value, (bool, int)) for value in asked.values):
+        if name in SQUARES and any(is_square(part) for part in _parts(asked.values)):
+            self.comments.append(f"{asked.name}: two alike are taken for the height and width in all layers")
+        if name == "augmentation" and on in kept and on not in map(str, asked.values):
             self.comments.append(f"{asked.name}: what it does is the program's own; {on} is taken")
         return {"choices": kept}
 
@@ -109,24 +147,57 @@ class _Sweep:
         """Set what stands above the tables; leave out what no trial could have."""
         self._above()
         wanted, self.tables = self.tables, {"fixed": {}, "space": {}}
-        if "model" not in {**wanted["fixed"], **wanted["space"]}:
-            self.tables["fixed"]["model"] = "cnn"
+        self._complete(wanted)
         names = [*wanted["fixed"], *wanted["space"]]
-        # What decides about others first: momentum is nothing beside the usual optimizer.
-        for name in suggested_order(Sweep(name="s", space={name: Choices(choices=[0]) for name in names})):
+        # What decides about others first: momentum is nothing beside the usual optimizer, all is nothing of a network.
+        order = suggested_order(Sweep(name="s", space={name: Choices(choices=[0]) for name in names}))
+        for name in sorted(order, key=lambda name: name != "model"):
             table = "fixed" if name in wanted["fixed"] else "space"
             self.tables[table][name] = wanted[table][name]
-            if fault := self._fault():
-                del self.tables[table][name]
-                self.leave(self.asked[name], fault)
+            if fault := self._fault_of_size(self._fault()):
+                self.leave(self.asked.get(name, Asked(name, _toml(self.tables[table].pop(name)))), fault)
+                self.tables[table].pop(name, None)
+                self.tables["fixed"] |= {"model": "cnn"} if name == "model" else {}
         self._check_together()
+
+    def _complete(self, wanted: dict[str, dict[str, Any]]) -> None:
+        """Say what the program has for itself where a parameter makes no sense without."""
+        names = {**wanted["fixed"], **wanted["space"]}
+        if "model" not in names:
+            self.tables["fixed"]["model"] = "cnn"
+            self.comments.append(
+                'the network is the program\'s own: model = "cnn" is taken, with the layers that it has here'
+            )
+        beside = {other: values for name in names for other, values in PARAMETERS[name].only_if.items()}
+        for other, values in beside.items():
+            if other not in names and PARAMETERS[other].default not in values and other not in BY_LAYER.values():
+                wanted["fixed"][other] = values[0]
+                self.comments.append(
+                    f"{other} is not said: {_toml(values[0])} is taken, by parameters that belong to it"
+                )
+        numbered = [found for name in names if (found := layered(name)) and found[0] != "dropout"]
+        for counted in sorted({BY_LAYER[name] for name, _ in numbered} - {*names}):
+            wanted["fixed"][counted] = max(layer for name, layer in numbered if BY_LAYER[name] == counted)
+            self.comments.append(f"{counted} is not said: as many are taken as have parameters of their own")
+
+    def _fault_of_size(self, fault: str) -> str:
+        """The fault, unless larger images mend it, of which the program says nothing."""
+        if fault.startswith("images of") and "image_size" not in self.asked:
+            for size in (64, 128, 224):
+                self.tables["fixed"]["image_size"] = size
+                if not self._fault():
+                    self.comments.append(f"image_size is not said: {size} is taken, smaller images have nothing left")
+                    return ""
+            del self.tables["fixed"]["image_size"]
+        return fault
 
     def _fault(self, **top: Any) -> str:
         """Why the sweep as it is cannot be; empty where it can."""
         try:
             parse({"name": "s", "sampler": "random", **top, **self.tables}, where="here")
         except UsageError as error:
-            return str(error).removeprefix("here: ")
+            said = str(error).removeprefix("here: ")
+            return said if len(said) < 200 else said.partition("; accepted:")[0]
         return ""
 
     def _above(self) -> None:
@@ -135,18 +206,28 @@ class _Sweep:
         self.top["sampler"] = _METHODS.get(method, "tpe")
         if method not in _METHODS:
             self.comments.append(f"method {found.method or 'is not said'}: sampler tpe is taken")
+        if found.startup and self.top["sampler"] == "tpe":
+            self.top["sampler"] = {"name": "tpe", "startup_trials": found.startup}
         if found.description:
             self.top["description"] = " ".join(found.description.split())
-        if found.trials:
+        if found.trials and found.trials > 0:
             self.top["trials"] = found.trials
         elif self.top["sampler"] != "grid":
-            self.comments.append("how many trials there are is not said: trials = 50 if it is not given")
+            said = (
+                "how many trials there are is not said" if found.trials is None else f"{found.trials} trials are none"
+            )
+            self.comments.append(f"{said}: trials = 50 if it is not given")
         if found.seed is not None and found.seed >= 0:
             self.top["seed"] = found.seed
         self._metric()
         self._pruner()
         for key, value in found.others.items():
-            why = "not needed here" if key in _WITHOUT else "there is nothing of this kind here"
+            why = (
+                "not needed here"
+                if key in _WITHOUT or key.startswith("hydra.")
+                else "there is nothing of this kind here"
+            )
+            why = next((said for start, said in _OF_SCRIPTS.items() if key.startswith(start)), why)
             self.comments.append(f"{key}: {' '.join(str(value).split())[:200]}: {why}")
 
     def _metric(self) -> None:
@@ -162,7 +243,7 @@ class _Sweep:
         if not self.found.metric and goal.startswith("min"):
             self.comments.append('it is made small there: metric = "loss" is taken, say another one if it is none')
             metric = "loss"
-        elif goal and goal.startswith("min") != (metric == "loss"):
+        elif goal and goal.startswith("min") != (metric == "loss" or "err" in name):
             self.comments.append(f"goal {self.found.goal}: {metric or 'accuracy'} goes the other way, which is taken")
         if metric not in ("", "accuracy"):
             self.top["metric"] = metric
@@ -205,6 +286,15 @@ class _Sweep:
         return "\n".join(lines) + "\n"
 
 
+def _parts(values: Sequence[Any]) -> list[Any]:
+    """Values, and those of lists among them."""
+    return [*values, *(part for value in values if isinstance(value, list) for part in value)]
+
+
+def _is_seed(values: Sequence[Any]) -> bool:
+    return len(values) == 1 and isinstance(values[0], int) and values[0] >= 0
+
+
 def _alone(value: Any) -> Any:
     """A value that stands in a list of its own."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -213,6 +303,8 @@ def _alone(value: Any) -> Any:
 def _range(name: str, asked: Asked) -> dict[str, Any]:
     """A range as a table of [space]; ValueError where the parameter does not take it."""
     parameter, low, high, step = PARAMETERS[name], asked.low or 0.0, asked.high or 0.0, asked.step
+    if not isinstance(step, (int, float, type(None))):
+        raise ValueError(f"its step {step!r} is no number")
     if parameter.kind not in (int, float):
         raise ValueError(f"a range does not fit; it takes {parameter.accepted()}")
     if parameter.kind is float and step and not asked.log and (high - low) / step < MOST_STEPS:
@@ -223,6 +315,7 @@ def _range(name: str, asked: Asked) -> dict[str, Any]:
         step = max(1, round(step or 1))
         high -= (high - low) % step if not asked.log else 0
     low = max(low, parameter.low)  # a learning rate from 0, which none has
+    high -= 0.001 if parameter.high_is_open and high == parameter.high else 0
     ends: dict[str, Any] = {"low": parameter.check(low), "high": parameter.check(high)}
     if asked.log:
         if (asked.low or 0.0) <= 0:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from cifar_sweep.config import decides_shape
-from cifar_sweep.parameters import PARAMETERS, Value, known_beside
+from cifar_sweep.layers import SHRINKS
+from cifar_sweep.parameters import PARAMETERS, Value, base_of, known_beside
 from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
-from cifar_sweep.sweep.strategy import searches_shape
 from cifar_sweep.sweep.sweep import Sweep
 
 STARTUP = 16  # trials at random points before the model is asked
@@ -42,6 +42,8 @@ SAMPLES = 400
 FIT_GROWTH = 1.15  # the model is fitted again when there are so many times as many observations
 SMALLEST_SHARE = 1e-6  # of a learning rate; schedules may end at 0
 # The parameters that decide when a trial ends, and how far it has decayed.
+# With these searched, some networks may leave nothing of their images.
+_MAY_LEAVE_NOTHING = (*SHRINKS, "filters", "filter_growth", "model", "input_size")
 SCHEDULE = ("epochs", "learning_rate", *PARTS)
 
 
@@ -54,7 +56,7 @@ class Chooser:
         self._shape_columns = [k for k, name in enumerate(self._cube.names) if decides_shape(name)]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
-        self._may_fail = searches_shape(sweep)
+        self._may_fail = any(base_of(name) in _MAY_LEAVE_NOTHING for name in sweep.space)
 
     def choose(self, now: Situation) -> Choice:
         """The next group."""
