@@ -49,7 +49,8 @@ _MORE = {
     "gradient_clip": "grad_clip clip_grad_norm max_grad_norm grad_norm_max gradient_clip_val",
     "mixup": "mixup_alpha", "cutmix": "cutmix_alpha", "cutout": "cutout_len cutout_length cutout_size",
     "beta1": "beta_1 betas1", "beta2": "beta_2", "eps": "epsilon", "gamma": "lr_decay",
-    "patience": "early_stopping_patience early_stop_patience", "repeat": "seed random_seed rng_seed", "init": "weight_init initializer init_method",
+    "patience": "early_stopping_patience early_stop_patience", "repeat": "seed random_seed rng_seed",
+    "init": "weight_init initializer init_method",
 }  # fmt: skip
 # Names such as number_of_neurons_in_the_dense_layer, without those words.
 _WIDTH = re.compile(
