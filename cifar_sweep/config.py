@@ -258,9 +258,12 @@ def _is_of(part: type[Shape] | type[Knobs], name: str) -> bool:
     return base_of(name) in _PARTS[part] or (part is Shape and name.startswith(OWN))
 
 
-def decides_shape(name: str) -> bool:
-    """Whether trials that differ in this parameter cannot train as one."""
-    return name in PARAMETERS and _is_of(Shape, name)
+def decides_shape(name: str, *values: Any) -> bool:
+    """Whether trials that differ in this parameter, which has such values, cannot train as one."""
+    if name not in PARAMETERS:
+        return False
+    # A list of rates of dropout says how many layers there are.
+    return _is_of(Shape, name) or (name in BY_LAYER and any(PARAMETERS[name].entries(value) for value in values))
 
 
 def derive_seed(*path: int | str) -> int:

@@ -51,7 +51,9 @@ class Chooser:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._cube = Cube(sweep)
-        self._shape_columns = [k for k, name in enumerate(self._cube.names) if decides_shape(name)]
+        self._shape_columns = [
+            k for k, name in enumerate(self._cube.names) if decides_shape(name, *values_of(sweep, name))
+        ]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
         models, small = values_of(sweep, "model"), sweep.image_size < 32

@@ -197,7 +197,7 @@ def _check_parameters(sweep: Sweep) -> None:
 def _check_cases(sweep: Sweep, name: str, domain: Cases) -> None:
     """A case for all that the others can be, and none that never comes; of plain numbers alone."""
     where = f"[space]: {name}"
-    if decides_shape(name):
+    if decides_shape(name, *values_of(sweep, name)):
         raise UsageError(f"{where} decides which trials are trained together, so it has one range; not only_if.")
     usual = {**sweep.fixed, "model": values_of(sweep, "model")[0]}
     others: dict[str, list[Value]] = {}
