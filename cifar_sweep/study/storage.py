@@ -272,6 +272,12 @@ class Storage:
         keys = {trial.frozen._trial_id: trial.owner for trial in running}
         return [key for key, owner in keys.items() if key in stale or (owner and owner.is_dead())]
 
+    def enqueue(self, study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> None:
+        """Queue trials with these parameters of Optuna, all at once; to be called under the lock."""
+        if points:
+            with self.optuna.writing() as connection:
+                tables.enqueue(connection, key_of(study), points)
+
     def requeue(self, trial_id: int, params: Mapping[str, Any], *, without: Collection[str]) -> None:
         """Have a waiting trial begin with these parameters of Optuna, without these user attributes."""
         with self.optuna.writing() as connection:
@@ -339,6 +345,10 @@ class MemoryStorage(Storage):
             self.optuna.set_trial_user_attr(trial_id, key, value)
         for step, value in change.values.items():
             self.optuna.set_trial_intermediate_value(trial_id, step, value)
+
+    def enqueue(self, study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> None:
+        for point in points:
+            study.enqueue_trial(dict(point))
 
     def orphans(self, _study: optuna.Study) -> Sequence[int]:
         return ()
