@@ -68,6 +68,7 @@ class Shape:
     dense_activation: str = "as_activation"
     input_dropout: float = 0.0
     pretrained: bool = False
+    weights_file: str = "none"
     freeze: int = 0
     amsgrad: bool = False
     loss: str = "cross_entropy"
@@ -94,6 +95,11 @@ class Shape:
     def own(self) -> dict[str, Value]:
         """The parameters of a user's own network, as its function calls them."""
         return {name.removeprefix(OWN): value for name, value in self.more if name.startswith(OWN)}
+
+    @property
+    def own_file(self) -> str:
+        """What of it is a user's own, as the fingerprints of a study name it: the file of its weights, or its model."""
+        return self.model if self.weights_file == "none" else self.weights_file
 
     @property
     def fault(self) -> str:

@@ -114,6 +114,15 @@ _NAMED: dict[str, Parameter] = {
     "pretrained": Parameter(
         bool, False, "begin with the library's weights, which are downloaded where they are missing"
     ),
+    "weights_file": Parameter(
+        str,
+        "none",
+        "begin with the weights of a file, a state dict of this network; its last layer may be of other classes",
+        choices=("none",),
+        pattern=r"[^:]+\.safetensors",
+        only_if={"pretrained": (False,)},
+        pattern_words="the path of a .safetensors file from where the command is run",
+    ),
     "freeze": Parameter(int, 0, "stages from the first that are not trained", high=100),
 }
 NETWORK = tuple(_NETWORK)

@@ -99,10 +99,7 @@ def open_or_resume(
             study.set_user_attr("home", storage.home())
         if earlier is not None:
             earlier.add_to(study, sweep)
-        if sweep.sampler.name == "grid":
-            sweep = queue_grid(storage, study, sweep)
-        else:
-            _enqueue(study, sweep)
+        sweep = _enqueue(storage, study, sweep)
         # Of a new study the sweep is last: one that has it is whole.
         for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():
             study.set_user_attr(key, value)
@@ -138,8 +135,13 @@ def _give_facts(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str,
         study.set_user_attr(key, value)
 
 
-def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
-    """Queue the sweep's own points that the study does not have yet, and given points that failed."""
+def _enqueue(storage: Storage, study: optuna.Study, sweep: Sweep) -> Sweep:
+    """Queue the sweep's own points that the study does not have yet, and given points that failed.
+
+    Returns the sweep, of a grid as `queue_grid` does.
+    """
+    if sweep.sampler.name == "grid":
+        return queue_grid(storage, study, sweep)
     trials = records(study.get_trials(deepcopy=False))
     there = [(trial.label, trial.given) for trial in trials if trial.state != "failed"]
     for point in sweep.enqueue:
@@ -155,6 +157,7 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
                 continue
         if params or sweep.given:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
+    return sweep
 
 
 def _check_hours(study: optuna.Study, hours: Hours | None) -> None:
@@ -197,8 +200,9 @@ def check_code(name: str, stored: Mapping[str, str], found: Mapping[str, str]) -
     """Raise StudyError if a user's own model is not the one that the study's trials were trained with."""
     for model, fingerprint in stored.items():
         if found.get(model) != fingerprint:
+            named = f"weights_file {model!r}" if ":" not in model else f"model {model!r}"
             raise StudyError(
-                f"study {name!r} was run with another file for model {model!r}: its trials would not be comparable; "
+                f"study {name!r} was run with another file for {named}: its trials would not be comparable; "
                 "restore the file to continue it, or name a new study with --study."
             )
 

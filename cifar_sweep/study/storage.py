@@ -36,11 +36,6 @@ LEASE_SECONDS = 120  # longer than a database is away while it is started anew
 BEATS_PER_LEASE = 8  # several may be lost
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
-# What stands in the user attributes of a study of ours.
-_OF_A_STUDY: dict[str, type] = {
-    **dict.fromkeys(("sweep", "data", "code", "versions", "hopes", "costs", "test_accuracy"), dict),
-    **dict.fromkeys(("uid", "artifacts", "state", "reason"), str), "priority": int,
-}  # fmt: skip
 READING_OF_A_SERVER = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 THIS_DATABASE = "FROM pg_database WHERE datname = current_database()"
 SERVER_HOME = f"SELECT oid || ' ' || current_schema() {THIS_DATABASE}"
@@ -93,12 +88,12 @@ class Database(RDBStorage):
             tables.beat_now(self.transaction, trial_id)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return _without_odd(super().get_study_user_attrs(study_id))
+        return tables.without_odd(super().get_study_user_attrs(study_id))
 
     def get_all_studies(self) -> list[Any]:
         found = super().get_all_studies()
         for study in found:
-            study.user_attrs = _without_odd(study.user_attrs)
+            study.user_attrs = tables.without_odd(study.user_attrs)
         return found
 
     def _set_trial_param(
@@ -355,13 +350,6 @@ class MemoryStorage(Storage):
 
     def beat(self, trial_id: int) -> None:
         pass
-
-
-def _without_odd(attributes: dict[str, Any]) -> dict[str, Any]:
-    """A study's user attributes; of one of ours without those under our names that somebody else wrote over."""
-    if not {"sweep", "data", "uid"} <= attributes.keys():
-        return attributes
-    return {key: value for key, value in attributes.items() if isinstance(value, _OF_A_STUDY.get(key, object))}
 
 
 def key_of(study: Any) -> int:

@@ -55,6 +55,11 @@ _REPORT = text(
     "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
     "VALUES (:trial_id, :step, :value, 'FINITE') ON CONFLICT (trial_id, step) DO NOTHING"
 )
+# What stands in the user attributes of a study of ours.
+_OF_A_STUDY: dict[str, type] = {
+    **dict.fromkeys(("sweep", "data", "code", "versions", "hopes", "costs", "test_accuracy"), dict),
+    **dict.fromkeys(("uid", "artifacts", "state", "reason"), str), "priority": int,
+}  # fmt: skip
 _BEAT = text("UPDATE trial_heartbeats SET heartbeat = clock_timestamp() WHERE trial_id = :trial_id")  # PostgreSQL's
 
 
@@ -102,6 +107,13 @@ class Change:
     attributes: Mapping[str, Any]
     removed: Collection[str] = ()
     values: Mapping[int, float] = field(default_factory=dict)
+
+
+def without_odd(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A study's user attributes; of one of ours without those under our names that somebody else wrote over."""
+    if not {"sweep", "data", "uid"} <= attributes.keys():
+        return attributes
+    return {key: value for key, value in attributes.items() if isinstance(value, _OF_A_STUDY.get(key, object))}
 
 
 def is_ours(connection: Connection, study_id: int) -> bool:
