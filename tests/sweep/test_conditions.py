@@ -138,8 +138,8 @@ NO_MIX = "mix_probability does nothing where all trials have mixup = 0.0, cutmix
         ({"model": "cnn", "conv_layers": 1}, "filter_growth", ["same", "half"], "filter_growth does nothing where all"),
         ({"model": "cnn", "conv_layers": 0}, "kernel_size", [3, 5], "kernel_size does nothing where all trials"),
         ({"model": "cnn"}, "filters_5", [8, 16], "filters_5 does nothing for conv_layers = 3; it belongs to 5, 6"),
-        ({"model": "cnn", "filters": [8, 16]}, "kernel_size_3", [3, 5], "kernel_size_3 does nothing for conv_layers = "),
-        ({"model": "cnn", "dense_units": [8, 16]}, "dropout_3", [0.1, 0.2], "dropout_3 does nothing for dense_layers = "),
+        ({"model": "cnn", "filters": [8, 16]}, "kernel_size_3", [3, 5], "kernel_size_3 does nothing for conv"),
+        ({"model": "cnn", "dense_units": [8, 16]}, "dropout_3", [0.1, 0.2], "dropout_3 does nothing for dense"),
         (
             {"model": "cnn", "batch_norm_2": False}, "norm_position", ["before_activation", "after_activation"],
             "norm_position does nothing for batch_norm = false, false; it belongs to true",
