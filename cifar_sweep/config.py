@@ -70,6 +70,7 @@ class Shape:
     dense_activation: str = "as_activation"
     input_dropout: float = 0.0
     pretrained: bool = False
+    weights_file: str = "none"
     freeze: int = 0
     head_layers: int = 0
     head_units: int = 256
@@ -109,6 +110,11 @@ class Shape:
     def seen(self) -> "Shape":
         """The same for images as the network sees them."""
         return replace(self, image_size=self.input_size, input_size=0) if self.input_size else self
+
+    @property
+    def own_file(self) -> str:
+        """What of it is a user's own, as the fingerprints of a study name it: the file of its weights, or its model."""
+        return self.model if self.weights_file == "none" else self.weights_file
 
     @property
     def fault(self) -> str:
@@ -277,9 +283,12 @@ def _is_of(part: type[Shape] | type[Knobs], name: str) -> bool:
     return base_of(name) in _PARTS[part] or (part is Shape and name.startswith(OWN))
 
 
-def decides_shape(name: str) -> bool:
-    """Whether trials that differ in this parameter cannot train as one."""
-    return name in PARAMETERS and _is_of(Shape, name)
+def decides_shape(name: str, *values: Any) -> bool:
+    """Whether trials that differ in this parameter, which has such values, cannot train as one."""
+    if name not in PARAMETERS:
+        return False
+    # A list of rates of dropout says how many layers there are.
+    return _is_of(Shape, name) or (name in BY_LAYER and any(PARAMETERS[name].entries(value) for value in values))
 
 
 def derive_seed(*path: int | str) -> int:

@@ -135,10 +135,36 @@ _NETWORK: dict[str, Parameter] = {
     ),
     "input_dropout": Parameter(float, 0.0, "share of the image's values zeroed", high=1, high_is_open=True),
 }  # fmt: skip
+# What does nothing in a sweep where all of these are so in each of its trials.
+IDLE: tuple[tuple[tuple[str, ...], dict[str, Value]], ...] = (
+    (("mix_probability",), {"mixup": 0.0, "cutmix": 0.0}),
+    (("dampening",), {"momentum": 0.0}),
+    (("dropout_place",), {"dropout": 0.0}),
+    (("pool_size",), {"pooling": "none"}),
+    (("padding",), {"kernel_size": 1}),
+    (("padding_mode",), {"model": "cnn", "padding": "valid"}),
+    (("filter_growth",), {"conv_layers": 1}),
+    (
+        (
+            "convs_per_block", "filters", "filter_growth", "kernel_size", "stride", "padding", "pooling", "pool_size",
+            "conv_dropout",
+        ),
+        {"conv_layers": 0},
+    ),
+)  # fmt: skip
 # Of networks of torchvision and timm alone.
 _NAMED: dict[str, Parameter] = {
     "pretrained": Parameter(
         bool, False, "begin with the library's weights, which are downloaded where they are missing"
+    ),
+    "weights_file": Parameter(
+        str,
+        "none",
+        "begin with the weights of a file, a state dict of this network; its last layer may be of other classes",
+        choices=("none",),
+        pattern=r"[^:]+\.safetensors",
+        only_if={"pretrained": (False,)},
+        pattern_words="the path of a .safetensors file from where the command is run",
     ),
     "freeze": Parameter(
         int, 0, "stages from the first that are not trained; -2 is all but the last two", low=-100, high=100

@@ -134,7 +134,7 @@ def _submit(
     more |= {"earlier": place.earlier_study(), "say": say}
     if place.hours is None:
         study = rooms.submit.submit(place.storage, name, sweep, images, extend=place.extend, **more)
-        if study.budget > sweep.size:
+        if study.budget > sweep.size and not (sweep.listed and study.changes):  # an extended grid has others beside it
             say(f"study {name} has {study.budget} finished trials already: trials = {sweep.size} changes nothing")
         return study, source
     if asked.trials is not None:

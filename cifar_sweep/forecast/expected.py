@@ -7,6 +7,7 @@ from functools import lru_cache
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.parameters import NETWORK, OWN, Value, base_of
 from cifar_sweep.search.cube import Cube
+from cifar_sweep.sweep import space
 from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training_parameters import CHANGES
@@ -34,7 +35,9 @@ def queued_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     """The shapes of the points that wait when a study of `sweep` is made; what a point leaves open is drawn."""
     if sweep.listed:
         points = [point.params() for point in sweep.enqueue] if sweep.given else grid(sweep)[: sweep.trials]
-        return [shape_of(sweep.fixed | point, precision) for point in points]
+        firsts = {space.shape_key(point): point for point in points}
+        shapes = {key: shape_of({**sweep.fixed, **point}, precision) for key, point in firsts.items()}
+        return [shapes[space.shape_key(point)] for point in points]
     generator = random.Random(0)  # noqa: S311 - no secret
     return [shape_of(sweep.fixed | draw(sweep, generator) | point, precision) for point in _first_points(sweep)]
 

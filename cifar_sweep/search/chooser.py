@@ -24,7 +24,7 @@ from cifar_sweep.schedules import PARTS, learning_rate_at
 from cifar_sweep.search.choice import FURTHER, Choice, Course, Gain, Hope, Situation, in_time_always
 from cifar_sweep.search.cube import Cube, Shares
 from cifar_sweep.search.curve_model import EXACT, CurveModel, Places, factor_of
-from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.sweep.sweep import Sweep, values_of
 
 STARTUP = 16  # trials at random points before the model is asked
 AT_RANDOM = 0.25  # the share of choices that are random points all the same: a model can be wrong
@@ -43,7 +43,7 @@ FIT_GROWTH = 1.15  # the model is fitted again when there are so many times as m
 SMALLEST_SHARE = 1e-6  # of a learning rate; schedules may end at 0
 # The parameters that decide when a trial ends, and how far it has decayed.
 # With these searched, some networks may leave nothing of their images.
-_MAY_LEAVE_NOTHING = (*SHRINKS, "filters", "filter_growth", "model", "input_size")
+_MAY_LEAVE_NOTHING = (*SHRINKS, "filters", "filter_growth", "conv_dropout", "model", "input_size")
 SCHEDULE = ("epochs", "learning_rate", *PARTS)
 
 
@@ -53,7 +53,9 @@ class Chooser:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._cube = Cube(sweep)
-        self._shape_columns = [k for k, name in enumerate(self._cube.names) if decides_shape(name)]
+        self._shape_columns = [
+            k for k, name in enumerate(self._cube.names) if decides_shape(name, *values_of(sweep, name))
+        ]
         self._model = CurveModel(self._cube.columns)
         self._fitted_on = 0
         self._may_fail = any(base_of(name) in _MAY_LEAVE_NOTHING for name in sweep.space)

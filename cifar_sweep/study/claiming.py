@@ -312,7 +312,7 @@ class Claiming:
         """The attributes of a trial that this worker holds."""
         worker = self.worker
         known = versions() | {"kernels": worker.kernels}
-        known |= {model: code for model, code in self.code.items() if model == config.shape.model}
+        known |= {model: code for model, code in self.code.items() if model == config.shape.own_file}
         environment = {"device": worker.device, "threads": worker.threads, "versions": known, "commit": commit()}
         return {"environment": environment, "owner": asdict(worker.owner)}
 

@@ -51,10 +51,10 @@ def earlier_of(source: SweepStudy, sweep: Sweep, *, data: Mapping[str, Any], cod
     known, others = dict[int, dict[str, Value]](), defaultdict[str, list[Value]](list)
     for trial in finished:
         assert trial.config is not None  # it has a curve
-        model = trial.config.shape.model
+        own = trial.config.shape.own_file
         point, different = space.point_at(trial.config, sweep)
-        if source.code.get(model) != code.get(model):
-            different["another file for model"] = model
+        if source.code.get(own) != code.get(own):
+            different["another file for model"] = own
         for name, value in different.items():
             others[name].append(value)
         if not different:

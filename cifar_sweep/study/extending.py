@@ -5,11 +5,13 @@ from datetime import UTC, datetime
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
 
 from cifar_sweep.errors import StudyError
 from cifar_sweep.parameters import PARAMETERS
 from cifar_sweep.study import tables
 from cifar_sweep.study.claiming import prune_waiting
+from cifar_sweep.study.grid_points import GridPoints
 from cifar_sweep.study.provenance import commit
 from cifar_sweep.study.record import TrialRecord, count, records
 from cifar_sweep.study.storage import Storage, key_of
@@ -38,6 +40,8 @@ def extend(storage: Storage, study: optuna.Study, was: Sweep, now: Sweep) -> Non
         if trial.is_frozen and (now.strategy != "auto" or not is_comparable(trial, now)):
             waited = f"frozen after epoch {trial.epochs_done} when the study was extended"
             prune_waiting(storage, study, trial, f"{waited}, with settings of the earlier space")
+    if "grid" in (was.sampler.name, now.sampler.name):
+        _withdraw(storage, study, trials, now)
     with storage.optuna.writing() as connection:
         tables.redistribute(connection, key_of(study), space.distributions(now))
     longer = [each["fixed"].get("epochs", PARAMETERS["epochs"].default) for each in (before, after)]
@@ -68,18 +72,45 @@ def _check(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord],
         raise StudyError(f"--extend: {name}: {kept}; keep that, or begin a new study.")
     if running := count(trials, "running") - len(storage.orphans(study)):
         raise StudyError(f"--extend: {name}: {running} of its trials are being trained; stop their workers first.")
-    searched = [trial for trial in trials if trial.confirms is None]
-    if (finished := count(searched, "complete", "pruned")) >= now.trials:
-        asked = f"{finished} trials are finished, and the sweep asks for {now.trials}"
-        raise StudyError(f"--extend: {name}: {asked}, so nothing new would be trained; raise trials.")
+    if asked := _asked(trials, now):
+        raise StudyError(f"--extend: {name}: {asked}.")
     known = space.distributions(now)
     for trial in trials:
         for key, value in trial.frozen.params.items():
             domain = known.get(key)
             if isinstance(domain, CategoricalDistribution) and value not in domain.choices:
                 left_out = f"trial {trial.number} has {key} = {value}, which the new choices leave out"
-                keep = "Optuna takes no choice away from a study: keep it, or begin a new study with --from"
+                new = "begin a new study" + (" with --from" if not now.listed else "")
+                keep = f"Optuna takes no choice away from a study: keep it, or {new}"
                 raise StudyError(f"--extend: {name}: {left_out}; {keep}.")
+
+
+def _asked(trials: Sequence[TrialRecord], now: Sweep) -> str:
+    """Why nothing new would be trained, and what is accepted, in words; empty where something would."""
+    if now.sampler.name == "grid":
+        found = GridPoints.of(trials, now, extended=True)
+        if found.finished < now.trials:
+            return ""
+        there = f"{found.finished} of the grid's {found.points} points are trained"
+        more = f"trials = {found.finished + 1} to {found.points}"
+        further = "further values in [space], or others in [fixed]"
+        asked = f"{there}, and the sweep asks for {now.trials}, so nothing new would be trained"
+        return f"{asked}; accepted: {more if found.finished < found.points else further}"
+    searched = [trial for trial in trials if trial.confirms is None]
+    if (finished := count(searched, "complete", "pruned")) < now.trials:
+        return ""
+    asked = f"{finished} trials are finished, and the sweep asks for {now.trials}"
+    return f"{asked}, so nothing new would be trained; raise trials"
+
+
+def _withdraw(storage: Storage, study: optuna.Study, trials: Sequence[TrialRecord], now: Sweep) -> None:
+    """Fail what waits of a grid, was never begun, and is no point of the new sweep, or would not be sampled by it."""
+    is_grid = now.sampler.name == "grid"
+    fresh = [trial for trial in trials if trial.state == "waiting" and trial.config is None and trial.confirms is None]
+    strays = GridPoints.of(trials, now, extended=True).strays if is_grid else fresh
+    change = tables.Change({"reason": "the study was extended before it began"})
+    for trial in strays:
+        storage.turn(storage.trial_id(study, trial.number), TrialState.FAIL, change)
 
 
 def _words(was: Sweep, now: Sweep, changed: Sequence[str]) -> str:

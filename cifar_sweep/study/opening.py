@@ -21,6 +21,7 @@ from cifar_sweep.study import extending
 from cifar_sweep.study.claiming import asked
 from cifar_sweep.study.earlier import Earlier
 from cifar_sweep.study.files import remove_files
+from cifar_sweep.study.grid_points import queue_grid
 from cifar_sweep.study.hours import Hours
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import count, records
@@ -28,7 +29,6 @@ from cifar_sweep.study.storage import CANCELLED, OPEN, Storage
 from cifar_sweep.study.stored import not_ours, state_of, stored_sweep
 from cifar_sweep.study.study import SweepStudy
 from cifar_sweep.sweep import space, strategy
-from cifar_sweep.sweep.grid import grid
 from cifar_sweep.sweep.sweep import Sweep
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def open_or_resume(
             study.set_user_attr("home", storage.home())
         if earlier is not None:
             earlier.add_to(study, sweep)
-        _enqueue_grid(study, sweep) if sweep.sampler.name == "grid" else _enqueue(study, sweep)
+        sweep = _enqueue(storage, study, sweep)
         # Of a new study the sweep is last: one that has it is whole.
         for key, value in {"sweep": sweep.model_dump(mode="json"), "reason": "", "state": OPEN}.items():
             study.set_user_attr(key, value)
@@ -118,7 +118,7 @@ def _gone_on_with(
     else:
         _check_same(study, sweep, hours)
     study.set_user_attr("over", study.user_attrs.get("over", "") if hours else "")
-    if hours or sweep.given:
+    if hours or sweep.listed:
         return was if hours else sweep
     # What is finished stays: a smaller number than that takes nothing back.
     finished = count(asked(records(study.get_trials(deepcopy=False)), was), "complete", "pruned")
@@ -135,8 +135,13 @@ def _give_facts(study: optuna.Study, data: Mapping[str, Any], code: Mapping[str,
         study.set_user_attr(key, value)
 
 
-def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
-    """Queue the sweep's own points that the study does not have yet, and given points that failed."""
+def _enqueue(storage: Storage, study: optuna.Study, sweep: Sweep) -> Sweep:
+    """Queue the sweep's own points that the study does not have yet, and given points that failed.
+
+    Returns the sweep, of a grid as `queue_grid` does.
+    """
+    if sweep.sampler.name == "grid":
+        return queue_grid(storage, study, sweep)
     trials = records(study.get_trials(deepcopy=False))
     there = [(trial.label, trial.given) for trial in trials if trial.state != "failed"]
     for point in sweep.enqueue:
@@ -152,16 +157,7 @@ def _enqueue(study: optuna.Study, sweep: Sweep) -> None:
                 continue
         if params or sweep.given:
             study.enqueue_trial(params, user_attrs=attributes, skip_if_exists=not sweep.given)
-
-
-def _enqueue_grid(study: optuna.Study, sweep: Sweep) -> None:
-    """Queue the first points of a grid, in so many hours all of them, as far as they are not there or have failed."""
-    trials = [trial for trial in records(study.get_trials(deepcopy=False)) if trial.state != "failed"]
-    there = {frozenset((trial.queued if trial.state == "waiting" else trial.frozen.params).items()) for trial in trials}
-    points = [space.encode(point, sweep) for point in grid(sweep)]
-    for point in points if "hours" in study.user_attrs else points[: sweep.trials]:
-        if frozenset(point.items()) not in there:
-            study.enqueue_trial(point)
+    return sweep
 
 
 def _check_hours(study: optuna.Study, hours: Hours | None) -> None:
@@ -204,8 +200,9 @@ def check_code(name: str, stored: Mapping[str, str], found: Mapping[str, str]) -
     """Raise StudyError if a user's own model is not the one that the study's trials were trained with."""
     for model, fingerprint in stored.items():
         if found.get(model) != fingerprint:
+            named = f"weights_file {model!r}" if ":" not in model else f"model {model!r}"
             raise StudyError(
-                f"study {name!r} was run with another file for model {model!r}: its trials would not be comparable; "
+                f"study {name!r} was run with another file for {named}: its trials would not be comparable; "
                 "restore the file to continue it, or name a new study with --study."
             )
 

@@ -36,11 +36,6 @@ LEASE_SECONDS = 120  # longer than a database is away while it is started anew
 BEATS_PER_LEASE = 8  # several may be lost
 OPEN, FINISHED, PAUSED, CANCELLED = "open", "finished", "paused", "cancelled"
 HALTED = (PAUSED, CANCELLED)
-# What stands in the user attributes of a study of ours.
-_OF_A_STUDY: dict[str, type] = {
-    **dict.fromkeys(("sweep", "data", "code", "versions", "hopes", "costs", "test_accuracy"), dict),
-    **dict.fromkeys(("uid", "artifacts", "state", "reason"), str), "priority": int,
-}  # fmt: skip
 READING_OF_A_SERVER = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 THIS_DATABASE = "FROM pg_database WHERE datname = current_database()"
 SERVER_HOME = f"SELECT oid || ' ' || current_schema() {THIS_DATABASE}"
@@ -93,12 +88,12 @@ class Database(RDBStorage):
             tables.beat_now(self.transaction, trial_id)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return _without_odd(super().get_study_user_attrs(study_id))
+        return tables.without_odd(super().get_study_user_attrs(study_id))
 
     def get_all_studies(self) -> list[Any]:
         found = super().get_all_studies()
         for study in found:
-            study.user_attrs = _without_odd(study.user_attrs)
+            study.user_attrs = tables.without_odd(study.user_attrs)
         return found
 
     def _set_trial_param(
@@ -272,6 +267,12 @@ class Storage:
         keys = {trial.frozen._trial_id: trial.owner for trial in running}
         return [key for key, owner in keys.items() if key in stale or (owner and owner.is_dead())]
 
+    def enqueue(self, study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> None:
+        """Queue trials with these parameters of Optuna, all at once; to be called under the lock."""
+        if points:
+            with self.optuna.writing() as connection:
+                tables.enqueue(connection, key_of(study), points)
+
     def requeue(self, trial_id: int, params: Mapping[str, Any], *, without: Collection[str]) -> None:
         """Have a waiting trial begin with these parameters of Optuna, without these user attributes."""
         with self.optuna.writing() as connection:
@@ -340,18 +341,15 @@ class MemoryStorage(Storage):
         for step, value in change.values.items():
             self.optuna.set_trial_intermediate_value(trial_id, step, value)
 
+    def enqueue(self, study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> None:
+        for point in points:
+            study.enqueue_trial(dict(point))
+
     def orphans(self, _study: optuna.Study) -> Sequence[int]:
         return ()
 
     def beat(self, trial_id: int) -> None:
         pass
-
-
-def _without_odd(attributes: dict[str, Any]) -> dict[str, Any]:
-    """A study's user attributes; of one of ours without those under our names that somebody else wrote over."""
-    if not {"sweep", "data", "uid"} <= attributes.keys():
-        return attributes
-    return {key: value for key, value in attributes.items() if isinstance(value, _OF_A_STUDY.get(key, object))}
 
 
 def key_of(study: Any) -> int:

@@ -36,7 +36,10 @@ def stored_sweep(study: optuna.Study) -> Sweep:
 
 @lru_cache(maxsize=100)
 def _parsed(text: str, name: str) -> Sweep:
-    return parse(json.loads(text), where=f"study {name!r}")
+    raw = json.loads(text)
+    sweep = parse(raw, where=f"study {name!r}")
+    # Of a grid that was extended there may be more trials than points.
+    return sweep.model_copy(update={"trials": raw.get("trials", sweep.trials)})
 
 
 class StoredStudy:

@@ -55,6 +55,11 @@ _REPORT = text(
     "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
     "VALUES (:trial_id, :step, :value, 'FINITE') ON CONFLICT (trial_id, step) DO NOTHING"
 )
+# What stands in the user attributes of a study of ours.
+_OF_A_STUDY: dict[str, type] = {
+    **dict.fromkeys(("sweep", "data", "code", "versions", "hopes", "costs", "test_accuracy"), dict),
+    **dict.fromkeys(("uid", "artifacts", "state", "reason"), str), "priority": int,
+}  # fmt: skip
 _BEAT = text("UPDATE trial_heartbeats SET heartbeat = clock_timestamp() WHERE trial_id = :trial_id")  # PostgreSQL's
 
 
@@ -104,17 +109,39 @@ class Change:
     values: Mapping[int, float] = field(default_factory=dict)
 
 
+def without_odd(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A study's user attributes; of one of ours without those under our names that somebody else wrote over."""
+    if not {"sweep", "data", "uid"} <= attributes.keys():
+        return attributes
+    return {key: value for key, value in attributes.items() if isinstance(value, _OF_A_STUDY.get(key, object))}
+
+
 def is_ours(connection: Connection, study_id: int) -> bool:
     """Whether a study has what all of ours have."""
     return int(connection.execute(_IS_OURS, {"study_id": study_id}).scalar_one()) == 3
 
 
+def enqueue(connection: Connection, study_id: int, points: Sequence[Mapping[str, Any]]) -> None:
+    """Add trials that wait to a study, each to begin with such parameters: Optuna takes a transaction for each."""
+    # As Optuna does it: no two trials get one number.
+    connection.execute(select(_STUDIES).where(_STUDIES.c.study_id == study_id).with_for_update())
+    there = len(rows_of(connection, study_id))
+    waiting = {"study_id": study_id, "state": TrialState.WAITING}
+    connection.execute(insert(_TRIALS), [waiting | {"number": there + place} for place in range(len(points))])
+    added = zip(rows_of(connection, study_id)[there:], points, strict=True)
+    connection.execute(insert(_SYSTEM), [_queued(row.trial_id, point) for row, point in added])
+
+
+def _queued(trial_id: int, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The system attribute that has a waiting trial begin with these parameters."""
+    return {"trial_id": trial_id, "key": "fixed_params", "value_json": json.dumps(params)}
+
+
 def requeue(connection: Connection, trial_id: int, params: Mapping[str, Any]) -> None:
     """Have a waiting trial begin with these parameters, and with nothing else that somebody gave it."""
-    of_trial = {"trial_id": trial_id}
     for table in (_PARAMS, _REPORTS, _SYSTEM):
         connection.execute(delete(table).where(table.c.trial_id == trial_id))
-    connection.execute(insert(_SYSTEM), of_trial | {"key": "fixed_params", "value_json": json.dumps(params)})
+    connection.execute(insert(_SYSTEM), _queued(trial_id, params))
 
 
 def write(connection: Connection, trial_id: int, change: Change) -> None:

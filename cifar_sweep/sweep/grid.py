@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 
 from cifar_sweep.config import derive_seed
@@ -13,11 +14,18 @@ MOST_POINTS = 10_000
 _SHOWN = 5  # values that stand for a range
 
 
-def grid(sweep: Sweep) -> list[dict[str, Value]]:
+def grid(sweep: Sweep) -> Sequence[Mapping[str, Value]]:
     """The points of the space in the order in which they are trained, each without what does nothing beside the rest.
 
     Raises UsageError where a parameter has no end of values, or there are more than `MOST_POINTS` points.
     """
+    return _grid(sweep.model_dump_json(include={"name", "seed", "fixed", "space"}))
+
+
+@lru_cache(maxsize=4)
+def _grid(text: str) -> Sequence[Mapping[str, Value]]:
+    """The same of a sweep as JSON. A search in so many hours asks for one grid again and again."""
+    sweep = Sweep.model_validate_json(text)
     points: list[dict[str, Value]] = [{}]
     for name in suggested_order(sweep):
         domain = sweep.space[name]

@@ -12,12 +12,15 @@ from cifar_sweep.config import decides_shape
 from cifar_sweep.errors import UsageError, nearest
 from cifar_sweep.parameters import (
     BY_LAYER,
+    IDLE,
+    MOST_LAYERS,
     NAMES,
     NORMS,
     OWN,
     PARAMETERS,
     Value,
     applies,
+    base_of,
     check_parameter,
     is_own,
     known_beside,
@@ -197,7 +200,7 @@ def _check_parameters(sweep: Sweep) -> None:
 def _check_cases(sweep: Sweep, name: str, domain: Cases) -> None:
     """A case for all that the others can be, and none that never comes; of plain numbers alone."""
     where = f"[space]: {name}"
-    if decides_shape(name):
+    if decides_shape(name, *values_of(sweep, name)):
         raise UsageError(f"{where} decides which trials are trained together, so it has one range; not only_if.")
     usual = {**sweep.fixed, "model": values_of(sweep, "model")[0]}
     others: dict[str, list[Value]] = {}
@@ -256,27 +259,48 @@ def _check_used(sweep: Sweep) -> None:
             if values is not None and not set(values) & set(accepted):
                 words = f"{name} does nothing for {other} = {listed(in_toml(value) for value in values)}"
                 raise UsageError(f"{place}: {words}; it belongs to {listed(in_toml(value) for value in accepted)}.")
+        for names, beside in IDLE:
+            if base_of(name) in names and all(_is_always(sweep, name, other, off) for other, off in beside.items()):
+                words = listed(f"{other} = {in_toml(value)}" for other, value in beside.items())
+                raise UsageError(f"{place}: {name} does nothing where all trials have {words}; it belongs to others.")
+
+
+def _is_always(sweep: Sweep, name: str, other: str, value: Value) -> bool:
+    """Whether parameter `other` has this value in each trial; for a `name` of a single layer, in that layer."""
+    given, base = {*sweep.fixed, *sweep.space}, base_of(name)
+    layer = name.removeprefix(f"{base}_") if name != base else ""
+    if other in BY_LAYER.values():
+        return set(_reached(sweep, other) or ()) == {value}
+    if layer and f"{other}_{layer}" in given:
+        return set(values_of(sweep, f"{other}_{layer}")) == {value}
+    found: list[Value] = []
+    for each in values_of(sweep, other):
+        entries = PARAMETERS[other].entries(each)
+        found += [entry for k, entry in enumerate(entries, start=1) if layer in ("", str(k))] if entries else [each]
+    of_layers = [each for each in given if base_of(each) == other != each and not layer]
+    return {*found, *(each for one in of_layers for each in values_of(sweep, one))} == {value}
 
 
 def _reached(sweep: Sweep, name: str) -> list[Value] | None:
     """The values that a parameter which decides about others takes; None where each model has its own.
 
-    So it is where lists say how many layers there are, and where single layers have batch norm.
+    Batch norm is on where any layer has it; lists say how many layers there are.
     """
-    domain = sweep.space.get(name)
+    given, domain = {*sweep.fixed, *sweep.space}, sweep.space.get(name)
+    if name not in given and any(name in traits(str(model))[1] for model in values_of(sweep, "model")):
+        return None
+    values = values_of(sweep, name)
     if isinstance(domain, Range):
-        return list(range(int(domain.low), int(domain.high) + 1))
-    if name == "batch_norm" and not {*sweep.space, *sweep.fixed}.isdisjoint(NORMS):
-        return None
-    if name in BY_LAYER.values() and any(
-        PARAMETERS[each].entries(value)
-        for each, counted in BY_LAYER.items()
-        if counted == name
-        for value in values_of(sweep, each)
-    ):
-        return None
-    own = any(name in traits(str(model))[1] for model in values_of(sweep, "model"))
-    return None if own and domain is None and name not in sweep.fixed else values_of(sweep, name)
+        values = list(range(int(domain.low), int(domain.high) + 1))
+    if name == "batch_norm":
+        values += [value for each in NORMS if each in given for value in values_of(sweep, each)]
+    if name in BY_LAYER.values():
+        for each in (each for each, counted in BY_LAYER.items() if counted == name):
+            lengths = [min(len(PARAMETERS[each].entries(value)), MOST_LAYERS) for value in values_of(sweep, each)]
+            if all(lengths):  # else some trials have as many layers as is said
+                return list(dict.fromkeys(lengths))
+            values += filter(None, lengths)
+    return values
 
 
 def _sentence(error: ValidationError, raw: Mapping[str, Any], *, where: str) -> str:

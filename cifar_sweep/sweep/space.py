@@ -20,6 +20,7 @@ from cifar_sweep.sweep.sweep import (
     is_whole,
     parts_of,
     suggested_order,
+    values_of,
 )
 
 # A base2 range is searched as its exponent, log2_<name>: ordered and evenly spaced for the sampler, and free to be
@@ -102,21 +103,24 @@ def decode(params: Mapping[str, Any]) -> dict[str, Value]:
 
 def shape_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a trial's Optuna parameters that decide its shape."""
-    return {name: value for name, value in params.items() if decides_shape(own_name(name))}
+    return {name: value for name, value in params.items() if decides_shape(own_name(name), value)}
 
 
 def shape_key(params: Mapping[str, Any]) -> Hashable:
     """Equal for Optuna parameters of one shape: all that decides it, or whether what decides it applies."""
     deciding = DECIDING | {"model"}
     return frozenset(
-        each for each in params.items() if decides_shape(own_name(each[0])) or own_name(each[0]) in deciding
+        (name, value)
+        for name, value in params.items()
+        if decides_shape(own_name(name), value) or own_name(name) in deciding
     )
 
 
 def leaves_shape_open(params: Mapping[str, Any], sweep: Sweep) -> bool:
     """Whether a trial that is begun with these Optuna parameters has still to be given one that decides its shape."""
     known = sweep.fixed | decode(params)
-    return any(decides_shape(name) and name not in known and applies(name, known) for name in sweep.space)
+    open_ones = (name for name in sweep.space if name not in known and applies(name, known))
+    return any(decides_shape(name, *values_of(sweep, name)) for name in open_ones)
 
 
 def encode(point: Mapping[str, Value], sweep: Sweep) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from cifar_sweep.config import decides_shape, derive_seed
 from cifar_sweep.errors import UsageError
 from cifar_sweep.parameters import PARAMETERS
-from cifar_sweep.sweep.sweep import Sweep
+from cifar_sweep.sweep.sweep import Sweep, values_of
 
 # Where epochs are searched, a report's step is a tenth of the trial's own schedule: short and long schedules are then
 # compared at the same place of their decay.
@@ -80,7 +80,7 @@ UNDER_WAY = 16
 
 def searches_shape(sweep: Sweep) -> bool:
     """Whether trials of the sweep may differ in their shape."""
-    return any(decides_shape(name) for name in sweep.space)
+    return any(decides_shape(name, *values_of(sweep, name)) for name in sweep.space)
 
 
 def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:

@@ -227,6 +227,6 @@ def _worker_line(group: WorkerGroup) -> tuple[str, str]:
     if len(running) > 1:
         first, last = (end(trial.number for trial in running) for end in (min, max))
         numbers = f"{len(running)} of " * (last - first >= len(running)) + f"trials {first}-{last}"
-        shape = {name: value for name, value in running[0].params.items() if decides_shape(name)}
+        shape = {name: value for name, value in running[0].params.items() if decides_shape(name, value)}
         common = params_text(shape) or "of one shape"  # what decided that they are trained together
     return worker, f"{numbers}: {epochs}{best}, {since}{on}{host}; {common}"

@@ -70,9 +70,11 @@ class Apart(Rows):
 
 @contextmanager
 def _own_chance(masks: Masks) -> Iterator[None]:
-    """Have what a network draws itself, as attention's dropout does, come from the member's own generator on a CPU."""
+    """Have what a network draws itself, as attention's dropout does, come from the member's own generator or stream."""
     if isinstance(masks.generator, Stream):
-        yield
+        with torch.random.fork_rng(devices=[]):
+            seed_own_chance(masks.generator.device, masks.generator.next_seed())
+            yield
         return
     ours = torch.default_generator
     with torch.random.fork_rng(devices=[]):
@@ -84,6 +86,13 @@ def _own_chance(masks: Masks) -> Iterator[None]:
         has_drawn = not torch.equal(before, ours.get_state())
     if has_drawn:  # else the member's own goes on as if nobody had asked
         torch.randint(2**62, (), generator=masks.generator)
+
+
+def seed_own_chance(device: torch.device, seed: int) -> None:
+    """Seed what networks on a device draw from by themselves; on a GPU nothing else draws from its generator."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":  # without it nothing of CUDA is loaded
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def _own_dropout(network: nn.Module, masks: Masks) -> None:

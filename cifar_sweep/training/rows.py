@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from cifar_sweep.config import derive_seed
 from cifar_sweep.training.checkpoint import StateError
 
 
@@ -23,14 +24,21 @@ class Stream:
         self.device = device
         self.keys = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self.drawn = torch.zeros(1, dtype=torch.int64, device=device)
+        self._first, self._calls = 0, 0
 
     def seed(self, seeds: Sequence[int]) -> None:
         """Begin a stream for each of these seeds of 63 bits."""
+        self._first, self._calls = seeds[0], 0
         keys = torch.tensor(seeds, dtype=torch.int64, device=self.device)[:, None]
         if keys.shape != self.keys.shape:
             self.keys = torch.empty_like(keys)
         self.keys.copy_(keys)  # in place: a captured step reads them there
         self.drawn.zero_()
+
+    def next_seed(self) -> int:
+        """A seed for what a network draws by itself in its next call; it is of one member, and waits for no device."""
+        self._calls += 1
+        return derive_seed(self._first, "call", self._calls)
 
     def draw(self, count: int) -> Tensor:
         """So many whole numbers from 0 to 2**24 - 1 for each member [K, count]."""

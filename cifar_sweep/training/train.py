@@ -124,6 +124,8 @@ class Run:
             raise ValueError("the members are not at the same epoch")
         started = time.perf_counter()
         epoch = self.epochs_done + 1
+        if epoch == 1:
+            self._begin()
         self.start_epoch(epoch)
         images_seen = 0
         given = {"seed": self.shape.data_seed, "epoch": epoch}
@@ -133,6 +135,13 @@ class Run:
             self.step(images, labels)
             images_seen += len(labels)
         return self._end_epoch(epoch, images_seen=images_seen, started=started)
+
+    def _begin(self) -> None:
+        """Give the members pretrained weights, where the shape says so: who goes on from a state needs none."""
+        if self.shape.pretrained or self.shape.weights_file != "none":
+            for k, member in enumerate(self.members):
+                network = build(self.shape, seed=_init_seed(member), code=self.code, begin=True)
+                self.network.load_member_state(k, network.state_dict())
 
     def start_epoch(self, epoch: int) -> None:
         """Set the members' learning rates of this epoch, and begin the streams of its masks."""
@@ -299,11 +308,13 @@ class Run:
         self._replay = Replay() if is_replayed(self.device) and isinstance(self.network, Fused) else None
 
 
+def _init_seed(member: Member) -> int:
+    return derive_seed(member.config.knobs.seed, "init")
+
+
 def _network(shape: Shape, members: Sequence[Member], code: str | None) -> Rows:
     """The members' networks with their initial weights, fused where that is possible."""
-    networks = [
-        build(shape, seed=derive_seed(member.config.knobs.seed, "init"), code=code, begin=True) for member in members
-    ]
+    networks = [build(shape, seed=_init_seed(member), code=code) for member in members]
     dtype, fused = torch.bfloat16 if shape.precision == "bf16" else None, can_fuse(networks[0])
     for member in members[1:]:
         if fused and isinstance(member.generator, Stream):

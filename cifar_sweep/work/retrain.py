@@ -71,10 +71,10 @@ class Retraining:
         threads = prepare_process(device, threads=self.threads or provenance.threads)
         kernels = kernels_name(device)
         self._say_of_kernels(provenance, kernels)
-        code = fingerprints([config.shape.model])
+        code = fingerprints([config.shape.own_file])
         identity = json.dumps([config.to_dict(), self.data.fingerprint, device.type, threads, kernels, code]).encode()
         saved = self.unfinished / f".training-{hashlib.sha256(identity).hexdigest()[:16]}.safetensors"
-        run = self._taken_up(Run([config], self.data, device=device, code=code.get(config.shape.model)), saved)
+        run = self._taken_up(Run([config], self.data, device=device, code=code.get(config.shape.own_file)), saved)
         try:
             run, place = self._train_epochs(run, provenance, saved)
         except EpochInterruptedError:

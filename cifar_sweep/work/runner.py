@@ -76,7 +76,7 @@ class Training:
         """
         self.trials = [HeldTrial(claim, TrialFiles(self.artifacts, self.study, claim)) for claim in claims]
         try:
-            code = self.study.code.get(claims[0].config.shape.model)
+            code = self.study.code.get(claims[0].config.shape.own_file)
             run = Run([claim.config for claim in claims], self.data, device=self.device, code=code)
             self._take_up(run)
             self._train_and_tell(run)

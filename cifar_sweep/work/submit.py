@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 from cifar_sweep.artifacts import open_artifacts
@@ -43,7 +44,8 @@ def submit(
     Raises as `check_submission`, `open_artifacts`, `open_storage`, `earlier_of`, `open_or_resume`.
     """
     check_submission(name, sweep, data)
-    known, code = facts(data, source=source), fingerprints([str(model) for model in trained_values(sweep, "model")])
+    own = [str(value) for name in ("model", "weights_file") for value in trained_values(sweep, name)]
+    known, code = facts(data, source=source), fingerprints(own)
     found = earlier_of(earlier, sweep, data=known, code=code) if earlier else None
     if found:
         say(found.words)
@@ -78,9 +80,10 @@ def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:
     """Raise UsageError where the name, the pruner, the images or a model of the user's own are not accepted."""
     check_images(sweep, data)
     check_request(name, sweep)
-    for model in filter(_may_not_fit, map(str, trained_values(sweep, "model"))):
+    models = filter(_may_not_fit, map(str, trained_values(sweep, "model")))
+    for model, weights in product(models, dict.fromkeys(trained_values(sweep, "weights_file"))):
         searched = {name: trained_values(sweep, name)[0] for name in sweep.space if name.startswith(OWN)}
-        params, classes = {**sweep.fixed, **searched, "model": model}, len(data.classes)
+        params, classes = {**sweep.fixed, **searched, "model": model, "weights_file": weights}, len(data.classes)
         check_outputs(TrialConfig.from_params(params, classes=classes, precision="fp32", data_seed=0, seed=0).shape)
 
 

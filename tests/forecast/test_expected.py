@@ -3,11 +3,13 @@
 import math
 import random
 import statistics
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.forecast import expected as module
 from cifar_sweep.forecast.expected import draw, expected_shapes
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains
@@ -141,6 +143,16 @@ def test_draws_are_as_the_domain_says() -> None:
     ones = drawn(Range(low=1, high=2, log=True), "epochs").count(1)
     assert ones / 2000 == pytest.approx(0.585, abs=0.04)  # log(1.5) of log(2)
     assert set(drawn(Choices(choices=["lenet", "cnn1"]), "model")) == {"lenet", "cnn1"}
+
+
+def test_a_grid_s_shapes_are_reckoned_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    reckoned: list[object] = []
+    shape_of = module.shape_of
+    monkeypatch.setattr(module, "shape_of", lambda *values: reckoned.append(values) or shape_of(*values))
+    space = {"learning_rate": {"choices": [k / 100 for k in range(1, 51)]}, "batch_size": {"choices": [16, 32]}}
+    found = module.queued_shapes(parse({"name": "s", "sampler": "grid", "space": space}, where="test"))
+    assert Counter(shape.batch_size for shape in found) == {16: 50, 32: 50}
+    assert len(reckoned) == 2
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from cifar_sweep.errors import StudyError
 from cifar_sweep.study.claim import Claim, Worker
@@ -30,6 +31,20 @@ POINTS = {("adam", None, 16), ("adam", None, 32), *(("sgd", m, b) for m in (0.0,
 def sweep(**tables: Any) -> Sweep:
     plain = {"name": "s", "sampler": "grid", "pruner": "none", "fixed": {"epochs": 3}, "space": SPACE}
     return parse(plain | tables, where="test")
+
+
+def test_a_grid_is_queued_at_once(storage: Storage, name: str) -> None:
+    statements: list[str] = []
+
+    def note(*event: Any) -> None:
+        statements.append(event[2])
+
+    rates = {"learning_rate": {"choices": [k / 1000 for k in range(1, 101)]}}
+    sqlalchemy.event.listen(storage.optuna.engine, "before_cursor_execute", note)
+    study = open_or_resume(storage, name, sweep(space=rates), data=DATA)
+    sqlalchemy.event.remove(storage.optuna.engine, "before_cursor_execute", note)
+    assert len(study.trials()) == 100
+    assert len(statements) < 200
 
 
 @pytest.fixture
@@ -121,12 +136,108 @@ def test_the_best_are_confirmed(make: Callable[..., SweepStudy]) -> None:
     assert study.finished()
 
 
-def test_an_extended_grid_has_its_further_points(make: Callable[..., SweepStudy]) -> None:
-    trained(make())
-    wider = SPACE | {"batch_size": {"low": 16, "high": 64, "base2": True}}
-    study = make(space=wider, extend=True)
+# Another grid than SPACE with `fixed`, and the settings of all its points: optimizer, momentum, batch size, epochs and
+# weight decay.
+BATCHES = {"low": 16, "high": 64, "base2": True}
+OPTIMIZERS = [("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9)]
+WAYS: dict[str, tuple[dict[str, Any], set[tuple[Any, ...]]]] = {
+    "wider": (
+        {"space": SPACE | {"batch_size": BATCHES}},
+        {(*each, size, 3, 0.0) for each in OPTIMIZERS for size in (16, 32, 64)},
+    ),
+    "shifted": (
+        {"space": SPACE | {"batch_size": BATCHES | {"low": 32}}},
+        {(*each, size, 3, 0.0) for each in OPTIMIZERS for size in (32, 64)},
+    ),
+    "as choices": (
+        {"space": SPACE | {"batch_size": {"choices": [16, 32, 48]}}},
+        {(*each, size, 3, 0.0) for each in OPTIMIZERS for size in (16, 32, 48)},
+    ),
+    "longer": (
+        {"fixed": {"epochs": 6}},
+        {(*each, size, 6, 0.0) for each in OPTIMIZERS for size in (16, 32)},
+    ),
+    "fixed otherwise": (
+        {"fixed": {"epochs": 3, "weight_decay": 0.1}},
+        {(*each, size, 3, 0.1) for each in OPTIMIZERS for size in (16, 32)},
+    ),
+    "searched further": (
+        {"space": SPACE | {"weight_decay": {"choices": [0.0, 0.1]}}},
+        {(*each, size, 3, decay) for each in OPTIMIZERS for size in (16, 32) for decay in (0.0, 0.1)},
+    ),
+    "fixed now": (
+        {"fixed": {"epochs": 3, "batch_size": 64}, "space": {key: SPACE[key] for key in ("optimizer", "momentum")}},
+        {(*each, 64, 3, 0.0) for each in OPTIMIZERS},
+    ),
+}
+
+
+def settings(study: SweepStudy) -> Counter[tuple[Any, ...]]:
+    """The settings of complete trials: optimizer, momentum, batch size, epochs, weight decay."""
+    names = ("optimizer", "momentum", "batch_size", "epochs", "weight_decay")
+    done = [trial.settings for trial in study.trials() if trial.state == "complete" and trial.confirms is None]
+    return Counter(tuple(each[name] for name in names) for each in done)
+
+
+@pytest.mark.parametrize(("way", "before"), [*((way, 1) for way in WAYS), ("shifted", 6), ("longer", 6)])
+def test_an_extended_grid_goes_on_with_exactly_the_points_not_tried_yet(
+    make: Callable[..., SweepStudy], way: str, before: int
+) -> None:
+    """One trial was interrupted, others wait; of a study that has run to its end none."""
+    tables, wanted = WAYS[way]
+    study = make()
+    trained(study, most=before)
+    held = study.claim(worker())
+    for claim in held:
+        study.release(claim)
+    old = settings(study)
+    study = make(**tables, extend=True)
+    trained(study)
+    found = settings(study)
+    assert found.keys() >= wanted
+    assert set(found.values()) == {1}
+    goes_on = {
+        tuple(claim.config.complete()[name] for name in ("optimizer", "momentum", "batch_size")) for claim in held
+    }
+    assert {each for each in found.keys() - wanted - old.keys() if each[:3] not in goes_on} == set()
+    assert study.finished()
+    assert not study.missing()
+    assert trained(make(**tables)) == [], "a further run has nothing to do"
+
+
+def test_a_cut_grid_is_extended_by_as_many_points_as_it_asks_for(make: Callable[..., SweepStudy]) -> None:
+    trained(make(trials=4))
+    wider = SPACE | {"batch_size": BATCHES}
+    with pytest.raises(StudyError, match=r"4 of the grid's 9 points are trained.* for 4,.*trials = 5 to 9\.$"):
+        make(trials=4, space=wider, extend=True)
+    study = make(trials=7, space=wider, extend=True)
     assert len(trained(study)) == 3
-    assert points(study) == dict.fromkeys([*POINTS, ("adam", None, 64), ("sgd", 0.0, 64), ("sgd", 0.9, 64)], 1)
+    assert len(trained(make(trials=8, space=wider))) == 1, "and then goes on as any other"
+    trained(make(space=wider))
+    assert settings(study) == dict.fromkeys(WAYS["wider"][1], 1)
+
+
+def test_an_extension_that_has_nothing_new_is_refused(make: Callable[..., SweepStudy]) -> None:
+    trained(make())
+    words = r"6 of the grid's 6 points are trained.*accepted: further values in \[space\], or others in \[fixed\]\.$"
+    with pytest.raises(StudyError, match=words):
+        make(pruner="median", extend=True)
+    with pytest.raises(StudyError, match=r"keep it, or begin a new study\.$"):  # --from is of no use to a grid
+        make(space=SPACE | {"optimizer": {"choices": ["sgd", "nesterov"]}}, extend=True)
+
+
+def test_a_search_that_becomes_a_grid_trains_what_it_did_not_find(make: Callable[..., SweepStudy]) -> None:
+    trained(make(sampler="random", trials=4))
+    study = make(extend=True)
+    trained(study)
+    assert {each[:3] for each in settings(study)} == {(*each, size) for each in OPTIMIZERS for size in (16, 32)}
+
+
+def test_a_grid_that_becomes_a_search_leaves_its_points(make: Callable[..., SweepStudy]) -> None:
+    trained(make(), most=1)
+    study = make(sampler="random", trials=4, extend=True)
+    trained(study)
+    assert [trial.number for trial in study.trials() if trial.state == "complete"] == [0, 1, 6, 7]
 
 
 def test_in_so_many_hours_the_grid_ends_when_each_point_was_trained(make: Callable[..., SweepStudy]) -> None:

@@ -119,3 +119,30 @@ def test_a_list_says_how_many_layers_there_are(make: Callable[..., SweepStudy]) 
     study = make(space={"filters": {"choices": [[8, 16], [4, 8, 16]]}}, sampler="random", trials=6)
     counts = {claim.trial.params["filters"]: claim.config.shape.conv_layers for claim in trained(study)}
     assert counts == {"8,16": 2, "4,8,16": 3}
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+def test_lists_of_rates_that_say_how_many_layers_there_are_are_of_groups_of_their_own(
+    make: Callable[..., SweepStudy], sampler: str
+) -> None:
+    rates = {"learning_rate": {"choices": [k / 100 for k in range(1, 9)]}}
+    study = make(space=rates | {"conv_dropout": {"choices": [[0.1, 0.2], [0.3], [0.1, 0.2, 0.3]]}}, sampler=sampler)
+    worker = Worker(Owner.current(), "cpu", 1, "fp32")
+    while claims := study.claim(worker, size=lambda _: 8, workers=None):
+        assert len({claim.config.shape for claim in claims}) == 1
+        for claim in claims:
+            study.complete(claim, 0.5)
+    assert len({trial.settings["conv_layers"] for trial in study.trials()}) > 1
+
+
+def test_the_model_of_the_search_chooses_groups_of_one_length_of_lists() -> None:
+    rates = {"low": 1e-4, "high": 1e-2, "log": True}
+    lists = {"conv_dropout": {"choices": [[0.1, 0.2], [0.1, 0.2, 0.3]]}, "learning_rate": rates}
+    sweep = parse({"name": "s", "strategy": "auto", "fixed": {"model": "cnn"}, "space": lists}, where="test")
+
+    def shape(point: Mapping[str, Value]) -> Shape:
+        return shape_of({**sweep.fixed, **point})
+
+    for seed in range(8):
+        chosen = Chooser(sweep).choose(Situation([], lambda _: 8, 100, shape, seed)).new
+        assert len(chosen) > len({shape(point) for point in chosen}) == 1

@@ -178,3 +178,25 @@ def test_a_report_waits_for_the_lock(storage: Storage, name: str) -> None:
             [during] = as_optuna_reads(storage, name)
         assert waiting.result(timeout=20)
     assert "curve" not in during.user_attrs
+
+
+def test_points_that_are_queued_at_once_are_those_that_optuna_queues(storage: Storage, name: str) -> None:
+    points = [{"learning_rate": 1e-3, "model": "cnn3"}, {}, {"log2_batch_size": 5, "batch_norm": True}]
+    one, other = (
+        optuna.create_study(storage=storage.optuna, study_name=f"{name}-{which}") for which in ("one", "other")
+    )
+    for study in (one, other):
+        study.enqueue_trial({"learning_rate": 1e-2})
+    storage.enqueue(one, points)
+    for point in points:
+        other.enqueue_trial(point)
+    for study in (one, other):
+        study.enqueue_trial({"learning_rate": 1e-4})
+
+    def known(study: optuna.Study) -> list[Any]:
+        return [
+            (each.number, each.state, each.system_attrs, each.params, each.datetime_start)
+            for each in as_optuna_reads(storage, study.study_name)
+        ]
+
+    assert known(one) == known(other)

@@ -112,3 +112,66 @@ def test_what_a_config_leaves_out_are_the_defaults_of_the_parameters() -> None:
     later = {name: default for name, default in own.items() if default is not MISSING}
     assert len(later) > 50
     assert later == {name: PARAMETERS[name].default for name in later}
+
+
+def searched(fixed: dict[str, Any], name: str, *choices: Any) -> Sweep:
+    return parse({"name": "s", "fixed": fixed, "space": {name: {"choices": list(choices)}}}, where="test")
+
+
+NO_POOLING = {"model": "cnn", "pooling": "none"}
+NO_MIX = "mix_probability does nothing where all trials have mixup = 0.0, cutmix = 0.0; it belongs to others"
+
+
+@pytest.mark.parametrize(
+    ("fixed", "name", "choices", "words"),
+    [
+        (NO_POOLING, "pool_size", [2, 3], "pool_size does nothing where all trials have pooling = 'none'"),
+        (NO_POOLING, "pool_size_2", [2, 3], "pool_size_2 does nothing where all trials have pooling = 'none'"),
+        ({"model": "cnn", "pooling": ["max", "none"]}, "pool_size_2", [2, 3], "pool_size_2 does nothing where all"),
+        ({"model": "cnn", "pooling_2": "none"}, "pool_size_2", [2, 3], "pool_size_2 does nothing where all trials"),
+        ({}, "mix_probability", [0.5, 1.0], NO_MIX),
+        ({"mixup": 0.0}, "mix_probability", [0.5, 1.0], NO_MIX),
+        ({"optimizer": "sgd"}, "dampening", [0.1, 0.2], "dampening does nothing where all trials have momentum = 0.0"),
+        ({"model": "cnn"}, "dropout_place", ["conv", "both"], "dropout_place does nothing where all trials have"),
+        ({"model": "cnn", "kernel_size": 1}, "padding", ["same", "valid"], "padding does nothing where all trials"),
+        ({"model": "cnn", "padding": "valid"}, "padding_mode", ["zeros", "reflect"], "padding_mode does nothing where"),
+        ({"model": "cnn", "conv_layers": 1}, "filter_growth", ["same", "half"], "filter_growth does nothing where all"),
+        ({"model": "cnn", "conv_layers": 0}, "kernel_size", [3, 5], "kernel_size does nothing where all trials"),
+        ({"model": "cnn"}, "filters_5", [8, 16], "filters_5 does nothing for conv_layers = 3; it belongs to 5, 6"),
+        ({"model": "cnn", "filters": [8, 16]}, "kernel_size_3", [3, 5], "kernel_size_3 does nothing for conv"),
+        ({"model": "cnn", "dense_units": [8, 16]}, "dropout_3", [0.1, 0.2], "dropout_3 does nothing for dense"),
+        (
+            {"model": "cnn", "batch_norm_2": False}, "norm_position", ["before_activation", "after_activation"],
+            "norm_position does nothing for batch_norm = false, false; it belongs to true",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_nothing_in_any_trial_is_refused(
+    fixed: dict[str, Any], name: str, choices: list[Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        searched(fixed, name, *choices)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "name", "choices"),
+    [
+        (NO_POOLING | {"pooling_2": "avg"}, "pool_size", [2, 3]),
+        (NO_POOLING | {"pooling_2": "avg"}, "pool_size_2", [2, 3]),
+        ({"model": "cnn", "pooling": ["max", "none"]}, "pool_size", [2, 3]),
+        ({"cutmix": 0.5}, "mix_probability", [0.5, 1.0]),
+        ({"optimizer": "sgd", "momentum": 0.9}, "dampening", [0.1, 0.2]),
+        ({"model": "cnn", "dropout_1": 0.2}, "dropout_place", ["conv", "both"]),
+        ({"model": "cnn", "kernel_size_2": 3, "kernel_size": 1}, "padding", ["same", "valid"]),
+        ({"model": "cnn", "filters": [8, 16, 8, 16, 8]}, "kernel_size_5", [3, 5]),
+        ({"model": "cnn", "batch_norm_2": True}, "norm_position", ["before_activation", "after_activation"]),
+        ({"model": "convnet"}, "norm_position", ["before_activation", "after_activation"]),
+    ],
+)
+def test_what_does_something_in_some_trial_is_accepted(fixed: dict[str, Any], name: str, choices: list[Any]) -> None:
+    assert searched(fixed, name, *choices).space
+
+
+def test_a_length_of_some_lists_alone_leaves_the_other_layers_accepted() -> None:
+    space = {"filters": {"choices": [[8, 16], 8]}, "kernel_size_3": {"choices": [3, 5]}}
+    assert parse({"name": "s", "fixed": {"model": "cnn"}, "space": space}, where="test").space

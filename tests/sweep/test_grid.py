@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cifar_sweep.errors import UsageError
+from cifar_sweep.sweep import grid as module
 from cifar_sweep.sweep.file import from_mapping
 from cifar_sweep.sweep.grid import MOST_POINTS, grid
 from cifar_sweep.sweep.parsing import parse
@@ -32,6 +33,15 @@ def test_each_point_is_there_once() -> None:
 
 def test_the_order_is_the_seeds() -> None:
     assert grid(sweep(seed=3)) == grid(sweep(seed=3)) != grid(sweep(seed=4))
+
+
+def test_a_grid_is_made_once_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Sweep] = []
+    order = module.suggested_order
+    monkeypatch.setattr(module, "suggested_order", lambda sweep: made.append(sweep) or order(sweep))
+    chosen = sweep(seed=77)
+    assert grid(chosen.model_copy(update={"trials": 3})) == grid(chosen)
+    assert len(made) == 1
 
 
 def test_points_that_differ_in_what_does_nothing_are_one() -> None:

@@ -1,11 +1,13 @@
 """Everything that a trial can be trained by: fused equals solo, resumed bit for bit, and a NaN stays its own."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.curve import METRICS
 from cifar_sweep.training import checkpoint, optim, train
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.images.data import ImageData
@@ -101,6 +103,35 @@ def test_a_member_that_is_nan_leaves_its_siblings_as_they_were(name: str, way: N
         mine, theirs = calm.state(k), broken.state(k)
         for key in mine.keys() - {"history"}:
             assert torch.equal(mine[key], theirs[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["loss", "f1", "top5"])
+def test_by_any_metric_and_with_patience_a_member_that_is_nan_disturbs_no_other(
+    metric: str, small_data: ImageData
+) -> None:
+    plain = {"model": "lenet", "batch_size": 32, "epochs": 3, "metric": metric, "patience": 1}
+    configs = [
+        TrialConfig.from_params(plain | rate, classes=10, precision="fp32", data_seed=7, seed=seed)
+        for seed, rate in enumerate([{}, {"learning_rate": 1e-2}, {"learning_rate": 1e-12}])
+    ]
+    calm, broken = (Run(configs, small_data, device=CPU) for _ in range(2))
+    for epoch in range(3):
+        if epoch == 1:
+            broken.network.weights[1] = float("nan")
+        for run in (calm, broken):
+            run.epoch()
+    assert [result.diverged for result in broken.members[1].history] == [False, True, True]
+    best = broken.members[1].best_weights
+    assert best
+    assert all(bool(value.isfinite().all()) for value in best.values()), "those of the epoch before"
+    for k in (0, 2):
+        mine, theirs = ([replace(each, seconds=0) for each in run.members[k].history] for run in (calm, broken))
+        assert mine == theirs
+        assert getattr(mine[-1], METRICS[metric].field) is not None
+        assert calm.members[k].is_over == broken.members[k].is_over
+        assert torch.equal(calm.network.weights[k], broken.network.weights[k])
+        assert torch.equal(calm.members[k].correct, broken.members[k].correct)
 
 
 def test_means_of_networks_one_after_the_other_are_those_of_fused_ones(

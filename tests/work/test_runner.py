@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -529,7 +530,12 @@ def test_pruned_members_leave_the_group(small_data: ImageData, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, *({"metric": metric, "patience": 1} for metric in ("loss", "f1", "top5"))], ids=str
+)
+def test_a_diverged_member_leaves_the_others_alone(
+    more: dict[str, Any], small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     epoch = Run.epoch
 
     def diverging(run: Run, *arguments: Any) -> list[EpochResult]:
@@ -538,10 +544,11 @@ def test_a_diverged_member_leaves_the_others_alone(small_data: ImageData, monkey
         return epoch(run, *arguments)
 
     monkeypatch.setattr(Run, "epoch", diverging)
-    study = study_of(small_data, trials=4)
+    study = study_of(small_data, trials=4, fixed=TINY["fixed"] | more)
     work(job(groups=TOGETHER))
     assert states(study.trials()) == ["complete", "pruned"] + ["complete"] * 2
     assert study.trials()[1].reason.startswith("diverged in epoch 2")
+    assert all(math.isfinite(trial.value) for trial in study.trials())
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
 
     From float images [batch, 3, side, side] to logits [batch, classes]; to probabilities where ``shape.softmax`` is.
     With `begin` it has pretrained weights, where the shape says so. Those of `MODELS` are plain ``nn.Sequential``s.
-    `code` is the fingerprint of a user's own. Raises as `own` and `by_name` do, and UsageError where nothing is left of
-    the images.
+    `code` is the fingerprint of a user's own file. Raises as `own` and `by_name` do, and UsageError where nothing is
+    left of the images.
     """
     if shape.fault:
         raise UsageError(f"model {shape.model!r}: {shape.fault}.")
@@ -31,7 +31,7 @@ def build(shape: Shape, *, seed: int, code: str | None = None, begin: bool = Fal
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_named(shape.model):
-            network: nn.Module = by_name(shape, begin=begin)
+            network: nn.Module = by_name(shape, code=code, begin=begin)
         else:
             network = own(shape, code=code) if is_own(shape.model) else MODELS[shape.model](shape)
         if shape.init != "default":

@@ -1,13 +1,17 @@
 """Networks of torchvision and of timm by name, with a stem for small images; exports have a copy of `named_network`."""
 
+import hashlib
 import urllib.error
 from functools import lru_cache
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from cifar_sweep.config import Shape
-from cifar_sweep.errors import UsageError, nearest, one_line
+from cifar_sweep.errors import StudyError, UsageError, nearest, one_line
+from cifar_sweep.training.checkpoint import StateError, unpack
 
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that some networks are trained with, and that are left out here
 SMALL = 64  # pixels: up to these an image loses too much in a stem that is made for 224
 
 
@@ -51,11 +55,11 @@ def named_network(name: str, classes: int, small: bool, hidden: tuple[int, ...] 
     return network
 
 
-def by_name(shape: Shape, *, begin: bool = False) -> nn.Module:
+def by_name(shape: Shape, *, code: str | None = None, begin: bool = False) -> nn.Module:
     """The network that ``shape.model`` names; with `begin` with pretrained weights, where the shape says so.
 
     UsageError where there is none of this name, timm is not installed, it cannot be made for the images, or pretrained
-    weights cannot be had.
+    weights cannot be had; StudyError where those of a file are not those of the fingerprint `code`.
     """
     library, _, name = shape.model.partition(":")
     try:
@@ -67,7 +71,9 @@ def by_name(shape: Shape, *, begin: bool = False) -> nn.Module:
         raise UsageError(f"model {shape.model!r}: {wanted}.") from error
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise UsageError(f"model {shape.model!r}: it cannot be made: {one_line(error)}.") from error
-    if shape.pretrained and begin:
+    if begin and shape.weights_file != "none":
+        _load_file(network, shape, code)
+    elif begin and shape.pretrained:
         _load(network, shape.model)
     for stage in _stages(network)[: shape.freeze]:
         stage.requires_grad_(False)
@@ -113,6 +119,50 @@ def _load(network: nn.Module, model: str) -> None:
         wanted = f"its pretrained weights cannot be had: {one_line(error)}; accepted: pretrained = false"
         raise UsageError(f"model {model!r}: {wanted}.") from error
     fitting = {name: value for name, value in weights.items() if name in mine and mine[name].shape == value.shape}
+    network.load_state_dict(mine | fitting)
+
+
+def file_fingerprint(path: str) -> str:
+    """The fingerprint of a file of weights: 16 hex digits of its SHA-256. UsageError where it cannot be read."""
+    return hashlib.sha256(_read(path)).hexdigest()[:16]
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        wanted = "accepted: a safetensors file, by its path from where the command is run"
+        raise UsageError(f"weights_file {path!r}: it cannot be read: {error.strerror}; {wanted}.") from None
+
+
+def _load_file(network: nn.Module, shape: Shape, code: str | None) -> None:
+    """Give a network the weights of a file; its last layer, as `PartRates` has it, only where they fit.
+
+    They are named as the library names them, or as here, where dropout stands before the last linear layer.
+    """
+    where, content = f"weights_file {shape.weights_file!r}", _read(shape.weights_file)
+    if code not in (None, hashlib.sha256(content).hexdigest()[:16]):
+        raise StudyError(f"{where}: it is another file by now; restore it.")
+    try:
+        stored = unpack(content)
+    except StateError as error:
+        raise UsageError(f"{where}: {one_line(error)}; accepted: a state dict as safetensors.") from None
+    mine = network.state_dict()
+    head = [name for name, _ in network.named_parameters()][-1].rpartition(".")[0]
+    plain = f"{head.removesuffix('.1')}."
+    weights = {
+        f"{head}.{name.removeprefix(plain)}" if name.startswith(plain) and name not in mine else name: value
+        for name, value in stored.items()
+        if not name.startswith(AUXILIARY)
+    }
+    fitting = {name: value for name, value in weights.items() if name in mine and mine[name].shape == value.shape}
+    for name in mine:
+        if name not in fitting and not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked"):
+            there = f"is of {list(weights[name].shape)}" if name in weights else "is missing"
+            raise UsageError(f"{where}: {name} {there}; {shape.model} takes {list(mine[name].shape)} there.")
+    for name in weights:
+        if name not in mine:
+            raise UsageError(f"{where}: {shape.model} has nothing named {name!r}; {nearest(name, mine)[:300]}.")
     network.load_state_dict(mine | fitting)
 
 

@@ -1,7 +1,7 @@
 """Networks of a user's own: `my_module:build`, a function from a `Shape` to any ``nn.Module``."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import CifarSweepError, UsageError, nearest, one_line
 from cifar_sweep.parameters import is_named, is_own
-from cifar_sweep.training.models.named import by_name
+from cifar_sweep.training.models.named import by_name, file_fingerprint
 from cifar_sweep.training.models.user_code import UserCode, user_code
 
 
@@ -41,7 +41,8 @@ def check_outputs(shape: Shape) -> None:
     """Run two images through the network; UsageError if it fails, or its outputs are not [2, classes]."""
     shape = shape.seen
     with torch.random.fork_rng(devices=[]):
-        made = by_name(shape) if is_named(shape.model) else own(shape)
+        begin = shape.weights_file != "none"  # others may have to be downloaded first
+        made = by_name(shape, begin=begin) if is_named(shape.model) else own(shape)
         network, like = made.eval(), (2, 3, shape.image_size, shape.image_size)
         try:
             with torch.no_grad():
@@ -60,9 +61,10 @@ def fingerprint(model: str) -> str:
     return user_code(model).fingerprint
 
 
-def fingerprints(models: Iterable[str]) -> dict[str, str]:
-    """The fingerprints of those of `models` that are users' own. Raises as `fingerprint` does."""
-    return {model: fingerprint(model) for model in models if is_own(model)}
+def fingerprints(names: Collection[str]) -> dict[str, str]:
+    """The fingerprints of users' own models and files of weights among these. UsageError where one cannot be read."""
+    files = {name: file_fingerprint(name) for name in names if name.endswith(".safetensors")}
+    return files | {name: fingerprint(name) for name in names if is_own(name)}
 
 
 def _function_of(model: str, code: UserCode) -> Callable[..., Any]:

@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifar_sweep.config import TrialConfig
-from cifar_sweep.errors import UsageError
+from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.exports.source import network_source
+from cifar_sweep.study.study import SweepStudy
+from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.training.images.data import ImageData
 from cifar_sweep.training.models import build, named
-from cifar_sweep.training.models.own import check_outputs
+from cifar_sweep.training.models.own import check_outputs, fingerprints
 from cifar_sweep.training.train import Run
+from cifar_sweep.work.submit import submit
 
 LARGE = ("resnet50", "densenet121", "googlenet", "efficientnet_b0", "convnext_tiny", "mnasnet0_5", "vgg11")
 SMALLEST = "torchvision:shufflenet_v2_x0_5"
@@ -98,13 +102,28 @@ def test_stages_are_frozen_from_the_first_and_the_last_layer_never_is() -> None:
 def test_pretrained_weights_are_taken_where_they_fit(monkeypatch: pytest.MonkeyPatch, small_data: ImageData) -> None:
     other = named.named_network(SMALLEST, 1000, False)
     monkeypatch.setattr(named, "_pretrained", lambda _: other.state_dict())
-    made = config(pretrained=True)
+    made = config(pretrained=True, freeze=1)
     run = Run([made], small_data, device=torch.device("cpu"))
+    run.epoch()
     mine = run.network.member_state(0)
     assert torch.equal(mine["conv1.0.weight"], other.state_dict()["conv1.0.weight"])
     assert mine["fc.1.weight"].shape == (10, 1024)
     plain = build(made.shape, seed=0)  # as for a summary, which downloads nothing
     assert not torch.equal(plain.state_dict()["conv1.0.weight"], other.state_dict()["conv1.0.weight"])
+
+
+@pytest.mark.slow
+def test_who_goes_on_from_a_state_needs_no_pretrained_weights(
+    monkeypatch: pytest.MonkeyPatch, small_data: ImageData
+) -> None:
+    asked: list[str] = []
+    weights = named.named_network(SMALLEST, 1000, False).state_dict()
+    monkeypatch.setattr(named, "_pretrained", lambda model: asked.append(model) or weights)
+    first, second = (Run([config(pretrained=True)], small_data, device=torch.device("cpu")) for _ in range(2))
+    first.epoch()
+    second.restore(0, first.state(0))
+    second.epoch()
+    assert asked == [SMALLEST]
 
 
 def test_pretrained_weights_that_cannot_be_had_are_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,6 +145,94 @@ def test_hidden_layers_stand_before_the_last_one() -> None:
     assert [type(each) for each in head[1:4]] == [nn.Linear, nn.ReLU, nn.Dropout]
     with pytest.raises(UsageError, match="it ends with no linear layer"):
         build(config(model="torchvision:squeezenet1_0", head_layers=1).shape, seed=0)
+
+
+def saved(path: Path, tensors: dict[str, Tensor]) -> str:
+    """A file of weights, by its name: tests run in a folder of their own."""
+    safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    return path.name
+
+
+@pytest.mark.parametrize("classes", [1000, 10])
+def test_a_network_begins_with_the_weights_of_a_file(classes: int) -> None:
+    """Named as the library names them; the last layer is that of the file where it has as many classes."""
+    import torchvision
+
+    other = torchvision.models.get_model("shufflenet_v2_x0_5", num_classes=classes).state_dict()
+    made = config(weights_file=saved(Path("other.safetensors"), other))
+    mine = build(made.shape, seed=0, begin=True).state_dict()
+    assert torch.equal(mine["stage4.1.branch2.0.weight"], other["stage4.1.branch2.0.weight"])
+    head = build(config().shape, seed=0).state_dict()["fc.1.weight"] if classes == 1000 else other["fc.weight"]
+    assert torch.equal(mine["fc.1.weight"], head)
+
+
+@pytest.mark.slow
+def test_what_is_held_still_stays_as_the_file_has_it(small_data: ImageData) -> None:
+    other = build(config(seed=5).shape, seed=5).state_dict()  # as an export names them
+    made = config(weights_file=saved(Path("other.safetensors"), other), freeze=1, freeze_epochs=1, head_rate=0.1)
+    run = Run([made], small_data, device=torch.device("cpu"))
+    run.epoch()
+    mine = run.network.member_state(0)
+    for name in (name for name, _ in build(made.shape, seed=0).named_parameters()):
+        assert torch.equal(mine[name], other[name]) == (not name.startswith("fc.1")), name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"conv1.0.weight": torch.zeros(3, 3)},
+            r"weights_file 'other.safetensors': conv1.0.weight is of \[3, 3\]; torchvision:shufflenet_v2_x0_5 takes "
+            r"\[24, 3, 3, 3\] there\.$",
+        ),
+        ({"conv1.0.weight": None}, r"conv1.0.weight is missing; .* takes \[24, 3, 3, 3\] there\.$"),
+        ({"conv9.weight": torch.zeros(1)}, "has nothing named 'conv9.weight'; did you mean conv"),
+    ],
+)
+def test_a_file_of_another_network_is_refused(change: dict[str, Tensor | None], words: str) -> None:
+    weights = build(config().shape, seed=5).state_dict() | change
+    made = config(weights_file=saved(Path("other.safetensors"), {k: v for k, v in weights.items() if v is not None}))
+    with pytest.raises(UsageError, match=words):
+        check_outputs(made.shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("pickle", "not a whole safetensors file .*; accepted: a state dict as safetensors"), ("away", "No such file")],
+)
+def test_a_file_that_is_none_is_refused(name: str, words: str) -> None:
+    torch.save(build(config().shape, seed=5).state_dict(), "pickle.safetensors")
+    with pytest.raises(UsageError, match=words):
+        check_outputs(config(weights_file=f"{name}.safetensors").shape)
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_with_the_same_file_of_weights_alone(small_data: ImageData) -> None:
+    weights = build(config().shape, seed=5).state_dict()
+    fixed = {"model": SMALLEST, "weights_file": saved(Path("other.safetensors"), weights)}
+    space = {"learning_rate": {"choices": [0.1, 0.2]}}
+    sweep = parse({"name": "s", "sampler": "random", "fixed": fixed, "space": space}, where="test")
+
+    def again() -> SweepStudy:
+        return submit("sqlite:///studies.db", "own", sweep, small_data, source="synthetic:500")
+
+    again()
+    saved(Path("other.safetensors"), weights | {"fc.1.bias": torch.ones(10)})
+    with pytest.raises(StudyError, match=r"was run with another file for weights_file 'other\.safetensors'"):
+        again()
+    saved(Path("other.safetensors"), weights)
+    assert again().code == fingerprints(["other.safetensors"])
+
+
+@pytest.mark.slow
+def test_a_file_that_is_changed_while_its_study_runs_is_refused(small_data: ImageData) -> None:
+    weights = build(config().shape, seed=5).state_dict()
+    made = config(weights_file=saved(Path("other.safetensors"), weights))
+    code = fingerprints([made.shape.own_file])[made.shape.own_file]
+    Run([made], small_data, device=torch.device("cpu"), code=code).epoch()
+    saved(Path("other.safetensors"), weights | {"fc.1.bias": torch.ones(10)})
+    with pytest.raises(StudyError, match=r"weights_file 'other\.safetensors': it is another file by now; restore it"):
+        Run([made], small_data, device=torch.device("cpu"), code=code).epoch()
 
 
 def test_the_script_of_an_export_makes_the_same_network() -> None:

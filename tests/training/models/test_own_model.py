@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.training import apart, train
 from cifar_sweep.training.apart import Apart
 from cifar_sweep.training.fuse import Fused, can_fuse
 from cifar_sweep.training.images.data import ImageData
@@ -173,10 +174,10 @@ def test_the_two_ways_to_train_a_row_of_layers_agree(module: str, small_data: Im
     (Path(f"{module}.py")).write_text(MODULE.replace("nn.Dropout(0.1)", "nn.Dropout(0.0)"))
     fused = trained(configs, small_data)
     monkeypatch.setattr("cifar_sweep.training.train.can_fuse", lambda network: False)
-    apart = trained(configs, small_data)
-    assert isinstance(apart.network, Apart)
+    other = trained(configs, small_data)
+    assert isinstance(other.network, Apart)
     for k in range(2):
-        assert_members_equal(fused, k, apart, k)
+        assert_members_equal(fused, k, other, k)
 
 
 @pytest.mark.parametrize("name", ["build", "plain"])
@@ -191,8 +192,40 @@ def test_all_of_a_step_is_on_the_device(name: str, module: str, monkeypatch: pyt
         run.step(torch.empty(6, 3, 32, 32, device=device), torch.empty(6, dtype=torch.long, device=device))
 
 
-@pytest.mark.parametrize("name", ["build", "drawing"])
-def test_a_member_goes_on_from_its_state(name: str, module: str, small_data: ImageData) -> None:
+def test_what_networks_draw_by_themselves_is_seeded_on_their_device(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: list[tuple[torch.device, int]] = []
+    monkeypatch.setattr(apart, "seed_own_chance", lambda device, seed: seeded.append((device, seed)))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    device = torch.device("meta")
+    run = Run([config(f"{module}:drawing", seed=seed) for seed in range(2)], None, device=device)
+    for epoch in (1, 2, 1):
+        run.start_epoch(epoch)
+        for _ in range(2):
+            run.step(torch.empty(6, 3, 32, 32, device=device), torch.empty(6, dtype=torch.long, device=device))
+    assert {each for each, _ in seeded} == {device}
+    assert len(set(seeded[:8])) == 8, "of two members, in two epochs of two steps"
+    assert seeded[8:] == seeded[:4], "whatever was drawn before"
+
+
+def test_the_generator_of_a_gpu_is_seeded_where_the_trial_is_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    generators = [torch.Generator() for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    with torch.random.fork_rng(devices=[]):
+        apart.seed_own_chance(torch.device("cuda", 1), 7)
+    assert [each.initial_seed() == 7 for each in generators] == [False, True]
+    with torch.random.fork_rng(devices=[]):
+        apart.seed_own_chance(CPU, 8)
+    assert generators[1].initial_seed() == 7
+
+
+@pytest.mark.parametrize(("name", "stream"), [("build", False), ("drawing", False), ("drawing", True)])
+def test_a_member_goes_on_from_its_state(
+    name: str, stream: bool, module: str, small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where masks come from streams, as on a GPU."""
+    monkeypatch.setattr(train, "at_once", lambda _: stream)
     each = config(f"{module}:{name}", dropout=0.4)
     unbroken = trained([each], small_data, epochs=3)
     first = trained([each], small_data, epochs=2)
@@ -220,9 +253,9 @@ def test_weights_with_two_names() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.again(x.flatten(1)) + self.enter(x.flatten(1))
 
-    apart = Apart([Tied(), Tied()], [Masks(0.0, torch.Generator())] * 2)
-    apart.weights.fill_(0.5)
-    state = apart.member_state(1)
+    tied = Apart([Tied(), Tied()], [Masks(0.0, torch.Generator())] * 2)
+    tied.weights.fill_(0.5)
+    state = tied.member_state(1)
     assert state.keys() == {"enter.weight", "again.weight"}
     assert all(bool((value == 0.5).all()) for value in state.values())
     Tied().load_state_dict(state)
