@@ -604,7 +604,8 @@ class Translation:
                     raise UntranslatableError(f"{counted} beside lists of so many layers")
                 if searched:
                     self._cut_lists(space, counted)
-            if counted == "conv_layers" and not self._named("pooling") and "pooling" not in self.fixed:
+            told = {"pooling", "pool_size"} & {*self.fixed, *(each["name"] for each in self.parameters)}
+            if counted == "conv_layers" and not told - {"pool_size"} and not self._named("pool_size"):
                 self._spare_pooling(max([most, *map(len, lists)]))
             if lists:
                 continue
