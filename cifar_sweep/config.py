@@ -122,7 +122,8 @@ class Shape:
         if self.input_size and not SMALLEST_SIDE <= self.input_size <= self.image_size:
             accepted = f"from {SMALLEST_SIDE} to the images' {self.image_size}, or 0"
             return f"input_size = {self.input_size} is not accepted; it takes a whole number {accepted}"
-        return image_fault(self.seen.values)
+        fault = image_fault(self.seen.values)
+        return fault.replace("image_size", "input_size") if self.input_size else fault
 
 
 @dataclass(frozen=True)

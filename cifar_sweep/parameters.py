@@ -141,8 +141,8 @@ IDLE: tuple[tuple[tuple[str, ...], dict[str, Value]], ...] = (
     (("dampening",), {"momentum": 0.0}),
     (("dropout_place",), {"dropout": 0.0}),
     (("pool_size",), {"pooling": "none"}),
-    (("padding",), {"kernel_size": 1}),
     (("padding_mode",), {"model": "cnn", "padding": "valid"}),
+    (("padding_mode",), {"model": "cnn", "padding": "0"}),
     (("filter_growth",), {"conv_layers": 1}),
     (
         (

@@ -135,6 +135,8 @@ def value_of(name: str, value: Any, *, on: str = "crop") -> Any:
     `on` is the augmentation that is meant where one is put on.
     """
     parameter = PARAMETERS[name]
+    if name == "repeat" and isinstance(value, int):
+        value += 1  # 0 is a seed of each trial's own
     if isinstance(value, list) and name in SQUARES:
         value = value[0] if is_square(value) else [each[0] if is_square(each) else each for each in value]
     if isinstance(value, list):

@@ -127,7 +127,17 @@ def _of_wandb(name: str, spec: Any) -> Asked:
     # x is, but its exponents are those of 1 / x.
     exponents = 0.0 if values or not is_log else 1 / math.e if kind.startswith("inv") else math.e
     unclear = bool(exponents) and low > 0 and not isinstance(low, Exponent)
+    if "q" in kind and not is_log:
+        low, high = _multiples(low, high, step)
     return Asked(name, text, low=low, high=high, log=is_log, step=step, exponents=exponents, unclear=unclear)
+
+
+def _multiples(low: float, high: float, step: Any) -> tuple[float, float]:
+    """The ends of a range of which only multiples of a step are drawn."""
+    if not isinstance(step, (int, float)) or step <= 0:
+        return low, high  # what is wrong with it is said later
+    ends = (step * math.ceil(round(low / step, 9)), step * math.floor(round(high / step, 9)))
+    return round(ends[0], 10), round(ends[1], 10)
 
 
 def _leaves(content: Any) -> Iterator[Any]:
@@ -179,7 +189,8 @@ def _of_nni(name: str, spec: Mapping[str, Any]) -> Asked:
         return Asked(name, text, values=value)
     if kind in ("uniform", "loguniform", "quniform", "qloguniform") and numbers and len(value) > 1:
         step = value[2] if kind.startswith("q") and len(value) > 2 else None
-        return Asked(name, text, low=value[0], high=value[1], log="log" in kind, step=step)
+        low, high = value[:2] if step is None or "log" in kind else _multiples(value[0], value[1], step)
+        return Asked(name, text, low=low, high=high, log="log" in kind, step=step)
     if kind == "randint" and numbers and len(value) == 2:
         return Asked(name, text, low=int(value[0]), high=int(value[1]) - 1, step=1)  # the upper end is not included
     return Asked(
@@ -261,15 +272,16 @@ def _of_override(name: str, spec: str, text: str, *, by_optuna: bool) -> Asked:
         case "choice":
             return Asked(name, text, values=_parts(inner))
         case "interval" | "range":
-            ends = [
-                part for part in _parts(re.sub(r"\b(start|stop|step)\s*=", "", inner)) if isinstance(part, (int, float))
-            ]
-            if len(ends) >= 2:
-                low, high, *step = ends
+            named: dict[str, Any] = {"start": 0, "stop": None, "step": 1}
+            named |= dict(zip(named, _numbers(inner), strict=False))
+            named |= {key: yaml.safe_load(value) for key, value in _NAMED.findall(inner)}
+            low, high, step = named.values()
+            if all(isinstance(each, (int, float)) for each in (low, high, step)) and step > 0:
                 if taken[1] == "interval":
                     return Asked(name, text, low=float(low), high=float(high))
-                last = high if by_optuna else high - (step[0] if step else 1)  # Hydra's own range ends before it
-                return Asked(name, text, low=low, high=last, step=step[0] if step else 1)
+                # Hydra's own range ends before it.
+                last = high if by_optuna else round(low + step * (math.ceil(round((high - low) / step, 9)) - 1), 10)
+                return Asked(name, text, low=low, high=last, step=step)
         case "tag":
             *tags, rest = _parts(inner)
             found = _of_override(name, str(rest), text, by_optuna=by_optuna)
@@ -278,6 +290,15 @@ def _of_override(name: str, spec: str, text: str, *, by_optuna: bool) -> Asked:
             found = _of_override(name, inner, text, by_optuna=by_optuna)
             return Asked(**{**vars(found), "step": 1 if taken[1] == "int" and not found.log else found.step})
     return Asked(name, text, reason=f"{taken[1]}() is not known here")
+
+
+_NAMED = re.compile(r"\b(start|stop|step)\s*=\s*([^,\s]+)")
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers between commas; a single one of a range is its end."""
+    found = [part for part in _parts(text) if isinstance(part, (int, float))]
+    return [0, *found] if len(found) == 1 else found
 
 
 def _parts(text: str) -> list[Any]:

@@ -37,7 +37,11 @@ class Unread(str):
 
 def of_notebook(text: str) -> str:
     """The code of a notebook's cells, but for those that are no Python, which had no effect there either."""
-    cells = [cell for cell in json.loads(text).get("cells", []) if cell.get("cell_type") == "code"]
+    found = json.loads(text)
+    cells = found.get("cells") if isinstance(found, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise ValueError("it has no cells, as a notebook has")
+    cells = [cell for cell in cells if cell.get("cell_type") == "code"]
     return "\n".join(ast.unparse(tree) for cell in cells if (tree := _tree("".join(cell.get("source", "")))))
 
 
@@ -161,6 +165,13 @@ class _Script:
             else:
                 self.doubt(held, target, "taken")
                 held[key] = value
+        elif isinstance(target, ast.Subscript) and isinstance(held := self.value(target.value, known), list):
+            at = self.value(target.slice, known)
+            is_there = isinstance(at, int) and -len(held) <= at < len(held)
+            if id(held) in self.before or not is_there:
+                self.doubt(held, target, "not taken")
+            else:
+                held[at] = value
         elif isinstance(target, ast.Tuple):
             values = (
                 value

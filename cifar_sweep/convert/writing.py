@@ -59,6 +59,9 @@ def as_toml(found: Foreign, *, source: str, log_ends: str | None = None) -> Writ
     return done
 
 
+FEW = 6  # a number of layers, not a width
+
+
 class _Sweep:
     """What becomes of a foreign sweep: tables as they would be parsed, and comments."""
 
@@ -92,6 +95,9 @@ class _Sweep:
     def take(self, asked: Asked) -> None:
         """Put a parameter where it belongs; what it cannot be is said beside it."""
         name = self.name_of(asked)
+        few = [value for value in asked.values or [asked.high] if isinstance(value, int) and value <= FEW]
+        if name == "dense_units" and few and len(few) == len(asked.values or [0]):
+            name = "dense_layers"  # nobody's layers are so narrow
         if asked.name.rpartition(".")[2].lower() in ("seed", "random_seed") and _is_seed(asked.values):
             self.top["seed"] = asked.values[0]
             return None

@@ -11,7 +11,7 @@ from cifar_sweep.config import TrialConfig, derive_seed
 from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.exports.trained import Provenance, Trained, digest, facts_of_curve
 from cifar_sweep.files import replace_file
-from cifar_sweep.parameters import Value, applies, check_parameter
+from cifar_sweep.parameters import Value, applies, check_parameter, layer_counts
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.training import checkpoint
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device
@@ -32,6 +32,7 @@ def changed(config: TrialConfig, settings: Mapping[str, Value]) -> TrialConfig:
             raise UsageError(
                 f"--set {name}={value}: images, seed and arithmetic are the export's; accepted: other settings."
             )
+    layer_counts({**config.complete(), **settings}, where="--set")  # lists are of as many layers as there are
     return TrialConfig.from_dict({**config.complete(), **settings})
 
 
