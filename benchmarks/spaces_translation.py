@@ -33,6 +33,7 @@ STRENGTHS: dict[str, tuple[str, float]] = {
     "rotation": ("rotation", 15.0), "zoom": ("zoom", 0.1), "shift": ("shift", 0.1), "flip": ("flip", 0.5),
     "horizontal_flip": ("flip", 0.5), "vertical_flip": ("vertical_flip", 0.5), "translate": ("shift", 0.1),
     "brightness": ("brightness", 0.2), "contrast": ("contrast", 0.2), "saturation": ("saturation", 0.2),
+    "color_jitter": ("color", 0.2), "colour": ("color", 0.2), "color": ("color", 0.2),
     "cutout": ("cutout", 8), "random_erasing": ("cutout", 8), "mixup": ("mixup", 0.2), "cutmix": ("cutmix", 1.0),
 }  # fmt: skip
 # Switches of a whole set, or of a policy.
@@ -135,6 +136,8 @@ class Translation:
         # Of each parameter its domains, each with what must hold.
         self.cases: dict[str, list[tuple[dict[str, list[Any]], dict[str, Any]]]] = {}
         self.notes: list[str] = []
+        self.words: dict[str, str] = {}  # what what is fixed is called
+        self.nesterov: list[Any] = []
         self.layers = self._layers()
         self.own = self._needs_an_own_network()
 
@@ -208,7 +211,9 @@ class Translation:
             before = len(self.notes), sum(map(len, self.cases.values())), str(self.cases)
             self._search(each)
             after = len(self.notes), sum(map(len, self.cases.values())), str(self.cases)
-            if before == after and each["name"] not in self._switches() and not each["name"].endswith("_on"):
+            if before == after and not (
+                each["name"] in ("nesterov", "ema") or each["name"] in self._switches() or each["name"].endswith("_on")
+            ):
                 raise UntranslatableError(f"{each['name']}: it is lost")
         space = self._space()
         self._network(space)
@@ -279,6 +284,8 @@ class Translation:
                 settings = self.definition["fixed"].get("schedule_settings", {}).get(value, {})
                 # Up to a peak and down to nothing, in straight lines: a warm-up, then a polynomial of power 1.
                 self.fixed |= {"schedule": "polynomial", "warmup_epochs": int(settings.get("peak_epoch", 5))}
+            case "ema" if "ema_decay" in self.definition["fixed"] or self._named("ema_decay"):
+                return
             case _ if name.endswith("_on"):
                 self._switch(name.removesuffix("_on"), [bool(value)])
             case _ if self.own and self._name(name) is None and self._is_of_network(name):
@@ -287,7 +294,10 @@ class Translation:
                 ours = self._name(name)
                 if ours is None:
                     raise UntranslatableError(f"{name}: there is no such parameter")
-                self.fixed[ours] = self._value(ours, value, own=name)
+                asked = self._value(ours, value, own=name)
+                if self.fixed.setdefault(ours, asked) != asked:
+                    raise UntranslatableError(f"{ours} is set twice: {self.fixed[ours]}, and {name} = {value}")
+                self.words[ours] = name
 
     def _augment(self, part: Any, *, beside: bool) -> None:
         """One of several fixed changes of images; `beside` those that are searched, which have the names of sets."""
@@ -314,6 +324,11 @@ class Translation:
             name, each = "freeze", _from_the_end(each)
         if own == "class_weights" and "class_index" in each:
             name = f"class_weights_{each['class_index'] + 1}"
+        if own == "ema" and ("ema_decay" in self.definition["fixed"] or self._named("ema_decay")):
+            if "ema_decay" in self.definition["fixed"]:
+                self.fixed.pop("ema_decay", None)
+                self._put_switch("ema_decay", self.definition["fixed"]["ema_decay"], each["values"])
+            return
         if name is None and own in self._switches():
             return  # a strength of 0 is off
         if own.endswith("_on"):
@@ -327,8 +342,7 @@ class Translation:
         elif own == "asgd_t0":
             self.notes.append("asgd_t0 changes no result: what it averages is validated by nobody")
         elif own == "nesterov":  # a switch of sgd
-            begun = [self.fixed.pop("optimizer")] if "optimizer" in self.fixed else []
-            self.cases.setdefault("optimizer", [({}, {"choices": begun})])[0][1]["choices"].append("nesterov")
+            self.nesterov = each["values"]
         elif place and (own, place) not in PLACES and (own, place) not in BY_PLACE and name != f"{place}_{own}":
             raise UntranslatableError(f"{own} of {place} parts alone")
         elif self.own and (name is None or OF_NETWORKS.search(own)) and self._is_of_network(own):
@@ -351,7 +365,8 @@ class Translation:
             if one not in PARAMETERS:
                 raise UntranslatableError(f"{one}: there is no such parameter")
             self.cases.setdefault(one, []).append((conditions, domain))
-            self.fixed.pop(one, None)
+            if self.fixed.pop(one, None) is not None and self.words.get(one, each["name"]) != each["name"]:
+                raise UntranslatableError(f"{one} is set by {self.words[one]}, and searched as {each['name']}")
 
     def _search_own(self, own: str, each: Mapping[str, Any]) -> None:
         """A parameter of the user's own network."""
@@ -378,8 +393,12 @@ class Translation:
 
     def _switch(self, own: str, values: Sequence[Any]) -> None:
         """What is switched on and off: where its strength is searched, a strength of 0 is off."""
-        searched = self._named(own) or self._named(f"dense_{own}") or self._named(f"conv_{own}")
-        if searched or own in self.definition["fixed"]:
+        if self._named(own):
+            return  # its own values have one that is off
+        fixed = self.definition["fixed"].get(own)
+        if isinstance(fixed, (int, float)) and (name := self._name(own)):
+            self.fixed.pop(name, None)
+            self._put_switch(name, self._value(name, fixed), values)
             return
         if own in POLICIES:
             self._set(POLICIES[own], values)
@@ -388,6 +407,19 @@ class Translation:
         if not name:
             raise UntranslatableError(f"{own}: that it is on says nothing of how much of it")
         self._put_switch(name, strength, values)
+
+    def _is_switched(self, each: Mapping[str, Any]) -> bool:
+        """Whether it is off in some trials, by a switch."""
+        own, conditions = each["name"], each.get("only_if") or {}
+        switches = [
+            *self._named(f"{own}_on"),
+            *(one for name in conditions if name not in POLICIES for one in self._named(name)),
+        ]
+        return any(
+            set(each["values"]) == {True, False} and (each["name"].endswith("_on") or each["name"] in conditions)
+            for each in switches
+            if each["kind"] == "choices"
+        )
 
     def _put_switch(self, name: str, strength: float, values: Sequence[Any]) -> None:
         choices = [strength if value else 0 for value in values]
@@ -399,16 +431,35 @@ class Translation:
     def _conditions(self, name: str, each: Mapping[str, Any]) -> dict[str, list[Any]]:
         """What must hold for this domain, in our words; switches, and what is so here anyway, are left out."""
         found: dict[str, list[Any]] = {}
-        for own, values in (each.get("only_if") or {}).items():
+        conditions = dict(each.get("only_if") or {})
+        if of_optimizer := _OF_OPTIMIZERS.fullmatch(each["name"]):
+            conditions.setdefault("optimizer", [of_optimizer[1]])
+        for own, values in conditions.items():
             other = self._name(own)
             if other is None or own.endswith("_on") or own in POLICIES or own in STRENGTHS or own == "ema":
                 continue
             asked = [self._value(other, value) for value in (values if isinstance(values, list) else [values])]
             one = f"{name}_{each['layer']}" if "layer" in each else name
-            if other in PARAMETERS[one].only_if or other in BY_LAYER.values():
+            there = {_hashable(value) for case in self._listed(other) for value in case}
+            usual = set(PARAMETERS[one].only_if.get(other, there)) & there if there else set(map(_hashable, asked))
+            if other in BY_LAYER.values() and "layer" in each:
+                usual = {count for count in there if count >= each["layer"]}
+            if usual <= set(map(_hashable, asked)):
                 continue
             if any(_searches(other, there, self._name) for there in self.parameters) or other in self.fixed:
                 found[other] = asked
+        return found
+
+    def _listed(self, name: str) -> list[list[Any]]:
+        """The values of a parameter of this name, where they can be listed."""
+        found = []
+        for each in self.parameters:
+            if self._name(each["name"]) != name:
+                continue
+            if each["kind"] == "choices":
+                found.append([self._value(name, value) for value in each["values"]])
+            elif each["kind"] == "int" and each["high"] - each["low"] < MOST_LAYERS:
+                found.append(list(range(each["low"], each["high"] + 1)))
         return found
 
     def _space(self) -> dict[str, Any]:
@@ -417,6 +468,8 @@ class Translation:
         for name, cases in self.cases.items():
             conditioned = [(conditions, domain) for conditions, domain in cases if conditions]
             general = [domain for conditions, domain in cases if not conditions]
+            if len(general) > 1:
+                raise UntranslatableError(f"{name} is asked for twice, beside the same")
             if conditioned and decides_shape(name):
                 if len(cases) > 1:
                     raise UntranslatableError(f"{name} has a range of its own beside other values")
@@ -436,6 +489,8 @@ class Translation:
     def _domain(self, name: str, each: Mapping[str, Any]) -> dict[str, Any]:
         if each["kind"] == "choices":
             values = [self._value(name, value, own=each["name"]) for value in each["values"]]
+            if self._is_switched(each):
+                values.append("none" if PARAMETERS[name].kind is str else PARAMETERS[name].kind(0))
             values = list(dict.fromkeys(map(_hashable, values)))
             return {"choices": [list(value) if isinstance(value, tuple) else value for value in values]}
         return self._numbers(name, each)
@@ -460,15 +515,16 @@ class Translation:
                 steps = [round(low + k * (high - low) / 4, 3) for k in range(5)]
                 self.notes.append(f"{name} in five steps")
                 return {"choices": [self._value(str(name), value) for value in steps]}
-        if any(
-            other == "ema" or (other in self._switches() and not self._name(other))
-            for other in each.get("only_if") or {}
-        ):
+        if self._is_switched(each) and not each.get("log"):
             low = 0  # a rate of 0 is off
+        elif self._is_switched(each):
+            self.notes.append(f"{each['name']} is never off")
         if each["name"] == "rotation" and high <= 1:  # shares of a turn
             low, high, step = 360 * low, min(360 * high, 180), 360 * step if step else None
         if step and not is_whole:
-            return {"choices": [round(low + k * step, 10) for k in range(round((high - low) / step) + 1)]}
+            return {
+                "choices": [round(low + k * step, 10) for k in range(math.floor(round((high - low) / step, 9)) + 1)]
+            }
         found: dict[str, Any] = {"low": int(low), "high": int(high)} if is_whole else {"low": low, "high": high}
         if step and not each.get("log") and is_whole:
             found |= {"step": int(step), "high": int(low + (high - low) // step * step)}
@@ -501,6 +557,10 @@ class Translation:
                 return "sgd"
             case "loss" if isinstance(value, str) and "smooth" in value:
                 value = "focal" if "focal" in value else "cross_entropy"
+            case "rotation" if isinstance(value, float) and 0 < value <= 1:
+                return 360 * value  # shares of a turn
+            case "repeat" if isinstance(value, int):
+                return value + 1  # 0 is a seed of each trial's own
             case "model":
                 return self._model(value)
             case "precision" if value in ("mixed", "amp", "fp16", "float16", 16):
@@ -528,7 +588,7 @@ class Translation:
         if words is True or words in ("all", "all_but_head", "all_but_last", "backbone"):
             return 100
         if number := re.search(r"\d+", words):
-            return int(number[0])
+            return -int(number[0]) if "last" in words else int(number[0])
         if words == "partial":
             self.notes.append("partial is two stages")
             return 2
@@ -587,11 +647,12 @@ class Translation:
         if "mlp" in names:
             self.notes.append("the perceptron is a cnn without convolutions")
             self.fixed.pop("conv_layers", None)
-            space["conv_layers"] = {"choices": [0, 3]} if "own_cnn" in names else {"choices": [0]}
+            counts = [count for each in self._listed("conv_layers") for count in each] or [3]
+            space["conv_layers"] = {"choices": [0, *counts] if "own_cnn" in names else [0]}
         self._count_layers(space)
-        if (space_sizes := space.pop("image_size", {}).get("choices")) is not None:
-            self.fixed["image_size"] = max(space_sizes)
-            space["input_size"] = {"choices": space_sizes}
+        if sizes := space.pop("image_size", None):
+            self.fixed["image_size"] = max(sizes["choices"]) if "choices" in sizes else sizes["high"]
+            space["input_size"] = sizes
 
     def _count_layers(self, space: dict[str, Any]) -> None:
         for counted, most in self.layers.items():
@@ -641,7 +702,11 @@ class Translation:
         return [self.fixed.get(name), *(value for part in parts for value in part.get("choices", []))]
 
     def _momentum(self, space: dict[str, Any]) -> None:
-        """SGD with momentum by a name of its own, beside others."""
+        """SGD with momentum, or Nesterov's, by a name of its own, beside others."""
+        if True in self.nesterov:
+            choices = space.pop("optimizer", {}).get("choices") or [self.fixed.pop("optimizer", "sgd")]
+            kept = [value for value in choices if value != "sgd" or False in self.nesterov]
+            space["optimizer"] = {"choices": list(dict.fromkeys([*kept, "nesterov"]))}
         listed = [value for each in self._named("optimizer") for value in each.get("values", [])]
         if {"momentum", "sgd_momentum"} & set(listed) and "momentum" not in space:
             with_sgd = [0.0, 0.9] if "sgd" in listed else [0.9]
@@ -649,6 +714,10 @@ class Translation:
             space["momentum"] = [{"choices": with_sgd, "only_if": {"optimizer": ["sgd"]}}, others]
             if "sgd" in listed:
                 self.notes.append("sgd has a momentum of 0 or 0.9, which were two optimizers")
+        elif {"momentum", "sgd_momentum"} & set(listed) and "sgd" in listed:
+            for each in space["momentum"] if isinstance(space["momentum"], list) else [space["momentum"]]:
+                each |= {"low": 0.0} if "low" in each else {"choices": [0.0, *each["choices"]]}
+            self.notes.append("sgd without momentum is a momentum of 0")
         if {"momentum", "dampening"} & {*space, *self.fixed} and "optimizer" not in {**space, **self.fixed}:
             self.fixed["optimizer"] = "sgd"
         if "smooth" in str([each.get("values") for each in self._named("loss")]) + str(self.fixed.get("loss")):
@@ -673,6 +742,9 @@ class Translation:
                     raise UntranslatableError(f"{key} of schedule {schedule}")
                 by_name.setdefault(name, {})[SCHEDULES.get(schedule, schedule)] = value
         for name, values in by_name.items():
+            if name in space and name != "learning_rate":
+                self.notes.append(f"{name} of a schedule is searched instead")
+                continue
             if name not in PARAMETERS:
                 raise UntranslatableError(f"{name}: there is no such parameter")
             if name == "learning_rate":

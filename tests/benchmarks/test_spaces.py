@@ -94,7 +94,30 @@ SEARCHED: list[tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = [
      {"net.residual_units": {"low": 1, "high": 4}, "net.filters": {"choices": [4]}}),
     ([{"name": "rotation", "kind": "range", "low": 0, "high": 0.25, "step": 0.125}], {},
      {"rotation": {"choices": [0.0, 45.0, 90.0]}}),
-    ([{"name": "seed", "kind": "choices", "values": [1, 2]}], {}, {"repeat": {"choices": [1, 2]}}),
+    (  # a switch, and what it switches
+        [
+            {"name": "dropout_on", "kind": "choices", "values": [True, False]},
+            {"name": "dropout", "kind": "choices", "values": [0.2, 0.5], "only_if": {"dropout_on": [True]}},
+        ],
+        {}, {"dropout": {"choices": [0.2, 0.5, 0.0]}},
+    ),
+    (  # beside schedules that both have it
+        [
+            {"name": "schedule", "kind": "choices", "values": ["step", "exponential"]},
+            {"name": "gamma", "kind": "choices", "values": [0.1], "only_if": {"schedule": ["step"]}},
+            {"name": "gamma", "kind": "choices", "values": [0.9], "only_if": {"schedule": ["exponential"]}},
+        ],
+        {},
+        {"schedule": {"choices": ["step", "exponential"]},
+         "gamma": [{"choices": [0.1], "only_if": {"schedule": ["step"]}}, {"choices": [0.9]}]},
+    ),
+    ([{"name": "nesterov", "kind": "choices", "values": [False, True]}], {"optimizer": "sgd"},
+     {"optimizer": {"choices": ["sgd", "nesterov"]}}),
+    ([{"name": "image_size", "kind": "int", "low": 32, "high": 64, "step": 16}], {},
+     {"input_size": {"low": 32, "high": 64, "step": 16}}),
+    ([{"name": "dropout", "kind": "range", "low": 0, "high": 0.55, "step": 0.2}], {},
+     {"dropout": {"choices": [0.0, 0.2, 0.4]}}),
+    ([{"name": "seed", "kind": "choices", "values": [1, 2]}], {}, {"repeat": {"choices": [2, 3]}}),
 ]  # fmt: skip
 
 
@@ -119,6 +142,15 @@ def test_what_is_no_definition_is_said_to_be_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (
+            {
+                "parameters": [
+                    {"name": name, "kind": "choices", "values": [0.1, 0.2]} for name in ("dropout", "dense_dropout")
+                ]
+            },
+            "dropout is asked for twice",
+        ),
+        ({"fixed": {"dropout": 0.3, "dense_dropout": 0.1}}, "dropout is set twice"),
         ({"beyond": ["distillation weight"]}, "distillation weight: nothing here has this meaning"),
         ({"fixed": {"frobnication": 3}}, "frobnication: there is no such parameter"),
         ({"fixed": {"optimizer": "lion"}}, "optimizer: 'lion' is not accepted"),

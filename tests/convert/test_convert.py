@@ -426,3 +426,39 @@ hydra:
 def test_what_is_no_number_is_said(tmp_path: Path, above: str, spec: str, said: str) -> None:
     text = f"method: random\n{above}\nparameters:\n  bs: {{values: [8, 16]}}\n  {spec}\n"
     assert said in converted(tmp_path, "a.yaml", text)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "domain"),
+    [
+        ("range(16,100,32)", {"low": 16, "high": 80, "step": 32}),
+        ("range(stop=65,start=16,step=16)", {"low": 16, "high": 64, "step": 16}),
+        ("range(4)", {"low": 1, "high": 3}),
+    ],
+)
+def test_hydras_own_range_ends_before_its_stop(tmp_path: Path, words: str, domain: dict[str, Any]) -> None:
+    text = f'hydra: {{sweeper: {{params: {{batch_size: "{words}"}}}}}}'
+    space = converted(tmp_path, "a.yaml", text)[0]["space"]["batch_size"]
+    assert {name: value for name, value in space.items() if not (name == "step" and value == 1)} == domain
+
+
+def test_of_a_range_with_a_step_multiples_are_drawn(tmp_path: Path) -> None:
+    spec = "{distribution: q_uniform, min: 0.05, max: 0.5, q: 0.1}"
+    text = f"method: random\nparameters: {{dropout: {spec}, seed: {{values: [0, 1]}}, num_dense: {{values: [1, 2]}}}}"
+    space = converted(tmp_path, "a.yaml", text)[0]["space"]
+    assert space["dropout"] == {"choices": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    assert space["repeat"] == {"choices": [1, 2]}, "0 would be a seed of each trial's own"
+    assert space["dense_layers"] == {"choices": [1, 2]}
+
+
+@pytest.mark.parametrize("text", ["[]", '{"cells": ["x"]}', "7"])
+def test_a_notebook_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.ipynb").write_text(text)
+    with pytest.raises(UsageError, match="it has no cells, as a notebook has"):
+        read(tmp_path / "a.ipynb")
+
+
+def test_an_entry_of_a_list_is_changed_as_the_program_changes_it(tmp_path: Path) -> None:
+    text = 'sweep = {"method": "random", "parameters": {"batch_size": {"values": [16, 32]}}}\n'
+    text += 'sweep["parameters"]["batch_size"]["values"][0] = 128\n'
+    assert converted(tmp_path, "a.py", text)[0]["space"]["batch_size"] == {"choices": [128, 32]}

@@ -7,6 +7,19 @@ from typing import Any
 
 import pytest
 
+from cifar_sweep.config import TrialConfig
+from cifar_sweep.errors import UsageError
+from cifar_sweep.work import retrain
+
+
+@pytest.mark.parametrize("settings", [{"filters": "8,8"}, {"kernel_size": "3,3"}, {"conv_layers": 2}])
+def test_lists_are_of_as_many_layers_as_there_are(settings: dict[str, Any]) -> None:
+    params = {"model": "cnn", "filters": "4,4,4"}
+    config = TrialConfig.from_params(params, classes=10, precision="fp32", data_seed=0, seed=0)
+    with pytest.raises(UsageError, match=r"^--set: .* lists are to be of one length"):
+        retrain.changed(config, settings)
+    assert retrain.changed(config, {"epochs": 7}).shape.epochs == 7
+
 
 @pytest.mark.slow
 def test_trained_again_with_other_settings(tiny_sweep: Path, cli: Any) -> None:

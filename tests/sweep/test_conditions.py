@@ -70,6 +70,7 @@ def test_a_point_is_not_asked_for_what_does_nothing_beside_it() -> None:
         ({"kernel_size": {"choices": [2, 3]}}, {"image_size": 8, "conv_layers": 8, "pooling": "none"}),
         ({"stride": {"choices": [[1, 1, 1, 1, 1, 1], [3, 4, 1, 1, 1, 1]]}}, {"pooling": "none"}),
         ({"net.act": {"choices": ["relu", "gelu"]}}, {"model": "my_module:build"}),
+        ({"padding": {"choices": ["same", "1", "2"]}}, {"kernel_size": 1}),
     ],
 )
 def test_a_valid_file_is_not_refused(space: dict[str, Any], fixed: dict[str, Any]) -> None:
@@ -133,7 +134,6 @@ NO_MIX = "mix_probability does nothing where all trials have mixup = 0.0, cutmix
         ({"mixup": 0.0}, "mix_probability", [0.5, 1.0], NO_MIX),
         ({"optimizer": "sgd"}, "dampening", [0.1, 0.2], "dampening does nothing where all trials have momentum = 0.0"),
         ({"model": "cnn"}, "dropout_place", ["conv", "both"], "dropout_place does nothing where all trials have"),
-        ({"model": "cnn", "kernel_size": 1}, "padding", ["same", "valid"], "padding does nothing where all trials"),
         ({"model": "cnn", "padding": "valid"}, "padding_mode", ["zeros", "reflect"], "padding_mode does nothing where"),
         ({"model": "cnn", "conv_layers": 1}, "filter_growth", ["same", "half"], "filter_growth does nothing where all"),
         ({"model": "cnn", "conv_layers": 0}, "kernel_size", [3, 5], "kernel_size does nothing where all trials"),
