@@ -246,7 +246,9 @@ class _Script:
             case ast.BinOp(left=left, op=op, right=right):
                 one, other = self.value(left, known), self.value(right, known)
                 if isinstance(one, list):  # [3] * 5, [3] + [5]
-                    return one + _list(other) if isinstance(op, ast.Add) else one * len(_list(range(other)))
+                    is_sum = isinstance(op, ast.Add)
+                    _list(range(len(one) + len(_list(other)) if is_sum else len(one) * other))  # not too many
+                    return one + _list(other) if is_sum else one * other
                 return _OPERATIONS[type(op)](_number(one), _number(other))
             case ast.Subscript(value=of, slice=at):
                 return self.value(of, known)[self.value(at, known)]

@@ -462,3 +462,13 @@ def test_an_entry_of_a_list_is_changed_as_the_program_changes_it(tmp_path: Path)
     text = 'sweep = {"method": "random", "parameters": {"batch_size": {"values": [16, 32]}}}\n'
     text += 'sweep["parameters"]["batch_size"]["values"][0] = 128\n'
     assert converted(tmp_path, "a.py", text)[0]["space"]["batch_size"] == {"choices": [128, 32]}
+
+
+def test_a_list_that_grows_without_end_is_not_made(tmp_path: Path) -> None:
+    text = "a = [1] * 900\n" + "a = a * 900\n" * 9 + "b = [1]\n" + "b = b + b\n" * 40
+    text += (
+        'sweep = {"method": "random", "parameters": {"epochs": {"values": a}, "batch_size": {"values": [16, 32]}}}\n'
+    )
+    found, comments, _ = converted(tmp_path, "a.py", text)
+    assert found["space"].keys() == {"batch_size"}
+    assert "epochs" in comments
