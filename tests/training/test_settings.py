@@ -26,6 +26,16 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "focal": ({"loss": "focal", "class_weights": "balanced"}, ({"focal_gamma": 0.5}, {}, {"focal_gamma": 0.0})),
     "mse": ({"loss": "mse"}, ({}, {"label_smoothing": 0.2}, {})),
     "bce": ({"loss": "bce", "class_weights": "1,2,3,4,5,1,2,3,4,5"}, ({}, {"label_smoothing": 0.2}, {})),
+    "f1": ({"loss": "f1", "class_weights": "balanced"}, ({}, {"label_smoothing": 0.2}, {})),
+    "smaller": (
+        {"input_size": 20, "init": "kaiming", "activation": "softplus"},
+        ({"repeat": 1}, {"l1": 1e-3}, {"dropout": 0.3}),
+    ),
+    "colours": (
+        {"augmentation": "randaugment", "randaugment_operations": 3, "randaugment_magnitude": 20, "vertical_flip": 0.4,
+         "brightness": 0.3, "contrast": 0.2, "saturation": 0.4},
+        ({}, {"l1": 1e-3}, {"learning_rate": 1e-2}),
+    ),
     "penalties": ({}, ({"l1": 1e-3}, {"gradient_clip": 0.5}, {"gradient_clip": 1e3})),
     "images": (
         {"augmentation": "randaugment", "rotation": 20.0, "color": 0.2, "cutout": 6, "normalize": True},
@@ -38,7 +48,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
         {"batch_norm": True, "batch_norm_momentum": 0.3, "optimizer": "sgd", "momentum": 0.9},
         ({"ema_decay": 0.8}, {}, {"ema_decay": 0.99}),
     ),
-}
+}  # fmt: skip
 
 
 def group(name: str) -> list[TrialConfig]:
