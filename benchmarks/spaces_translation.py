@@ -351,6 +351,8 @@ class Translation:
             raise UntranslatableError(f"{own}: there is no such parameter")
         else:
             self._put(name, each)
+        if own == "activation" and place == "conv" and not self.own:
+            self.fixed.setdefault("dense_activation", PARAMETERS["activation"].default)
 
     def _put(self, name: str, each: Mapping[str, Any]) -> None:
         domain, conditions = self._domain(name, each), self._conditions(name, each)
@@ -479,10 +481,19 @@ class Translation:
                 space[name] = general[-1]
                 continue
             rest = general[-1] if general else {"choices": [PARAMETERS[name].default]}
-            if not general and len(conditioned) > 1:  # together they are all that there is
+            if not general and self._cover([conditions for conditions, _ in conditioned]):
                 rest = conditioned.pop()[1]
             space[name] = [*({**domain, "only_if": conditions} for conditions, domain in conditioned), rest]
         return space
+
+    def _cover(self, conditions: Sequence[Mapping[str, Sequence[Any]]]) -> bool:
+        """Whether one of these conditions on one parameter always holds."""
+        names = {name for each in conditions for name in each}
+        if len(names) != 1 or len(conditions) < 2:
+            return False
+        [name] = names
+        there = {_hashable(value) for values in self._listed(name) for value in values}
+        return there <= {_hashable(value) for each in conditions for value in each[name]}
 
     # Values
 
@@ -790,9 +801,9 @@ class Translation:
 
 
 def _from_the_end(each: Mapping[str, Any]) -> dict[str, Any]:
-    """How many stages are frozen where so many at the end are trained, the last layer among them; -1 and 0 are all."""
+    """How many stages are frozen where so many at the end are trained, the last layer among them; -1 is all."""
     counts = each["values"] if each["kind"] == "choices" else range(each["low"], each["high"] + 1)
-    frozen = [0 if count < 1 else 100 if count == 1 else 1 - count for count in counts]
+    frozen = [0 if count < 0 else 100 if count < 2 else 1 - count for count in counts]
     return {**each, "kind": "choices", "values": list(dict.fromkeys(frozen))}
 
 
