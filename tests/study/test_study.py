@@ -678,6 +678,7 @@ def test_the_summary_counts_every_state_and_orphans_as_waiting(
             "waiting": 2,
             "frozen": 0,
             "outside": 0,
+            "impossible": 0,
             "diverged": 0,
         },
         "budget": 8,
