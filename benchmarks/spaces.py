@@ -139,12 +139,14 @@ def main() -> None:
             if (key := pictures_of(each)) not in made:
                 place = folder / "images-{}px-{}-{}".format(*key)
                 made[key] = images(place, size=key[0], channels=key[1], classes=key[2]).resolve()
+
+    def told(definition: Mapping[str, Any]) -> bool:
+        runs, words = check(definition, folder, pictures if asked.train else None)
+        print(f"{definition['id']:5} {'runs' if runs else 'NO  '} {words}\n", end="", flush=True)
+        return runs
+
     with ThreadPoolExecutor(asked.jobs if asked.train else 1) as pool:
-        results = pool.map(lambda each: check(each, folder, pictures if asked.train else None), definitions)
-        good = 0
-        for each, (runs, words) in zip(definitions, results, strict=True):
-            good += runs
-            print(f"{each['id']:5} {'runs' if runs else 'NO  '} {words}", flush=True)
+        good = sum(pool.map(told, definitions))
     print(f"sweep files: {folder}")
     print(f"{good} of {len(definitions)} run")
 
