@@ -139,6 +139,7 @@ class Translation:
         self.words: dict[str, str] = {}  # what what is fixed is called
         self.nesterov: list[Any] = []
         self.layers = self._layers()
+        self.own = False
         self.own = self._needs_an_own_network()
 
     def _layers(self) -> dict[str, int]:
@@ -191,7 +192,7 @@ class Translation:
         return bool(OF_NETWORKS.search(name)) and not NOT_OF_NETWORKS.search(name)
 
     def _is_unknown(self, name: str) -> bool:
-        plain = ("schedule_settings", "networks_one_study_each", "images_per_class", *(f"{each}_on" for each in NAMES))
+        plain = ("schedule_settings", "networks_one_study_each", "images_per_class")
         return name not in plain and not name.endswith("_on") and self._name(name) is None
 
     def _takes(self, own: str, value: Any) -> bool:
@@ -208,10 +209,9 @@ class Translation:
         for name, value in definition["fixed"].items():
             self._fix(name, value)
         for each in self.parameters:
-            before = len(self.notes), sum(map(len, self.cases.values())), str(self.cases)
+            before = len(self.notes), str(self.cases)
             self._search(each)
-            after = len(self.notes), sum(map(len, self.cases.values())), str(self.cases)
-            if before == after and not (
+            if before == (len(self.notes), str(self.cases)) and not (
                 each["name"] in ("nesterov", "ema") or each["name"] in self._switches() or each["name"].endswith("_on")
             ):
                 raise UntranslatableError(f"{each['name']}: it is lost")
@@ -448,7 +448,7 @@ class Translation:
                 usual = {count for count in there if count >= each["layer"]}
             if usual <= set(map(_hashable, asked)):
                 continue
-            if any(_searches(other, there, self._name) for there in self.parameters) or other in self.fixed:
+            if any(self._name(beside["name"]) == other for beside in self.parameters) or other in self.fixed:
                 found[other] = asked
         return found
 
@@ -570,8 +570,8 @@ class Translation:
                 value = "focal" if "focal" in value else "cross_entropy"
             case "rotation" if isinstance(value, float) and 0 < value <= 1:
                 return 360 * value  # shares of a turn
-            case "repeat" if isinstance(value, int):
-                return value + 1  # 0 is a seed of each trial's own
+            case "repeat":
+                return value_of(name, value)  # not as it stands: 0 is a seed of each trial's own
             case "model":
                 return self._model(value)
             case "precision" if value in ("mixed", "amp", "fp16", "float16", 16):
@@ -610,7 +610,7 @@ class Translation:
     def _model(self, name: str, *, note: bool = True) -> str:
         if name in VGG_MODELS:
             return name
-        if name in ("vgg6", "own_cnn", "cnn", "mlp", "lenet") and not getattr(self, "own", False):
+        if name in ("vgg6", "own_cnn", "cnn", "mlp", "lenet") and not self.own:
             return "cnn"
         for library, named in (("torchvision", name), ("torchvision", LIKE.get(name, "")), ("timm", name)):
             if named in _library(library):
@@ -818,10 +818,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return "-".join(map(str, value))
     return "none" if value is None else value
-
-
-def _searches(name: str, each: Mapping[str, Any], name_of: Any) -> bool:
-    return bool(name_of(each["name"]) == name)
 
 
 def _library(library: str) -> Sequence[str]:
