@@ -6,9 +6,11 @@ the live view does; then its real end is set against both. What a run is compare
 counts from the command to its end.
 
     python benchmarks/time_estimates.py [--runs 10] [--data synthetic:4000] [--workers 2] [--json FILE]
+    python benchmarks/time_estimates.py --files sweeps/examples/*.toml --data synthetic:2000
 
 A plan is held against the figure that is like the run: of a run without a pruner the one without pruning, of one with a
-pruner the one with it.
+pruner the one with it. Sweeps of files of one's own run once each, with their own pruner and 8 trials, for as many
+epochs (1, 2, 4 and so on) as `plan` says take a minute.
 """
 
 import argparse
@@ -32,6 +34,8 @@ from cifar_sweep.sweep.file import find
 
 SAMPLE_SECONDS = 2.0
 MOMENTS = (0.25, 0.5, 0.75)
+FILE_TRIALS = 8
+FILE_SECONDS = 60.0
 RATE = "learning_rate = { low = 1e-4, high = 3e-2, log = true }"
 BATCH = "batch_size = { low = 16, high = 256, base2 = true }"
 # The sweep's file, and what makes it a minute on 2 cores.
@@ -99,7 +103,32 @@ def measure(name: str, *, seed: int, prunes: bool, data: str, workers: str, fold
         path.write_text("pruner = { name = 'median', startup_trials = 5, warmup_steps = 1 }\n" + text)
     options = [str(path), *options, "--seed", str(seed), "--data", data, "--workers", workers]
     options += [] if prunes else ["--set", "pruner=none"]
-    plan = planned(options)
+    return planned_and_run(name, options, planned(options), seed=seed, prunes=prunes, folder=folder)
+
+
+def measure_file(path: Path, *, seed: int, data: str, workers: str, folder: Path) -> dict[str, Any]:
+    """A plan and a run of the sweep of a file, cut to about a minute."""
+    options = [str(path), "--trials", str(FILE_TRIALS), "--seed", str(seed), "--data", data, "--workers", workers]
+    options += ["--set", "train_images=0", "--set", "validation_images=0"]
+    for epochs in (2**k for k in range(10)):
+        plan = planned([*options, "--epochs", str(epochs)])
+        if likely(plan) >= FILE_SECONDS:
+            break
+    prunes = plan["seconds_pruned"] is not None
+    return planned_and_run(
+        path.stem, [*options, "--epochs", str(epochs)], plan, seed=seed, prunes=prunes, folder=folder
+    )
+
+
+def likely(plan: dict[str, Any]) -> float:
+    """The seconds that `plan` thinks likely."""
+    return float((plan["seconds_pruned"] or plan["seconds_unpruned"])["likely"])
+
+
+def planned_and_run(
+    name: str, options: list[str], plan: dict[str, Any], *, seed: int, prunes: bool, folder: Path
+) -> dict[str, Any]:
+    """A run with these options, beside what `plan` said of it."""
     own = folder / f"{name}-{seed}-{prunes}"
     own.mkdir()
     artifacts = ["--artifacts", str(own / "artifacts")]
@@ -108,6 +137,7 @@ def measure(name: str, *, seed: int, prunes: bool, data: str, workers: str, fold
     return {
         "sweep": name,
         "pruner": prunes,
+        "epochs": plan["epochs"],
         "seed": seed,
         "plan": plan["plan"],
         "seconds": round(seconds, 1),
@@ -144,7 +174,7 @@ def show(row: dict[str, Any]) -> None:
     halfway = f", halfway {half['low']:.0f} to {half['high']:.0f} s" if half else ""
     said = row["planned"]
     print(
-        f"{row['sweep']:9} {'median' if row['pruner'] else 'none  '} {row['seconds']:6.1f} s, planned "
+        f"{row['sweep']:14} {'pruned' if row['pruner'] else 'whole '} {row['seconds']:6.1f} s, planned "
         f"{said['likely']:6.1f} s ({said['low']:.0f} to {said['high']:.0f}), real/plan {row['ratio']:.2f}; "
         f"range held at {held}; of all {len(row['samples'])} {share_held(row):.0%}{halfway}",
         flush=True,
@@ -172,16 +202,19 @@ def main() -> None:
     parser.add_argument("--workers", default="auto")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--files", nargs="+", type=Path, default=[], help="sweeps of one's own, instead of those")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="time-", dir="/tmp") as folder:
-        for k in range(options.runs):
+        where_run = {"data": options.data, "workers": options.workers, "folder": Path(folder)}
+        for k in range(len(options.files) or options.runs):
             turn, name = divmod(k, len(options.sweeps))
-            row = measure(
-                options.sweeps[name], seed=options.seed + k, prunes=(turn + name) % 2 == 0, data=options.data,
-                workers=options.workers, folder=Path(folder),
-            )  # fmt: skip
+            if options.files:
+                row = measure_file(options.files[k].resolve(), seed=options.seed + k, **where_run)
+            else:
+                prunes = (turn + name) % 2 == 0
+                row = measure(options.sweeps[name], seed=options.seed + k, prunes=prunes, **where_run)
             rows.append(row)
             show(row)
             where = {"cores": os.cpu_count(), "data": options.data, "commit": commit(), "versions": versions()}

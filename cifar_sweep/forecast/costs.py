@@ -6,6 +6,7 @@ the study can say how long it will still take.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -76,7 +77,9 @@ class Costs(BaseModel):
     """Wall seconds of a worker while all workers are at work."""
 
     model_config = ConfigDict(frozen=True)
-    networks: dict[str, NetworkCosts] = Field(default_factory=dict)  # by `network_name`; others take `FLAT_SECONDS`
+    networks: dict[str, NetworkCosts] = Field(
+        default_factory=dict
+    )  # by `network_name`; others but cnns take `FLAT_SECONDS`
     workers: int = Field(default=1, ge=1)  # how many there are to be
     changes: dict[str, float] = Field(default_factory=dict)  # of an image for a whole group, by `change_name`
     fixed: bool = False  # whether the size of groups was asked for, and is not limited by what has finished
@@ -94,11 +97,23 @@ class Costs(BaseModel):
             return self.largest
         return known.sizes[min(known.sizes, key=lambda batch: abs(math.log(batch / shape.batch_size)))]
 
+    def _nearest(self, shape: Shape) -> tuple[NetworkCosts | None, float]:
+        """What is known of its network, and how many times as long it takes: of a cnn the next in size may be known."""
+        name = network_name(shape)
+        found = _MAGNITUDE.fullmatch(name)
+        if name in self.networks or not found:
+            return self.networks.get(name), 1.0
+        doublings = {known: int(each[1]) for known in self.networks if (each := _MAGNITUDE.fullmatch(known))}
+        if not doublings:
+            return None, 1.0
+        nearest = min(doublings, key=lambda known: abs(doublings[known] - int(found[1])))
+        return self.networks[nearest], 2 ** ((int(found[1]) - doublings[nearest]) / 2)
+
     def epoch(self, shape: Shape, members: int) -> float:
         """Seconds of a group's epoch: its training and its validation."""
-        known = self.networks.get(network_name(shape))
+        known, times = self._nearest(shape)
         batches = shape.batch_size, VALIDATION_BATCH
-        image, looked_at = (known.per_image(batch, members) if known else FLAT_SECONDS for batch in batches)
+        image, looked_at = (times * known.per_image(batch, members) if known else FLAT_SECONDS for batch in batches)
         images = shape.train_images or self.train_images
         validated = shape.validation_images or VALIDATION_SHARE * self.train_images
         changed = images * self.changes.get(change_name(shape), 0.0)
@@ -123,6 +138,7 @@ def network_name(shape: Shape) -> str:
     return shape.model + ("+batch_norm" if shape.batch_norm else "")
 
 
+_MAGNITUDE = re.compile(r"cnn(?:\+batch_norm)?~+(\d+)")
 PLAIN = ("relu", "leaky_relu")  # activations that compiled kernels know
 
 

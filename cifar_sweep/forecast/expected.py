@@ -4,16 +4,22 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+import optuna
+
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.parameters import NETWORK, OWN, Value, base_of
 from cifar_sweep.search.cube import Cube
 from cifar_sweep.sweep import space
 from cifar_sweep.sweep.grid import grid
+from cifar_sweep.sweep.strategy import build_sampler
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training_parameters import CHANGES
 
 DRAWS = 200
-_DECISIVE = frozenset(("model", "batch_norm", "batch_size", "epochs", "train_images", *CHANGES, *NETWORK))
+_DECISIVE = frozenset((
+    "model", "batch_norm", "activation", "input_size", "batch_size", "epochs", "train_images", "validation_images",
+    *CHANGES, *NETWORK,
+))  # fmt: skip
 
 
 def is_decisive(name: str) -> bool:
@@ -59,6 +65,22 @@ def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     decisive = list(filter(is_decisive, sweep.space))
     draws = DRAWS if decisive else 1
     return [shape_of(sweep.fixed | draw(sweep, generator, decisive), precision) for _ in range(draws)]
+
+
+def drawn_shapes(sweep: Sweep) -> dict[int, Shape]:
+    """The shapes of new trials by their numbers, as far as seeds alone decide them, which they do before TPE learns.
+
+    Claiming asks for the first trial of a group so, whose shape the others share. Empty where no shape is drawn so.
+    """
+    if sweep.sampler.name not in ("random", "tpe") or not any(map(is_decisive, sweep.space)):
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would log this study of nobody's
+    study, shapes = optuna.create_study(), {}
+    for number in range(len(_first_points(sweep)), min(sweep.size, DRAWS)):
+        study.sampler = build_sampler(sweep, number=number)
+        space.suggest(trial := study.ask(), sweep)
+        shapes[number] = space.to_config(trial.params, sweep, number=number, classes=10, precision="fp32").shape
+    return shapes
 
 
 def shape_of(params: Mapping[str, Value], precision: str = "fp32") -> Shape:

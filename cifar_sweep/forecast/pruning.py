@@ -1,5 +1,12 @@
 """What share of its epochs a trial is expected to be trained for, before its pruner has decided."""
 
+import math
+import random
+from bisect import insort
+from collections import defaultdict
+from functools import lru_cache
+from itertools import pairwise
+
 from cifar_sweep.search.choice import grant_end
 from cifar_sweep.sweep.file import longest
 from cifar_sweep.sweep.strategy import step_of
@@ -10,6 +17,8 @@ _ENDED_LATER = 0.2
 # Of the trials that strategy auto has trained to the end of a grant, the share that it gives up there: a guess, between
 # what it does with 16 trials and with 60 (docs/search.md).
 _GIVEN_UP = 0.4
+# So many trials are drawn: as they become more, the share that passes changes no more.
+_TRIALS = 2000
 
 
 def startup(sweep: Sweep) -> int:
@@ -50,17 +59,47 @@ def never_prunes(sweep: Sweep) -> str:
 def expected_survival(sweep: Sweep, epochs: int) -> list[float]:
     """The share of trials that is still trained in each of so many epochs, if all trials are as good as each other.
 
-    The median pruner ends half of them at its first look, the percentile pruner all but its percentile, asha all but
-    one in `reduction_factor` at each look; of hyperband half is a guess, and so is the share of auto.
+    The median pruner ends half of them at its first look, the percentile pruner all but its percentile; the share of
+    auto is a guess. Of asha and hyperband the share follows from how many trials there are (`_halving`).
     """
     pruner, ends = sweep.pruner, looks(sweep, epochs)
-    shares = {"percentile": 1 - pruner.percentile / 100, "asha": 1 - 1 / pruner.reduction_factor}
-    first = (shares | {"auto": _GIVEN_UP}).get(pruner.name, 0.5)
-    of_all_later = 1 - (1 - _ENDED_LATER) ** (1 / max(len(ends) - 1, 1))
-    later = of_all_later if pruner.name in ("median", "percentile") else first
-    survival, share = [], 1.0
-    for epoch in range(1, epochs + 1):
-        survival.append(share)
-        if epoch in ends:
-            share *= 1 - (first if epoch == ends[0] else later)
-    return survival
+    if pruner.name in ("asha", "hyperband"):
+        brackets = _brackets(pruner, longest(sweep, "epochs")) if pruner.name == "hyperband" else (1,)
+        passed = _halving(len(ends), brackets, pruner.reduction_factor, min(sweep.size, _TRIALS))
+    else:
+        first = {"percentile": 1 - pruner.percentile / 100, "auto": _GIVEN_UP}.get(pruner.name, 0.5)
+        of_all_later = 1 - (1 - _ENDED_LATER) ** (1 / max(len(ends) - 1, 1))
+        later = of_all_later if pruner.name in ("median", "percentile") else first
+        passed = [(1 - first) * (1 - later) ** look for look in range(len(ends))]
+    spans = pairwise([0, *ends, epochs])
+    return [share for share, span in zip([1.0, *passed], spans, strict=True) for _ in range(*span)]
+
+
+def _brackets(pruner: PrunerSettings, epochs: int) -> tuple[int, ...]:
+    """How the brackets of Hyperband share out the trials (optuna.pruners.HyperbandPruner)."""
+    factor = pruner.reduction_factor
+    last = math.floor(math.log(max(epochs / pruner.min_steps, 1.0), factor))
+    return tuple(math.ceil((last + 1) * factor**rungs / (rungs + 1)) for rungs in range(last, -1, -1))
+
+
+@lru_cache
+def _halving(rungs: int, brackets: tuple[int, ...], factor: int, trials: int) -> list[float]:
+    """The share of so many trials that passes each rung, where each is as good at every rung as at its first.
+
+    Drawn, as it depends on who comes first: the n-th at a rung passes if it is one of the best max(1, n // factor)
+    (optuna.pruners.SuccessiveHalvingPruner), so the first always does. A later bracket begins at a later rung.
+    """
+    generator, passed = random.Random(0), [0] * rungs  # noqa: S311 - no secret
+    turns = math.ceil(_TRIALS / trials)
+    for _ in range(turns):
+        seen: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for bracket in generator.choices(range(len(brackets)), brackets, k=trials):
+            value, rung = generator.random(), 0
+            while rung < rungs:
+                values = seen[bracket, rung]
+                insort(values, value)
+                if rung >= bracket and value < values[-max(1, len(values) // factor)]:
+                    break
+                passed[rung] += 1
+                rung += 1
+    return [count / turns / trials for count in passed]

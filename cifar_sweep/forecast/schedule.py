@@ -9,8 +9,8 @@ import heapq
 import math
 import random
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import Pace
@@ -53,6 +53,7 @@ class Start:
     delay: float = 0.0  # seconds until those begin
     strictness: float = 1.0  # how many times as many epochs the pruner saves as `expected_survival` has it
     judged: int = 0  # how many trials that is known from
+    drawn: Mapping[int, Shape] = field(default_factory=dict)  # of a sweep that has not begun: `drawn_shapes`
 
     def unpruned(self) -> "Start":
         """The same, where every trial is trained to its end."""
@@ -60,7 +61,9 @@ class Start:
 
     def shortened(self, share: float) -> "Start":
         """The same, where what waits has this share of its epochs."""
-        return replace(self, waiting=[replace(each, shape=shortened(each.shape, share)) for each in self.waiting])
+        waiting = [replace(each, shape=shortened(each.shape, share)) for each in self.waiting]
+        drawn = {number: shortened(shape, share) for number, shape in self.drawn.items()}
+        return replace(self, waiting=waiting, drawn=drawn)
 
 
 def shortened(shape: Shape, share: float) -> Shape:
@@ -124,7 +127,7 @@ class _Layout:
         self._favourite = self._random.choice(start.best or shapes or [None])
         self._survival: dict[int, list[float]] = {}
         self._waiting, self._finished, self._complete = list(start.waiting), start.finished, start.complete
-        self._running = 0
+        self._running, self._asked = 0, len(start.waiting)
         # When each worker is free again, and how many trials have ended then; of them so many are complete.
         self._workers: list[tuple[float, int, int]] = [(start.delay, 0, 0)] * start.idle
         self._ends: list[float] = []
@@ -149,17 +152,30 @@ class _Layout:
         return sorted(self._ends)
 
     def _next_group(self, queue: Queue, first: Waiting) -> UnderWay:
-        shape, costs = first.shape or self._sampled(), self._pace.costs
+        costs = self._pace.costs
+        shape = first.shape or self._drawn() or self._sampled()
         workers = None if costs.fixed else costs.workers
         taken = next_group(queue, first, size=costs.size(shape), workers=workers)
+        self._asked += taken.new
         gone = {trial.number for trial in taken.waiting}
         self._waiting = [trial for trial in self._waiting if trial.number not in gone]
         return UnderWay(shape, taken.size, first.epochs)
 
-    def _sampled(self) -> Shape:
+    @property
+    def _learns(self) -> bool:
         settings = self._sweep.sampler
-        learns = settings.name == "tpe" and self._finished >= settings.startup_trials
-        if learns and self._favourite and self._random.random() < _LIKE_THE_BEST:
+        return settings.name == "tpe" and self._finished >= settings.startup_trials
+
+    def _drawn(self) -> Shape | None:
+        """The shape of the next new trial, where its seed alone decides it. One that is impossible is passed over."""
+        while not self._learns and (shape := self._start.drawn.get(self._asked)):
+            if not shape.fault:
+                return shape
+            self._asked += 1
+        return None
+
+    def _sampled(self) -> Shape:
+        if self._learns and self._favourite and self._random.random() < _LIKE_THE_BEST:
             return self._favourite
         return self._random.choice(self._shapes)
 

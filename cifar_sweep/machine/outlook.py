@@ -1,11 +1,11 @@
 """What is to be said before a sweep is run: how long it takes, and what of it fits into so many hours."""
 
 import bisect
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from cifar_sweep.forecast.costs import END_SECONDS, Pace
-from cifar_sweep.forecast.expected import possible_shapes
+from cifar_sweep.forecast.expected import drawn_shapes, possible_shapes
 from cifar_sweep.forecast.hours import ExpectedTrials
 from cifar_sweep.forecast.pruning import looks, never_prunes
 from cifar_sweep.forecast.schedule import Forecast, beginning, forecast, shortened
@@ -21,7 +21,7 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
     ``hours``: how many trials are likely to be finished by then, and ``epochs_that_fit``, the epochs that the longest
     trial may have so that all trials fit unpruned, 0 where not even one does.
     """
-    start = beginning(sweep, workers=pace.costs.workers, delay=pace.costs.start)
+    start = replace(beginning(sweep, workers=pace.costs.workers, delay=pace.costs.start), drawn=drawn_shapes(sweep))
     possible = possible_shapes(sweep)
     longest = max(shape.epochs for shape in [*possible, *(trial.shape for trial in start.waiting)])
     unpruned = forecast(sweep, start.unpruned(), pace, possible)

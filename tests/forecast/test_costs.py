@@ -59,6 +59,15 @@ def test_a_network_of_which_nothing_is_known_takes_a_flat_time() -> None:
     assert Costs().epoch(shape(model="cnn1"), 2) == pytest.approx(2 * 40_000 * FLAT_SECONDS * (1 + 0.25 * 0.35))
 
 
+def test_a_cnn_takes_its_time_from_the_next_in_size() -> None:
+    known = {"cnn~40": NETWORK, "cnn~~50": NETWORK.model_copy(update={"image": {1: 1.0}, "step": {1: 0.0}})}
+    costs = COSTS.model_copy(update={"networks": known})
+    large = shape(model="cnn", filters=128, activation="gelu")
+    assert network_name(large) == "cnn~~51"
+    assert costs.epoch(large, 1) == pytest.approx(2**0.5 * (1000 + 0.35 * 250))
+    assert COSTS.epoch(large, 1) == pytest.approx(FLAT_SECONDS * (1000 + 0.35 * 250)), "no cnn is known"
+
+
 def test_costs_survive_a_database() -> None:
     stored = json.loads(json.dumps(COSTS.model_dump(mode="json")))
     assert Costs.model_validate(stored) == COSTS

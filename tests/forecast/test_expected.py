@@ -2,15 +2,19 @@
 
 import math
 import random
+import re
 import statistics
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.forecast import expected as module
-from cifar_sweep.forecast.expected import draw, expected_shapes
+from cifar_sweep.forecast.costs import change_name, network_name
+from cifar_sweep.forecast.expected import draw, expected_shapes, possible_shapes, shape_of
+from cifar_sweep.sweep.file import load
 from cifar_sweep.sweep.parsing import parse
 from cifar_sweep.sweep.sweep import Choices, Range, Sweep, contains
 
@@ -60,7 +64,7 @@ def test_a_given_point_may_be_of_another_model() -> None:
     assert found == [(1.0, shape(epochs=1)), (1.0, shape(model="cnn1", epochs=1))]
 
 
-@pytest.mark.parametrize("space", [{}, RATE, {"activation": {"choices": ["tanh", "sigmoid"]}}])
+@pytest.mark.parametrize("space", [{}, RATE, {"optimizer": {"choices": ["sgd", "adam"]}}])
 def test_where_nothing_that_decides_is_searched_all_trials_are_alike(space: dict[str, Any]) -> None:
     fixed = LENET | {"batch_size": 32, "epochs": 4, "train_images": 1000}
     assert expected(trials=7, fixed=fixed, space=space) == [
@@ -165,3 +169,19 @@ def test_a_network_that_leaves_nothing_of_its_images_is_not_expected(sampler: st
     )
     assert found
     assert not any(shape.fault for _, shape in found)
+
+
+FILES = sorted(path for path in Path(__file__).parents[2].glob("sweeps/**/*.toml") if not load(path).listed)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_trials_cost_is_known_whatever_is_drawn(path: Path) -> None:
+    """Of a cnn the nearest in size is enough, of the same activation and batch norm."""
+    sweep, generator = load(path), random.Random(1)
+    kinds = {kind_of(shape) for shape in possible_shapes(sweep)}
+    drawn = [shape_of(sweep.fixed | draw(sweep, generator)) for _ in range(100)]
+    assert {kind_of(shape) for shape in drawn if not shape.fault} <= kinds
+
+
+def kind_of(shape: Shape) -> tuple[str, str]:
+    return re.sub(r"\d+$", "", network_name(shape)), change_name(shape)

@@ -83,6 +83,16 @@ def test_points_that_wait_come_first_and_are_of_their_own_shape() -> None:
     assert ends == pytest.approx([first, first + second])
 
 
+def test_shapes_that_are_foretold_are_laid_out_in_turn_and_impossible_ones_passed_over() -> None:
+    one, three = (replace(SHAPE, epochs=epochs) for epochs in (1, 3))
+    impossible = shape_of({"model": "cnn", "conv_layers": 8, "image_size": 32})
+    assert impossible.fault
+    start = Start(idle=1, drawn={0: one, 1: impossible, 2: three, 5: one})
+    found = laid_out(sweep(4, sampler="random"), costs(), start).layouts[0]
+    # The third leader is of number 3, of which nothing is foretold; so is the fourth.
+    assert found == pytest.approx([EPOCH, 4 * EPOCH, 4 * EPOCH + TRIAL, 4 * EPOCH + 2 * TRIAL])
+
+
 def test_what_is_under_way_is_trained_to_its_end() -> None:
     start = Start(finished=2, under_way=[UnderWay(SHAPE, 1, done=3, since=0.5), UnderWay(SHAPE, 1, done=1)])
     assert laid_out(sweep(4), costs(workers=2), start).layouts[0] == pytest.approx([EPOCH - 0.5, 3 * EPOCH])

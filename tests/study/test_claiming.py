@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cifar_sweep.forecast.expected import drawn_shapes
 from cifar_sweep.forecast.schedule import group_sizes
 from cifar_sweep.study.claim import Worker
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
@@ -166,6 +167,21 @@ def worker(precision: str = "fp32") -> Worker:
 def counts(study: SweepStudy) -> tuple[int, int, int]:
     found = study.summary()["trials"]
     return found["complete"], found["running"], found["waiting"]
+
+
+@pytest.mark.parametrize("sampler", ["random", {"name": "tpe", "startup_trials": 12}])
+def test_the_shapes_of_leaders_are_foretold(make: Callable[..., SweepStudy], sampler: Any) -> None:
+    keys = {"sampler": sampler, "seed": 7, "enqueue": [{"batch_size": 16}]}
+    study, leaders = make(24, **keys), {}
+    for size in (1, 2, 3, 1, 4, 1):
+        claims = study.claim(worker(), size=lambda _, size=size: size)
+        leaders[claims[0].trial.number] = claims[0].config.shape
+        study.complete(claims[0], 0.5)
+    foretold = drawn_shapes(sweep(24, **keys))
+    del leaders[0]  # the point that was given
+    assert {number: foretold[number] for number in leaders} == leaders
+    assert 0 not in foretold
+    assert len({shape.batch_size for shape in leaders.values()}) > 1
 
 
 def test_points_beyond_the_budget_wait_until_it_is_raised(make: Callable[..., SweepStudy]) -> None:
