@@ -67,16 +67,19 @@ def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     return [shape_of(sweep.fixed | draw(sweep, generator, decisive), precision) for _ in range(draws)]
 
 
-def drawn_shapes(sweep: Sweep) -> dict[int, Shape]:
+def drawn_shapes(sweep: Sweep, begun: int, finished: int = 0) -> dict[int, Shape]:
     """The shapes of new trials by their numbers, as far as seeds alone decide them, which they do before TPE learns.
 
     Claiming asks for the first trial of a group so, whose shape the others share. Empty where no shape is drawn so.
+    `begun` trials are there already, of which so many are `finished`.
     """
+    if sweep.sampler.name == "tpe" and finished >= sweep.sampler.startup_trials:
+        return {}
     if sweep.sampler.name not in ("random", "tpe") or not any(map(is_decisive, sweep.space)):
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would log this study of nobody's
     study, shapes = optuna.create_study(), {}
-    for number in range(len(_first_points(sweep)), min(sweep.size, DRAWS)):
+    for number in range(begun, begun + min(sweep.size - finished, DRAWS)):
         study.sampler = build_sampler(sweep, number=number)
         space.suggest(trial := study.ask(), sweep)
         shapes[number] = space.to_config(trial.params, sweep, number=number, classes=10, precision="fp32").shape

@@ -53,7 +53,8 @@ class Start:
     delay: float = 0.0  # seconds until those begin
     strictness: float = 1.0  # how many times as many epochs the pruner saves as `expected_survival` has it
     judged: int = 0  # how many trials that is known from
-    drawn: Mapping[int, Shape] = field(default_factory=dict)  # of a sweep that has not begun: `drawn_shapes`
+    asked: int = 0  # trials that there are, in whatever state
+    drawn: Mapping[int, Shape] = field(default_factory=dict)  # `drawn_shapes` of those that follow
 
     def unpruned(self) -> "Start":
         """The same, where every trial is trained to its end."""
@@ -74,7 +75,7 @@ def shortened(shape: Shape, share: float) -> Shape:
 def beginning(sweep: Sweep, *, workers: int, delay: float) -> Start:
     """Where a sweep stands when its command is given; its workers begin after `delay` seconds."""
     waiting = [Waiting(number, shape) for number, shape in enumerate(queued_shapes(sweep))]
-    return Start(waiting, idle=workers, delay=delay)
+    return Start(waiting, idle=workers, delay=delay, asked=len(waiting))
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Layout:
         self._favourite = self._random.choice(start.best or shapes or [None])
         self._survival: dict[int, list[float]] = {}
         self._waiting, self._finished, self._complete = list(start.waiting), start.finished, start.complete
-        self._running, self._asked = 0, len(start.waiting)
+        self._running, self._asked = 0, start.asked
         # When each worker is free again, and how many trials have ended then; of them so many are complete.
         self._workers: list[tuple[float, int, int]] = [(start.delay, 0, 0)] * start.idle
         self._ends: list[float] = []

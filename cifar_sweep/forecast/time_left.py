@@ -13,7 +13,7 @@ from functools import partial
 from cifar_sweep.config import Shape
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, noted_costs
-from cifar_sweep.forecast.expected import draw, possible_shapes, shape_of
+from cifar_sweep.forecast.expected import draw, drawn_shapes, possible_shapes, shape_of
 from cifar_sweep.forecast.pruning import expected_survival, startup
 from cifar_sweep.forecast.schedule import BEST_SHARE, Forecast, Start, UnderWay, forecast
 from cifar_sweep.study.claiming import is_searched, queue_of, stage
@@ -187,12 +187,12 @@ def _start(sweep: Sweep, trials: Trials, groups: Sequence[WorkerGroup], pace: Pa
     finished, complete = _finished(trials), ranked(trials)
     best = complete[: math.ceil(BEST_SHARE * len(finished))]
     strictness, judged = _strictness(sweep, groups, complete)
-    generator = random.Random(0)  # noqa: S311 - no secret
+    generator, asked = random.Random(0), 1 + max((trial.number for trial in trials), default=-1)  # noqa: S311 - no secret
     return Start(
         queue_of(trials, sweep, shape_of=partial(_waiting_shape, sweep, generator)).waiting,
         len(finished), len(complete), under_way, [trial.config.shape for trial in best if trial.config],
         idle=max(workers - len(under_way), 0), delay=pace.costs.start / 2 if young and not under_way else 0.0,
-        strictness=strictness, judged=judged,
+        strictness=strictness, judged=judged, asked=asked, drawn=drawn_shapes(sweep, asked, len(finished)),
     )  # fmt: skip
 
 

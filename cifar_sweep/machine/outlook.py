@@ -21,7 +21,8 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
     ``hours``: how many trials are likely to be finished by then, and ``epochs_that_fit``, the epochs that the longest
     trial may have so that all trials fit unpruned, 0 where not even one does.
     """
-    start = replace(beginning(sweep, workers=pace.costs.workers, delay=pace.costs.start), drawn=drawn_shapes(sweep))
+    start = beginning(sweep, workers=pace.costs.workers, delay=pace.costs.start)
+    start = replace(start, drawn=drawn_shapes(sweep, start.asked))
     possible = possible_shapes(sweep)
     longest = max(shape.epochs for shape in [*possible, *(trial.shape for trial in start.waiting)])
     unpruned = forecast(sweep, start.unpruned(), pace, possible)

@@ -177,7 +177,7 @@ def test_the_shapes_of_leaders_are_foretold(make: Callable[..., SweepStudy], sam
         claims = study.claim(worker(), size=lambda _, size=size: size)
         leaders[claims[0].trial.number] = claims[0].config.shape
         study.complete(claims[0], 0.5)
-    foretold = drawn_shapes(sweep(24, **keys))
+    foretold = drawn_shapes(sweep(24, **keys), 1)
     del leaders[0]  # the point that was given
     assert {number: foretold[number] for number in leaders} == leaders
     assert 0 not in foretold
