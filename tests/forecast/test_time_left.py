@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from cifar_sweep.config import TrialConfig
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, NetworkCosts, note_costs
+from cifar_sweep.forecast.expected import drawn_shapes
 from cifar_sweep.forecast.time_left import at_work, forecast_rest, groups_of, seconds_left
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
@@ -22,6 +23,8 @@ from cifar_sweep.sweep.parsing import parse
 
 RATE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
 FIXED = {"model": "lenet", "batch_size": 32, "epochs": 4}
+FIXED_BUT_EPOCHS = {"model": "lenet", "batch_size": 32}
+LENGTHS = {"epochs": {"choices": [1, 41]}}
 DATA = {"name": "none", "fingerprint": "none", "classes": 10}
 START = datetime(2026, 1, 1, 12)
 COSTS = Costs(
@@ -98,6 +101,16 @@ def test_the_time_is_shared_among_workers_not_among_trials(study: Open) -> None:
     low, high = left(study(trials=16), [*eight, *running], now)
     assert low < 30 < high
     assert high - low < 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lengths_that_seeds_decide_are_known(study: Open, seed: int) -> None:
+    """One second an epoch; without the seeds a trial would take 1 or 41 of them, as luck has it."""
+    made = study(trials=8, seed=seed, sampler="random", fixed=FIXED_BUT_EPOCHS, space=RATE | LENGTHS)
+    note_costs(made, COSTS)
+    begun = [trial(0, COMPLETE, 0, 4, [1.0] * 4), trial(1, RUNNING, 4, None, [])]
+    expected = 4 + sum(drawn_shapes(made.sweep, 2, 1)[number].epochs for number in range(2, 8))
+    assert middle(made, begun, 4) == pytest.approx(expected, rel=0.1)
 
 
 def test_one_worker_has_all_that_is_to_come(study: Open) -> None:
