@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,12 @@ def command(*words: str, folder: Path) -> None:
         raise UntranslatableError(f"{words[0]}: {told}")
 
 
-def train(definition: Mapping[str, Any], file: Path, pictures: Callable[..., Path]) -> None:
-    """Two trials of a sweep for an epoch, exported, and a prediction."""
-    folder, name, asked = file.parent, definition["id"], pictures_of(definition)
-    source = pictures(*asked)
+def train(definition: Mapping[str, Any], file: Path, pictures: Callable[..., Path], *, size: int) -> None:
+    """Two trials of a sweep for an epoch on images of this size, exported, and a prediction."""
+    folder, name = file.parent, definition["id"]
+    source = pictures(size, *pictures_of(definition)[1:])
     storage = f"sqlite:///{name}.db"
-    together = "2" if asked[0] <= LARGE else "1"  # memory
+    together = "2" if size <= LARGE else "1"  # memory
     small = ["--set", "epochs=1", "--set", "train_images=0", "--set", "validation_images=0", "--set", "batch_size=16"]
     if "pretrained" in file.read_text():
         small += ["--set", "pretrained=false"]
@@ -109,7 +110,7 @@ def check(definition: Mapping[str, Any], folder: Path, pictures: Callable[..., P
         file = folder / f"{definition['id']}.toml"
         file.write_text(tomli_w.dumps({key: value for key, value in data.items() if key != "name"}))
         if pictures is not None:
-            train(definition, file, pictures)
+            train(definition, file, pictures, size=data["fixed"].get("image_size", PARAMETERS["image_size"].default))
     except (UntranslatableError, CifarSweepError) as error:
         return False, str(error)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -129,16 +130,12 @@ def main() -> None:
     folder = asked.out or Path(tempfile.mkdtemp(prefix="spaces-"))
     folder.mkdir(parents=True, exist_ok=True)
     definitions = [each for each in json.loads(asked.file.read_text()) if not asked.only or each["id"] in asked.only]
-    made: dict[tuple[int, int, int], Path] = {}
+    lock = Lock()
 
     def pictures(size: int, channels: int, classes: int) -> Path:
-        return made[size, channels, classes]
-
-    if asked.train:
-        for each in definitions:
-            if (key := pictures_of(each)) not in made:
-                place = folder / "images-{}px-{}-{}".format(*key)
-                made[key] = images(place, size=key[0], channels=key[1], classes=key[2]).resolve()
+        with lock:
+            place = (folder / f"images-{size}px-{channels}-{classes}").resolve()
+            return place if place.exists() else images(place, size=size, channels=channels, classes=classes)
 
     def told(definition: Mapping[str, Any]) -> bool:
         runs, words = check(definition, folder, pictures if asked.train else None)

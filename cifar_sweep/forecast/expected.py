@@ -64,7 +64,9 @@ def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     generator = random.Random(0)  # noqa: S311 - no secret
     decisive = list(filter(is_decisive, sweep.space))
     draws = DRAWS if decisive else 1
-    return [shape_of(sweep.fixed | draw(sweep, generator, decisive), precision) for _ in range(draws)]
+    cube = Cube(sweep)
+    points = (cube.some([generator.random() for _ in cube.names], decisive) for _ in range(draws))
+    return [shape_of(sweep.fixed | point, precision) for point in points]
 
 
 def drawn_shapes(sweep: Sweep, begun: int, finished: int = 0) -> dict[int, Shape]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,7 @@ def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) 
         wanted = sweep.size if sweep.given else min(enough, _most_trials(sweep))
         floors = {"images": costs.train_images, "least_images": images, "least_epochs": epochs}
 
+        @cache
         def made(share: float, floors: dict[str, int] = floors) -> HourPlan:
             return _plan_of(cut(sweep, share, **floors), pace, hours, max(3600 * hours - before, 0.0))
 

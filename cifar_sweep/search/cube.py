@@ -24,6 +24,7 @@ class Cube:
         self._domains = sweep.space
         self.names = list(sweep.space)
         self._order = sorted(range(len(self.names)), key=lambda k: isinstance(self._domains[self.names[k]], Cases))
+        self._any_cases = any(isinstance(domain, Cases) for domain in sweep.space.values())
         self.columns = [k for k, name in enumerate(self.names) for _ in range(self._width(name))]
 
     def _width(self, name: str) -> int:
@@ -48,8 +49,10 @@ class Cube:
         """What these parameters are at these shares, as far as they are searched."""
         point: dict[str, Value] = {}
         for k in self._order:
-            domain = domain_beside(self._domains[self.names[k]], self._fixed | point)
-            point[self.names[k]] = value_at(domain, shares[k], whole=is_whole(self.names[k], domain))
+            name, domain = self.names[k], self._domains[self.names[k]]
+            if name in names or self._any_cases:
+                domain = domain_beside(domain, self._fixed | point)
+                point[name] = value_at(domain, shares[k], whole=is_whole(name, domain))
         return {name: point[name] for name in self.names if name in names}
 
     def features(self, shares: Shares) -> Shares:
