@@ -77,9 +77,8 @@ class Costs(BaseModel):
     """Wall seconds of a worker while all workers are at work."""
 
     model_config = ConfigDict(frozen=True)
-    networks: dict[str, NetworkCosts] = Field(
-        default_factory=dict
-    )  # by `network_name`; others but cnns take `FLAT_SECONDS`
+    # By `network_name`. A cnn that is not there takes those of the next in size, others take `FLAT_SECONDS`.
+    networks: dict[str, NetworkCosts] = Field(default_factory=dict)
     workers: int = Field(default=1, ge=1)  # how many there are to be
     changes: dict[str, float] = Field(default_factory=dict)  # of an image for a whole group, by `change_name`
     fixed: bool = False  # whether the size of groups was asked for, and is not limited by what has finished
@@ -98,7 +97,7 @@ class Costs(BaseModel):
         return known.sizes[min(known.sizes, key=lambda batch: abs(math.log(batch / shape.batch_size)))]
 
     def _nearest(self, shape: Shape) -> tuple[NetworkCosts | None, float]:
-        """What is known of its network, and how many times as long it takes: of a cnn the next in size may be known."""
+        """What is known of its network, and how many times as long it takes: of a cnn the next in size may be."""
         name = network_name(shape)
         found = _MAGNITUDE.fullmatch(name)
         if name in self.networks or not found:
@@ -106,8 +105,9 @@ class Costs(BaseModel):
         doublings = {known: int(each[1]) for known in self.networks if (each := _MAGNITUDE.fullmatch(known))}
         if not doublings:
             return None, 1.0
-        nearest = min(doublings, key=lambda known: abs(doublings[known] - int(found[1])))
-        return self.networks[nearest], 2 ** ((int(found[1]) - doublings[nearest]) / 2)
+        kind, size = name.removesuffix(found[1]), int(found[1])
+        nearest = min(doublings, key=lambda known: (known.rstrip("0123456789") != kind, abs(doublings[known] - size)))
+        return self.networks[nearest], 2 ** ((size - doublings[nearest]) / 2)
 
     def epoch(self, shape: Shape, members: int) -> float:
         """Seconds of a group's epoch: its training and its validation."""

@@ -17,8 +17,7 @@ from cifar_sweep.training_parameters import CHANGES
 
 DRAWS = 200
 _DECISIVE = frozenset((
-    "model", "batch_norm", "activation", "input_size", "batch_size", "epochs", "train_images", "validation_images",
-    *CHANGES, *NETWORK,
+    "model", "batch_norm", "activation", "input_size", "batch_size", "epochs", "train_images", *CHANGES, *NETWORK
 ))  # fmt: skip
 
 

@@ -60,7 +60,11 @@ def test_a_network_of_which_nothing_is_known_takes_a_flat_time() -> None:
 
 
 def test_a_cnn_takes_its_time_from_the_next_in_size() -> None:
-    known = {"cnn~40": NETWORK, "cnn~~50": NETWORK.model_copy(update={"image": {1: 1.0}, "step": {1: 0.0}})}
+    known = {
+        "cnn~40": NETWORK,
+        "cnn~51": NETWORK,
+        "cnn~~50": NETWORK.model_copy(update={"image": {1: 1.0}, "step": {1: 0.0}}),
+    }
     costs = COSTS.model_copy(update={"networks": known})
     large = shape(model="cnn", filters=128, activation="gelu")
     assert network_name(large) == "cnn~~51"
