@@ -35,6 +35,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m compileall -q cifar_sweep
 	touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
