@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -130,12 +131,12 @@ def main() -> None:
     folder = asked.out or Path(tempfile.mkdtemp(prefix="spaces-"))
     folder.mkdir(parents=True, exist_ok=True)
     definitions = [each for each in json.loads(asked.file.read_text()) if not asked.only or each["id"] in asked.only]
-    lock = Lock()
+    lock, made = Lock(), cache(images)
 
     def pictures(size: int, channels: int, classes: int) -> Path:
         with lock:
             place = (folder / f"images-{size}px-{channels}-{classes}").resolve()
-            return place if place.exists() else images(place, size=size, channels=channels, classes=classes)
+            return made(place, size=size, channels=channels, classes=classes)
 
     def told(definition: Mapping[str, Any]) -> bool:
         runs, words = check(definition, folder, pictures if asked.train else None)

@@ -99,15 +99,14 @@ class Costs(BaseModel):
     def _nearest(self, shape: Shape) -> tuple[NetworkCosts | None, float]:
         """What is known of its network, and how many times as long it takes: of a cnn the next in size may be."""
         name = network_name(shape)
-        found = _MAGNITUDE.fullmatch(name)
-        if name in self.networks or not found:
+        found = CNN.fullmatch(name)
+        cnns = [each for each in map(CNN.fullmatch, self.networks) if each]
+        if name in self.networks or not found or not cnns:
             return self.networks.get(name), 1.0
-        doublings = {known: int(each[1]) for known in self.networks if (each := _MAGNITUDE.fullmatch(known))}
-        if not doublings:
-            return None, 1.0
-        kind, size = name.removesuffix(found[1]), int(found[1])
-        nearest = min(doublings, key=lambda known: (known.rstrip("0123456789") != kind, abs(doublings[known] - size)))
-        return self.networks[nearest], 2 ** ((size - doublings[nearest]) / 2)
+        nearest = min(
+            cnns, key=lambda each: (each["kind"] != found["kind"], abs(int(each["size"]) - int(found["size"])))
+        )
+        return self.networks[nearest[0]], 2 ** ((int(found["size"]) - int(nearest["size"])) / 2)
 
     def epoch(self, shape: Shape, members: int) -> float:
         """Seconds of a group's epoch: its training and its validation."""
@@ -138,7 +137,8 @@ def network_name(shape: Shape) -> str:
     return shape.model + ("+batch_norm" if shape.batch_norm else "")
 
 
-_MAGNITUDE = re.compile(r"cnn(?:\+batch_norm)?~+(\d+)")
+# A cnn by its `magnitude`: what kind it is of, and half the factors of two in its multiply-accumulates.
+CNN = re.compile(r"(?P<kind>cnn(?:\+batch_norm)?~+)(?P<size>\d+)")
 PLAIN = ("relu", "leaky_relu")  # activations that compiled kernels know
 
 

@@ -68,15 +68,19 @@ def possible_shapes(sweep: Sweep, *, precision: str = "fp32") -> list[Shape]:
     return [shape_of(sweep.fixed | point, precision) for point in points]
 
 
+def learns(sweep: Sweep, finished: int) -> bool:
+    """Whether TPE chooses by results when so many trials are finished."""
+    return sweep.sampler.name == "tpe" and finished >= sweep.sampler.startup_trials
+
+
 def drawn_shapes(sweep: Sweep, begun: int, finished: int = 0) -> dict[int, Shape]:
     """The shapes of new trials by their numbers, as far as seeds alone decide them, which they do before TPE learns.
 
     Claiming asks for the first trial of a group so, whose shape the others share. Empty where no shape is drawn so.
     `begun` trials are there already, of which so many are `finished`.
     """
-    if sweep.sampler.name == "tpe" and finished >= sweep.sampler.startup_trials:
-        return {}
-    if sweep.sampler.name not in ("random", "tpe") or not any(map(is_decisive, sweep.space)):
+    drawn = sweep.sampler.name in ("random", "tpe") and not learns(sweep, finished)
+    if not drawn or not any(map(is_decisive, sweep.space)):
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would log this study of nobody's
     study, shapes = optuna.create_study(), {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import Pace
-from cifar_sweep.forecast.expected import queued_shapes
+from cifar_sweep.forecast.expected import learns, queued_shapes
 from cifar_sweep.forecast.pruning import expected_survival, startup
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.sweep.sweep import Sweep
@@ -164,8 +164,7 @@ class _Layout:
 
     @property
     def _learns(self) -> bool:
-        settings = self._sweep.sampler
-        return settings.name == "tpe" and self._finished >= settings.startup_trials
+        return learns(self._sweep, self._finished)
 
     def _drawn(self) -> Shape | None:
         """The shape of the next new trial, where its seed alone decides it. One that is impossible is passed over."""

@@ -8,14 +8,13 @@ size comes last: ``cnn3 64px``.
 
 import json
 import math
-import re
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cifar_sweep.config import Shape, TrialConfig
-from cifar_sweep.forecast.costs import CHANGED, Speed, change_name, magnitude, network_name, per_image
+from cifar_sweep.forecast.costs import CHANGED, CNN, Speed, change_name, magnitude, network_name, per_image
 from cifar_sweep.layers import macs_of
 from cifar_sweep.parameters import OWN, Value, is_own
 
@@ -87,9 +86,10 @@ def config_of(network: str, *, precision: str = "fp32") -> TrialConfig:
     model, _, own = network.removesuffix(_BATCH_NORM).partition(_FILE)[0].partition("?")
     params: dict[str, Value] = {"model": model, "image_size": int(size.removesuffix("px") or 32)}
     params |= {f"{OWN}{name}": value for name, value in json.loads(own or "{}").items()}
-    if found := _CNN.fullmatch(network):
-        params |= {"model": "cnn", "batch_norm": found[1] != "cnn", "pooling": "max" if found[2] == "~" else "avg"}
-        params["filters"] = _filters(params, float(found[3]))
+    if found := CNN.fullmatch(network):
+        kind = found["kind"]
+        params |= {"model": "cnn", "batch_norm": _BATCH_NORM in kind, "pooling": "avg" if "~~" in kind else "max"}
+        params["filters"] = _filters(params, float(found["size"]))
     if model in _SMALL_MODELS:
         params["batch_norm"] = network != model
     return TrialConfig.from_params(params, classes=10, precision=precision, data_seed=0, seed=0)
@@ -135,7 +135,6 @@ def names_of(shape: Shape) -> set[str]:
 
 
 _TIMED_FILTERS = range(1, 1025)  # of a cnn that is timed
-_CNN = re.compile(r"(cnn(?:\+batch_norm)?)(~+)(\d+)")
 _LARGEST_TIMED = 52  # half doublings, 67 million: a step of a larger one takes seconds
 _TIMED_MAGNITUDES = 4  # every so many of a cnn: other ones take as long as their multiply-accumulates say
 
@@ -146,9 +145,10 @@ def stand_in(network: str) -> tuple[str, float]:
     Deeper VGGs are not timed, nor is each size of a cnn.
     """
     name, space, size = network.partition(" ")
-    if found := _CNN.fullmatch(name):
-        timed = min(_TIMED_MAGNITUDES * round(int(found[3]) / _TIMED_MAGNITUDES), _LARGEST_TIMED)
-        return f"{found[1]}{found[2]}{timed}{space}{size}", 2 ** ((int(found[3]) - timed) / 2)
+    if found := CNN.fullmatch(name):
+        asked = int(found["size"])
+        timed = min(_TIMED_MAGNITUDES * round(asked / _TIMED_MAGNITUDES), _LARGEST_TIMED)
+        return f"{found['kind']}{timed}{space}{size}", 2 ** ((asked - timed) / 2)
     if name not in VGG_MACS:
         return network, 1.0
     return f"vgg11{space}{size}", VGG_MACS[name] / VGG_MACS["vgg11"]
