@@ -143,7 +143,7 @@ def choose(
         if (rough.seconds or math.inf) <= SHORT_SECONDS:
             return rough
     if where.type == "cpu":
-        prepare_kernels()  # while the measuring processes start
+        prepare_kernels(bf16=found.precision == "bf16")  # while the measuring processes start
     measured = timer.measure(networks, considered, say=say, seconds=seconds)
     if not measured:
         return task.rough(splits[0], networks)

@@ -28,18 +28,20 @@ from cifar_sweep.errors import DiskError, one_line
 from cifar_sweep.files import default_cache, replace_file
 
 log = logging.getLogger(__name__)
-KERNELS = "CIFAR_SWEEP_KERNELS"
+KERNELS = "CIFAR_SWEEP_KERNELS"  # torch: none of ours; avx2: as on a processor that has no more
 _SOURCE = Path(__file__).parent / "lanes.c"
 _COMPILERS = ("cc", "gcc", "clang")
 _FOR_THIS_PROCESSOR = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+_FOR_AVX2 = "-march=haswell"
 # No option that lets the compiler change the order of a sum, or what becomes of a NaN.
 _FLAGS = (
-    "-std=gnu11", "-O3", "-funroll-loops", "-fschedule-insns", _FOR_THIS_PROCESSOR, "-fno-math-errno",
-    "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing",
+    "-std=gnu11", "-O3", "-funroll-loops", "-fschedule-insns", "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=fast", "-fno-strict-aliasing",
 )  # fmt: skip
 _SECONDS = 180
 MAX_STAGES = 8
-_AMD_ZEN_4 = "25"  # the processor family that has bf16 and works on vectors of 512 bits in two halves
+_AMD_ZEN_4 = "25"  # the processor family that works on vectors of 512 bits in two halves
+NARROW, _WIDE = 8, 16  # members to a vector
 
 
 class CompilerError(Exception):
@@ -83,11 +85,11 @@ def layout() -> dict[str, int]:
     return found
 
 
-def kernels(*, bf16: bool) -> ctypes.CDLL | None:
-    """The library for vectors of `lane_count` members, compiled if it is not there; None where that cannot be."""
+def kernels(*, bf16: bool, members: int = NARROW) -> ctypes.CDLL | None:
+    """The library for groups of so many members, compiled if it is not there; None where that cannot be."""
     if os.environ.get(KERNELS) == "torch" or identity() is None or (bf16 and not has_bf16()):
         return None
-    return library(_folder(), lane_count(bf16=bf16), 2 if bf16 else 1)
+    return library(_folder(), lane_count(members), 2 if bf16 else 1)
 
 
 def _folder() -> Path:
@@ -97,21 +99,24 @@ def _folder() -> Path:
     return folder.with_name(f"kernels-{os.geteuid()}") if is_others else folder
 
 
-def prepare_kernels() -> None:
+def prepare_kernels(*, bf16: bool) -> None:
     """Begin to compile, where that is still to be done, what training on the CPU will ask for; returns at once."""
-    threading.Thread(target=kernels, kwargs={"bf16": has_bf16()}, daemon=True).start()
+
+    def compile_them() -> None:
+        for members in (NARROW, _WIDE):
+            kernels(bf16=bf16, members=members)
+
+    threading.Thread(target=compile_them, daemon=True).start()
 
 
-def lane_count(*, bf16: bool) -> int:
-    """How many members share a vector: 16 in bf16 where the processor works on so many 32-bit words at once, else 8.
+def lane_count(members: int) -> int:
+    """How many share a vector: 16 in a group of more than 8, where the processor works on 16 32-bit words at once.
 
     Where it does so in two halves, 8 were faster (docs/LOG.md, 2026-11-28).
     """
-    if not bf16:
-        return 8
     found = dict(re.findall(r"^(vendor_id|cpu family)\s*: (.*)$", processor(), flags=re.MULTILINE))
     halves = found.get("vendor_id") == "AuthenticAMD" and found.get("cpu family") == _AMD_ZEN_4
-    return 16 if has_bf16() and not halves else 8
+    return _WIDE if members > NARROW and _has("avx512f", "avx512vl", "avx512bw") and not halves else NARROW
 
 
 def kernels_name(device: torch.device) -> str:
@@ -173,7 +178,7 @@ def build(path: Path, lanes: int, pack: int) -> None:
     log.info("compiling kernels for this machine, once")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / path.name
-        command = [*compiler(), *_FLAGS, f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
+        command = [*compiler(), *_FLAGS, _target(), f"-DLANES={lanes}", f"-DPACK={pack}", "-fPIC", "-shared"]
         command += [str(_SOURCE), "-o", str(made), "-lm"]
         try:
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
@@ -204,7 +209,7 @@ def identity() -> str | None:
         version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    parts = [version, *command[1:], *_FLAGS, processor(), _SOURCE.read_text(), str(layout())]
+    parts = [version, *command[1:], *_FLAGS, _target(), processor(), _SOURCE.read_text(), str(layout())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -221,4 +226,14 @@ def processor() -> str:
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bf16 numbers, by the instructions that lanes.c knows."""
-    return {"avx512_bf16", "avx512bw", "avx512vl"} <= set(processor().split())
+    return _has("avx512_bf16", "avx512bw", "avx512vl")
+
+
+def _has(*flags: str) -> bool:
+    """Whether the processor has these, and is not held to fewer."""
+    return _target() != _FOR_AVX2 and set(flags) <= set(processor().split())
+
+
+def _target() -> str:
+    """The compiler's option for what to compile for."""
+    return _FOR_AVX2 if os.environ.get(KERNELS) == "avx2" else _FOR_THIS_PROCESSOR

@@ -30,6 +30,14 @@
 #define WORDS(channels) (EVEN(channels) / PACK)
 #define SHARED_WORDS(numbers) (((numbers) + PACK - 1) / PACK)
 #define NUMBER (4 / PACK) /* bytes */
+/* Registers that hold a vector of LANES words: AVX2 has 16, and so has NEON in pairs. The sums of an inner loop must leave
+ * some for what it loads. */
+#ifdef __AVX512VL__
+#define REGISTERS 32
+#else
+#define REGISTERS 16
+#endif
+#define BAND 1000 /* words of x that some rows of a convolution begin in: what they read stays in a near cache */
 
 /* As in compiled.py. Weights and the like are places in a member's row of parameters; bias is -1 where there is none. */
 typedef struct {
@@ -277,33 +285,45 @@ INLINE void conv_row(
 ) {
     const char *x = c->x + y * c->row;
     vu *out = c->out + (size_t)y * c->w * WORDS(c->co);
+    const int PIXELS = REGISTERS == 32 ? 4 : CHANNELS == 6 ? 2 : 3;
     int p = 0;
-    for (; p + 4 <= width; p += 4)
-        conv_block(c, w, x + p * c->pixel, out + p * WORDS(c->co), o0, 4, CHANNELS, SHARED, sum, square);
+    for (; p + PIXELS <= width; p += PIXELS)
+        conv_block(c, w, x + p * c->pixel, out + p * WORDS(c->co), o0, PIXELS, CHANNELS, SHARED, sum, square);
+    if (width - p >= 2) {
+        conv_block(c, w, x + p * c->pixel, out + p * WORDS(c->co), o0, 2, CHANNELS, SHARED, sum, square);
+        p += 2;
+    }
     for (; p < width; p++)
         conv_block(c, w, x + p * c->pixel, out + p * WORDS(c->co), o0, 1, CHANNELS, SHARED, sum, square);
 }
 
-INLINE void conv_tile(const Conv *c, const vu *w, int o0, const int CHANNELS, const int SHARED, const int SUMS) {
+INLINE void conv_tile(
+    const Conv *c, const vu *w, int y0, int y1, int o0, const int CHANNELS, const int SHARED, const int SUMS
+) {
     vf sum[6] = {}, square[6] = {};
-    if (SUMS && c->begin) {
+    if (SUMS && c->begin && !y0) {
         conv_row(c, w, 0, o0, 1, CHANNELS, SHARED, 0, 0);
         for (int o = o0; o < o0 + CHANNELS; o++)
             c->first[o] = before_norm(get(c->out[o / PACK], o % PACK), c->mask[o], c->slope, c->after);
     }
-    for (int y = 0; y < c->h; y++)
+    for (int y = y0; y < y1; y++)
         conv_row(c, w, y, o0, c->w, CHANNELS, SHARED, SUMS ? sum : 0, SUMS ? square : 0);
     for (int o = 0; o < CHANNELS && SUMS; o++) c->sum[o0 + o] += sum[o], c->square[o0 + o] += square[o];
 }
 
 INLINE void conv_kind(const Conv *c, const int SHARED, const int SUMS) {
-    const vu *w = c->weights;
-    for (int o0 = 0, to; o0 < EVEN(c->co); o0 += to) {
-        to = tile_of(EVEN(c->co) - o0);
-        if (to == 4) conv_tile(c, w, o0, 4, SHARED, SUMS);
-        else if (to == 6) conv_tile(c, w, o0, 6, SHARED, SUMS);
-        else conv_tile(c, w, o0, 2, SHARED, SUMS);
-        w += (size_t)c->k * c->words * to;
+    int band = (int)(BAND * (SHARED ? 4 : sizeof(vu)) / c->row); /* the same for all LANES, and so are the sums */
+    if (band < 1) band = 1;
+    for (int y = 0; y < c->h; y += band) {
+        const vu *w = c->weights;
+        int until = y + band < c->h ? y + band : c->h;
+        for (int o0 = 0, to; o0 < EVEN(c->co); o0 += to) {
+            to = tile_of(EVEN(c->co) - o0);
+            if (to == 4) conv_tile(c, w, y, until, o0, 4, SHARED, SUMS);
+            else if (to == 6) conv_tile(c, w, y, until, o0, 6, SHARED, SUMS);
+            else conv_tile(c, w, y, until, o0, 2, SHARED, SUMS);
+            w += (size_t)c->k * c->words * to;
+        }
     }
 }
 
@@ -539,15 +559,16 @@ static void pair_images(const vu *one, const vu *other, ptrdiff_t row, int h, in
     }
 }
 
-INLINE void wgrad_block(
+/* OUT by IN channels of a tile that has OF_OUT by OF_IN. */
+INLINE void wgrad_part(
     const vu *dz, const char *x, ptrdiff_t x_row, int rows, int w, vf *sums, const int OUT, const int IN,
-    const int SHARED
+    const int OF_OUT, const int OF_IN, const int SHARED
 ) {
     vf acc[6][6];
     for (int o = 0; o < OUT; o++)
-        for (int i = 0; i < IN; i++) acc[o][i] = sums[o * IN + i];
-    const ptrdiff_t step = IN * (SHARED ? 4 : sizeof(vu)), skip = x_row - w * step;
-    for (int n = rows * w, left = w; n; n--, dz += OUT) { /* one long loop, not one for each row */
+        for (int i = 0; i < IN; i++) acc[o][i] = sums[o * OF_IN + i];
+    const ptrdiff_t step = OF_IN * (SHARED ? 4 : sizeof(vu)), skip = x_row - w * step;
+    for (int n = rows * w, left = w; n; n--, dz += OF_OUT) { /* one long loop, not one for each row */
         vu from[6];
         for (int i = 0; i < IN; i++) from[i] = SHARED ? (vu){} + ((const uint32_t *)x)[i] : ((const vu *)x)[i];
         for (int o = 0; o < OUT; o++)
@@ -557,7 +578,21 @@ INLINE void wgrad_block(
         x += step + more;
     }
     for (int o = 0; o < OUT; o++)
-        for (int i = 0; i < IN; i++) sums[o * IN + i] = acc[o][i];
+        for (int i = 0; i < IN; i++) sums[o * OF_IN + i] = acc[o][i];
+}
+
+INLINE void wgrad_block(
+    const vu *dz, const char *x, ptrdiff_t x_row, int rows, int w, vf *sums, const int OUT, const int IN,
+    const int SHARED
+) {
+    const int OUT_AT_ONCE = REGISTERS < 32 && OUT == 6 ? 3 : OUT;
+    const int IN_AT_ONCE = REGISTERS == 32 ? IN : IN % 3 == 0 ? 3 : OUT_AT_ONCE == 4 && IN == 4 ? 2 : IN;
+    for (int o = 0; o < OUT; o += OUT_AT_ONCE)
+        for (int i = 0; i < IN; i += IN_AT_ONCE)
+            wgrad_part(
+                dz + o, x + i * (SHARED ? 4 : sizeof(vu)), x_row, rows, w, sums + o * IN + i, OUT_AT_ONCE, IN_AT_ONCE,
+                OUT, IN, SHARED
+            );
 }
 
 /* Add to dw what PACK images give, in blocks of rows that stay in the first cache. */

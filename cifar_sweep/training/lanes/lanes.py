@@ -20,8 +20,8 @@ from cifar_sweep.training.lanes.compiled import MAX_STAGES, Call, Net, kernels, 
 from cifar_sweep.training.rows import Masks, parts_of
 
 # Of more channels PyTorch's convolutions are as fast, and of fewer members, for most lanes would be empty:
-# docs/LOG.md, 2026-11-28.
-_WIDEST = {torch.bfloat16: 64, torch.float32: 32}
+# docs/LOG.md, 2026-11-28 and 2026-12-01.
+_WIDEST = 64
 _NARROW = 32
 _IMAGE_CHANNELS = 3
 _EVALUATED = 32  # images at a time where nothing is trained
@@ -116,9 +116,9 @@ def fewest_members(stages: Sequence[Convolution] | None, dtype: torch.dtype) -> 
     if not stages:
         return None
     channels = max(int(stage.settings["co"]) for stage in stages)
-    if channels > _WIDEST.get(dtype, 0):
+    if channels > _WIDEST or dtype not in (torch.bfloat16, torch.float32):
         return None
-    return 5 if dtype is torch.bfloat16 and channels <= _NARROW else 7  # docs/LOG.md, 2026-11-28
+    return 5 if channels <= _NARROW else 7
 
 
 def offer(
@@ -135,7 +135,7 @@ def offer(
         return last
     if len(rows) < (fewest_members(stages, images.dtype) or math.inf):
         return None
-    library = kernels(bf16=images.dtype is torch.bfloat16)
+    library = kernels(bf16=images.dtype is torch.bfloat16, members=len(rows))
     batch = len(images) if training else min(_EVALUATED, len(images))
     return Lanes(library, stages, members=len(rows), images=images, batch=batch) if library is not None else None
 
@@ -163,7 +163,7 @@ class Lanes:
         self.batch = batch
         self._kind = _kind(images)
         self._net, self.features = self._laid_out()
-        width, size = lane_count(bf16=images.dtype is torch.bfloat16), library.lanes_bytes(ctypes.byref(self._net))
+        width, size = lane_count(members), library.lanes_bytes(ctypes.byref(self._net))
         self.tiles = [
             _Tile(start, min(width, members - start), torch.zeros(size + _ALIGNED, dtype=torch.uint8))
             for start in range(0, members, width)

@@ -249,16 +249,34 @@ def test_what_is_convolved_depends_neither_on_the_group_nor_on_the_place(
 @pytest.mark.skipif(not BF16, reason="no such instructions here")
 @pytest.mark.slow
 def test_wider_vectors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine takes one width for all its groups: compilers may round otherwise in the other."""
+    """Nearly: compilers may round otherwise."""
     found = []
     for width in (8, 16):
         for module in (compiled, lanes):
-            monkeypatch.setattr(module, "lane_count", lambda *, bf16, width=width: width)
+            monkeypatch.setattr(module, "lane_count", lambda _members, width=width: width)
         network = fused("convnet, batch norm, reflect", 18, precision="bf16")
         found.append(step(network, *batch(6, torch.bfloat16)))
         assert network.lanes is not None
         assert [tile.members for tile in network.lanes.tiles] == {8: [8, 8, 2], 16: [16, 2]}[width]
     assert (found[0] - found[1]).norm() < 0.01 * found[0].norm()
+
+
+@pytest.mark.skipif("avx2" not in compiled.processor(), reason="another kind of processor")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fewer_registers_give_the_same(
+    name: str, other_compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a processor with AVX2 alone works on at once is less, in the same order."""
+    found = []
+    for held in ("", "avx2"):
+        monkeypatch.setenv(compiled.KERNELS, held)
+        other_compiler("")
+        network = fused(name, 9, precision="fp32")
+        found.append((step(network, *batch(5, torch.float32)), network.gradients))
+        assert network.lanes is not None
+    for natively, held_back in zip(*found, strict=True):
+        assert torch.equal(natively, held_back)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -395,7 +413,7 @@ def test_many_channels_and_few_members_are_left_to_pytorch() -> None:
         return fewest_members(stages, dtype)
 
     assert [fewest(channels, torch.bfloat16) for channels in (16, 64, 65)] == [5, 7, None]
-    assert [fewest(channels, torch.float32) for channels in (16, 64)] == [7, None]
+    assert [fewest(channels, torch.float32) for channels in (16, 64, 65)] == [5, 7, None]
     assert fewest(16, torch.float64) is None
 
 
@@ -537,17 +555,20 @@ def test_a_library_that_others_could_have_put_there_is_not_loaded(
 @pytest.mark.parametrize(
     ("processor", "widest"),
     [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t: avx512_bf16 avx512bw avx512vl", 8),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t: avx512_bf16 avx512bw avx512vl", 16),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t: avx512_bf16 avx512bw avx512vl", 16),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t: avx512f avx512_bf16 avx512bw avx512vl", 8),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t: avx512f avx512_bf16 avx512bw avx512vl", 16),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t: avx512f avx512_bf16 avx512bw avx512vl", 16),
         ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t: avx2", 8),
         ("arm64 arm", 8),
     ],
 )
 def test_how_wide_a_processor_works(processor: str, widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "processor", lambda: processor)
-    assert compiled.lane_count(bf16=True) == widest
-    assert compiled.lane_count(bf16=False) == 8
+    monkeypatch.delenv(compiled.KERNELS, raising=False)
+    assert [compiled.lane_count(members) for members in (5, 8, 9, 40)] == [8, 8, widest, widest]
+    assert compiled.has_bf16() == ("avx512_bf16" in processor)
+    monkeypatch.setenv(compiled.KERNELS, "avx2")
+    assert (compiled.lane_count(40), compiled.has_bf16()) == (8, False)
 
 
 def test_each_user_of_a_shared_cache_has_kernels_of_their_own(
