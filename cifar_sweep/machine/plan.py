@@ -15,7 +15,7 @@ from cifar_sweep.config import Shape
 from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs
 from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.schedule import group_sizes
-from cifar_sweep.machine.groups import GROUP_SIZES, Groups, Speeds, names_of
+from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Groups, Speeds, names_of
 from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.processes import ask
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
@@ -147,7 +147,10 @@ def choose(
     measured = timer.measure(networks, considered, say=say, seconds=seconds)
     if not measured:
         return task.rough(splits[0], networks)
-    best = min((task.plan(split, measured[split]) for split in splits), key=lambda made: made.seconds or math.inf)
+    plans = [task.plan(split, measured[split]) for split in splits]
+    least = min(plan.seconds or math.inf for plan in plans)
+    # Threads that wait for each other lose many times as much to a busy program as workers of one thread do.
+    best = next(plan for plan in plans if (plan.seconds or math.inf) <= WORTHWHILE_GAIN * least)
     # On all cores, or on fewer where that is faster: beside a busy program, threads wait for each other.
     usual = min(task.one_at_a_time(split, speeds) for split, speeds in measured.items())
     start = best.costs.start * len(task.expected) if best.costs else 0.0

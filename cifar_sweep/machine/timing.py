@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -31,13 +32,22 @@ from cifar_sweep.training.models import build
 from cifar_sweep.training.train import Run
 
 _TIMED_SECONDS = 0.15
+# The share of a step's time that its thread was at work, where others left it its core; else the time is not kept.
+_ALONE = 0.9
 # The smallest group that fills the lanes of a vector.
 _FULL_GROUP = 8
 
 
+class Timing(NamedTuple):
+    """The least time of a step, and whether other programs left the process its core meanwhile."""
+
+    seconds: float
+    is_alone: bool = True
+
+
 def step_seconds(
     network: str, *, batch: int, members: int, threads: int, device: torch.device, precision: str
-) -> float:
+) -> Timing:
     """The least time of a group's training step on random images, the first ones left out. Sets the threads.
 
     Or that of changing a batch, where `network` is what is done to images.
@@ -57,18 +67,19 @@ def step_seconds(
     return _least_seconds(lambda: run.step(images, labels), device)
 
 
-def _least_seconds(step: Callable[[], object], device: torch.device) -> float:
-    taken: list[float] = []
-    while len(taken) < 2 or sum(taken) < _TIMED_SECONDS:
+def _least_seconds(step: Callable[[], object], device: torch.device) -> Timing:
+    taken: list[tuple[float, float]] = []  # of each step the time, and that of its thread at work
+    while len(taken) < 2 or math.fsum(each for each, _ in taken) < _TIMED_SECONDS:
         wait_for(device)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.thread_time()
         step()
         wait_for(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        taken.append((time.perf_counter() - start, time.thread_time() - used))
+    least, at_work = min(taken)
+    return Timing(least, device.type != "cpu" or at_work > _ALONE * least)
 
 
-def _change_seconds(name: str, *, batch: int, device: torch.device) -> float:
+def _change_seconds(name: str, *, batch: int, device: torch.device) -> Timing:
     """Many images are changed at once, whatever the batch."""
     shape = changing(name)
     change, side = augmented(shape, 1), shape.image_size
@@ -83,7 +94,8 @@ def _change_seconds(name: str, *, batch: int, device: torch.device) -> float:
             change.mixed(part, classes)
 
     step()
-    return _least_seconds(step, device) * batch / count
+    seconds, is_alone = _least_seconds(step, device)
+    return Timing(seconds * batch / count, is_alone)
 
 
 def smallest_representative_group(network: str, *, threads: int, device: torch.device, precision: str) -> int:
@@ -98,6 +110,14 @@ def smallest_representative_group(network: str, *, threads: int, device: torch.d
 def devices(device: torch.device, named: str) -> int:
     """How many devices the workers share out among them."""
     return torch.cuda.device_count() if device.type == "cuda" and not named.startswith("cuda:") else 1
+
+
+@dataclass
+class _Processes:
+    """Those that time; `are_alone` until other programs are at work, too."""
+
+    pool: ProcessPool
+    are_alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +151,7 @@ class Timer:
         Under the first split group sizes are tried until one gains nothing; under the others one at a time and the
         best. `say` gets a sentence where something has to be timed. After so many `seconds` nothing more is begun, and
         if something is missing then, nothing is returned. Of processes that start at once one measures, with nobody
-        beside it, and the others wait for what it finds.
+        beside it, and the others wait for what it finds. What was timed while other programs were at work is not kept.
         """
         until = time.monotonic() + seconds
         everything = read_speeds()
@@ -140,17 +160,32 @@ class Timer:
             with alone(speeds_file(), seconds):
                 everything = read_speeds()
                 missing = self._missing(everything, networks, splits)
+                passing: list[tuple[Split, str]] = []
                 with process_pool(max((split.workers for split, _ in missing), default=0)) as pool:
                     for split, network in missing:
                         if time.monotonic() > until:
                             break
+                        timing = _Processes(pool)
                         first = everything.get(self._key(splits[0]), {}).get(network)
-                        sizes = self._best(pool, split, network, first) if first else self._ladder(pool, split, network)
+                        sizes = (
+                            self._best(timing, split, network, first) if first else self._ladder(timing, split, network)
+                        )
                         everything.setdefault(self._key(split), {})[network] = sizes
+                        passing += [] if timing.are_alone else [(split, network)]
                     else:
                         missing = []
-                write_speeds(everything)
+                self._store(everything, but=passing)
+                if passing:
+                    say("other programs were at work meanwhile; these times are not kept")
         return {} if missing else {split: speeds_of(networks, everything[self._key(split)]) for split in splits}
+
+    def _store(self, everything: Mapping[str, Speeds], *, but: Sequence[tuple[Split, str]]) -> None:
+        left_out = {(self._key(split), network) for split, network in but}
+        kept = {
+            key: {network: sizes for network, sizes in timed.items() if (key, network) not in left_out}
+            for key, timed in everything.items()
+        }
+        write_speeds(kept)
 
     def _key(self, split: Split) -> str:
         where = resolve_device(self.device)
@@ -159,32 +194,33 @@ class Timer:
         by = f"torch {torch.__version__}, kernels {kernels_name(where)}"
         return f"{name}, {split.workers} x {split.threads} threads, {self.precision}, {by}"
 
-    def _ladder(self, pool: ProcessPool, split: Split, network: str) -> dict[int, Speed]:
+    def _ladder(self, timing: _Processes, split: Split, network: str) -> dict[int, Speed]:
         """Larger and larger groups, until the next is no faster, and they are trained as large ones are."""
         found: dict[int, Speed] = {}
         where, before = resolve_device(self.device), math.inf
         if network.startswith(CHANGED):  # for all members at once
-            return {1: self._speed(pool, split, network, 1)}
+            return {1: self._speed(timing, split, network, 1)}
         least = smallest_representative_group(network, threads=split.threads, device=where, precision=self.precision)
         for size in GROUP_SIZES:
-            found[size] = self._speed(pool, split, network, size)
+            found[size] = self._speed(timing, split, network, size)
             now = found[size].per_image(TIMED_BATCHES[0])
             if now * WORTHWHILE_GAIN > before and size >= least:
                 break
             before = now
         return found
 
-    def _best(self, pool: ProcessPool, split: Split, network: str, first: Mapping[int, Speed]) -> dict[int, Speed]:
+    def _best(self, timing: _Processes, split: Split, network: str, first: Mapping[int, Speed]) -> dict[int, Speed]:
         """One at a time, and the size that was the fastest under another split."""
         best = min(first, key=lambda size: first[size].per_image(TIMED_BATCHES[0]))
-        return {size: self._speed(pool, split, network, size) for size in sorted({1, best})}
+        return {size: self._speed(timing, split, network, size) for size in sorted({1, best})}
 
-    def _speed(self, pool: ProcessPool, split: Split, network: str, size: int) -> Speed:
+    def _speed(self, timing: _Processes, split: Split, network: str, size: int) -> Speed:
         """The speed of a member, as the mean over workers that all train such a group."""
         call = {"network": network, "members": size, "threads": split.threads, "precision": self.precision}
         places = [resolve_device(self.device, worker=k) for k in range(split.workers)]
         each_image = []
         for batch in TIMED_BATCHES:
-            seconds = pool.together(step_seconds, *(call | {"batch": batch, "device": place} for place in places))
-            each_image.append(statistics.fmean(seconds) / batch / size)
+            timed = timing.pool.together(step_seconds, *(call | {"batch": batch, "device": place} for place in places))
+            timing.are_alone &= all(each.is_alone for each in timed)
+            each_image.append(statistics.fmean(each.seconds for each in timed) / batch / size)
         return speed_between(*each_image)
