@@ -2,10 +2,11 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from cifar_sweep.training.lanes import kernels, kernels_name, obstacle
 from cifar_sweep.training.limits import available_cores, memory
 
 LOW_DISK_BYTES = 2 * 1024**3
+NVIDIA = Path("/proc/driver/nvidia/version")
 Finding = tuple[str, bool, str]  # what was looked at, whether it is well, and what was found
 
 
@@ -29,12 +31,12 @@ def examine(*, storage: str, data: str, artifacts: str, skip_damaged: bool = Fal
     """Look at everything that a run needs. Downloads nothing and makes no database."""
     found = versions()
     device = resolve_device("auto")
-    count, unit = (torch.cuda.device_count(), "GPU(s)") if device.type == "cuda" else (available_cores(), "core(s)")
+    has = _gpus(device) if device.type == "cuda" else f"{available_cores()} core(s){_limit()}"
     precision, why = resolve_precision(device)
     return [
         ("Python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed"),
         ("torch", True, ", ".join(f"{name} {found[name]}" for name in ("torch", "torchvision", "optuna"))),
-        ("device", True, f"{device.type}: {device_name(device)}, {count} {unit}{_limit()}"),
+        ("device", True, f"{device.type}: {device_name(device)}, {has}"),
         ("bf16", True, f"{why}; precision auto is {precision}"),
         ("kernels", True, _kernels(device, precision)),
         *_looked_at("data", lambda: _data(data, skip_damaged)),
@@ -48,6 +50,24 @@ def _looked_at(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]
         return look()
     except (OSError, CifarSweepError) as error:
         return [(subject, False, str(error))]
+
+
+def _gpus(device: torch.device) -> str:
+    """How many there are, this one's memory, and the versions of what makes it work."""
+    gibibytes = torch.cuda.get_device_properties(device).total_memory / 1024**3
+    found = torch.backends.cudnn
+    cudnn = found.version() if found.is_available() else "missing"  # type: ignore[no-untyped-call]
+    parts = "driver " + _driver(), f"CUDA {torch.version.cuda}", f"cuDNN {cudnn}"
+    return f"{torch.cuda.device_count()} GPU(s), {gibibytes:.1f} GiB; " + ", ".join(parts)
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver, as the kernel says it."""
+    with suppress(OSError):
+        found = re.search(r"\d+\.\d+(\.\d+)?", NVIDIA.read_text())
+        if found:
+            return found[0]
+    return "of unknown version"
 
 
 def _limit() -> str:

@@ -105,6 +105,8 @@ def test_doctor_knows_the_gpu(gpu: torch.device, cli: Any) -> None:
     said = cli("doctor", "--data", "synthetic:500").out
     assert torch.cuda.get_device_name(gpu) in said
     assert "compute capability" in said
+    for word in ("GiB", "driver", "CUDA", "cuDNN"):
+        assert word in said
 
 
 def test_a_worker_of_the_second_gpu_takes_nothing_of_the_first(gpu: torch.device) -> None:
