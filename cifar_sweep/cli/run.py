@@ -40,6 +40,8 @@ def run(
 ) -> None:
     """Run a sweep, or continue it: the same command goes on where the last one stopped."""
     begun = time.time()
+    if on is None and workers.processes != 1 and asked.trials != 1:
+        rooms.processes.prepare()
     cluster = _cluster(on, gpus, workers, place)
     console = terminal()
     sweep = asked.load()

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from cifar_sweep.errors import StudyError, one_line
+from cifar_sweep.training.limits import available_cores
 
 if TYPE_CHECKING:
     import torch
+
+IS_FORKED = sys.platform == "linux"
+PRELOADED = ["cifar_sweep.machine.timing", "cifar_sweep.work.worker"]
 
 
 class ProcessPool:
@@ -57,15 +61,23 @@ def start(
 
     On Linux it is forked from one that has loaded PyTorch; else it loads that itself, which takes seconds.
     """
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        context.set_forkserver_preload(["cifar_sweep.machine.timing", "cifar_sweep.work.worker"])
+    context: Any = multiprocessing.get_context("forkserver" if IS_FORKED else "spawn")
+    if IS_FORKED:
+        context.set_forkserver_preload(PRELOADED)
     # What it is forked from has the environment of the first time.
     call = partial(_begun, function, dict(os.environ))
     process: BaseProcess = context.Process(target=call, args=arguments, name=name, daemon=daemon)
     with _without_main(), _ctrl_c_held_back():
         process.start()
     return process
+
+
+def prepare() -> None:
+    """Have what processes are forked from load PyTorch while this one does, where there is a core for it."""
+    if IS_FORKED and available_cores() > 1:
+        forkserver.set_forkserver_preload(PRELOADED)
+        with _ctrl_c_held_back():
+            forkserver.ensure_running()
 
 
 @contextmanager
