@@ -16,13 +16,14 @@ from functools import cache, cached_property
 from statistics import median
 from typing import TYPE_CHECKING
 
-from cifar_sweep.config import Shape, decides_shape
+from cifar_sweep.config import Shape
 from cifar_sweep.errors import UsageError
 from cifar_sweep.forecast.costs import END_SECONDS, Costs, Pace, network_name, noted_costs
 from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.pruning import expected_survival
-from cifar_sweep.parameters import PARAMETERS, Value, applies
+from cifar_sweep.parameters import Value
 from cifar_sweep.search.choice import InTime, grant_end, in_time_always
+from cifar_sweep.study.hours import CUT, changed
 from cifar_sweep.study.winner import FIRST_SEEDS
 from cifar_sweep.sweep.file import cut, longest
 from cifar_sweep.sweep.grid import grid
@@ -41,18 +42,13 @@ CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
 # How many of the best are trained again, under how many seeds: the first for which this share of the time is enough.
 CONFIRMED = ((5, 3), (3, 3), (3, 2), (2, 2))
 CONFIRMED_SHARE = 0.3
+# The same where a search was cut: the best without the cuts. Where not even one fits, it has fewer images.
+UNCUT = (*CONFIRMED, (3, 1), (2, 1), (1, 1))
+UNCUT_SHARE = 0.5
 SAFETY = 1.15  # a shared machine differs by as much from one minute to the next
 NONE_COMPLETE = 2.0  # the same for trials that begin while none is complete, beside others that have begun
 SIZES = (32, 16, 8, 4, 2, 1)
 ALIKE = 4  # trials of a group where the shape is searched, on average
-# What is cut, in words.
-CUT = {
-    "epochs": "epochs", "step_size": "epochs between StepLR's decays", "warmup_epochs": "epochs of warm-up",
-    "cosine_epochs": "epochs of half a cosine", "restart_epochs": "epochs until a restart",
-    "plateau_patience": "epochs of patience", "cycle_up": "epochs up a cycle", "cycle_down": "epochs down a cycle",
-    "freeze_epochs": "epochs of the last layer alone", "patience": "epochs without a better one",
-    "train_images": "training images", "validation_images": "validation images",
-}  # fmt: skip
 LATEST = 8  # epochs of a network at a batch size tell how fast it is now
 
 
@@ -64,12 +60,14 @@ class HourPlan:
         sweep: with what is cut, which its description says, and as many trials as are likely to fit.
         trials: how many these are.
         reserve: seconds that are left to the confirmation.
+        uncuts: whether that trains the best without the cuts.
     """
 
     hours: float
     sweep: Sweep
     trials: int
     reserve: float
+    uncuts: bool = False
 
 
 def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) -> HourPlan:
@@ -86,7 +84,8 @@ def plan_hours(sweep: Sweep, costs: Costs, hours: float, *, spent: float = 0.0) 
 
         @cache
         def made(share: float, floors: dict[str, int] = floors) -> HourPlan:
-            return _plan_of(cut(sweep, share, **floors), pace, hours, max(3600 * hours - before, 0.0))
+            short, left = cut(sweep, share, **floors), max(3600 * hours - before, 0.0)
+            return _plan_of(short, _uncut(short, sweep) if share < 1 else None, pace, hours, left)
 
         def fitting(share: float) -> int:
             plan = made(share)
@@ -125,28 +124,30 @@ def uncut(study: "SweepStudy", trial: "TrialRecord") -> tuple[dict[str, Value], 
     """
     if study.hours is None or trial.config is None:
         return {}, 0.0
-    fixed, searched = study.hours.asked.get("fixed", {}), study.hours.asked.get("space", {})
-    usual = {name: fixed.get(name, PARAMETERS[name].default) for name in CUT if name not in searched}
-    changed = {
-        name: value for name, value in usual.items() if value != trial.settings[name] and applies(name, trial.settings)
-    }
-    costs = noted_costs(study)
-    own = {name: value for name, value in changed.items() if decides_shape(name)}
-    shape = replace(trial.config.shape, **own)
-    return changed, costs.epoch(shape, 1) * shape.epochs if costs else 0.0
+    found, costs = study.hours.uncut(trial.config), noted_costs(study)
+    shape = changed(trial.config, found).shape
+    return found, costs.epoch(shape, 1) * shape.epochs if costs else 0.0
 
 
-def _plan_of(sweep: Sweep, pace: Pace, hours: float, left: float) -> HourPlan:
-    """The plan for trials of this length."""
+def _uncut(short: Sweep, whole: Sweep) -> Sweep:
+    """A sweep that was cut, with what it fixes as before."""
+    fixed = {name: value for name, value in short.fixed.items() if name not in CUT or name in whole.space}
+    usual = {name: value for name, value in whole.fixed.items() if name in CUT}
+    return short.model_copy(update={"fixed": fixed | usual})
+
+
+def _plan_of(sweep: Sweep, uncut: Sweep | None, pace: Pace, hours: float, left: float) -> HourPlan:
+    """The plan for trials of this length; `uncut` is what the best of them are trained as in the end, if cut."""
     expected = ExpectedTrials(sweep, pace)
     if sweep.given:
         return HourPlan(hours, sweep, min(expected.fit(left), sweep.size), 0.0)
-    most = CONFIRMED_SHARE * left
+    pairs, share, last = (UNCUT, UNCUT_SHARE, UNCUT[-1]) if uncut else (CONFIRMED, CONFIRMED_SHARE, None)
+    most, repeated = share * left, ExpectedTrials(uncut, pace) if uncut else expected
+    needed = {pair: SAFETY * repeated.confirming(*pair) for pair in pairs}
+    confirm = next((pair for pair in pairs if needed[pair] <= most), last)
     trials = min(expected.fit(left - most), _most_trials(sweep))
-    needed = {pair: SAFETY * expected.confirming(*pair) for pair in CONFIRMED}
-    confirm = next((pair for pair in CONFIRMED if needed[pair] <= most), None)
-    changed = sweep.model_copy(update={"trials": max(trials, 1), "confirm": confirm})
-    return HourPlan(hours, changed, trials, needed[confirm] if confirm else 0.0)
+    planned = sweep.model_copy(update={"trials": max(trials, 1), "confirm": confirm})
+    return HourPlan(hours, planned, trials, min(needed[confirm], most) if confirm else 0.0, uncut is not None)
 
 
 def _most_trials(sweep: Sweep) -> int:
@@ -189,7 +190,7 @@ class ExpectedTrials:
     def confirming(self, trials: int, seeds: int) -> float:
         """Seconds until so many trials are confirmed: in two rounds, and in full groups where all have one shape."""
         total = 0.0
-        for each in filter(None, (min(seeds, FIRST_SEEDS), seeds - FIRST_SEEDS)):
+        for each in filter(None, (min(seeds, FIRST_SEEDS), max(seeds - FIRST_SEEDS, 0))):
             size = each if searches_shape(self.sweep) else min(trials * each, ALIKE * 2)
             groups = math.ceil(trials * each / size)
             total += math.ceil(groups / self.pace.costs.workers) * self.whole(size)

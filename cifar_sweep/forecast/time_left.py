@@ -232,6 +232,7 @@ def _waiting_shape(sweep: Sweep, generator: random.Random, trial: TrialRecord) -
         return trial.config.shape
     drawn = draw(sweep, generator)
     try:
-        return shape_of(sweep.fixed | dict(trial.params if sweep.given else drawn | decode(trial.queued)))
+        known = dict(trial.params) if sweep.given else drawn | decode(trial.queued) | (trial.uncut or {})
+        return shape_of(sweep.fixed | known)
     except (UsageError, TypeError):  # somebody queued what does not fit; a worker will say so
         return shape_of(sweep.fixed | drawn)

@@ -13,6 +13,7 @@ from cifar_sweep.errors import StorageBusyError, UsageError
 from cifar_sweep.parameters import Value
 from cifar_sweep.search.choice import Choice, Course, InTime, grant_end, in_time_always
 from cifar_sweep.study.claim import Claim, Worker
+from cifar_sweep.study.hours import changed
 from cifar_sweep.study.next_group import NEW, Queue, Waiting, next_group
 from cifar_sweep.study.provenance import commit, versions
 from cifar_sweep.study.record import IMPOSSIBLE, STATES, TrialRecord, count, epoch_keys, is_reserved
@@ -150,6 +151,7 @@ class Claiming:
     code: Mapping[str, str]  # the fingerprints of users' own models, by model
     worker: Worker
     in_time: InTime = in_time_always
+    uncut: Callable[[TrialConfig, Callable[[Shape], bool]], dict[str, Value]] | None = None  # of the study's hours
     shapes: dict[Hashable, Shape] = field(default_factory=dict)  # of trials that wait, as far as they were asked for
 
     def claim(self, *, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim]:
@@ -198,7 +200,12 @@ class Claiming:
         if not confirm:
             return trials
         for number in seeds_due(trials, confirm):
-            attributes = {"confirms": number, "confirm": confirm}
+            attributes: dict[str, Any] = {"confirms": number, "confirm": confirm}
+            config = trials[number].config
+            if self.uncut and config:
+                before = (trial.uncut for trial in trials if trial.confirms == number and trial.uncut is not None)
+                fits = self.uncut(config, lambda shape: bool(self.in_time(shape, 0)))
+                attributes["uncut"] = next(before, fits)
             self.study.enqueue_trial(dict(trials[number].frozen.params), user_attrs=attributes)
         return self._trials()
 
@@ -268,9 +275,10 @@ class Claiming:
         return space.to_config(params, self.sweep, number=number, classes=self.classes, precision=precision)
 
     def _repeated(self, fresh: TrialRecord) -> TrialConfig:
-        """The config of the trial that a fresh seed confirms, with a seed of its own."""
+        """The config of the trial that a fresh seed confirms, with a seed of its own, and without the cuts to hours."""
         config = self._trials()[fresh.confirms or 0].config
         assert config is not None  # it is complete
+        config = changed(config, fresh.uncut or {})
         return replace(config, knobs=replace(config.knobs, seed=derive_seed(self.sweep.seed, "trial", fresh.number)))
 
     def _ask(self, params: Mapping[str, Any]) -> TrialRecord:

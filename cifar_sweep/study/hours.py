@@ -1,10 +1,22 @@
-"""A search in so many hours: what a study stores of it."""
+"""A search in so many hours: what a study stores of it, and its best trials without the cuts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cifar_sweep.config import Shape, TrialConfig
+from cifar_sweep.parameters import PARAMETERS, Value, applies
+
 TIME_OVER = "the time was over"
+# What is cut, in words.
+CUT = {
+    "epochs": "epochs", "step_size": "epochs between StepLR's decays", "warmup_epochs": "epochs of warm-up",
+    "cosine_epochs": "epochs of half a cosine", "restart_epochs": "epochs until a restart",
+    "plateau_patience": "epochs of patience", "cycle_up": "epochs up a cycle", "cycle_down": "epochs down a cycle",
+    "freeze_epochs": "epochs of the last layer alone", "patience": "epochs without a better one",
+    "train_images": "training images", "validation_images": "validation images",
+}  # fmt: skip
+SHARES = tuple(0.9**k for k in range(30))  # of all training images
 
 
 @dataclass(frozen=True)
@@ -15,3 +27,28 @@ class Hours:
     asked: Mapping[str, Any]  # the identity of the sweep before it was cut
     reserve: float = 0.0  # seconds at the end that are left to the confirmation
     deadline: float | None = None  # in seconds since the epoch; None until a worker begins
+    uncuts: bool = False  # whether the confirmation trains the best without the cuts
+
+    def uncut(self, config: TrialConfig) -> dict[str, Value]:
+        """What a trial would have been set to, had its sweep not been cut, as far as that is something else."""
+        fixed, searched = self.asked.get("fixed", {}), self.asked.get("space", {})
+        usual = {name: fixed.get(name, PARAMETERS[name].default) for name in CUT if name not in searched}
+        now = config.complete()
+        return {name: value for name, value in usual.items() if value != now[name] and applies(name, now)}
+
+    def fitting(self, config: TrialConfig, images: int, fits: Callable[[Shape], bool]) -> dict[str, Value]:
+        """The same, on as many of the `images` as the search's trial had at least, and as fit into the time."""
+        found, own = self.uncut(config), config.shape.train_images
+        if "train_images" in found:
+            most = int(found["train_images"]) or images
+            cuts = (max(round(share * most), own) for share in SHARES[1:])
+            for many in (found["train_images"], *cuts):
+                found["train_images"] = many
+                if fits(changed(config, found).shape):
+                    break
+        return found
+
+
+def changed(config: TrialConfig, settings: Mapping[str, Value]) -> TrialConfig:
+    """The config with other values of some parameters."""
+    return TrialConfig.from_dict(config.to_dict() | dict(settings))

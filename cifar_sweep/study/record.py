@@ -33,7 +33,7 @@ STATES = (*STATE_NAMES.values(), OUTSIDE, IMPOSSIBLE)
 RESERVED = {
     "config", "environment", "owner", "checkpoints", "curve", "weights", "best_epoch", "seconds", "reason",
     "traceback", "label", "given", "shortened", "deaths", "died_after", "until", "confirms", "confirm",
-    "correct", "earlier",
+    "correct", "earlier", "uncut",
 }  # fmt: skip
 _EPOCH_FIELDS = {field.name for field in fields(EpochResult)}
 _STORED = TypeAdapter(Stored).validate_python
@@ -126,6 +126,8 @@ class TrialRecord:
     correct = _object("correct", dict[str, Any])
     confirms = _object("confirms", int)  # the trial of the search that it repeats under a fresh seed
     confirm = _object("confirm", tuple[int, int])  # and as part of what: so many trials, so many seeds each
+    # What it has otherwise than that trial, of a search that was cut to so many hours; None where that is nothing.
+    uncut = _object("uncut", dict[str, Any])
     # The trial of another study that it is: the `study`, its `uid` and the `number` there. It has no weights here.
     earlier = _of(lambda trial: _made(trial.frozen.user_attrs.get("earlier"), _origin) if trial.is_finished else None)
     reason = _text("reason")  # why it ended early

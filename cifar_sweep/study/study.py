@@ -118,8 +118,12 @@ class SweepStudy(StoredStudy):
             self._read_again()
 
     def _claiming(self, worker: Worker, in_time: InTime = in_time_always) -> Claiming:
-        sweep = self.under_way()
-        return Claiming(self.storage, self._study, sweep, self.data["classes"], self.code, worker, in_time)
+        sweep, hours = self.under_way(), self.hours
+        claiming = Claiming(self.storage, self._study, sweep, self.data["classes"], self.code, worker, in_time)
+        if hours is None or not hours.uncuts:
+            return claiming
+        images = int(self.data.get("train_images", 0))
+        return replace(claiming, uncut=lambda config, fits: hours.fitting(config, images, fits))
 
     def _choice(self, worker: Worker, size: Callable[[Shape], int], choose: Choose, in_time: InTime) -> Choice:
         """What to train next as the study stands; nothing where that needs no choice: a trial waits, or all run."""

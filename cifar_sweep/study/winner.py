@@ -124,14 +124,21 @@ def _chosen(trials: Iterable[TrialRecord], most: int) -> list[int]:
 def confirmed(trials: Sequence[TrialRecord]) -> list[Candidate]:
     """The candidates of a confirmation that is over, the winner first; none where there is no such thing.
 
-    It is no longer over when the search has gone on and found trials that would have got fresh seeds, too.
+    It is no longer over when the search has gone on and found trials that would have got fresh seeds, too. Of trials
+    without the cuts of a search, those win that there was time for: all others have seen less.
     """
     there = fresh_seeds(trials)
     confirm = there[-1].confirm if there else None
-    if confirm is None or seeds_due(trials, confirm):
+    if confirm is None:
         return []
-    found = _candidates(_chosen(trials, confirm[0]), there)
-    found.sort(key=lambda each: (not each.steady, len(each.seeds) < confirm[1]))  # who was dropped cannot win
+    numbers, seeds = _chosen(trials, confirm[0]), confirm[1]
+    if there[-1].uncut is not None:
+        numbers = [number for number in numbers if any(trial.confirms == number for trial in there)]
+        seeds = max(sum(trial.confirms == number for trial in there) for number in numbers) if numbers else 0
+    elif seeds_due(trials, confirm):
+        return []
+    found = _candidates(numbers, there)
+    found.sort(key=lambda each: (not each.steady, len(each.seeds) < seeds))  # who was dropped cannot win
     over = found and all(each.finished for each in found) and found[0].steady and found[0].accuracies
     return found if over else []
 
@@ -160,11 +167,11 @@ def described(trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
     done = sum(trial.is_finished for trial in there)
     plain = [{name: value for name, value in asdict(each).items() if name != "finished"} for each in found]
     words = f"being confirmed: {done} of {counted(len(there), 'fresh seed')} done"
-    text = _text(found, _metric_of(trials)) if found else words
+    text = _text(found, _metric_of(trials), uncut=there[-1].uncut is not None) if found else words
     return {"done": done, "begun": len(there), "candidates": plain, "text": text}
 
 
-def _text(found: Sequence[Candidate], metric: Metric) -> str:
+def _text(found: Sequence[Candidate], metric: Metric, *, uncut: bool) -> str:
     winner, *others = found
     seeds, sure = counted(len(winner.accuracies), "fresh seed"), ""
     spread = "" if winner.deviation is None else f" ± {metric.number(winner.deviation)}"
@@ -173,4 +180,5 @@ def _text(found: Sequence[Candidate], metric: Metric) -> str:
     dropped = [f"{each.number} after {len(each.seeds)}" for each in others if len(each.seeds) < len(winner.seeds)]
     lost = f"; dropped on the way: trial {', '.join(dropped)}" if dropped else ""
     mean = f"{metric.number(winner.mean)}{spread}{metric.unit}"
-    return f"trial {winner.number} is confirmed: {mean} over {seeds}{sure}{lost}"
+    named = "without the cuts of the search" if uncut else "is confirmed"
+    return f"trial {winner.number} {named}: {mean} over {seeds}{sure}{lost}"

@@ -169,7 +169,8 @@ def _ended_text(trial: TrialRecord) -> str:
     value = f" {trial.metric.text(trial.value)}" if trial.value is not None else ""
     short = f" after {trial.epochs_done} of {trial.epochs} epochs" if trial.epochs_left else ""
     reason = f" ({trial.reason})" if trial.state in ("failed", IMPOSSIBLE) and trial.reason else ""
-    name = f"trial {trial.number}" + ("" if trial.confirms is None else f" (confirms trial {trial.confirms})")
+    as_one = f"trial {trial.confirms} without the cuts" if trial.uncut else f"confirms trial {trial.confirms}"
+    name = f"trial {trial.number}" + ("" if trial.confirms is None else f" ({as_one})")
     words = f"{name} {trial.state_words}{value}{short} in {duration(trial.seconds)}{reason}"
     return ", ".join(filter(None, (words, trial.setting)))
 

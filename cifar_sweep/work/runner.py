@@ -6,6 +6,8 @@ what it has to report is reported later.
 """
 
 import logging
+import math
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,6 +65,7 @@ class Training:
     stop: Callable[[], bool]  # asked before every step of the optimizer
     patiently: Patience
     spared: bool = True  # whether a trial that alone is too large is given back, and not failed
+    end: float = math.inf  # until when the best of a cut search have to be complete, in seconds since the epoch
     trials: list[HeldTrial] = field(default_factory=list)  # as the run's members; those that do not go on are left out
     away: bool = False  # whether the database did not answer when the last epoch was to be reported
 
@@ -203,7 +206,13 @@ class Training:
             trial.files.discard()
 
     def _complete_if_over(self, run: Run, k: int) -> Outcome:
-        return self._complete(run, k) if run.members[k].is_over else Outcome.GOES_ON
+        return self._complete(run, k) if run.members[k].is_over or self._is_late(run, k) else Outcome.GOES_ON
+
+    def _is_late(self, run: Run, k: int) -> bool:
+        """Whether one of the best of a cut search has no time for another epoch: what it has is worth keeping."""
+        if self.trials[k].claim.before.uncut is None or not run.members[k].history:
+            return False
+        return time.time() + run.members[k].history[-1].seconds * len(run.members) > self.end
 
     def _complete(self, run: Run, k: int) -> Outcome:
         """Keep the best weights, tell the trial, and drop weights that are no longer among the best."""

@@ -73,7 +73,8 @@ def in_hours(sweep: Sweep, costs: Costs, hours: float, *, begun: float | None = 
     The hours began at `begun`, in seconds since the epoch, or begin with the first worker. Raises as `plan_hours`.
     """
     plan = plan_hours(sweep, costs, hours, spent=time.time() - begun if begun else 0.0)
-    return plan.sweep, Hours(hours, sweep.identity(), plan.reserve, begun + 3600 * hours if begun else None)
+    end = begun + 3600 * hours if begun else None
+    return plan.sweep, Hours(hours, sweep.identity(), plan.reserve, end, plan.uncuts)
 
 
 def check_submission(name: str, sweep: Sweep, data: ImageData) -> None:

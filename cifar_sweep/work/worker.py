@@ -220,7 +220,7 @@ class _TrialWorker:
                 return self.stop() or lease.halted or time.time() >= end
 
             fits = self.fitting.get(claims[0].config.shape)
-            training = Training(study, data, self.device, artifacts, stopped, self.patiently, spared=fits != 0)
+            training = Training(study, data, self.device, artifacts, stopped, self.patiently, fits != 0, end)
             try:
                 failed = training.train(claims)
                 self.fitting |= {claims[0].config.shape: 1} if fits == 0 else {}
