@@ -327,9 +327,8 @@ def test_a_run_in_so_many_hours_ends_in_time_and_stays_as_it_was_cut(tiny_sweep:
     assert "the sweep's own budget, 4 trials of 3 epochs, would take about" in finished.out
     assert "the search ended: the time was over" in finished.out
     if "cut to 0.015 h" in finished.out:
-        assert re.search(
-            r"cifar-sweep train exports/tiny-0.015h-\d+ --set \S+ .*then, the same uncut, in about", finished.out
-        )
+        uncut = r"cifar-sweep train exports/tiny-0.015h-\d+ --set \S+ .*then, the same uncut, in about"
+        assert re.search(rf"trial \d+ without the cuts of the search: |{uncut}", finished.out)
     [study] = json.loads(cli("status", "--json").out)["studies"]
     assert (study["name"], study["state"], study["reason"]) == ("tiny-0.015h", "finished", "the time was over")
     assert study["trials"]["complete"] >= 1

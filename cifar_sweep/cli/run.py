@@ -21,6 +21,7 @@ from cifar_sweep.cli.options import Deadline, SameData, say, say_of, terminal
 from cifar_sweep.cli.queue import Studies
 from cifar_sweep.config import DEFAULT_STORAGE
 from cifar_sweep.errors import UsageError
+from cifar_sweep.words import counted
 from cifar_sweep.work.signals import stop_on_signals
 
 ON_RAY = "ray, or ray://HOST:PORT: workers on a Ray cluster, as many as --workers says."
@@ -88,6 +89,7 @@ def _plan(study: "rooms.study.SweepStudy", workers: WorkerOptions, deadline: flo
     say_of(
         "start",
         study=study,
+        then=_confirmed(study),
         plan=plan,
         device=device.type,
         found=plan.found,
@@ -181,6 +183,7 @@ def _say_hours(study: "rooms.study.SweepStudy", whole: "rooms.sweep.Sweep", cost
         "hours",
         hours=f"{hours.hours:g} hour{'s' * (hours.hours != 1)}",
         study=study,
+        then=_confirmed(study),
         whole=whole,
         epochs=[rooms.file.longest(sweep, "epochs") for sweep in (study.sweep, whole)],
         shortened=rooms.hours.shortened(whole, study.sweep, images=costs.train_images),
@@ -189,6 +192,16 @@ def _say_hours(study: "rooms.study.SweepStudy", whole: "rooms.sweep.Sweep", cost
         over=hours.deadline is not None and hours.deadline <= time.time(),
         begun=any(trial.epochs_done for trial in study.asked()),
     )
+
+
+def _confirmed(study: "rooms.study.SweepStudy") -> str:
+    """How the best of the search are to be confirmed; empty where nothing is."""
+    if study.sweep.confirm is None:
+        return ""
+    most, seeds = study.sweep.confirm
+    uncuts = study.hours is not None and study.hours.uncuts
+    under = "" if uncuts and seeds == 1 else f" under {counted(seeds, 'fresh seed')} each"
+    return f", then the best {'one' if most == 1 else most} again{under}{', without the cuts' if uncuts else ''}"
 
 
 def _say_end(study: "rooms.study.SweepStudy", place: FileOptions) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from cifar_sweep.errors import DiskError, SickDeviceError, StudyError, UsageErro
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.machine.speeds import Split
-from cifar_sweep.study.claim import TrialLostError
+from cifar_sweep.study.claim import TrialLostError, Worker
+from cifar_sweep.study.hours import TIME_OVER, Hours
 from cifar_sweep.study.opening import load, open_or_resume
+from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.record import TrialRecord
 from cifar_sweep.study.storage import open_existing, open_storage
 from cifar_sweep.study.study import SweepStudy
@@ -99,6 +102,42 @@ def test_a_sweep_finishes_exactly_its_trials(small_data: ImageData) -> None:
     assert not list(Path("artifacts").rglob("checkpoint*")), "checkpoints of finished trials are gone"
     work(job())
     assert len(study.trials()) == 3, "a finished study stays as it is"
+
+
+def test_the_best_without_the_cuts_are_complete_as_they_are_when_the_time_is_over(
+    small_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = parse(TINY | {"fixed": TINY["fixed"] | {"epochs": 5}}, where="test")
+    hours = Hours(1.0, whole.identity(), deadline=time.time() + 3600, uncuts=True)
+    known = facts(small_data, source="synthetic:500")
+    study = open_or_resume(
+        open_storage(URL), "tiny", parse(TINY | {"trials": 1, "confirm": [1, 1]}, where="test"), data=known, hours=hours
+    )
+    epochs: list[int] = []
+    train = Run.epoch
+
+    def counted(run: Run, *rest: Any) -> Any:
+        epochs.append(run.shape.epochs)
+        return train(run, *rest)
+
+    def now() -> float:
+        return math.inf if epochs[-2:] == [5, 5] else 0.0
+
+    monkeypatch.setattr(Run, "epoch", counted)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(time=now))
+    work(job(), stop=lambda: len(epochs) >= 3 and study.trials()[0].state == "complete")
+    with study.storage.lock():
+        study._read_again()
+        study._end_search(study._claiming(Worker(Owner.current(), "cpu", 1, "fp32")), TIME_OVER)
+    work(job())
+    assert epochs == [3, 3, 3, 5, 5]
+    searched, best = study.trials()
+    assert (searched.confirms, best.confirms, best.uncut) == (None, 0, {"epochs": 5})
+    assert (best.state, best.epochs_done, best.epochs) == ("complete", 2, 5)
+    assert study.state == "finished"
+    assert study.ranked()[0] == best
+    weights_of(study, best.number)
+    assert "trial 0 without the cuts of the search: " in study.summary()["confirmation"]["text"]
 
 
 def test_weights_are_on_disk_before_the_trial_is_told(small_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
