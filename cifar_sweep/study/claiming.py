@@ -203,9 +203,9 @@ class Claiming:
             attributes: dict[str, Any] = {"confirms": number, "confirm": confirm}
             config = trials[number].config
             if self.uncut and config:
-                before = (trial.uncut for trial in trials if trial.confirms == number and trial.uncut is not None)
-                fits = self.uncut(config, lambda shape: bool(self.in_time(shape, 0)))
-                attributes["uncut"] = next(before, fits)
+                found = self.uncut(config, lambda shape: bool(self.in_time(shape, 0)))
+                found = next((trial.uncut for trial in trials if trial.confirms == number and trial.uncut), found)
+                attributes |= {"uncut": found} if found else {}
             self.study.enqueue_trial(dict(trials[number].frozen.params), user_attrs=attributes)
         return self._trials()
 

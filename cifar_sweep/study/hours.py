@@ -37,16 +37,13 @@ class Hours:
         return {name: value for name, value in usual.items() if value != now[name] and applies(name, now)}
 
     def fitting(self, config: TrialConfig, images: int, fits: Callable[[Shape], bool]) -> dict[str, Value]:
-        """The same, on as many of the `images` as the search's trial had at least, and as fit into the time."""
+        """The same, on as many of the `images` as there is time for; empty where there is none for its own images."""
         found, own = self.uncut(config), config.shape.train_images
+        tried = [found]
         if "train_images" in found:
             most = int(found["train_images"]) or images
-            cuts = (max(round(share * most), own) for share in SHARES[1:])
-            for many in (found["train_images"], *cuts):
-                found["train_images"] = many
-                if fits(changed(config, found).shape):
-                    break
-        return found
+            tried += [found | {"train_images": max(round(share * most), own)} for share in SHARES[1:]]
+        return next((settings for settings in tried if fits(changed(config, settings).shape)), {})
 
 
 def changed(config: TrialConfig, settings: Mapping[str, Value]) -> TrialConfig:

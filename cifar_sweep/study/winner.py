@@ -132,7 +132,7 @@ def confirmed(trials: Sequence[TrialRecord]) -> list[Candidate]:
     if confirm is None:
         return []
     numbers, seeds = _chosen(trials, confirm[0]), confirm[1]
-    if there[-1].uncut is not None:
+    if any(trial.uncut for trial in there):
         numbers = [number for number in numbers if any(trial.confirms == number for trial in there)]
         seeds = max(sum(trial.confirms == number for trial in there) for number in numbers) if numbers else 0
     elif seeds_due(trials, confirm):
@@ -167,7 +167,7 @@ def described(trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
     done = sum(trial.is_finished for trial in there)
     plain = [{name: value for name, value in asdict(each).items() if name != "finished"} for each in found]
     words = f"being confirmed: {done} of {counted(len(there), 'fresh seed')} done"
-    text = _text(found, _metric_of(trials), uncut=there[-1].uncut is not None) if found else words
+    text = _text(found, _metric_of(trials), uncut=any(trial.uncut for trial in there)) if found else words
     return {"done": done, "begun": len(there), "candidates": plain, "text": text}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cifar_sweep.config import Shape
+from cifar_sweep.config import Shape, TrialConfig
 from cifar_sweep.curve import EpochResult
 from cifar_sweep.errors import StudyError, UsageError
 from cifar_sweep.forecast import hours as planning
@@ -320,6 +320,20 @@ def test_of_the_best_without_the_cuts_those_win_that_there_was_time_for(
     winner = found.study.ranked()[0]
     assert winner.confirms in {seed.confirms for seed in seeds if seed.state == "complete"}
     assert found.study.finished()
+
+
+def test_a_trial_without_the_cuts_has_as_many_images_as_there_is_time_for() -> None:
+    whole = sweep(LONG)
+    short = plan_hours(whole, costs(4e-3), 1.0).sweep
+    config = TrialConfig.from_params(short.fixed, classes=10, precision="fp32", data_seed=0, seed=0)
+    own = config.shape.train_images
+    hours = Hours(1.0, whole.identity())
+    found = {most: hours.fitting(config, IMAGES, lambda shape, most=most: 0 < shape.train_images <= most) for most in (
+        own - 1, own, 20_000)}  # fmt: skip
+    assert found[own - 1] == {}, "then it is confirmed as it was"
+    assert found[own] == {"epochs": 30, "step_size": 20, "train_images": own, "validation_images": 0}
+    assert 17_000 < found[20_000]["train_images"] <= 20_000
+    assert hours.fitting(config, IMAGES, lambda _: True)["train_images"] == 0, "all"
 
 
 def test_nothing_is_trained_again_without_cuts_that_there_are_not() -> None:
