@@ -23,7 +23,7 @@ from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.pruning import expected_survival
 from cifar_sweep.parameters import Value
 from cifar_sweep.search.choice import InTime, grant_end, in_time_always
-from cifar_sweep.study.hours import CUT, changed
+from cifar_sweep.study.hours import CUT, CUTS, changed
 from cifar_sweep.study.winner import FIRST_SEEDS
 from cifar_sweep.sweep.file import cut, longest
 from cifar_sweep.sweep.grid import grid
@@ -38,7 +38,6 @@ ENOUGH = 30  # trials: where they do not fit, epochs and images are cut; two ran
 FEWEST = 8  # where these do not fit either, cuts go below what says much of whole trainings
 # The fewest training images and epochs of a trial, for either number.
 FLOORS = {ENOUGH: (2500, 4), FEWEST: (500, 1)}
-CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
 # How many of the best are trained again, under how many seeds: the first for which this share of the time is enough.
 CONFIRMED = ((5, 3), (3, 3), (3, 2), (2, 2))
 CONFIRMED_SHARE = 0.3

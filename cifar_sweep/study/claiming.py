@@ -199,13 +199,13 @@ class Claiming:
         confirm = _confirms_now(asked(trials, self.sweep), self.sweep)
         if not confirm:
             return trials
+        uncut = {trial.confirms: trial.uncut for trial in trials if trial.uncut}
         for number in seeds_due(trials, confirm):
-            attributes: dict[str, Any] = {"confirms": number, "confirm": confirm}
             config = trials[number].config
-            if self.uncut and config:
-                found = self.uncut(config, lambda shape: bool(self.in_time(shape, 0)))
-                found = next((trial.uncut for trial in trials if trial.confirms == number and trial.uncut), found)
-                attributes |= {"uncut": found} if found else {}
+            if self.uncut and config and number not in uncut:
+                uncut[number] = self.uncut(config, lambda shape: bool(self.in_time(shape, 0)))
+            attributes: dict[str, Any] = {"confirms": number, "confirm": confirm}
+            attributes |= {"uncut": uncut[number]} if uncut.get(number) else {}
             self.study.enqueue_trial(dict(trials[number].frozen.params), user_attrs=attributes)
         return self._trials()
 

@@ -16,7 +16,7 @@ CUT = {
     "freeze_epochs": "epochs of the last layer alone", "patience": "epochs without a better one",
     "train_images": "training images", "validation_images": "validation images",
 }  # fmt: skip
-SHARES = tuple(0.9**k for k in range(30))  # of all training images
+CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Hours:
         tried = [found]
         if "train_images" in found:
             most = int(found["train_images"]) or images
-            tried += [found | {"train_images": max(round(share * most), own)} for share in SHARES[1:]]
+            tried += [found | {"train_images": max(round(share * most), own)} for share in CUTS[1:]]
         return next((settings for settings in tried if fits(changed(config, settings).shape)), {})
 
 

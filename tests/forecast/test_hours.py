@@ -238,9 +238,8 @@ def test_a_search_ends_in_time_however_fast_the_machine_is(
     assert begun + 0.5 * (900 - plan.reserve) <= clock.now <= begun + 900
     seeds = [trial for trial in study.trials() if trial.confirms is not None]
     spent = sum(trial.seconds for trial in study.trials() if trial.confirms is None)
-    most = (
-        900 - plan.reserve if slowness < 1 else 900
-    )  # until a trial is complete the confirmation's time is the search's
+    # Until a trial is complete the confirmation's time is the search's.
+    most = 900 - plan.reserve if slowness < 1 else 900
     assert 0.5 * (900 - plan.reserve) <= spent <= most
     assert {seed.state for seed in seeds} <= ({"complete"} if slowness < 1 else {"complete", "failed"})
     late = [trial.reason for trial in study.trials() if trial.state == "pruned"]

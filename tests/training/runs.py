@@ -22,11 +22,11 @@ def trained(configs: Sequence[TrialConfig], data: ImageData, *, epochs: int = 2)
     return run
 
 
-def assert_members_equal(one: Run, k: int, other: Run, j: int) -> None:
+def assert_members_equal(one: Run, k: int, other: Run, j: int, *, atol: float = 1e-9) -> None:
     mine, theirs = one.state(k), other.state(j)
     assert mine.keys() == theirs.keys()
     for name in mine.keys() - {"history"}:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-7, atol=1e-8, msg=lambda text, n=name: n + text)
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-7, atol=atol, msg=lambda text, n=name: n + text)
 
 
 def assert_fused_is_plain(

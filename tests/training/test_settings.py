@@ -79,7 +79,8 @@ def test_members_equal_their_solo_runs(name: str, way: None, small_data: ImageDa
     together.epoch()
     for k, each in enumerate((configs[2], configs[0])):
         alone = trained([each], small_data)
-        assert_members_equal(together, k, alone, 0)
+        # A bias in front of batch norm has no gradient but rounding, which Adam makes a step of.
+        assert_members_equal(together, k, alone, 0, atol=1e-8 if name == "parts" else 1e-9)
         assert together.members[k].history[-1].learning_rate == alone.members[0].history[-1].learning_rate
         for name_, value in together.member(k).state_dict().items():
             torch.testing.assert_close(value, alone.member(0).state_dict()[name_])
