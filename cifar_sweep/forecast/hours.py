@@ -45,6 +45,7 @@ CONFIRMED_SHARE = 0.3
 UNCUT = (*CONFIRMED, (3, 1), (2, 1), (1, 1))
 UNCUT_SHARE = 0.5
 SAFETY = 1.15  # a shared machine differs by as much from one minute to the next
+UNCUT_SAFETY = 1.05  # the same in the end, where a trial that is late is complete as it is
 NONE_COMPLETE = 2.0  # the same for trials that begin while none is complete, beside others that have begun
 SIZES = (32, 16, 8, 4, 2, 1)
 ALIKE = 4  # trials of a group where the shape is searched, on average
@@ -241,6 +242,7 @@ def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
     by_grants = study.sweep.strategy == "auto" and not study.over
     # One complete trial is worth more than one more that begins.
     unsure = any(trial.is_frozen for trial in trials) and not any(trial.state == "complete" for trial in trials)
+    safety = UNCUT_SAFETY if study.over and study.hours and study.hours.uncuts else SAFETY
 
     def most(shape: Shape, done: int) -> int:
         rest = shape.epochs - done
@@ -248,7 +250,7 @@ def in_time(study: "SweepStudy", *, now: float | None = None) -> InTime:
         for size in SIZES:
             seconds = granted * speeds.epoch(shape, size) + (rest - granted) * speeds.epoch(shape, math.ceil(size / 4))
             seconds += size * speeds.costs.trial * max(speeds.factor, 1.0)
-            if (NONE_COMPLETE if unsure and not done else SAFETY) * seconds <= left:
+            if (NONE_COMPLETE if unsure and not done else safety) * seconds <= left:
                 return size
         return 0
 
