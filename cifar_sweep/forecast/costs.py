@@ -80,6 +80,7 @@ class Costs(BaseModel):
     # By `network_name`. A cnn that is not there takes those of the next in size, others take `FLAT_SECONDS`.
     networks: dict[str, NetworkCosts] = Field(default_factory=dict)
     workers: int = Field(default=1, ge=1)  # how many there are to be
+    devices: int = Field(default=1, ge=1)  # how many these have among them
     changes: dict[str, float] = Field(default_factory=dict)  # of an image for a whole group, by `change_name`
     fixed: bool = False  # whether the size of groups was asked for, and is not limited by what has finished
     rough: bool = False  # whether nothing was timed here, so that the costs may be off by a factor of two

@@ -156,7 +156,7 @@ class _Layout:
         costs = self._pace.costs
         shape = first.shape or self._drawn() or self._sampled()
         workers = None if costs.fixed else costs.workers
-        taken = next_group(queue, first, size=costs.size(shape), workers=workers)
+        taken = next_group(queue, first, size=costs.size(shape), workers=workers, devices=costs.devices)
         self._asked += taken.new
         gone = {trial.number for trial in taken.waiting}
         self._waiting = [trial for trial in self._waiting if trial.number not in gone]
@@ -200,14 +200,14 @@ class _Layout:
         return max(done + 1, sum(share > drawn for share in survival))
 
 
-def group_sizes(sweep: Sweep, *, workers: int, largest: int) -> list[int]:
+def group_sizes(sweep: Sweep, *, workers: int, devices: int = 1, largest: int) -> list[int]:
     """The sizes of the groups of new trials that a sweep is trained in, if workers keep step and nothing is pruned."""
     sizes: list[int] = []
     queue = Queue(sweep)
     while queue.new:
         for _ in range(workers):
             if queue.new:
-                sizes.append(next_group(queue, NEW, size=largest, workers=workers).size)
+                sizes.append(next_group(queue, NEW, size=largest, workers=workers, devices=devices).size)
                 queue = replace(queue, running=queue.running + sizes[-1])
         queue = Queue(sweep, finished=queue.finished + queue.running)
     return sizes

@@ -32,7 +32,12 @@ def look_ahead(sweep: Sweep, plan: Plan, pace: Pace, *, hours: float | None = No
         "sweep": sweep.name,
         "trials": sweep.size,
         "epochs": longest,
-        "plan": asdict(plan.split) | {"group": plan.usual, "gain": round(plan.gain, 2) if plan.gain else None},
+        "plan": {
+            **asdict(plan.split),
+            "group": plan.usual,
+            "gain": round(plan.gain, 2) if plan.gain else None,
+            "bound": plan.bound,
+        },
         "pruner": sweep.pruner.name,
         "unpruned": never_prunes(sweep),
         "seconds_unpruned": _seconds(unpruned),

@@ -5,6 +5,7 @@ What that depends on is measured, with all workers at work, once for each networ
 
 import math
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cifar_sweep.config import Shape
-from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs
+from cifar_sweep.forecast.costs import TRAIN_IMAGES, Costs, per_image
 from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.schedule import group_sizes
-from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Groups, Speeds, names_of
+from cifar_sweep.machine.groups import GROUP_SIZES, WORTHWHILE_GAIN, Groups, Speeds, names_of, network_of
 from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.processes import ask
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
@@ -28,6 +29,11 @@ from cifar_sweep.training.limits import available_cores, threads_asked
 MAX_WORKERS = 16
 # What may go to the groups of all workers; the rest is for the images, the libraries and other programs.
 MEMORY_SHARE = 0.7
+# Of the machine's memory for a worker's libraries and its images: 0.95 GB with CIFAR-10 (on a GPU a guess).
+WORKER_BYTES = {"cpu": 1 << 30, "cuda": 3 << 30}
+# Where a group's step takes less than so many times as long as one trial's, the GPU waits for the host in both.
+HOST_BOUND = 1.5
+CPU = torch.device("cpu")
 # A sweep that typical speeds have done sooner is run without measuring, which itself takes a good part of that.
 SHORT_SECONDS = 120.0
 
@@ -60,6 +66,7 @@ class Plan:
     gain: float | None = None  # how many times as fast as one trial at a time on the whole machine, where measured
     costs: Costs | None = None  # what the sweep's parts are reckoned to cost
     found: Found | None = field(default=None, compare=False)  # of the device
+    bound: str | None = None  # what keeps it from being faster, in words, where that is known
 
     def __str__(self) -> str:
         workers, size = self.split.workers, self.usual
@@ -85,15 +92,34 @@ class _Task:
     def plan(self, split: Split, speeds: Speeds) -> Plan:
         """The plan under this split; a worker's groups take its part of a device's free memory at most."""
         free = self.found.free_bytes
-        workers_of_a_device = math.ceil(split.workers / devices(self.where, self.device))
-        free_bytes = None if free is None else int(MEMORY_SHARE * free / workers_of_a_device)
+        free_bytes = None if free is None else int(MEMORY_SHARE * free / math.ceil(split.workers / split.devices))
         groups = Groups(self.group or GROUP_SIZES[-1], {} if self.group else speeds, free_bytes)
         usual = _usual(*self.expected[0], split, groups)
         if not speeds:
             return Plan(split, groups, usual, found=self.found)
         costs = costs_of(self.shapes, split, groups, speeds, self.train_images)
         seconds = math.fsum(unpruned_seconds(sweep, costs) for sweep, _ in self.expected)
-        return Plan(split, groups, usual, seconds, costs=costs, found=self.found)
+        bound = self._bound(split, groups, usual)
+        return Plan(split, groups, usual, seconds, costs=costs, found=self.found, bound=bound)
+
+    def _bound(self, split: Split, groups: Groups, usual: int) -> str | None:
+        """What bounds the groups that most trials of the first sweep are in, or their speed where nothing does."""
+        sweep, shapes = self.expected[0]
+        if groups.fixed:
+            return None
+        fastest = _median_size(replace(groups, free_bytes=None), shapes)
+        if (fits := _median_size(groups, shapes)) < fastest:
+            return f"memory, which has room for groups of {fits}; {fastest} would be faster"
+        if usual < fits:
+            few = usual >= math.ceil(sweep.size / split.workers)
+            why = "has no more trials" if few else "learns from those that have ended (docs/group_search.md)"
+            return f"the search, which {why}; groups of {fits} would be faster"
+        if self.where.type == "cpu":
+            return "the cores"
+        shape = next(shape for _, shape in shapes if groups.size(shape) == fits)
+        timed = groups.speeds[network_of(shape)]
+        step, alone = (size * per_image(timed, shape.batch_size, size) for size in (fits, 1))
+        return "the GPU" if fits == 1 or step > HOST_BOUND * alone else "the host, which launches the GPU's work"
 
     def one_at_a_time(self, split: Split, speeds: Speeds) -> float:
         """Seconds of all trials, one after the other."""
@@ -159,14 +185,18 @@ def choose(
 
 def _splits(device: torch.device, *, named: str, workers: int, threads: int, trials: int) -> list[Split]:
     """The splits to choose from, the one whose workers get in each other's way least first."""
+    cores = available_cores()
+    most = min(cores, MAX_WORKERS, trials, max(1, (free_memory(CPU) or sys.maxsize) // WORKER_BYTES[device.type]))
     if device.type == "cuda":
         gpus = devices(device, named)
-        counts = [workers] if workers else sorted({min(each * gpus, trials) for each in (1, 2, 4)})
-        return [Split(count, 1) for count in counts]
-    cores = available_cores()
-    most = min(cores, MAX_WORKERS, trials)
+        counts = [workers] if workers else sorted({min(each * gpus, most) for each in (1, 2, 4)})
+        return [Split(count, 1, min(gpus, count)) for count in counts]
     counts = [workers] if workers else [count for count in (most >> half for half in range(5)) if count]
     return [Split(count, threads or max(1, cores // count)) for count in counts]
+
+
+def _median_size(groups: Groups, expected: Sequence[tuple[float, Shape]]) -> int:
+    return statistics.median_low(groups.size(shape) for _, shape in expected)
 
 
 def _usual(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, groups: Groups) -> int:
@@ -174,8 +204,8 @@ def _usual(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, 
     if sweep.listed:  # these points are trained with those alone that are alike
         alike = Counter(shape for _, shape in expected)
         return statistics.median_low(min(groups.size(shape), alike[shape]) for _, shape in expected)
-    largest = statistics.median_low(groups.size(shape) for _, shape in expected)
+    largest = _median_size(groups, expected)
     if groups.fixed:
         return min(largest, sweep.size)
-    sizes = group_sizes(sweep, workers=split.workers, largest=largest)
+    sizes = group_sizes(sweep, workers=split.workers, devices=split.devices, largest=largest)
     return statistics.median_low(size for size in sizes for _ in range(size))

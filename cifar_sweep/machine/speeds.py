@@ -43,6 +43,7 @@ class Split:
 
     workers: int
     threads: int
+    devices: int = 1  # that the workers share out among them: a machine's GPUs, or its cores as one
 
 
 def speed_between(small: float, large: float) -> Speed:
@@ -127,8 +128,9 @@ def costs_of(
     changed = {change_name(shape) for _, shape in expected} - {""}
     changes = {name: speeds[name][1].per_image(TIMED_BATCHES[1]) for name in changed if name in speeds}
     return Costs(
-        networks=networks, changes=changes, workers=split.workers, fixed=groups.fixed, train_images=train_images
-    )
+        networks=networks, changes=changes, workers=split.workers, devices=split.devices, fixed=groups.fixed,
+        train_images=train_images,
+    )  # fmt: skip
 
 
 def unpruned_seconds(sweep: Sweep, costs: Costs) -> float:

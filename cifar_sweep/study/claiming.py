@@ -154,13 +154,15 @@ class Claiming:
     uncut: Callable[[TrialConfig, Callable[[Shape], bool]], dict[str, Value]] | None = None  # of the study's hours
     shapes: dict[Hashable, Shape] = field(default_factory=dict)  # of trials that wait, as far as they were asked for
 
-    def claim(self, *, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim]:
+    def claim(self, *, size: Callable[[Shape], int], workers: int | None, devices: int, choice: Choice) -> list[Claim]:
         """The trials of the next group, held by the worker; see `SweepStudy.claim`."""
-        while (claims := self._claimed(size, workers, choice)) is None:
+        while (claims := self._claimed(size, workers, devices, choice)) is None:
             pass
         return claims
 
-    def _claimed(self, size: Callable[[Shape], int], workers: int | None, choice: Choice) -> list[Claim] | None:
+    def _claimed(
+        self, size: Callable[[Shape], int], workers: int | None, devices: int, choice: Choice
+    ) -> list[Claim] | None:
         """The same; None where the next trial could not be trained, and was pruned."""
         self._give_back_own()
         self._requeue_orphans()
@@ -185,7 +187,7 @@ class Claiming:
             return []
         if sweep is not self.sweep:  # a confirmation, shared out among all workers
             most = min(most, math.ceil(len(queue.placed) / (workers or 1)))
-        group = next_group(queue, replace(waiting, shape=shape), size=most, workers=workers)
+        group = next_group(queue, replace(waiting, shape=shape), size=most, workers=workers, devices=devices)
         others = [trials[trial.number] for trial in group.waiting if trial.number != waiting.number]
         claims = [first, *map(self._take, others)]
         held = space.shape_params(first.trial.params)

@@ -67,7 +67,7 @@ class NextGroup(NamedTuple):
         return len(self.waiting) + self.new
 
 
-def next_group(queue: Queue, first: Waiting, *, size: int, workers: int | None) -> NextGroup:
+def next_group(queue: Queue, first: Waiting, *, size: int, workers: int | None, devices: int = 1) -> NextGroup:
     """The next group of a study: `first`, and of waiting and new trials those of its shape and as many epochs.
 
     Args:
@@ -75,6 +75,7 @@ def next_group(queue: Queue, first: Waiting, *, size: int, workers: int | None) 
         first: what `queue.first()` said; its shape may have become known since.
         size: how many trials of its shape are trained together at most.
         workers: how many share the study, for `strategy.most_new`; None where that limits nothing.
+        devices: how many they have among them.
     """
     is_new = first.number == NEW.number
     others = [trial for trial in queue.placed if trial.number != first.number and first.shape is not None]
@@ -84,6 +85,7 @@ def next_group(queue: Queue, first: Waiting, *, size: int, workers: int | None) 
     most = 0 if first.epochs else size
     if workers is not None:
         begun = queue.finished + queue.running
-        most = min(most, most_new(queue.sweep, asked=begun, finished=queue.finished, workers=workers))
+        finished = queue.finished
+        most = min(most, most_new(queue.sweep, asked=begun, finished=finished, workers=workers, devices=devices))
     new = max(0, min(most - 1 - len(alike), queue.new - is_new))
     return NextGroup(alike, new + 1) if is_new else NextGroup([first, *alike], new)

@@ -51,13 +51,15 @@ class SweepStudy(StoredStudy):
         *,
         size: Callable[[Shape], int] = lambda _: 1,
         workers: int | None = None,
+        devices: int = 1,
         choose: Choose = lambda _: Choice(),
         in_time: InTime = in_time_always,
         trials: int | None = None,
     ) -> list[Claim]:
         """Hold the trials of the next group; none while all are taken.
 
-        `size` says how many trials of a shape to take at most, `workers` how many share the study, as in `next_group`.
+        `size` says how many trials of a shape to take at most, `workers` and `devices` how many share the study, as in
+        `next_group`.
         `choose` is asked where the sweep's strategy is auto, before the database is locked. `in_time` and `trials` are
         of a study that has so many hours: what still ends in them, and how many trials it will have.
         """
@@ -85,7 +87,7 @@ class SweepStudy(StoredStudy):
                         self._end_search(claiming, str(choice.gain))
                 if self.over:  # what others have frozen since
                     claiming.close(self.over)
-                claims = claiming.claim(size=size, workers=workers, choice=choice)
+                claims = claiming.claim(size=size, workers=workers, devices=devices, choice=choice)
                 # What was chosen and is gone, others have trained meanwhile: then it is chosen again.
                 if not (claims or choice.thawed or choice.new) and self._is_timed_out():
                     left = not self.sweep.listed or count(self.trials(), "waiting")

@@ -83,7 +83,7 @@ def searches_shape(sweep: Sweep) -> bool:
     return any(decides_shape(name, *values_of(sweep, name)) for name in sweep.space)
 
 
-def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
+def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int, devices: int = 1) -> int:
     """How many new trials a worker may ask for at once, each without the others' results.
 
     So no more are under way than have finished, or than `UNDER_WAY`, which costs the search next to nothing; but where
@@ -91,8 +91,12 @@ def most_new(sweep: Sweep, *, asked: int, finished: int, workers: int) -> int:
     the shape is searched, all of a group have one shape, which costs more: no more are under way than half of what has
     finished, from the first trial on. What these rules cost and save is measured in docs/group_search.md. Of the trials
     `asked` for so far, those that wait are not counted; `finished` have a result.
+
+    Of several `devices` each has so many under way: a group of half as many takes a GPU as long, so that with smaller
+    ones nothing would be gained from more GPUs.
     """
     left = max(1, math.ceil((sweep.size - finished) / workers))  # the last ones are for all workers
+    workers = math.ceil(workers / devices)
     if searches_shape(sweep):
         return min(left, _power_of_two(finished / (2 * workers)))
     if sweep.sampler.name in ("random", "qmc"):

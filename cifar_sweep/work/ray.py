@@ -77,6 +77,7 @@ def run_on_ray(
         device=("cuda" if gpus else "cpu") if job.device == "auto" else job.device,
         threads=job.threads or 1,
         workers=workers,
+        devices=max(1, math.ceil(workers * gpus)),  # a machine's cores are one
     )
     with closing(open_existing(job.storage)) as storage, _landmarks(storage, job) as landmarks:
         lease, code = os.environ.get("CIFAR_SWEEP_LEASE_SECONDS"), tuple(_own_code(storage, job))

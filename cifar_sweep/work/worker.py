@@ -20,7 +20,6 @@ from cifar_sweep.exports.trained import images_of
 from cifar_sweep.forecast.hours import in_time, replan
 from cifar_sweep.machine.groups import ONE_AT_A_TIME, Groups
 from cifar_sweep.machine.plan import Plan
-from cifar_sweep.machine.timing import devices
 from cifar_sweep.search.chooser import Chooser
 from cifar_sweep.study.claim import Claim, Worker
 from cifar_sweep.study.files import drop_needless, settle_in
@@ -58,6 +57,7 @@ class Job:
     deadline: float | None = None  # when to stop, in seconds since the epoch; None is never
     worker: int = 0  # the worker's position among those started together
     workers: int = 1  # how many were started together
+    devices: int = 1  # how many these have among them
     groups: Groups = ONE_AT_A_TIME  # how many trials of a shape to train at once
     share: float = 1.0  # what part of its GPU's memory it may take
 
@@ -72,8 +72,10 @@ def run_workers(job: Job, plan: Plan, *, stop: Callable[[], bool]) -> None:
     Raises a worker's CifarSweepError; the others are asked to stop first.
     """
     split, where = plan.split, resolve_device(job.device)
-    share = 1 / math.ceil(split.workers / devices(where, job.device))
-    planned = replace(job, threads=split.threads, workers=split.workers, groups=plan.groups, share=share)
+    share = 1 / math.ceil(split.workers / split.devices)
+    planned = replace(
+        job, threads=split.threads, workers=split.workers, devices=split.devices, groups=plan.groups, share=share
+    )
     if split.workers == 1 and where.type == "cpu":
         work(planned, stop=stop)
     else:  # a GPU that is sick is well again in a new process
@@ -171,6 +173,7 @@ class _TrialWorker:
                         self.worker,
                         size=self._size,
                         workers=workers,
+                        devices=self.job.devices,
                         choose=self._chooser(study).choose,
                         in_time=in_time(study),
                         trials=replan(study),

@@ -471,13 +471,69 @@ def test_given_points_are_trained_with_those_alone_that_are_alike(machine: Machi
 
 
 def test_two_gpus_have_a_worker_or_more_each(two_gpus: Machine) -> None:
+    two_gpus.cores = 8
     found = choose(sweep(trials=100))
     assert two_gpus.splits() == [(2, 1), (4, 1), (8, 1), (1, 1)]
     assert two_gpus.devices[0] == ["cuda:0", "cuda:1"]
     eight = next(devices for devices in two_gpus.devices if len(devices) == 8)
     assert eight == ["cuda:0", "cuda:1"] * 4
-    assert found.split == Split(8, 1)
+    assert found.split == Split(8, 1, 2)
     assert found.found == Found("a GPU", "fp32", "it is", two_gpus.free)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "workers"), [(8, None, 8), (5, None, 5), (3, 64, 3), (8, 12, 4), (8, 1, 1)]
+)
+def test_workers_on_gpus_are_bounded_by_cores_and_memory(
+    two_gpus: Machine, cores: int, gigabytes: int | None, workers: int
+) -> None:
+    two_gpus.cores, two_gpus.free = cores, gigabytes and gigabytes << 30
+    assert choose(sweep(trials=100)).split == Split(workers, 1, min(workers, 2))
+
+
+def test_more_gpus_do_not_make_groups_smaller(two_gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_gpus.cores = 16
+    two_gpus.speed = lambda workers, size: Speed(0.001 / size, 0.0)
+    searched = sweep(trials=1000, strategy="optuna", sampler="tpe")
+    sizes = {}
+    for count in (1, 8):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        sizes[count] = choose(searched, workers=count, device="cuda").usual
+    assert sizes[1] == sizes[8] > 2
+
+
+def test_cpu_workers_are_bounded_by_memory(machine: Machine) -> None:
+    machine.free = 2 * plan.WORKER_BYTES["cpu"] + 1
+    assert choose(sweep(trials=100)).split == Split(2, 2)
+
+
+def test_a_plan_says_what_bounds_it(machine: Machine) -> None:
+    machine.speed = by_size(32, 16, 8, 8, 8, 8)
+    assert choose(sweep(trials=9000, sampler="random"), workers=4).bound == "the cores"
+    few = choose(sweep(trials=8, sampler="random"), workers=4).bound
+    assert few == "the search, which has no more trials; groups of 4 would be faster"
+    learns = choose(sweep(trials=40, strategy="optuna", sampler={"name": "tpe", "startup_trials": 1}), workers=16).bound
+    assert learns
+    assert "learns from those that have ended" in learns
+    machine.free = int(2.5 * 4 * member_bytes(shape()) / MEMORY_SHARE)
+    fits = choose(sweep(trials=9000, sampler="random"), workers=4).bound
+    assert fits == "memory, which has room for groups of 2; 4 would be faster"
+    assert choose(sweep(trials=9000), workers=4, group=4).bound is None
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "bound"),
+    [
+        ((32, 16, 8, 4, 2, 1), "the host, which launches the GPU's work"),
+        ((8, 5, 4, 4, 4, 4), "the GPU"),
+        ((8,), "the GPU"),
+    ],
+)
+def test_a_plan_says_whether_a_gpu_waits_for_its_host(
+    two_gpus: Machine, milliseconds: tuple[float, ...], bound: str
+) -> None:
+    two_gpus.speed = by_size(*milliseconds)
+    assert choose(sweep(trials=9000, sampler="random"), device="cuda:0", workers=1).bound == bound
 
 
 def test_a_gpu_that_is_named_has_one_worker_or_more(two_gpus: Machine) -> None:
@@ -490,7 +546,7 @@ def test_a_gpu_that_is_named_has_one_worker_or_more(two_gpus: Machine) -> None:
 
 
 def test_on_a_gpu_workers_and_group_may_be_asked_for(two_gpus: Machine) -> None:
-    assert choose(sweep(), device="cuda", workers=3, group=5) == Plan(Split(3, 1), Groups(5), usual=5)
+    assert choose(sweep(), device="cuda", workers=3, group=5) == Plan(Split(3, 1, 2), Groups(5), usual=5)
     assert two_gpus.pools == []
 
 

@@ -38,7 +38,7 @@ def sweep(trials: int = 8, **keys: Any) -> Sweep:
 
 
 def plan(costs: Costs = COSTS) -> Plan:
-    return Plan(Split(2, 1), Groups(2), usual=2, seconds=10.0, gain=3.0, costs=costs)
+    return Plan(Split(2, 1), Groups(2), usual=2, seconds=10.0, gain=3.0, costs=costs, bound="the cores")
 
 
 class Here:
@@ -131,7 +131,9 @@ def test_the_time_is_from_the_command_to_its_end() -> None:
     answer = ahead(sweep(), start=5.0)
     assert answer["seconds_unpruned"]["likely"] == pytest.approx(5 + 2 * 2 * 4 * EPOCH + END_SECONDS, abs=0.1)
     assert answer["seconds_pruned"] is None
-    assert answer["plan"] == {"workers": 2, "threads": 1, "group": 2, "gain": 3.0}
+    assert answer["plan"] == {
+        "workers": 2, "threads": 1, "devices": 1, "group": 2, "gain": 3.0, "bound": "the cores",
+    }  # fmt: skip
     assert answer["seconds_confirmation"] is None
     assert "hours" not in answer
 

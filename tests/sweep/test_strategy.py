@@ -166,6 +166,15 @@ def test_sixteen_trials_of_one_shape_or_as_many_as_have_finished_may_be_under_wa
     assert at_eight == [2, 2, 4, 8]
 
 
+def test_each_of_several_devices_has_as_many_under_way_as_one() -> None:
+    rates = sweep(trials=2000, space=RATE, sampler={"name": "tpe", "startup_trials": 10})
+    for finished in (0, 16, 64):
+        one = most_new(rates, asked=16 + finished, finished=finished, workers=2)
+        assert most_new(rates, asked=16 + finished, finished=finished, workers=16, devices=8) == one
+    few = sweep(trials=40, space=RATE)
+    assert most_new(few, asked=34, finished=34, workers=3, devices=3) == 2, "the last ones are for all workers"
+
+
 def test_a_random_sampler_learns_nothing() -> None:
     assert most_new(sweep(trials=100, space=RATE, sampler="random"), asked=0, finished=0, workers=2) == 50
     assert most_new(sweep(trials=100, space=RATE | BATCH, sampler="random"), asked=0, finished=0, workers=2) == 1

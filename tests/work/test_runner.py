@@ -658,9 +658,9 @@ def test_workers_of_gpus_are_processes_of_their_own_and_share_the_memory(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(worker, "run_in_processes", lambda jobs, stop: started.extend(jobs))
-    run_workers(job(device="cuda"), Plan(Split(workers, 1), Groups(2), 2), stop=lambda: False)
+    run_workers(job(device="cuda"), Plan(Split(workers, 1, gpus), Groups(2), 2), stop=lambda: False)
     assert [each.args[0].worker for each in started] == list(range(workers))
-    assert {each.args[0].share for each in started} == {share}
+    assert {(each.args[0].share, each.args[0].devices) for each in started} == {(share, gpus)}
 
 
 def test_a_trial_that_makes_its_device_sick_each_time_fails(
