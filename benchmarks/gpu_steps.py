@@ -8,52 +8,18 @@ the determinism that `prepare_process` asks of cuDNN: where that costs more than
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from cifar_sweep.machine.gpu_bench import group_step, milliseconds
 from cifar_sweep.machine.groups import config_of
 from cifar_sweep.machine.memory import member_bytes
-from cifar_sweep.training.device import device_name, prepare_process, wait_for
+from cifar_sweep.training.device import device_name, prepare_process
 from cifar_sweep.training.graph import WARM_UP
-from cifar_sweep.training.train import Run
 
 CASES = (("convnet+batch_norm", 16), ("cnn3+batch_norm", 16), ("vgg11", 64))
 WAYS = (("fp32", True), ("bf16", True), ("bf16", False))  # the precision, and whether cuDNN is to be deterministic
-
-
-def step_of(
-    network: str, batch: int, members: int, precision: str, device: torch.device
-) -> tuple[Run, Callable[[], None]]:
-    """A group, and a training step of it on random images."""
-    config = config_of(network, precision=precision)
-    config = replace(config, shape=replace(config.shape, batch_size=batch))
-    run = Run([config] * members, None, device=device)
-    run.start_epoch(1)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    images = torch.rand(batch, 3, 32, 32).to(device, dtype).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,)).to(device)
-    return run, lambda: run.step(images, labels)
-
-
-def milliseconds(step: Callable[[], None], device: torch.device, *, seconds: float) -> tuple[float, float]:
-    """Of a step, and of the host in it; steps follow each other without a wait."""
-    for _ in range(WARM_UP + 2):  # and the graph of a step is there
-        step()
-    wait_for(device)
-    calls = 5
-    while True:
-        started = time.perf_counter()
-        for _ in range(calls):
-            step()
-        host = time.perf_counter() - started
-        wait_for(device)
-        taken = time.perf_counter() - started
-        if taken >= seconds:
-            return 1e3 * taken / calls, 1e3 * host / calls
-        calls *= 3
 
 
 def main() -> None:
@@ -77,7 +43,11 @@ def main() -> None:
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats(device)
                 try:
-                    run, step = step_of(network, batch, members, precision, device)
+                    config = config_of(network, precision=precision)
+                    config = replace(config, shape=replace(config.shape, batch_size=batch))
+                    run, step = group_step(config, members, device)
+                    for _ in range(WARM_UP + 2):  # and the graph of a step is there
+                        step()
                     taken, host = milliseconds(step, device, seconds=options.seconds)
                 except RuntimeError as error:  # of the memory, or of cuDNN, which finds no way: that is a finding, too
                     print(f"{network:20}{batch:6}{members:8}  {way:24} {str(error).splitlines()[0]}", flush=True)

@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{device_name(resolve_device('cpu'))}, {cores} cores", flush=True)
     for case in options.cases:
         model, _, batch = case.partition(":")
-        plan = choose([bench._many_trials(model, int(batch))], device="cpu", always=True)
+        plan = choose([bench.many_trials(model, int(batch))], device="cpu", always=True)
         assert plan.found is not None
         params = {"model": model, "batch_size": int(batch)}
         config = TrialConfig.from_params(params, classes=10, precision=plan.found.precision, data_seed=0, seed=0)

@@ -113,16 +113,22 @@ def bench(
     images = rooms.data.load(data, on_progress=None if as_json else say)
     told = (lambda _: None) if as_json else say
     rows = list(rooms.bench.measure(cases, device=device, source=data, turns=turns, say=told))
+    examined = rooms.gpu_bench.examine(cases, device=where, source=data) if where.type == "cuda" else None
     cores = f", {rooms.limits.available_cores()} cores" if where.type == "cpu" else ""
     on = f"{where.type}: {rooms.device.device_name(where)}{cores}"
     known = rooms.provenance.versions() | {"kernels": rooms.lanes.kernels_name(where)}
     if as_json:
         facts = {"data": images.name, "device": on, "versions": known, "commit": rooms.provenance.commit()}
-        echo_json({"rows": [asdict(row) for row in rows]} | facts)
+        echo_json({"rows": [asdict(row) for row in rows], "gpu": examined and asdict(examined)} | facts)
         return
     terminal().print(rooms.bench.table(rows))
     turned = f"medians of {turns} turns (lowest to highest)"
     say(f"{on}; {images.name}; {turned}; torch {known['torch']}; validation in none")
+    if examined:
+        say_of("gpu", **vars(examined), about=rooms.doctor.gpus(where), precision=rows[0].precision)
+        for named, rungs in examined.ladders.items():
+            say(f"{named}: groups of so many trials, steps on images that are there")
+            terminal().print(rooms.gpu_bench.table(rungs))
 
 
 def doctor(

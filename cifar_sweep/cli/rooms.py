@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cifar_sweep.exports import exported, onnx, pictures, trained, write
     from cifar_sweep.forecast import costs, expected, hours, pruning
     from cifar_sweep.hand import compare
-    from cifar_sweep.machine import bench, outlook, plan, processes, rehearsal, speeds
+    from cifar_sweep.machine import bench, gpu_bench, outlook, plan, processes, rehearsal, speeds
     from cifar_sweep.replay import recorded
     from cifar_sweep.report import facts, mistakes, page, plot, text
     from cifar_sweep.study import claiming, copying, files, opening, provenance, storage, study, verdict, winner
@@ -33,7 +33,7 @@ _MODULES = {
     "exports": "exported onnx pictures trained write",
     "forecast": "costs expected hours pruning",
     "hand": "compare",
-    "machine": "bench outlook plan processes rehearsal speeds",
+    "machine": "bench gpu_bench outlook plan processes rehearsal speeds",
     "replay": "recorded",
     "report": "facts mistakes page plot text",
     "study": "claiming copying files opening provenance storage study verdict winner",

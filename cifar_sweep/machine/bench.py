@@ -2,13 +2,14 @@
 
 All sides take turns in one run, without validation. Ours is what a sweep does: workers that each train a group. Plain
 is a DataLoader over PIL images, ToTensor, float32 and ``.item()`` in each step. It trains one trial at a time, on all
-cores and in two processes that share them.
+cores, and in processes that share the machine: two on a CPU; on a GPU as many as are fastest, and there it is also
+measured on images that are on the GPU already.
 """
 
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,23 +47,36 @@ class Row:
     batch_size: int
     images_per_second: float
     plain_images_per_second: float
-    two_plain_images_per_second: float  # in two processes
+    shared_plain_images_per_second: float  # in `processes` that share the machine
     ratio: float  # ours over plain, the median of the turns' ratios
-    ratio_to_two: float
+    ratio_to_shared: float
     spread: tuple[float, float]  # the lowest and the highest ratio
-    spread_to_two: tuple[float, float]
+    spread_to_shared: tuple[float, float]
     share_of_peak: float  # our multiply-accumulates over the machine's in matrix products of the same precision
     precision: str
     plan: str
     turns: int
+    processes: int = 2
+    resident_plain_images_per_second: float | None = None  # one trial at a time on images that are on the GPU
 
 
-def plain_rate(*, config: TrialConfig, source: str, device: torch.device, threads: int, seconds: float) -> float:
-    """Images per second of the plain loop. Sets the threads and nothing else, as a plain script would."""
+def plain_rate(
+    *, config: TrialConfig, source: str, device: torch.device, threads: int, seconds: float, resident: bool = False
+) -> float:
+    """Images per second of the plain loop. Sets the threads and nothing else, as a plain script would.
+
+    `resident` images are tensors on the device from the start, and come in the same order in each epoch.
+    """
     torch.set_num_threads(threads)
     images = data.load(source)
-    pictures = PilImages(images.train_images, images.train_labels)
-    loader = DataLoader(pictures, batch_size=config.shape.batch_size, shuffle=True)
+    batch = config.shape.batch_size
+    loader: Iterable[Sequence[torch.Tensor]]
+    if resident:
+        there = (images.train_images.permute(0, 3, 1, 2) / 255, images.train_labels)
+        loader = list(zip(*(torch.split(each.to(device), batch) for each in there), strict=True))
+    else:
+        pictures = PilImages(images.train_images, images.train_labels)
+        loader = DataLoader(pictures, batch_size=batch, shuffle=True)
     training = PlainTraining(config, device=device)
     return _rate(training.step, itertools.chain.from_iterable(itertools.repeat(loader)), seconds=seconds)
 
@@ -115,13 +129,15 @@ def measure(
     cases: Sequence[tuple[str, int]], *, device: str, source: str, turns: int, say: Callable[[str], None]
 ) -> Iterator[Row]:
     """A row for each network and batch size. `say` gets a line where something has to be timed first."""
-    plans = [choose([_many_trials(*case)], device=device, say=say, always=True) for case in cases]
-    with process_pool(max(plan.split.workers for plan in plans)) as ours, process_pool(2) as plain:
+    plans = [choose([many_trials(*case)], device=device, say=say, always=True) for case in cases]
+    where = resolve_device(device)
+    shared = (2,) if where.type == "cpu" else tuple(2**k for k in range(1, 5) if 2**k <= max(available_cores(), 2))
+    with process_pool(max(plan.split.workers for plan in plans)) as ours, process_pool(shared[-1]) as plain:
         for (model, batch), plan in zip(cases, plans, strict=True):
-            yield _row(model, batch, plan, ours, plain, device=device, source=source, turns=turns)
+            yield _row(model, batch, plan, ours, plain, device=device, source=source, turns=turns, shared=shared)
 
 
-def _many_trials(model: str, batch: int) -> Sweep:
+def many_trials(model: str, batch: int) -> Sweep:
     """A sweep that lets every worker train as large a group as it likes."""
     rate = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     fixed = {"model": model, "batch_size": batch}
@@ -130,11 +146,21 @@ def _many_trials(model: str, batch: int) -> Sweep:
 
 
 def _row(
-    model: str, batch: int, plan: Plan, ours: ProcessPool, plain: ProcessPool, *, device: str, source: str, turns: int
+    model: str,
+    batch: int,
+    plan: Plan,
+    ours: ProcessPool,
+    plain: ProcessPool,
+    *,
+    device: str,
+    source: str,
+    turns: int,
+    shared: Sequence[int],
 ) -> Row:
     workers, threads = plan.split.workers, plan.split.threads
-    places = [resolve_device(device, worker=k) for k in range(max(workers, 2))]
-    cores = available_cores() if places[0].type == "cpu" else 1
+    places = [resolve_device(device, worker=k) for k in range(max(workers, *shared))]
+    on_cpu = places[0].type == "cpu"
+    cores = available_cores() if on_cpu else 1
     assert plan.found is not None
     params: dict[str, Value] = {"model": model, "batch_size": batch}
     config, slow = (
@@ -147,23 +173,28 @@ def _row(
     def total(pool: ProcessPool, count: int, rate: Callable[..., float], **call: Any) -> float:
         return float(sum(pool.together(rate, *(call | {"device": each} for each in places[:count]))))
 
-    def turn() -> tuple[float, float, float]:
+    def in_processes(count: int) -> float:
+        return total(plain, count, plain_rate, config=slow, threads=max(1, cores // count), **timed)
+
+    def turn(processes: int) -> tuple[float, ...]:
         return (
             total(ours, workers, our_rate, config=config, members=size, threads=threads, **timed),
             total(plain, 1, plain_rate, config=slow, threads=cores, **timed),
-            total(plain, 2, plain_rate, config=slow, threads=max(1, cores // 2), **timed),
+            in_processes(processes),
+            *([] if on_cpu else [total(plain, 1, plain_rate, config=slow, threads=cores, resident=True, **timed)]),
         )
 
-    turn()  # warms all up
-    taken = [turn() for _ in range(turns)]
+    processes = max(shared, key=in_processes) if len(shared) > 1 else shared[0]
+    turn(processes)  # warms all up
+    taken = [turn(processes) for _ in range(turns)]
     peak = total(ours, workers, product_rate, precision=config.shape.precision, threads=threads)
     rates = [statistics.median(side) for side in zip(*taken, strict=True)]
-    (ratio, spread), (to_two, spread_to_two) = (_ratios(taken, side) for side in (1, 2))
+    (ratio, spread), (to_shared, spread_to_shared) = (_ratios(taken, side) for side in (1, 2))
     share = round(rates[0] * training_macs(config) / peak, 3)
     shown = f"{workers} worker(s) x {threads} thread(s) x {size} trial(s)"
     return Row(
-        model, batch, round(rates[0]), round(rates[1]), round(rates[2]), ratio, to_two, spread, spread_to_two, share,
-        config.shape.precision, shown, turns,
+        model, batch, round(rates[0]), round(rates[1]), round(rates[2]), ratio, to_shared, spread, spread_to_shared,
+        share, config.shape.precision, shown, turns, processes, None if on_cpu else round(rates[3]),
     )  # fmt: skip
 
 
@@ -221,7 +252,16 @@ class PlainTraining:
 
 def table(rows: Sequence[Row]) -> Table:
     """The rows for a terminal."""
-    plain = "images/s", "plain", "times", "plain, 2 processes", "times"
+    several = " or ".join(sorted({str(row.processes) for row in rows}, key=int))
+    on_gpu = [row for row in rows if row.resident_plain_images_per_second is not None]
+    plain = (
+        "images/s",
+        "plain",
+        "times",
+        f"plain, {several} processes",
+        "times",
+        *(["plain, images there"] if on_gpu else []),
+    )
     view = Table("network", "batch", *plain, "of the peak", "plan", box=None)
     for row in rows:
         view.add_row(
@@ -230,8 +270,9 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.images_per_second:,}",
             f"{row.plain_images_per_second:,}",
             "{} ({} to {})".format(row.ratio, *row.spread),
-            f"{row.two_plain_images_per_second:,}",
-            "{} ({} to {})".format(row.ratio_to_two, *row.spread_to_two),
+            f"{row.shared_plain_images_per_second:,}",
+            "{} ({} to {})".format(row.ratio_to_shared, *row.spread_to_shared),
+            *([f"{row.resident_plain_images_per_second:,}"] if row in on_gpu else []),
             f"{row.share_of_peak:.0%}",
             f"{row.plan}, {row.precision}",
         )

@@ -31,7 +31,7 @@ def examine(*, storage: str, data: str, artifacts: str, skip_damaged: bool = Fal
     """Look at everything that a run needs. Downloads nothing and makes no database."""
     found = versions()
     device = resolve_device("auto")
-    has = _gpus(device) if device.type == "cuda" else f"{available_cores()} core(s){_limit()}"
+    has = gpus(device) if device.type == "cuda" else f"{available_cores()} core(s){_limit()}"
     precision, why = resolve_precision(device)
     return [
         ("Python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed"),
@@ -52,7 +52,7 @@ def _looked_at(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]
         return [(subject, False, str(error))]
 
 
-def _gpus(device: torch.device) -> str:
+def gpus(device: torch.device) -> str:
     """How many there are, this one's memory, and the versions of what makes it work."""
     gibibytes = torch.cuda.get_device_properties(device).total_memory / 1024**3
     found = torch.backends.cudnn

@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cifar_sweep.config import TrialConfig
+from cifar_sweep.machine.gpu_bench import ladder
 from cifar_sweep.machine.memory import member_bytes
 from cifar_sweep.training import checkpoint, train
 from cifar_sweep.training.apart import Apart
@@ -314,6 +315,18 @@ def test_an_epoch_takes_the_memory_that_is_reckoned(
     images = sum(each.numel() for each in (small_data.train_images, small_data.train_labels)) + 2048 * 3072 * 8
     taken = torch.cuda.max_memory_allocated(gpu) - before - images
     assert taken < 1.2 * members * member_bytes(run.shape) + 64 * 2**20
+
+
+def test_bench_counts_the_kernels_of_a_replayed_step(gpu: torch.device) -> None:
+    [chosen] = configs(1, precision="bf16")
+    one, many = ladder(config=chosen, device=gpu, members=(1, 32), seconds=0.2)
+    for rung in (one, many):
+        assert not rung.fault
+        assert rung.kernels
+        assert rung.gpu_ms
+        assert 0 < rung.gpu_ms < 1.5 * rung.step_ms, "kernels of one stream follow each other"
+        assert rung.megabytes
+    assert many.kernels <= 1.5 * one.kernels
 
 
 def test_groups_in_turn_leave_nothing_behind(gpu: torch.device, small_data: ImageData) -> None:

@@ -22,6 +22,7 @@ def config(model: str = "lenet", **params: Any) -> TrialConfig:
 def test_rates_are_images_per_second() -> None:
     shared = {"config": config(batch_size=32), "source": "synthetic:500", "device": CPU, "threads": 1, "seconds": 0.05}
     assert 50 < plain_rate(**shared) < 1e5
+    assert 50 < plain_rate(**shared, resident=True) < 1e6
     assert 50 < our_rate(**shared, members=3) < 1e6
 
 
@@ -71,6 +72,7 @@ def test_bench_gives_the_same_rows_as_a_table_and_as_json(cli: Any, monkeypatch:
     assert plain["plain_images_per_second"] == 100
     assert plain["ratio"] == 9.0
     assert {"device", "versions", "commit", "data"} <= found.keys()
+    assert found["gpu"] is None
 
 
 def test_an_unknown_network_is_refused(cli: Any) -> None:
