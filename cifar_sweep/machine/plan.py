@@ -21,6 +21,7 @@ from cifar_sweep.machine.memory import free_memory
 from cifar_sweep.machine.processes import ask
 from cifar_sweep.machine.speeds import Split, costs_of, typical, unpruned_seconds
 from cifar_sweep.machine.timing import Timer, devices
+from cifar_sweep.sweep.strategy import searches_shape
 from cifar_sweep.sweep.sweep import Sweep
 from cifar_sweep.training.device import device_name, prepare_process, resolve_device, resolve_precision
 from cifar_sweep.training.lanes import prepare_kernels
@@ -111,8 +112,12 @@ class _Task:
         if (fits := _median_size(groups, shapes)) < fastest:
             return f"memory, which has room for groups of {fits}; {fastest} would be faster"
         if usual < fits:
-            few = usual >= math.ceil(sweep.size / split.workers)
-            why = "has no more trials" if few else "learns from those that have ended (docs/group_search.md)"
+            if sweep.listed:
+                why = "has few points that are alike"
+            elif usual >= math.ceil(sweep.size / split.workers):
+                why = "has no more trials"
+            else:
+                why = "learns from trials that have ended (docs/group_search.md)"
             return f"the search, which {why}; groups of {fits} would be faster"
         if self.where.type == "cpu":
             return "the cores"
@@ -205,7 +210,7 @@ def _usual(sweep: Sweep, expected: Sequence[tuple[float, Shape]], split: Split, 
         alike = Counter(shape for _, shape in expected)
         return statistics.median_low(min(groups.size(shape), alike[shape]) for _, shape in expected)
     largest = _median_size(groups, expected)
-    if groups.fixed:
+    if groups.fixed or (sweep.strategy == "auto" and not searches_shape(sweep)):  # which fills its groups
         return min(largest, sweep.size)
     sizes = group_sizes(sweep, workers=split.workers, devices=split.devices, largest=largest)
     return statistics.median_low(size for size in sizes for _ in range(size))

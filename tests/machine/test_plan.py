@@ -439,6 +439,16 @@ def test_short_sweeps_are_trained_in_smaller_groups_than_would_be_fastest(machin
     assert 1 <= short.usual <= 3, "the nine are for four workers"
 
 
+def test_strategy_auto_fills_its_groups_where_no_shape_is_searched(machine: Machine) -> None:
+    machine.speed = by_size(32, 16, 8, 4, 2, 1)
+    learns = {"strategy": "optuna", "sampler": {"name": "tpe", "startup_trials": 1}}
+    assert choose(sweep(trials=40, strategy="auto"), workers=2).usual == 32
+    assert choose(sweep(trials=40, **learns), workers=2).usual < 32
+    shapes = RATE | {"batch_size": {"low": 16, "high": 64, "base2": True}}
+    fixed = {name: value for name, value in FIXED.items() if name != "batch_size"}
+    assert choose(sweep(trials=40, strategy="auto", space=shapes, fixed=fixed), workers=2).usual < 32
+
+
 def test_the_last_worker_ends_the_sweep(machine: Machine) -> None:
     machine.speed = lambda workers, size: Speed(0.001, 0.0)
     found = choose(sweep(trials=9), workers=4, group=5, always=True)
@@ -514,7 +524,9 @@ def test_a_plan_says_what_bounds_it(machine: Machine) -> None:
     assert few == "the search, which has no more trials; groups of 4 would be faster"
     learns = choose(sweep(trials=40, strategy="optuna", sampler={"name": "tpe", "startup_trials": 1}), workers=16).bound
     assert learns
-    assert "learns from those that have ended" in learns
+    assert "learns from trials that have ended" in learns
+    listed = choose(given(*[{"batch_size": 2**power} for power in range(4, 10)]), workers=1).bound
+    assert listed == "the search, which has few points that are alike; groups of 4 would be faster"
     machine.free = int(2.5 * 4 * member_bytes(shape()) / MEMORY_SHARE)
     fits = choose(sweep(trials=9000, sampler="random"), workers=4).bound
     assert fits == "memory, which has room for groups of 2; 4 would be faster"
