@@ -23,7 +23,7 @@ from cifar_sweep.forecast.expected import expected_shapes
 from cifar_sweep.forecast.pruning import expected_survival
 from cifar_sweep.parameters import Value
 from cifar_sweep.search.choice import InTime, grant_end, in_time_always
-from cifar_sweep.study.hours import CUT, CUTS, changed
+from cifar_sweep.study.hours import CUT, CUTS, UNCUT, changed
 from cifar_sweep.study.winner import FIRST_SEEDS
 from cifar_sweep.sweep.file import cut, longest
 from cifar_sweep.sweep.grid import grid
@@ -39,11 +39,9 @@ FEWEST = 8  # where these do not fit either, cuts go below what says much of who
 # The fewest training images and epochs of a trial, for either number.
 FLOORS = {ENOUGH: (2500, 4), FEWEST: (500, 1)}
 # How many of the best are trained again, under how many seeds: the first for which this share of the time is enough.
-CONFIRMED = ((5, 3), (3, 3), (3, 2), (2, 2))
+CONFIRMED = UNCUT[:4]
 CONFIRMED_SHARE = 0.3
-# The same where a search was cut: the best without the cuts. Where not even one fits, it has fewer images.
-UNCUT = (*CONFIRMED, (3, 1), (2, 1), (1, 1))
-UNCUT_SHARE = 0.5
+UNCUT_SHARE = 0.5  # the same where a search was cut: the best without the cuts, `UNCUT`
 SAFETY = 1.15  # a shared machine differs by as much from one minute to the next
 UNCUT_SAFETY = 1.05  # the same in the end, where a trial that is late is complete as it is
 NONE_COMPLETE = 2.0  # the same for trials that begin while none is complete, beside others that have begun

@@ -16,6 +16,9 @@ CUT = {
     "freeze_epochs": "epochs of the last layer alone", "patience": "epochs without a better one",
     "train_images": "training images", "validation_images": "validation images",
 }  # fmt: skip
+# How many of the best are trained again without the cuts, under how many seeds: as the time is, and more where some is
+# left. Where not even one fits, it has fewer images.
+UNCUT = ((5, 3), (3, 3), (3, 2), (2, 2), (3, 1), (2, 1), (1, 1))
 CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
 
 
@@ -44,6 +47,12 @@ class Hours:
             most = int(found["train_images"]) or images
             tried += [found | {"train_images": max(round(share * most), own)} for share in CUTS[1:]]
         return next((settings for settings in tried if fits(changed(config, settings).shape)), {})
+
+
+def wider(confirm: tuple[int, int]) -> tuple[int, int] | None:
+    """The next of `UNCUT` that has no fewer trials and no fewer seeds; None after the largest."""
+    larger = (pair for pair in reversed(UNCUT) if pair[0] >= confirm[0] and pair[1] >= confirm[1])
+    return next((pair for pair in larger if pair != confirm), None)
 
 
 def changed(config: TrialConfig, settings: Mapping[str, Value]) -> TrialConfig:

@@ -15,11 +15,12 @@ from cifar_sweep.config import Shape, derive_seed
 from cifar_sweep.search.choice import Choice, Choose, Course, InTime, Situation, in_time_always
 from cifar_sweep.study.claim import Claim, TrialLostError, Worker
 from cifar_sweep.study.claiming import Claiming, asked, courses, queue_of, requeue_orphan
-from cifar_sweep.study.hours import TIME_OVER
+from cifar_sweep.study.hours import TIME_OVER, wider
 from cifar_sweep.study.record import TrialRecord, count, epoch_key, epoch_keys
 from cifar_sweep.study.storage import CANCELLED, FINISHED, OPEN
 from cifar_sweep.study.stored import StoredStudy
 from cifar_sweep.study.tables import Change
+from cifar_sweep.study.winner import fresh_seeds, seeds_due
 from cifar_sweep.sweep import strategy
 
 
@@ -41,9 +42,26 @@ class SweepStudy(StoredStudy):
         with self.storage.lock():
             self._read_again()
             if self.state == OPEN and self.finished():
+                if self._has_time_for_more():
+                    return False
                 self._study.set_user_attr("reason", self.over)
                 self._study.set_user_attr("state", FINISHED)
             return self.state != OPEN
+
+    def _has_time_for_more(self) -> bool:
+        """Whether more of the best get seeds without the cuts: where one that takes as long as the quickest would fit."""
+        hours, confirm, trials = self.hours, self.sweep.confirm, self.trials()
+        seeds = [trial for trial in fresh_seeds(trials) if trial.state == "complete"]
+        if not (hours and hours.uncuts and hours.deadline and seeds):
+            return False
+        quickest = min(sum(result.seconds * result.group_size for result in trial.curve) for trial in seeds)
+        if time.time() + quickest > hours.deadline:
+            return False
+        while confirm and not seeds_due(trials, confirm):
+            confirm = wider(confirm)
+        if confirm:
+            self._change(confirm=confirm)
+        return confirm is not None
 
     def claim(
         self,

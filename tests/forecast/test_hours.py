@@ -16,7 +16,7 @@ from cifar_sweep.forecast.hours import ENOUGH, FLOORS, in_time, plan_hours, repl
 from cifar_sweep.search.choice import Choice, Situation
 from cifar_sweep.study import study as studies
 from cifar_sweep.study.claim import Claim, Worker
-from cifar_sweep.study.hours import Hours
+from cifar_sweep.study.hours import Hours, wider
 from cifar_sweep.study.opening import open_or_resume
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.study.storage import Storage
@@ -302,6 +302,33 @@ def test_the_best_of_a_search_that_was_cut_are_trained_without_the_cuts(
     summary = study.summary()
     assert "without the cuts of the search: 50.00" in summary["confirmation"]["text"]
     assert planning.uncut(study, study.ranked()[0])[0] == ({} if whole_images else {"train_images": 0})
+
+
+@pytest.mark.parametrize("slowness", [0.1, 0.3])
+def test_time_that_is_left_goes_to_more_of_the_best(slowness: float, storage: Storage, name: str, clock: Clock) -> None:
+    whole, known = sweep(LONG), costs(1e-3, workers=1)
+    plan = plan_hours(whole, known, 1.0)
+    assert plan.uncuts
+    assert plan.sweep.confirm
+    begun = clock.now
+    hours = {"hours": 1.0, "reserve": plan.reserve, "asked": whole.identity(), "uncuts": True}
+    few = plan.sweep.model_copy(update={"confirm": (2, 1)})
+    found = Simulated(storage, name, clock, few, known, **hours)
+    found.run(lambda shape, members: slowness * known.epoch(shape, members))
+    seeds = [trial for trial in found.study.trials() if trial.confirms is not None and trial.state == "complete"]
+    assert len(seeds) > 2
+    assert all(seed.uncut for seed in seeds)
+    assert clock.now <= begun + 3600
+    alone = 30 * slowness * known.epoch(seeds[0].config.shape, 1) if seeds[0].config else 0.0
+    assert clock.now + 1.5 * alone > begun + 3600 or found.study.sweep.confirm == (5, 3)
+    assert found.study.state == "finished"
+    assert found.study.summary()["confirmation"]["candidates"]
+
+
+def test_the_next_wider_confirmation() -> None:
+    assert [wider(pair) for pair in ((1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (3, 3), (5, 3))] == [
+        (2, 1), (3, 1), (3, 2), (3, 2), (3, 3), (5, 3), None,
+    ]  # fmt: skip
 
 
 def test_of_the_best_without_the_cuts_those_win_that_there_was_time_for(
