@@ -49,7 +49,7 @@ class SweepStudy(StoredStudy):
             return self.state != OPEN
 
     def _has_time_for_more(self) -> bool:
-        """Whether more of the best get seeds without the cuts: where one that takes as long as the quickest would fit."""
+        """Whether more of the best get seeds without the cuts: where one as long as the quickest would fit."""
         hours, confirm, trials = self.hours, self.sweep.confirm, self.trials()
         seeds = [trial for trial in fresh_seeds(trials) if trial.state == "complete"]
         if not (hours and hours.uncuts and hours.deadline and seeds):
