@@ -113,8 +113,12 @@ class SweepStudy(StoredStudy):
                 return claims
 
     def _is_timed_out(self) -> bool:
-        """Whether nothing runs of a search that has to end in time; to be asked where nothing else fits into it."""
-        return self.search_end() is not None and not count(self.trials(), "running")
+        """Whether nothing runs of a search that has to end in time; to be asked where nothing else fits into it.
+
+        Where others have just ended the last fresh seed, it is finished, and nothing is given up.
+        """
+        ends, trials = self.search_end() is not None, self.trials()
+        return ends and not count(trials, "running") and not (self.over and self.finished(trials))
 
     def _end_search(self, claiming: Claiming, why: str) -> None:
         """Let the search be over as if its budget were spent: what it has begun is all of it.

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ import pytest
 import torch
 
 from cifar_sweep.artifacts import open_artifacts
+from cifar_sweep.study.claim import Worker
+from cifar_sweep.study.hours import TIME_OVER, Hours
 from cifar_sweep.study.opening import load, open_or_resume
-from cifar_sweep.study.record import TrialRecord
+from cifar_sweep.study.owner import Owner
+from cifar_sweep.study.record import TrialRecord, count
 from cifar_sweep.study.selection import packed
 from cifar_sweep.study.storage import Storage, open_existing, open_storage
 from cifar_sweep.study.study import SweepStudy
@@ -241,6 +245,43 @@ def test_kills_while_the_best_trials_are_confirmed(
         assert_as_unbroken(study, trial, small_data)
     assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
     record("confirm", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
+
+
+@repeated
+def test_kills_while_the_best_trials_are_trained_without_the_cuts(
+    repeat: int, url: str, database: Storage, name: str, crew: Any, small_data: ImageData
+) -> None:
+    epochs = SWEEP["fixed"]["epochs"]
+    study = submitted(database, name, small_data, confirm=[2, 1], fixed=SWEEP["fixed"] | {"epochs": 3})
+    whole = parse(SWEEP, where="test").identity()
+    hours = Hours(1.0, whole, deadline=time.time() + 3600, uncuts=True)
+    study._study.set_user_attr("hours", asdict(hours))
+    study = load(database, name)
+    work(Job(url, threads=1), stop=lambda: count(study.trials(), "complete") >= TRIALS)
+    with database.lock():
+        study._read_again()
+        study._end_search(study._claiming(Worker(Owner.current(), "cpu", 1, "fp32")), TIME_OVER)
+    workers = crew(url)
+    kills = kill_at_random(workers, random.Random(repeat))
+    workers.finish()
+    study = load(database, name)
+    assert study.finished()
+    trials = study.trials()
+    got = Counter(trial.confirms for trial in trials)
+    assert got.pop(None) == study.budget, "the search's count is what it was"
+    assert study.sweep.confirm == (5, 3), "there was time for all of them"
+    assert set(got.values()) <= {2, 3}, "all get two seeds, and those that may win a third"
+    seeds = [trial for trial in trials if trial.confirms is not None]
+    assert {(trial.state, trial.epochs_done, trial.uncut["epochs"]) for trial in seeds} == {
+        ("complete", epochs, epochs)
+    }
+    twice = sum(times - 1 for times in workers.epochs().values())
+    assert twice <= kills, "at most one epoch is trained twice for each kill"
+    resumed = [trial for trial in seeds if trial.deaths]
+    for trial in resumed[: TRIALS if WHOLE else 1]:
+        assert_as_unbroken(study, trial, small_data)
+    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
+    record("uncut", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
 
 
 def without(sweep: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cifar_sweep.errors import DiskError, SickDeviceError, StudyError, UsageErro
 from cifar_sweep.machine.groups import Groups
 from cifar_sweep.machine.plan import Plan
 from cifar_sweep.machine.speeds import Split
+from cifar_sweep.study import study as studies
 from cifar_sweep.study.claim import TrialLostError, Worker
 from cifar_sweep.study.hours import TIME_OVER, Hours
 from cifar_sweep.study.opening import load, open_or_resume
@@ -124,7 +125,8 @@ def test_the_best_without_the_cuts_are_complete_as_they_are_when_the_time_is_ove
         return math.inf if epochs[-2:] == [5, 5] else 0.0
 
     monkeypatch.setattr(Run, "epoch", counted)
-    monkeypatch.setattr(runner, "time", SimpleNamespace(time=now))
+    for module in (runner, studies):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=now))
     work(job(), stop=lambda: len(epochs) >= 3 and study.trials()[0].state == "complete")
     with study.storage.lock():
         study._read_again()
