@@ -49,12 +49,15 @@ class SweepStudy(StoredStudy):
             return self.state != OPEN
 
     def _has_time_for_more(self) -> bool:
-        """Whether more of the best get seeds without the cuts: where one as long as the quickest would fit."""
+        """Whether more of the best get seeds without the cuts: where one might fit, by the quickest one's share of its group.
+
+        Those that do not are given up again by whoever claims.
+        """
         hours, confirm, trials = self.hours, self.sweep.confirm, self.trials()
         seeds = [trial for trial in fresh_seeds(trials) if trial.state == "complete"]
         if not (hours and hours.uncuts and hours.deadline and seeds):
             return False
-        quickest = min(sum(result.seconds * result.group_size for result in trial.curve) for trial in seeds)
+        quickest = min(trial.seconds for trial in seeds)
         if time.time() + quickest > hours.deadline:
             return False
         while confirm and not seeds_due(trials, confirm):
