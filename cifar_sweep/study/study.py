@@ -49,9 +49,9 @@ class SweepStudy(StoredStudy):
             return self.state != OPEN
 
     def _has_time_for_more(self) -> bool:
-        """Whether more of the best get seeds without the cuts: where one might fit, by the quickest one's share of its group.
+        """Whether more of the best get seeds without the cuts: where one might fit, by the quickest's share of its group.
 
-        Those that do not are given up again by whoever claims.
+        Those that do not fit are given up again by whoever claims.
         """
         hours, confirm, trials = self.hours, self.sweep.confirm, self.trials()
         seeds = [trial for trial in fresh_seeds(trials) if trial.state == "complete"]
