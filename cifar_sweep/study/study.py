@@ -49,7 +49,7 @@ class SweepStudy(StoredStudy):
             return self.state != OPEN
 
     def _has_time_for_more(self) -> bool:
-        """Whether more of the best get seeds without the cuts: where one might fit, by the quickest's share of its group.
+        """Whether more of the best get seeds without the cuts: where the quickest one's share of a group would fit.
 
         Those that do not fit are given up again by whoever claims.
         """
