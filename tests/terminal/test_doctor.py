@@ -26,6 +26,6 @@ def test_a_gpu_is_named_with_what_makes_it_work(
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91200)
     expected = f"2 GPU(s), 140.0 GiB; driver {driver}, CUDA 13.0, cuDNN 91200"
-    assert doctor._gpus(torch.device("cuda", 0)) == expected
+    assert doctor.gpus(torch.device("cuda", 0)) == expected
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
-    assert doctor._gpus(torch.device("cuda", 0)).endswith("cuDNN missing")
+    assert doctor.gpus(torch.device("cuda", 0)).endswith("cuDNN missing")

@@ -31,12 +31,16 @@ log = logging.getLogger(__name__)
 KERNELS = "CIFAR_SWEEP_KERNELS"  # torch: none of ours; avx2: as on a processor that has no more
 _SOURCE = Path(__file__).parent / "lanes.c"
 _COMPILERS = ("cc", "gcc", "clang")
-_FOR_THIS_PROCESSOR = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+_ARM = platform.machine() in ("arm64", "aarch64")
+_FOR_THIS_PROCESSOR = "-mcpu=native" if _ARM else "-march=native"
 _FOR_AVX2 = "-march=haswell"
 # No option that lets the compiler change the order of a sum, or what becomes of a NaN.
 _FLAGS = (
     "-std=gnu11", "-O3", "-funroll-loops", "-fschedule-insns", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fno-strict-aliasing",
+    # Tuned for AMD processors, gcc joins some multiplications and additions and others not, so that a member's numbers
+    # depend on the vectors it is in. This is also a little faster, there and on AVX2 (docs/LOG.md).
+    *([] if _ARM else ["-mtune=generic"]),
 )  # fmt: skip
 _SECONDS = 180
 MAX_STAGES = 8
