@@ -27,15 +27,13 @@ from cifar_sweep.training.batches import CHUNK_PIXELS
 from cifar_sweep.training.device import DTYPES, device_name, prepare_process, resolve_device, wait_for
 from cifar_sweep.training.fuse import can_fuse
 from cifar_sweep.training.graph import WARM_UP, is_replayed
-from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, stages_of
+from cifar_sweep.training.lanes import fewest_members, kernels, kernels_name, lane_count, stages_of
 from cifar_sweep.training.models import build
 from cifar_sweep.training.train import Run
 
 _TIMED_SECONDS = 0.15
 # The share of a step's time that its thread was at work, where others left it its core; else the time is not kept.
 _ALONE = 0.9
-# The smallest group that fills the lanes of a vector.
-_FULL_GROUP = 8
 
 
 class Timing(NamedTuple):
@@ -99,12 +97,12 @@ def _change_seconds(name: str, *, batch: int, device: torch.device) -> Timing:
 
 
 def smallest_representative_group(network: str, *, threads: int, device: torch.device, precision: str) -> int:
-    """The smallest group that already uses the compiled kernels if larger ones do; 1 where none does."""
+    """The smallest group that fills a vector of the compiled kernels as larger ones do; 1 where none uses them."""
     if device.type != "cpu" or threads > 1 or kernels(bf16=precision == "bf16") is None:
         return 1
     plain = build(config_of(network, precision=precision).shape, seed=0)
     stages = stages_of(plain) if can_fuse(plain) else None
-    return _FULL_GROUP if fewest_members(stages, DTYPES[precision]) else 1
+    return lane_count(GROUP_SIZES[-1]) if fewest_members(stages, DTYPES[precision]) else 1
 
 
 def devices(device: torch.device, named: str) -> int:
