@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import pairwise
@@ -132,6 +132,19 @@ def assert_as_unbroken(study: SweepStudy, trial: TrialRecord, data: ImageData) -
     assert trial.correct == packed(unbroken.members[0].correct.tolist())
 
 
+def assert_as_if_unkilled(
+    study: SweepStudy, trials: Sequence[TrialRecord], data: ImageData, workers: Any, *, kills: int
+) -> dict[str, int]:
+    """Hardly an epoch was trained twice, resumed trials are as unbroken, and no file is left; what was counted."""
+    twice = sum(times - 1 for times in workers.epochs().values())
+    assert twice <= kills, "at most one epoch is trained twice for each kill"
+    resumed = [trial for trial in trials if trial.deaths]
+    for trial in resumed[: TRIALS if WHOLE else 1]:
+        assert_as_unbroken(study, trial, data)
+    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
+    return {"resumed": len(resumed), "epochs_twice": twice}
+
+
 @repeated
 def test_many_workers_share_the_trials_exactly(
     repeat: int, url: str, name: str, small_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,14 +180,9 @@ def test_kills_at_random_moments(repeat: int, url: str, study: SweepStudy, crew:
     kills = kill_at_random(workers, random.Random(repeat))
     workers.finish()
     trials = assert_finished(study, TRIALS)
-    twice = sum(times - 1 for times in workers.epochs().values())
-    assert twice <= kills, "at most one epoch is trained twice for each kill"
-    resumed = [trial for trial in trials if trial.deaths]
-    assert resumed
-    for trial in resumed[: TRIALS if WHOLE else 1]:
-        assert_as_unbroken(study, trial, small_data)
-    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
-    record("kill", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
+    found = assert_as_if_unkilled(study, trials, small_data, workers, kills=kills)
+    assert found["resumed"]
+    record("kill", url, kills=kills, finished=len(trials), **found)
 
 
 def kill_at_random(workers: Any, chance: random.Random) -> int:
@@ -238,13 +246,8 @@ def test_kills_while_the_best_trials_are_confirmed(
     assert set(got.values()) <= {2, 3}, "all get two seeds, and those that may win a third"
     assert got[confirmed(trials)[0].number] == 3
     assert_finished(study, len(trials))
-    twice = sum(times - 1 for times in workers.epochs().values())
-    assert twice <= kills, "at most one epoch is trained twice for each kill"
-    resumed = [trial for trial in trials if trial.deaths]
-    for trial in resumed[: TRIALS if WHOLE else 1]:
-        assert_as_unbroken(study, trial, small_data)
-    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
-    record("confirm", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
+    found = assert_as_if_unkilled(study, trials, small_data, workers, kills=kills)
+    record("confirm", url, kills=kills, finished=len(trials), **found)
 
 
 @repeated
@@ -275,13 +278,8 @@ def test_kills_while_the_best_trials_are_trained_without_the_cuts(
     assert {(trial.state, trial.epochs_done, trial.uncut["epochs"]) for trial in seeds} == {
         ("complete", epochs, epochs)
     }
-    twice = sum(times - 1 for times in workers.epochs().values())
-    assert twice <= kills, "at most one epoch is trained twice for each kill"
-    resumed = [trial for trial in seeds if trial.deaths]
-    for trial in resumed[: TRIALS if WHOLE else 1]:
-        assert_as_unbroken(study, trial, small_data)
-    assert not list(Path("artifacts").rglob("checkpoint-*")), "nothing is left of the killed"
-    record("uncut", url, kills=kills, resumed=len(resumed), epochs_twice=twice, finished=len(trials))
+    found = assert_as_if_unkilled(study, seeds, small_data, workers, kills=kills)
+    record("uncut", url, kills=kills, finished=len(trials), **found)
 
 
 def without(sweep: Mapping[str, Any], *keys: str) -> dict[str, Any]:
