@@ -81,7 +81,7 @@ def examine(cases: Sequence[tuple[str, int]], *, device: torch.device, source: s
             ladders,
             there(flags),
             (before, clock_megahertz()),
-            round(there(copied_bytes_per_second) / 1e12, 3),
+            round(there(copied_bytes_per_second) / 1e12, 5),
             round(2 * there(product_rate, precision=precision, threads=0) / 1e12, 2),
             round(there(group_seconds, configs=configs[:1], source=source, folder=folder, threads=0).checkpoint, 5),
         )
