@@ -20,6 +20,7 @@ from cifar_sweep.training.limits import available_cores, threads_asked
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
 )  # fmt: skip
+KERNELS = "CIFAR_SWEEP_KERNELS"  # torch: none of ours; avx2: as on a processor that has no more
 # By what `precision` of a shape says.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The first compute capability whose tensor cores multiply bf16.
@@ -138,18 +139,23 @@ def resolve_precision(device: torch.device) -> tuple[str, str]:
         capability = torch.cuda.get_device_capability(device)
         faster, has = ("bf16", "has") if capability >= BF16_CAPABILITY else ("fp32", "has no")
         return faster, f"compute capability {capability[0]}.{capability[1]} {has} bf16"
-    key = f"{device.type} {device_name(device)}, one thread, torch {torch.__version__}"
-    path = default_cache() / "precision.json"
+    ratio = measured_once("bf16", _bf16_speedup)
+    return ("bf16" if ratio >= WORTHWHILE_SPEEDUP else "fp32"), f"bf16 is {ratio:.1f} times as fast here"
+
+
+def measured_once(what: str, measure: Callable[[], float]) -> float:
+    """How many times as fast `what` is on one thread of this machine's CPU, as the cache folder remembers."""
+    key = f"{what}, cpu {device_name(torch.device('cpu'))}, one thread, torch {torch.__version__}"
+    path = default_cache() / "ratios.json"
     known = _noted(path)
     if key not in known:
         with alone(path):  # of processes that start at once one measures
             known = _noted(path)
             if key not in known:
-                known[key] = round(_bf16_speedup(), 2)
+                known[key] = round(_on_one_thread(measure), 2)
                 with suppress(DiskError):  # a read-only home: measured again next time
                     replace_file(path, json.dumps(known, indent=2).encode())
-    ratio = known[key]
-    return ("bf16" if ratio >= WORTHWHILE_SPEEDUP else "fp32"), f"bf16 is {ratio:.1f} times as fast here"
+    return known[key]
 
 
 def _noted(path: Path) -> dict[str, float]:
@@ -177,20 +183,24 @@ def _bf16_speedup() -> float:
         loss.backward()
         return time.thread_time() - start
 
+    return least_ratio(seconds)
+
+
+def _on_one_thread(measure: Callable[[], float]) -> float:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several that wait for each other tell more of who works beside them than of bf16
+    torch.set_num_threads(1)  # several that wait for each other tell of who works beside them
     try:
-        seconds(False), seconds(True)
-        return _ratio(seconds)
+        return measure()
     finally:
         torch.set_num_threads(threads)
 
 
-def _ratio(seconds: Callable[[bool], float]) -> float:
-    """The least time of a step in float32 over that in bf16: who works beside it makes steps slower, never faster."""
+def least_ratio(seconds: Callable[[bool], float]) -> float:
+    """The least seconds without something over those with it: who works beside it makes steps slower, never faster."""
     least = [math.inf, math.inf]
+    seconds(False), seconds(True)
     for pair in range(1, PAIRS + 1):
-        least = [min(known, seconds(bf16)) for known, bf16 in zip(least, (False, True), strict=True)]
+        least = [min(known, seconds(tried)) for known, tried in zip(least, (False, True), strict=True)]
         if pair >= LEAST_PAIRS and least[0] / least[1] < HOPELESS_SPEEDUP:
             break
     return least[0] / least[1]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cifar_sweep.training import winograd
 from cifar_sweep.training.lanes import Lanes, offer, stages_of
 from cifar_sweep.training.rows import Masks, Part, Rows, Stream, masks_of
 
@@ -141,6 +142,8 @@ class FusedConv2d(nn.Module):
         self.padding = (int(layer.padding[0]), int(layer.padding[1]))
         self.reflect = layer.padding_mode == "reflect"
         self.inputs = layer.in_channels
+        same = self.padding == (1, 1) and layer.stride == layer.dilation == (1, 1) and not self.reflect
+        self.may_be_winograd = same and layer.kernel_size == (3, 3)
 
     def forward(self, x: Tensor, *, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         padding = self.padding
@@ -149,6 +152,9 @@ class FusedConv2d(nn.Module):
             x, padding = functional.pad(x, [wide, wide, high, high], mode="reflect"), (0, 0)
             x = x.contiguous(memory_format=torch.channels_last)  # CUDA pads into the other order
         groups = x.shape[1] // self.inputs  # images are shared: one group
+        faster = winograd.convolve(x, weight, bias, groups=groups) if self.may_be_winograd else None
+        if faster is not None:
+            return faster
         return functional.conv2d(x, weight, bias, padding=padding, groups=groups, **self.strides)
 
 

@@ -96,9 +96,10 @@ class Retraining:
 
     def _say_of_kernels(self, provenance: Provenance, kernels: str) -> None:
         then = provenance.versions.get("kernels", "torch")
-        if then != kernels and max(provenance.group_sizes, default=1) > 1:
+        for_all = ("winograd" in then) != ("winograd" in kernels)  # the others are for groups alone
+        if then != kernels and (for_all or max(provenance.group_sizes, default=1) > 1):
             self.say(
-                f"a group of trials was trained by other kernels ({then}) than here ({kernels}): the last digits may "
+                f"this was trained by other kernels ({then}) than here ({kernels}): the last digits may "
                 "differ" + (f"; {KERNELS}=torch trains as then" if then == "torch" else "")
             )
 

@@ -26,9 +26,10 @@ from filelock import FileLock
 
 from cifar_sweep.errors import DiskError, one_line
 from cifar_sweep.files import default_cache, replace_file
+from cifar_sweep.training import winograd
+from cifar_sweep.training.device import KERNELS
 
 log = logging.getLogger(__name__)
-KERNELS = "CIFAR_SWEEP_KERNELS"  # torch: none of ours; avx2: as on a processor that has no more
 _SOURCE = Path(__file__).parent / "lanes.c"
 _COMPILERS = ("cc", "gcc", "clang")
 _ARM = platform.machine() in ("arm64", "aarch64")
@@ -124,10 +125,13 @@ def lane_count(members: int) -> int:
 
 
 def kernels_name(device: torch.device) -> str:
-    """What groups of trials are convolved by: ``compiled`` with a hash of all that it depends on, or ``torch``."""
+    """What convolves here: ``compiled`` with a hash of all that it depends on, or ``torch``; and ``winograd``."""
+    if device.type != "cpu":
+        return "torch"
     # Loaded, for nothing else shows that no program may run from the cache.
-    there = device.type == "cpu" and not obstacle() and kernels(bf16=has_bf16())
-    return f"compiled {str(identity())[:12]}" if there else "torch"
+    there = not obstacle() and kernels(bf16=has_bf16())
+    named = f"compiled {str(identity())[:12]}" if there else "torch"
+    return named + (" and winograd" if winograd.pays() else "")
 
 
 def obstacle() -> str:
