@@ -1,6 +1,6 @@
 """A search in so many hours: what a study stores of it, and its best trials without the cuts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ CUT = {
     "freeze_epochs": "epochs of the last layer alone", "patience": "epochs without a better one",
     "train_images": "training images", "validation_images": "validation images",
 }  # fmt: skip
+IMAGES = ("train_images", "validation_images")
 # How many of the best are trained again without the cuts, under how many seeds: as the time is, and more where some is
-# left. Where not even one fits, it has fewer images.
+# left. Where not even one fits, it is trained for fewer epochs.
 UNCUT = ((5, 3), (3, 3), (3, 2), (2, 2), (3, 1), (2, 1), (1, 1))
 CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
 
@@ -40,12 +41,25 @@ class Hours:
         return {name: value for name, value in usual.items() if value != now[name] and applies(name, now)}
 
     def fitting(self, config: TrialConfig, images: int, fits: Callable[[Shape], bool]) -> dict[str, Value]:
-        """The same, on as many of the `images` as there is time for; empty where there is none for its own images."""
-        found, own = self.uncut(config), config.shape.train_images
+        """The same, as long as there is time for: fewer epochs first, then, as short as it was, fewer of the `images`.
+
+        Empty where there is no time for its own images. Of as many steps those on more images were the better ones
+        (docs/search.md).
+        """
+        found, own = self.uncut(config), config.complete()
         tried = [found]
+
+        def add(names: Iterable[str]) -> None:
+            whole = tried[-1]
+            for share in CUTS[1:]:
+                lengths = {name: int(whole[name]) or images for name in names}
+                fewer = {name: max(round(share * length), int(own[name])) for name, length in lengths.items()}
+                tried.append(whole | fewer)
+
+        if "epochs" in found:
+            add(found.keys() - set(IMAGES))
         if "train_images" in found:
-            most = int(found["train_images"]) or images
-            tried += [found | {"train_images": max(round(share * most), own)} for share in CUTS[1:]]
+            add(["train_images"])
         return next((settings for settings in tried if fits(changed(config, settings).shape)), {})
 
 

@@ -269,9 +269,9 @@ def test_the_best_are_confirmed_in_the_time_that_is_left_for_it(
         assert study.summary()["confirmation"]
 
 
-@pytest.mark.parametrize(("slowness", "whole_images"), [(0.7, True), (1.0, True), (1.6, False)])
+@pytest.mark.parametrize(("slowness", "is_whole"), [(0.7, True), (1.0, True), (1.6, False)])
 def test_the_best_of_a_search_that_was_cut_are_trained_without_the_cuts(
-    slowness: float, whole_images: bool, storage: Storage, name: str, clock: Clock
+    slowness: float, is_whole: bool, storage: Storage, name: str, clock: Clock
 ) -> None:
     whole, known = sweep(LONG), costs(1e-3, workers=1)
     plan = plan_hours(whole, known, 1.0)
@@ -293,15 +293,14 @@ def test_the_best_of_a_search_that_was_cut_are_trained_without_the_cuts(
         of = study.trials()[seed.confirms].config
         assert of
         assert seed.config.knobs.seed != of.knobs.seed
-        assert (seed.epochs, seed.config.knobs.step_size) == (30, 20)
-        assert seed.config.shape.validation_images == 0
-        assert (seed.config.shape.train_images == 0) == whole_images
-        assert whole_images or of.shape.train_images <= seed.config.shape.train_images < IMAGES
+        assert ((seed.epochs, seed.config.knobs.step_size) == (30, 20)) == is_whole
+        assert of.shape.epochs < seed.epochs <= 30
+        assert seed.config.shape.train_images == seed.config.shape.validation_images == 0
         assert seed.uncut
     assert study.ranked()[0].confirms is not None, "one of them is what is taken away"
     summary = study.summary()
     assert "without the cuts of the search: 50.00" in summary["confirmation"]["text"]
-    assert planning.uncut(study, study.ranked()[0])[0] == ({} if whole_images else {"train_images": 0})
+    assert planning.uncut(study, study.ranked()[0])[0] == ({} if is_whole else {"epochs": 30, "step_size": 20})
 
 
 @pytest.mark.parametrize("slowness", [0.1, 0.3])
@@ -348,18 +347,39 @@ def test_of_the_best_without_the_cuts_those_win_that_there_was_time_for(
     assert found.study.finished()
 
 
-def test_a_trial_without_the_cuts_has_as_many_images_as_there_is_time_for() -> None:
+def test_a_trial_without_the_cuts_is_as_long_as_there_is_time_for_then_has_fewer_images() -> None:
     whole = sweep(LONG)
     short = plan_hours(whole, costs(4e-3), 1.0).sweep
     config = TrialConfig.from_params(short.fixed, classes=10, precision="fp32", data_seed=0, seed=0)
-    own = config.shape.train_images
+    own, hours = config.shape, Hours(1.0, whole.identity())
+
+    def found(most: int) -> dict[str, Any]:
+        """What it is set to where there is time to train on so many images, each counted as often as it is seen."""
+        return hours.fitting(config, IMAGES, lambda shape: shape.epochs * (shape.train_images or IMAGES) <= most)
+
+    all_images = {"train_images": 0, "validation_images": 0}
+    assert found(30 * IMAGES) == {"epochs": 30, "step_size": 20} | all_images
+    half = found(15 * IMAGES)
+    assert half == {"epochs": half["epochs"], "step_size": half["step_size"]} | all_images
+    assert 13 <= half["epochs"] <= 15
+    assert half["step_size"] == pytest.approx(half["epochs"] * 2 / 3, abs=1)
+    assert own.epochs < 30
+    fewer = found(own.epochs * 20_000)
+    assert 17_000 < fewer["train_images"] <= 20_000
+    least = found(own.epochs * own.train_images)
+    assert (fewer["epochs"], least["epochs"], least["train_images"]) == (own.epochs, own.epochs, own.train_images)
+    assert found(own.epochs * own.train_images - 1) == {}, "then it is confirmed as it was"
+
+
+def test_a_length_that_was_searched_stays_and_the_images_are_fewer() -> None:
+    whole = sweep({"model": "convnet", "batch_norm": False}, space={"epochs": {"low": 10, "high": 100}})
+    config = TrialConfig.from_params(
+        {"model": "convnet", "epochs": 20, "train_images": 4000}, classes=10, precision="fp32", data_seed=0, seed=0
+    )
     hours = Hours(1.0, whole.identity())
-    found = {most: hours.fitting(config, IMAGES, lambda shape, most=most: 0 < shape.train_images <= most) for most in (
-        own - 1, own, 20_000)}  # fmt: skip
-    assert found[own - 1] == {}, "then it is confirmed as it was"
-    assert found[own] == {"epochs": 30, "step_size": 20, "train_images": own, "validation_images": 0}
-    assert 17_000 < found[20_000]["train_images"] <= 20_000
-    assert hours.fitting(config, IMAGES, lambda _: True)["train_images"] == 0, "all"
+    found = hours.fitting(config, IMAGES, lambda shape: 0 < shape.train_images <= 20_000)
+    assert found.keys() == {"train_images"}
+    assert 17_000 < found["train_images"] <= 20_000
 
 
 def test_nothing_is_trained_again_without_cuts_that_there_are_not() -> None:
