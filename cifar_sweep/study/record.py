@@ -15,6 +15,7 @@ from cifar_sweep.config import TrialConfig
 from cifar_sweep.curve import METRICS, EpochResult, Metric, best_epoch
 from cifar_sweep.errors import CifarSweepError
 from cifar_sweep.parameters import Value
+from cifar_sweep.study.hours import TIME_OVER
 from cifar_sweep.study.owner import Owner
 from cifar_sweep.sweep import space
 from cifar_sweep.words import params_text
@@ -170,9 +171,14 @@ class TrialRecord:
 
     @property
     def state_words(self) -> str:
-        """Its state for people: of a frozen trial also since when, of a pruned one whether it diverged."""
+        """Its state for people: of a frozen trial also since when, of a pruned one whether it diverged.
+
+        A fresh seed that there was no time for has failed to Optuna, which has no other word for it.
+        """
         if self.diverged:
             return "diverged"
+        if (self.state, self.reason) == ("failed", TIME_OVER):
+            return "not trained"
         return f"frozen after epoch {self.epochs_done}" if self.is_frozen else str(self.state)
 
     @cached_property
