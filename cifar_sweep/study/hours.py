@@ -20,7 +20,8 @@ IMAGES = ("train_images", "validation_images")
 # How many of the best are trained again without the cuts, under how many seeds: as the time is, and more where some is
 # left. Where not even one fits, it is trained for fewer epochs.
 UNCUT = ((5, 3), (3, 3), (3, 2), (2, 2), (3, 1), (2, 1), (1, 1))
-CUTS = tuple(0.9**k for k in range(60))  # the shares that are tried
+CUTS = tuple(0.9**k for k in range(60))  # the shares of a search that are tried
+_SHARES = tuple(0.98**k for k in range(1, 200))  # of the end of one
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Hours:
 
         def add(names: Iterable[str]) -> None:
             whole = tried[-1]
-            for share in CUTS[1:]:
+            for share in _SHARES:
                 lengths = {name: int(whole[name]) or images for name in names}
                 fewer = {name: max(round(share * length), int(own[name])) for name, length in lengths.items()}
                 tried.append(whole | fewer)
