@@ -1,5 +1,6 @@
 """A search in so many hours: what a study stores of it, and its best trials without the cuts."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ class Hours:
             add(found.keys() - set(IMAGES))
         if "train_images" in found:
             add(["train_images"])
-        return next((settings for settings in tried if fits(changed(config, settings).shape)), {})
+        at = bisect_left(tried, True, key=lambda settings: fits(changed(config, settings).shape))
+        return tried[at] if at < len(tried) else {}
 
 
 def wider(confirm: tuple[int, int]) -> tuple[int, int] | None:
