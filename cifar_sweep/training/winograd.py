@@ -22,6 +22,7 @@ _WORTHWHILE = 1.15
 _CHUNK_BYTES = 2**21  # of a chunk's larger transform: it is still in a cache when the product reads it
 # From three numbers to four products. A gradient's two numbers (a, b) become (a, a + b, a - b, -b).
 _G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_BACK = torch.kron(_G, _G).t()  # from the 16 products to the 9 weights
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, groups: int) -> Tensor | None:
@@ -88,8 +89,7 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
         _pairs(rows, right.transpose(0, 1), dim=3)
         pair = right.view(16, -1, outputs).transpose(1, 2), left.view(16, -1, inputs)
         products.baddbmm_(*pair, beta=1 if at else 0)
-    transform = torch.kron(_G, _G).to(x.dtype).t()
-    return (transform @ products.view(16, -1)).view(3, 3, outputs, inputs).permute(2, 3, 0, 1).contiguous()
+    return (_BACK.to(x.dtype) @ products.view(16, -1)).view(3, 3, outputs, inputs).permute(2, 3, 0, 1).contiguous()
 
 
 def _windows(x: Tensor, into: Tensor, *, dim: int) -> None:
